@@ -1,0 +1,58 @@
+# Every target sets up what it needs by itself: a virtual environment in .venv from any Python 3.11 to 3.13 on
+# this machine, and the pinned ranges of setup.cfg in it. Nothing is installed again until setup.cfg or
+# pyproject.toml changes. `make PYTHON=/path/to/python3.12 test` chooses the interpreter of a new .venv.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+
+# Quieter TensorFlow: errors only.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help test lint format demo clean
+
+help:
+	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
+	@echo "make test    ruff, mypy and all tests"
+	@echo "make lint    ruff and mypy only"
+	@echo "make format  let ruff rewrite the sources in the house format"
+	@echo "make clean   remove .venv and the caches"
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(INSTALLED)
+	$(BIN)/keras-lowbit demo
+
+# The stamp is touched last, so a set-up that was interrupted starts again.
+$(INSTALLED): setup.cfg pyproject.toml
+	@test -x $(BIN)/python || { \
+	  for python in $(PYTHON) python3.12 python3.11 python3.13 python3 python; do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	      >/dev/null 2>&1; then found="$$python"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No usable Python found. keras_lowbit needs Python 3.11, 3.12 or 3.13 with its venv module" >&2; \
+	    echo "(on Debian and Ubuntu: apt install python3-venv). Or name one: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "setting up $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv $(VENV); \
+	}
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,demo]"
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
