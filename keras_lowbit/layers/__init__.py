@@ -1,0 +1,18 @@
+"""Keras 3 layers: stock arguments plus quantizers. `keras.ops` only, so they train on every Keras backend."""
+
+from keras_lowbit.layers.activation import QuantActivation
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.conv import QuantConv1D, QuantConv2D, QuantConv2DTranspose, QuantDepthwiseConv2D
+from keras_lowbit.layers.dense import QuantDense
+from keras_lowbit.layers.host import QuantizerHost
+
+__all__ = [
+    "QuantActivation",
+    "QuantConv1D",
+    "QuantConv2D",
+    "QuantConv2DTranspose",
+    "QuantDense",
+    "QuantDepthwiseConv2D",
+    "QuantizedLayer",
+    "QuantizerHost",
+]

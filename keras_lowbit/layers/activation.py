@@ -1,0 +1,54 @@
+"""QuantActivation: an activation function followed by a range, or the range alone."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit import quantizers
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, check_format_version
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantActivation(keras.layers.Layer):
+    """``y = quantizer(activation(x))``: the place where a tensor gets its 8-bit range.
+
+    activation: as in `keras.layers.Activation`, None for the range alone.   quantizer: object, name or dict,
+    "activation" (8 bits, asymmetric) by default. Any shape in, the same shape out.
+    """
+
+    def __init__(self, activation: Any = None, quantizer: Any = "activation", **kwargs: Any) -> None:
+        check_format_version(kwargs, "A QuantActivation")
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+        self.output_host = QuantizerHost(quantizer, name="output_quantizer")
+        self.supports_masking = True
+
+    @property
+    def quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the output."""
+        return self.output_host.quantizer
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the quantizer's variables."""
+        self.output_host.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``quantizer(activation(x))`` in the compute dtype."""
+        if self.activation is not None:
+            inputs = self.activation(inputs)
+        return ops.cast(self.output_host(inputs, training=training), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Activation and quantizer as plain values."""
+        config = super().get_config()
+        config |= {
+            "activation": keras.activations.serialize(self.activation) if self.activation is not None else None,
+            "quantizer": quantizers.serialize(self.quantizer),
+        }
+        return config | {"format_version": FORMAT_VERSION}

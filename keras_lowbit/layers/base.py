@@ -1,0 +1,102 @@
+"""What every quantized layer with a kernel shares: hosts for kernel, bias and output, and their configuration."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit import quantizers
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
+
+ROLES = ("kernel", "bias", "output")
+
+
+class QuantizedLayer(keras.layers.Layer):
+    """Mixin in front of a stock Keras layer: adds `kernel_quantizer`, `bias_quantizer`, `output_quantizer`.
+
+    Each is an object, a short name, a plain dict or None (float). Kernel and bias are read as float32 whatever
+    the precision policy, quantized in float32, and only the result is cast. `output_quantizer` comes after the
+    activation. The stock layer's weights keep their places; quantizer state lives in sub-layers.
+    """
+
+    #: Axes of the kernel that tell filters apart.
+    filter_axes: tuple[int, ...] = (-1,)
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_quantizer: Any = None,
+        bias_quantizer: Any = None,
+        output_quantizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        check_format_version(kwargs, f"A {type(self).__name__}")
+        super().__init__(*args, **kwargs)
+        given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
+        self._quantizers = {role: quantizers.get(identifier) for role, identifier in given.items()}
+        self.kernel_host = self._make_host("kernel", self.filter_axes)
+        self.bias_host = self._make_host("bias", ())
+        self.output_host = self._make_host("output", ())
+
+    def _make_host(self, role: str, filter_axes: tuple[int, ...]) -> QuantizerHost | None:
+        quantizer = self._quantizers[role]
+        return None if quantizer is None else QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer")
+
+    @property
+    def kernel_quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the kernel, or None."""
+        return self._quantizers["kernel"]
+
+    @property
+    def bias_quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the bias, or None."""
+        return self._quantizers["bias"]
+
+    @property
+    def output_quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the output, after the activation, or None."""
+        return self._quantizers["output"]
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', except that a weight with a quantizer stays float32 inside a mixed-precision call."""
+        if kwargs.get("name") in ("kernel", "bias") and self._quantizers[kwargs["name"]] is not None:
+            kwargs["autocast"] = False
+        return super().add_weight(*args, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        """Build the stock weights, then the quantizers' variables for their shapes."""
+        super().build(input_shape)
+        if self.kernel_host is not None:
+            self.kernel_host.build(tuple(self.kernel.shape))
+        if self.bias_host is not None and self.bias is not None:
+            self.bias_host.build(tuple(self.bias.shape))
+        if self.output_host is not None:
+            self.output_host.build(self.compute_output_shape(input_shape))
+        self.built = True
+
+    def quantized_kernel(self, training: bool | None = None) -> Any:
+        """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""
+        return self._through(self.kernel_host, self.kernel, training)
+
+    def finish(self, outputs: Any, training: bool | None = None) -> Any:
+        """Bias, activation and output quantizer, in that order. outputs: [batch, ..., channels]."""
+        if self.bias is not None:
+            bias = self._through(self.bias_host, self.bias, training)
+            if getattr(self, "data_format", "channels_last") == "channels_first":
+                bias = ops.reshape(bias, (1, -1) + (1,) * (len(outputs.shape) - 2))
+            outputs = ops.add(outputs, bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return self._through(self.output_host, outputs, training)
+
+    def _through(self, host: QuantizerHost | None, real: Any, training: bool | None) -> Any:
+        if host is None:
+            return real
+        return ops.cast(host(real, training=training), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """The stock configuration and the three quantizers as plain dicts."""
+        config = super().get_config()
+        for role in ROLES:
+            config[f"{role}_quantizer"] = quantizers.serialize(self._quantizers[role])
+        return config | {"format_version": FORMAT_VERSION}

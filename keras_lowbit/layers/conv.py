@@ -1,0 +1,92 @@
+"""Quantized convolutions: the stock arguments of Keras plus three quantizers."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.host import PACKAGE
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` whose kernel [k, c_in / groups, c_out] is quantized on every call.
+
+    Input [batch, steps, c_in], output [batch, new_steps, c_out]. Arguments of the stock layer, and
+    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(conv(x, q(kernel)) + q(bias))``."""
+        if self.padding == "causal":
+            inputs = ops.pad(inputs, self._compute_causal_padding())
+        kernel = self.quantized_kernel(training)
+        padding = "valid" if self.padding == "causal" else self.padding
+        outputs = ops.conv(
+            inputs, kernel, list(self.strides), padding, self.data_format, list(self.dilation_rate)
+        )
+        return self.finish(outputs, training)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` whose kernel [kh, kw, c_in / groups, c_out] is quantized on every call.
+
+    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
+    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+
+    >>> layer = QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(conv(x, q(kernel)) + q(bias))``."""
+        return self.finish(self.convolution_op(inputs, self.quantized_kernel(training)), training)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` whose kernel [kh, kw, c_in, multiplier] is quantized on every call.
+
+    A filter is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
+    [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and
+    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    """
+
+    filter_axes = (2, 3)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(depthwise_conv(x, q(kernel)) + q(bias))``."""
+        outputs = ops.depthwise_conv(
+            inputs,
+            self.quantized_kernel(training),
+            strides=self.strides,
+            padding=self.padding,
+            data_format=self.data_format,
+            dilation_rate=self.dilation_rate,
+        )
+        return self.finish(outputs, training)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose` whose kernel [kh, kw, c_out, c_in] is quantized on every call.
+
+    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
+    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    """
+
+    filter_axes = (2,)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(conv_transpose(x, q(kernel)) + q(bias))``."""
+        outputs = ops.conv_transpose(
+            inputs,
+            self.quantized_kernel(training),
+            strides=list(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        return self.finish(outputs, training)

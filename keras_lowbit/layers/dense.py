@@ -1,0 +1,22 @@
+"""Quantized dense layer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.host import PACKAGE
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantDense(QuantizedLayer, keras.layers.Dense):
+    """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; a filter is a column.
+
+    Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer, bias_quantizer,
+    output_quantizer (see `QuantizedLayer`).
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(x @ q(kernel) + q(bias))``."""
+        return self.finish(ops.matmul(inputs, self.quantized_kernel(training)), training)

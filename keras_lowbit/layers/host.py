@@ -1,0 +1,131 @@
+"""QuantizerHost: the sub-layer that owns the variables a quantizer declares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit import quantizers
+from keras_lowbit.quantizers import Quantizer, StateSpec
+
+PACKAGE = "keras_lowbit"
+FORMAT_VERSION = 1  # of saved layer configurations; raised when an older library could not read a newer file
+SEED = "seed"
+
+
+def check_format_version(config: dict[str, Any], what: str) -> None:
+    """Take ``format_version`` out of `config`; a ValueError if it is newer than this library writes."""
+    version = config.pop("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to {FORMAT_VERSION}. "
+            "Load it with the keras_lowbit release that wrote it, or a newer one."
+        )
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizerHost(keras.layers.Layer):
+    """Owns the state of one quantizer and applies it: ``y = quantizer(x, state)``, float32 in, float32 out.
+
+    Weights added to a subclass of a stock Keras layer are dropped by that layer's own saving; a sub-layer's are
+    not. The state of the random generator, which Keras does not save, is written and read here by name.
+
+    quantizer: object, short name or plain dict.   filter_axes: axes that tell filters apart, () for activations.
+    Input and output: any shape, the same; build with the shape of the tensor to quantize.
+    """
+
+    def __init__(self, quantizer: Any, filter_axes: tuple[int, ...] = (), **kwargs: Any) -> None:
+        # Quantizers compute in float32 whatever the policy: the input must not be cast on the way in.
+        kwargs |= {"dtype": "float32", "autocast": False}
+        super().__init__(**kwargs)
+        self.quantizer: Quantizer | None = quantizers.get(quantizer)
+        if self.quantizer is None:
+            raise ValueError(f"QuantizerHost needs a quantizer, got None. Known: {quantizers.known_names()}.")
+        self.filter_axes = tuple(filter_axes)
+        self.state: dict[str, Any] = {}
+        self.seed_generator: keras.random.SeedGenerator | None = None
+        self.watch: Callable[[Any], None] | None = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the variables the quantizer declares for that shape."""
+        if self.built:
+            return
+        assert self.quantizer is not None
+        for name, spec in self.quantizer.state_specs(tuple(input_shape), self.filter_axes).items():
+            if spec.seed:
+                self.seed_generator = keras.random.SeedGenerator(spec.initial)
+            else:
+                self.state[name] = self._add_state(name, spec)
+        self.built = True
+
+    def _add_state(self, name: str, spec: StateSpec) -> Any:
+        return self.add_weight(
+            name=name,
+            shape=spec.shape,
+            initializer=keras.initializers.Constant(spec.initial),
+            trainable=spec.trainable,
+            # With the default ("none") the replicas of a MirroredStrategy keep different values, silently.
+            aggregation="mean",
+            dtype="float32",
+        )
+
+    def call(self, real: Any, training: bool = False) -> Any:
+        """The quantized value; in training the quantizer observes first. `watch` sees floats and passes them on."""
+        assert self.quantizer is not None
+        if self.watch is not None:
+            self.watch(real)
+            return ops.cast(real, "float32")
+        training = bool(training)
+        if training:
+            for name, value in self.quantizer.observe(ops.stop_gradient(real), self.values()).items():
+                self.state[name].assign(value)
+        return self.quantizer(real, self.values(), self.filter_axes, training)
+
+    def encode(self, real: Any) -> quantizers.Quantized:
+        """Codes, scale and zero point of `real` under the current state: what is deployed."""
+        assert self.quantizer is not None
+        return self.quantizer.encode(real, self.values(), self.filter_axes)
+
+    def values(self) -> dict[str, Any]:
+        """The state as tensors, with the random generator under ``"seed"``."""
+        values = {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
+        return values if self.seed_generator is None else values | {SEED: self.seed_generator}
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
+        return input_shape
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write every variable by name, the state of the random generator included."""
+        for name, variable in self.state.items():
+            store[name] = variable.numpy() if hasattr(variable, "numpy") else ops.convert_to_numpy(variable)
+        if self.seed_generator is not None:
+            store[SEED] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote; an error that names both sides when they do not match."""
+        wanted = {*self.state} | ({SEED} if self.seed_generator is not None else set())
+        if wanted != set(store.keys()):
+            raise ValueError(
+                f"The saved state of {self.path!r} holds {sorted(store.keys())}, this layer's {self.quantizer} needs "
+                f"{sorted(wanted)}. Load the file into a model quantized with the same recipe."
+            )
+        for name, variable in self.state.items():
+            variable.assign(store[name])
+        if self.seed_generator is not None:
+            self.seed_generator.state.assign(store[SEED])
+
+    def get_config(self) -> dict[str, Any]:
+        """The plain dict of the quantizer, its axes and the format version."""
+        config = super().get_config()
+        config.pop("dtype", None)
+        config |= {"quantizer": quantizers.serialize(self.quantizer), "filter_axes": list(self.filter_axes)}
+        return config | {"format_version": FORMAT_VERSION}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QuantizerHost":
+        """A host from `get_config`'s dict; an error if a newer library wrote it."""
+        config = dict(config)
+        check_format_version(config, "A QuantizerHost")
+        return cls(**config)

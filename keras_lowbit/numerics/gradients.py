@@ -1,0 +1,41 @@
+"""Exact forward values with stated gradients.
+
+``x + stop_gradient(q - x)`` equals ``q`` only up to float rounding: a ternary kernel written so has more
+than three values. Here the forward value is `on_grid` itself.
+"""
+
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def straight_through(real: Tensor, on_grid: Tensor, passes: Tensor | None = None) -> Tensor:
+    """Value of `on_grid`, bit for bit; gradient of `real`, times `passes` (default 1).
+
+    ``y = on_grid``,  ``dy/d real = passes``,  ``dy/d on_grid = 0``.
+    All three have the shape of `real`. Bengio et al. 2013, arXiv:1308.3432, section 3 (straight-through).
+    """
+    on_grid = ops.stop_gradient(on_grid)
+    if passes is None:
+        return _swap(real, on_grid)
+    return _swap_where(real, on_grid, ops.stop_gradient(ops.cast(passes, real.dtype)))
+
+
+@ops.custom_gradient
+def _swap(real: Tensor, on_grid: Tensor) -> Any:
+    def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        upstream = args[0] if upstream is None else upstream
+        return upstream, ops.zeros_like(upstream)
+
+    return on_grid * 1.0, gradient
+
+
+@ops.custom_gradient
+def _swap_where(real: Tensor, on_grid: Tensor, passes: Tensor) -> Any:
+    def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        upstream = args[0] if upstream is None else upstream
+        return upstream * passes, ops.zeros_like(upstream), ops.zeros_like(upstream)
+
+    return on_grid * 1.0, gradient

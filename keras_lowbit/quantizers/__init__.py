@@ -1,0 +1,31 @@
+"""Quantizers: frozen values that say how reals become codes, found by short name, dict or object."""
+
+from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers.base import (
+    Quantizer,
+    StateSpec,
+    deserialize,
+    get,
+    known_names,
+    register,
+    serialize,
+)
+from keras_lowbit.quantizers.stochastic import Stochastic
+from keras_lowbit.quantizers.ternary import Binary, Ternary
+from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
+
+__all__ = [
+    "ActivationRange",
+    "Binary",
+    "Quantized",
+    "Quantizer",
+    "StateSpec",
+    "Stochastic",
+    "Ternary",
+    "Uniform",
+    "deserialize",
+    "get",
+    "known_names",
+    "register",
+    "serialize",
+]

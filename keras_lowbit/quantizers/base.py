@@ -1,0 +1,156 @@
+"""The quantizer contract: a frozen dataclass that declares state and receives it, and the name registry.
+
+A quantizer never creates or owns a variable. The same object therefore serves a Keras layer, a TFMOT
+QuantizeConfig, a unit test and a JSON recipe.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from keras import ops
+
+from keras_lowbit.numerics.gradients import straight_through
+from keras_lowbit.numerics.grids import Quantized
+
+Tensor = Any
+Axes = tuple[int, ...]
+State = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """One variable a quantizer asks its host for.
+
+    shape: () for a scalar.   initial: the value it starts from.   trainable: learned by the optimizer.
+    seed: the variable is a `keras.random.SeedGenerator` started from `initial` (None: a random seed).
+    """
+
+    shape: tuple[int, ...] = ()
+    initial: float | int | None = 0.0
+    trainable: bool = False
+    seed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """Base of all quantizers: a value that says how reals become codes.
+
+    Subclasses define `encode` and, where they need them, `state_specs`, `observe` and `gradient_mask`.
+    `filter_axes` are the axes of the tensor that tell filters apart: (-1,) for Conv2D and Dense kernels,
+    (2, 3) for DepthwiseConv2D, (2,) for Conv2DTranspose, () for activations and biases.
+    """
+
+    name: ClassVar[str] = ""
+
+    def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
+        """The variables this quantizer needs for a tensor of that shape; none by default."""
+        return {}
+
+    def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
+        """Codes, scale and zero point of `real`: what is deployed."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode().")
+
+    def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
+        """New values of state variables after seeing `real` in a training step; none by default."""
+        return {}
+
+    def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
+        """What multiplies the upstream gradient (None: 1 everywhere, the plain straight-through)."""
+        return None
+
+    def __call__(
+        self, real: Tensor, state: State | None = None, filter_axes: Axes = (), training: bool = False
+    ) -> Tensor:
+        """``scale * (codes - zero_point)``, exactly; gradient ``gradient_mask * upstream``."""
+        quantized = self.encode(real, state or {}, filter_axes)
+        return straight_through(real, quantized.real, self.gradient_mask(real, quantized))
+
+    @property
+    def bits(self) -> float:
+        """Bits one weight or activation takes when packed (binary 1, ternary 2)."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """A plain JSON dict, ``{"name": "ternary", ...}``; `deserialize` makes an equal quantizer of it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"name": self.name} | {key: _plain(value) for key, value in fields.items()}
+
+
+_REGISTRY: dict[str, type[Quantizer]] = {}
+Q = TypeVar("Q", bound=type[Quantizer])
+
+
+def register(cls: Q) -> Q:
+    """Class decorator: makes a quantizer known under its `name`."""
+    if cls.name in _REGISTRY:
+        raise ValueError(f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another.")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def known_names() -> list[str]:
+    """The short names `get` understands, sorted."""
+    return sorted(_REGISTRY)
+
+
+def get(identifier: Any) -> Quantizer | None:
+    """A quantizer from a short name (``"ternary"``), a plain dict, a class or an object; None stays None."""
+    if identifier is None or isinstance(identifier, Quantizer):
+        return identifier
+    if isinstance(identifier, str):
+        return _lookup(identifier)()
+    if isinstance(identifier, Mapping):
+        return deserialize(identifier)
+    if isinstance(identifier, type) and issubclass(identifier, Quantizer):
+        return identifier()
+    raise TypeError(
+        f"A quantizer is a name, a dict, a Quantizer or None, got {type(identifier).__name__}: {identifier!r}. "
+        f"Known names: {', '.join(known_names())}."
+    )
+
+
+def serialize(quantizer: Quantizer | None) -> dict[str, Any] | None:
+    """The plain JSON dict of a quantizer, or None."""
+    return None if quantizer is None else quantizer.get_config()
+
+
+def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
+    """The quantizer of a plain dict as `serialize` writes it."""
+    if config is None:
+        return None
+    if "name" not in config:
+        raise ValueError(f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}.")
+    cls = _lookup(config["name"])
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(arguments) - known):
+        raise ValueError(f"Quantizer {cls.name!r} has no argument {unknown}; it takes {sorted(known)}.")
+    return cls(**arguments)
+
+
+def require_choice(owner: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{owner} got {argument}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+
+
+def require_bits(owner: str, bits: Any, remedy: str) -> None:
+    """Raise a ValueError unless `bits` is a whole number from 2 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"{owner} needs 2 to 8 bits, got bits={bits!r}. {remedy}")
+
+
+def as_float32(real: Tensor) -> Tensor:
+    """`real` as a float32 tensor; quantizers compute in nothing else."""
+    return ops.cast(real, "float32")
+
+
+def _lookup(name: str) -> type[Quantizer]:
+    if name not in _REGISTRY:
+        raise ValueError(f"Unknown quantizer {name!r}. Known names: {', '.join(known_names())}.")
+    return _REGISTRY[name]
+
+
+def _plain(value: Any) -> Any:
+    return value.get_config() if isinstance(value, Quantizer) else value

@@ -1,0 +1,146 @@
+"""Evenly spaced grids: `Uniform` for weights (symmetric), `ActivationRange` for activations (asymmetric)."""
+
+import dataclasses
+from typing import ClassVar
+
+from keras import ops
+
+from keras_lowbit.numerics import grids, thresholds
+from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers.base import (
+    Axes,
+    Quantizer,
+    State,
+    StateSpec,
+    Tensor,
+    as_float32,
+    register,
+    require_bits,
+    require_choice,
+)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Uniform(Quantizer):
+    """Symmetric, narrow-range weights: ``codes = clip(round(w / s), -n, n)``, ``n = 2^(bits-1) - 1``.
+
+    Gradient: 1 inside ``|w| <= n s``, 0 where the weight saturates (never with calibration="max").
+    bits: 2 to 8.   granularity: one s per "filter" or per "tensor".
+    calibration: s from the "max" of |w|, from a "percentile" of |w| (in 0..100), or of least squared error ("mse").
+    s is the size of one step, in the units of w; 0 for a group of zeros, whose codes are 0.
+    Jacob et al. 2018, arXiv:1712.05877, section 2; narrow range as the LiteRT int8 specification asks.
+    """
+
+    name: ClassVar[str] = "uniform"
+    bits: int = 8  # type: ignore[misc]  # a field here, a property in the base
+    granularity: str = "filter"
+    calibration: str = "max"
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        require_bits("Uniform", self.bits, "For -1/0/+1 weights use Ternary, for signs use Binary.")
+        require_choice("Uniform", "granularity", self.granularity, ("filter", "tensor"))
+        require_choice("Uniform", "calibration", self.calibration, ("max", "percentile", "mse"))
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99.")
+
+    def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
+        """Codes in [-n, n] in the layout of `real`; scale with size 1 along the reduced axes."""
+        real = as_float32(real)
+        axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.granularity == "filter" else ())
+        if self.calibration == "max":
+            scale = thresholds.max_scale(real, axes, self.bits)
+        elif self.calibration == "percentile":
+            scale = thresholds.percentile_scale(real, axes, self.bits, self.percentile)
+        else:
+            scale = thresholds.mse_scale(ops.stop_gradient(real), axes, self.bits)
+        return Quantized(grids.encode_symmetric(real, scale, self.bits), scale)
+
+    def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
+        """1 inside the range, 0 outside; None (all ones) when nothing can saturate."""
+        if self.calibration == "max":
+            return None
+        return ops.abs(real) <= quantized.scale * grids.symmetric_limit(self.bits)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ActivationRange(Quantizer):
+    """Asymmetric activations that hold 0.0 exactly: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
+
+    ``s = (max - min) / (2^bits - 1)``, z the code of zero. Gradient: 1 where x lies on the grid's range, else 0.
+    The range is an exponential moving average that starts from the first training batch
+    (``range <- momentum * range + (1 - momentum) * batch range``), or what `calibrate` found, or fixed by
+    `minimum` and `maximum`. Until a range is known the values pass through as they are.
+    bits: 2 to 8.   momentum: in [0, 1).   minimum, maximum: both or neither, in the units of x.
+    State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1 = `fit` leaves the range alone).
+    Jacob et al. 2018, arXiv:1712.05877, section 3.1.
+    """
+
+    name: ClassVar[str] = "activation"
+    bits: int = 8  # type: ignore[misc]  # a field here, a property in the base
+    momentum: float = 0.99
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def __post_init__(self) -> None:
+        require_bits("ActivationRange", self.bits, "For float activations use activations=None in the recipe.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99.")
+        if (self.minimum is None) != (self.maximum is None):
+            raise ValueError(
+                f"ActivationRange got minimum={self.minimum}, maximum={self.maximum}. Give both for a fixed range, "
+                "neither for one that is learned from data."
+            )
+        if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
+            raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the range is given by the arguments and not by data."""
+        return self.minimum is not None
+
+    def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
+        """Four scalars, none when the range is fixed."""
+        names = () if self.fixed else ("minimum", "maximum", "count", "frozen")
+        return {name: StateSpec() for name in names}
+
+    def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
+        """The moving average after one more batch; unchanged where frozen."""
+        if self.fixed:
+            return {}
+        real = as_float32(real)
+        keep = ops.where(state["count"] > 0, self.momentum, 0.0)
+        low = keep * state["minimum"] + (1.0 - keep) * ops.min(real)
+        high = keep * state["maximum"] + (1.0 - keep) * ops.max(real)
+        new = {"minimum": low, "maximum": high, "count": state["count"] + 1.0}
+        return {key: ops.where(state["frozen"] > 0, state[key], value) for key, value in new.items()}
+
+    def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
+        """Codes of `real` with the scalar scale and zero point of the current range."""
+        scale, zero_point = self.grid(state)
+        return Quantized(grids.encode_affine(as_float32(real), scale, zero_point, self.bits), scale, zero_point)
+
+    def grid(self, state: State) -> tuple[Tensor, Tensor]:
+        """Scale and zero point (scalars) of the current range."""
+        low = ops.convert_to_tensor(self.minimum, "float32") if self.fixed else state["minimum"]
+        high = ops.convert_to_tensor(self.maximum, "float32") if self.fixed else state["maximum"]
+        return grids.affine_parameters(low, high, self.bits)
+
+    def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
+        """1 where x lies between the smallest and the largest real on the grid."""
+        lowest = -(2 ** (self.bits - 1))
+        low = (lowest - quantized.zero_point) * quantized.scale
+        high = (lowest + 2**self.bits - 1 - quantized.zero_point) * quantized.scale
+        return ops.logical_and(real >= low, real <= high)
+
+    def __call__(
+        self, real: Tensor, state: State | None = None, filter_axes: Axes = (), training: bool = False
+    ) -> Tensor:
+        """Values on the grid once there is a range, `real` itself before."""
+        real = as_float32(real)
+        on_grid = super().__call__(real, state, filter_axes, training)
+        if self.fixed:
+            return on_grid
+        return ops.where((state or {})["count"] > 0, on_grid, real)
