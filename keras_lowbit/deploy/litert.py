@@ -1,0 +1,102 @@
+"""IntegerGraph -> .tflite: every code and scale of the graph, in LiteRT's layouts, with nothing left to a converter.
+
+The file is written through the schema module that `ai_edge_litert` ships rather than by patching a converted file: the converter
+chooses weight types by itself (4 bits or fewer become the slow INT4 CONV_2D), refuses a dense layer with one scale per channel,
+and would have to be undone tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.litert_weights import BITS
+
+if TYPE_CHECKING:
+    from keras_lowbit.deploy.litert_ops import Emitter, Row
+
+
+def write(graph: IntegerGraph, path: str | os.PathLike[str], *, weights: str = "int8", io: str = "int8",
+          batch_size: int = 1) -> list[Row]:
+    """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
+
+    weights: container asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1, one group) whose
+    codes fit; a layer that does not fit takes the next larger one and its row says why.
+    io: "int8", or "float32" to add QUANTIZE after the inputs and DEQUANTIZE before the outputs.
+    batch_size: every shape in the file is static.
+
+    Tensors have the names they have in the graph; with io="float32" the float ends are `<name>/float32`. The signature is
+    "serving_default", with the names of the graph's inputs and outputs. Files with INT2 weights need the XNNPACK delegate.
+
+    ValueError for an unsound graph or a wrong argument, OSError if the file cannot be written; nothing is half-written.
+    """
+    content, rows = to_bytes(graph, weights=weights, io=io, batch_size=batch_size)
+    atomic_write(path, content)
+    return rows
+
+
+def to_bytes(graph: IntegerGraph, *, weights: str = "int8", io: str = "int8",
+             batch_size: int = 1) -> tuple[bytes, list[Row]]:
+    """The bytes that `write` writes, and its rows."""
+    from keras_lowbit.deploy.litert_ops import Emitter
+    from keras_lowbit.deploy.litert_schema import FileBuilder
+
+    _check_arguments(weights, io, batch_size)
+    graph.validate()
+    file = FileBuilder("keras_lowbit")
+    emitter = Emitter(graph, file, weights, batch_size)
+    inputs = {name: _input(emitter, name, io) for name in graph.inputs}
+    for node in graph.nodes:
+        emitter.emit(node)
+    outputs = {name: _output(emitter, name, io) for name in graph.outputs}
+    file.signature(inputs, outputs)
+    file.metadata("keras_lowbit", json.dumps(graph.metadata, sort_keys=True).encode())
+    return file.pack(), emitter.rows
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
+    """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote it)."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    with open(path, "rb") as stream:
+        content = stream.read()
+    if content[4:8] != b"TFL3":
+        raise ValueError(f"{os.fspath(path)!r} is not a .tflite file: expected the identifier TFL3, got {content[4:8]!r}")
+    model = schema.Model.GetRootAs(content)
+    for i in range(model.MetadataLength()):
+        entry = model.Metadata(i)
+        if entry.Name() == b"keras_lowbit":
+            return json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+    return None
+
+
+def _check_arguments(weights: str, io: str, batch_size: int) -> None:
+    if weights not in BITS:
+        raise ValueError(f"weights={weights!r}: expected one of {', '.join(map(repr, BITS))}")
+    if io not in ("int8", "float32"):
+        raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+
+
+def _input(emitter: Emitter, name: str, io: str) -> int:
+    if io == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _float_end(emitter, name)
+    emitter.file.operator("QUANTIZE", 1, [outer], [emitter.place(name)], "QuantizeOptions")
+    return outer
+
+
+def _output(emitter: Emitter, name: str, io: str) -> int:
+    if io == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _float_end(emitter, name)
+    emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
+    return outer
+
+
+def _float_end(emitter: Emitter, name: str) -> int:
+    return emitter.file.tensor(f"{name}/float32", emitter.graph.tensors[name].static_shape(emitter.batch_size), "FLOAT32")

@@ -1,0 +1,78 @@
+"""Which container a layer's weights go into, and the bytes of that container.
+
+LiteRT's XNNPACK delegate takes INT4 and INT2 weights in FULLY_CONNECTED only. A 1x1 convolution of stride 1 and one group is a
+FULLY_CONNECTED with `keep_num_dims`, so it can go there. INT4 CONV_2D is unpacked at every call (four times slower) and INT2
+CONV_2D gives NaN without an error: neither is ever chosen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_lowbit.deploy.graph import Node, Tensor
+
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+
+class Container(NamedTuple):
+    """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for people."""
+
+    weight_type: str
+    dense: bool
+    why: str
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """Codes, flattened in C order, `8 / bits` to a byte, the first in the lowest bits; two's complement; zeros fill the end.
+
+    bits: 8, 4 or 2.   ValueError if a code does not fit, with the largest and smallest.
+    """
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    if codes.size and not (low <= codes.min() and codes.max() <= high):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits: expected {low} to {high}")
+    per_byte = 8 // bits
+    fields = codes.astype(np.int8).reshape(-1).view(np.uint8) & ((1 << bits) - 1)
+    fields = np.pad(fields, (0, -fields.size % per_byte)).reshape(-1, per_byte)
+    return np.bitwise_or.reduce(fields << (np.arange(per_byte, dtype=np.uint8) * bits), axis=1).astype(np.uint8).tobytes()
+
+
+def choose(node: Node, kernel: Tensor, wanted: str) -> Container:
+    """Smallest container not below `wanted` bits that LiteRT runs fast and exactly for this layer."""
+    dense = node.op == "fully_connected"
+    if wanted == "int8":
+        return Container("int8", dense, "asked for")
+    reason = "" if dense else not_pointwise(node, kernel)
+    if reason:
+        return Container("int8", False, f"{reason}: LiteRT takes {wanted} weights in FULLY_CONNECTED only")
+    refused = []
+    for kind in ("int2", "int4") if wanted == "int2" else ("int4",):
+        reason = _does_not_fit(kernel, BITS[kind])
+        if not reason:
+            return Container(kind, True, "; ".join(refused) or "asked for")
+        refused.append(f"not {kind}: {reason}")
+    return Container("int8", dense, "; ".join(refused))
+
+
+def not_pointwise(node: Node, kernel: Tensor) -> str:
+    """Why a node is not a FULLY_CONNECTED in disguise; empty if it is."""
+    if node.op != "conv2d":
+        return {"depthwise_conv2d": "depthwise convolution", "transpose_conv": "transposed convolution"}.get(node.op, node.op)
+    if kernel.shape[:2] != (1, 1):
+        return f"{kernel.shape[0]}x{kernel.shape[1]} convolution"
+    if list(node.attributes["strides"]) != [1, 1]:
+        return f"convolution of strides {tuple(node.attributes['strides'])}"
+    if node.attributes["groups"] != 1:
+        return f"convolution of {node.attributes['groups']} groups"
+    return ""
+
+
+def _does_not_fit(kernel: Tensor, bits: int) -> str:
+    if kernel.data is None:
+        raise ValueError(f"kernel {kernel.name!r} has no codes")
+    low, high, per_byte = -(1 << (bits - 1)), (1 << (bits - 1)) - 1, 8 // bits
+    if kernel.data.min() < low or kernel.data.max() > high:
+        return f"codes from {kernel.data.min()} to {kernel.data.max()} exceed {low}..{high}"
+    channels = kernel.shape[-2]
+    return f"{channels} input channels do not divide by {per_byte}" if channels % per_byte else ""  # type: ignore[operator]
