@@ -4,7 +4,7 @@ from keras_lowbit.layers.activation import QuantActivation
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.conv import QuantConv1D, QuantConv2D, QuantConv2DTranspose, QuantDepthwiseConv2D
 from keras_lowbit.layers.dense import QuantDense
-from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.layers.host import QuantizerHost, find_layers, freeze_ranges, hosts, set_ratio
 
 __all__ = [
     "QuantActivation",
@@ -15,4 +15,8 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantizedLayer",
     "QuantizerHost",
+    "find_layers",
+    "freeze_ranges",
+    "hosts",
+    "set_ratio",
 ]

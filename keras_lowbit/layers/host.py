@@ -19,8 +19,8 @@ def check_format_version(config: dict[str, Any], what: str) -> None:
     version = config.pop("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to {FORMAT_VERSION}. "
-            "Load it with the keras_lowbit release that wrote it, or a newer one."
+            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to "
+            f"{FORMAT_VERSION}. Load it with the keras_lowbit release that wrote it, or a newer one."
         )
 
 
@@ -28,30 +28,33 @@ def check_format_version(config: dict[str, Any], what: str) -> None:
 class QuantizerHost(keras.layers.Layer):
     """Owns the state of one quantizer and applies it: ``y = quantizer(x, state)``, float32 in, float32 out.
 
-    Weights added to a subclass of a stock Keras layer are dropped by that layer's own saving; a sub-layer's are
-    not. The state of the random generator, which Keras does not save, is written and read here by name.
+    Weights added to a subclass of a stock Keras layer are dropped by that layer's own saving; a sub-layer's
+    are not. The state of the random generator, which Keras does not save, is written and read here by name.
 
-    quantizer: object, short name or plain dict.   filter_axes: axes that tell filters apart, () for activations.
+    quantizer: object, short name or plain dict.
+    filter_axes: axes that tell filters apart, () for activations.
     Input and output: any shape, the same; build with the shape of the tensor to quantize.
     """
+
+    built: bool
 
     def __init__(self, quantizer: Any, filter_axes: tuple[int, ...] = (), **kwargs: Any) -> None:
         # Quantizers compute in float32 whatever the policy: the input must not be cast on the way in.
         kwargs |= {"dtype": "float32", "autocast": False}
         super().__init__(**kwargs)
-        self.quantizer: Quantizer | None = quantizers.get(quantizer)
-        if self.quantizer is None:
+        found = quantizers.get(quantizer)
+        if found is None:
             raise ValueError(f"QuantizerHost needs a quantizer, got None. Known: {quantizers.known_names()}.")
+        self.quantizer: Quantizer = found
         self.filter_axes = tuple(filter_axes)
         self.state: dict[str, Any] = {}
         self.seed_generator: keras.random.SeedGenerator | None = None
         self.watch: Callable[[Any], None] | None = None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         """Create the variables the quantizer declares for that shape."""
         if self.built:
             return
-        assert self.quantizer is not None
         for name, spec in self.quantizer.state_specs(tuple(input_shape), self.filter_axes).items():
             if spec.seed:
                 self.seed_generator = keras.random.SeedGenerator(spec.initial)
@@ -71,8 +74,7 @@ class QuantizerHost(keras.layers.Layer):
         )
 
     def call(self, real: Any, training: bool = False) -> Any:
-        """The quantized value; in training the quantizer observes first. `watch` sees floats and passes them on."""
-        assert self.quantizer is not None
+        """The quantized value; in training the quantizer observes first. `watch` sees floats instead."""
         if self.watch is not None:
             self.watch(real)
             return ops.cast(real, "float32")
@@ -84,7 +86,6 @@ class QuantizerHost(keras.layers.Layer):
 
     def encode(self, real: Any) -> quantizers.Quantized:
         """Codes, scale and zero point of `real` under the current state: what is deployed."""
-        assert self.quantizer is not None
         return self.quantizer.encode(real, self.values(), self.filter_axes)
 
     def values(self) -> dict[str, Any]:
@@ -108,8 +109,9 @@ class QuantizerHost(keras.layers.Layer):
         wanted = {*self.state} | ({SEED} if self.seed_generator is not None else set())
         if wanted != set(store.keys()):
             raise ValueError(
-                f"The saved state of {self.path!r} holds {sorted(store.keys())}, this layer's {self.quantizer} needs "
-                f"{sorted(wanted)}. Load the file into a model quantized with the same recipe."
+                f"The saved state of {self.path!r} holds {sorted(store.keys())}, this layer's "
+                f"{self.quantizer} needs {sorted(wanted)}. Load the file into a model quantized with the "
+                "same recipe."
             )
         for name, variable in self.state.items():
             variable.assign(store[name])
@@ -129,3 +131,62 @@ class QuantizerHost(keras.layers.Layer):
         config = dict(config)
         check_format_version(config, "A QuantizerHost")
         return cls(**config)
+
+
+def find_layers(model: Any, kind: type) -> list[Any]:
+    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
+    # The public API has no such walk; this is the only place that uses the private one.
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+
+
+def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
+    """Every quantizer host inside `model`, each once, with its path.
+
+    The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``.
+    """
+    return [(host.path or host.name, host) for host in find_layers(model, QuantizerHost)]
+
+
+def ratio_hosts(model: Any) -> list[QuantizerHost]:
+    """The built hosts of the stochastic quantizers of `model`; a ValueError if there are none."""
+    found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
+    if not found:
+        raise ValueError(
+            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. Quantize it "
+            'with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
+        )
+    if not all(host.built for host in found):
+        raise ValueError(
+            f"Model {model.name!r} has no variables yet. Build it first: begin with keras.Input(shape), or "
+            "call it on a batch."
+        )
+    return found
+
+
+def set_ratio(model: Any, ratio: float) -> None:
+    """Let every stochastic quantizer of `model` quantize `ratio` (0 to 1) of its units in each training step.
+
+    Raises ValueError for a ratio outside [0, 1] and for a model without stochastic quantizers.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"A ratio is a fraction of the units in [0, 1], got {ratio!r}. For 50 % write 0.5.")
+    for host in ratio_hosts(model):
+        host.state["ratio"].assign(float(ratio))
+
+
+def freeze_ranges(model: Any, frozen: bool = True) -> int:
+    """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
+
+    Returns how many ranges there are; fixed ones (given as arguments) have nothing to freeze. Raises
+    ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
+    """
+    ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
+    unseen = [path for path, host in ranges if float(ops.convert_to_numpy(host.state["count"])) <= 0]
+    if frozen and unseen:
+        raise ValueError(
+            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
+            f"{unseen[0]!r}. Calibrate the model or train it for some steps before freezing its ranges."
+        )
+    for _, host in ranges:
+        host.state["frozen"].assign(float(frozen))
+    return len(ranges)

@@ -1,0 +1,115 @@
+"""Schedules: pure functions of the step, plain Python. `keras_lowbit.callbacks` only applies them."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+
+def exponential(stages: int = 4) -> tuple[float, ...]:
+    """Ratios ``1 - 2^-k`` for k = 1, 2, ..., and 1 in the last stage: each stage halves what is still float.
+
+    >>> exponential()
+    (0.5, 0.75, 0.875, 1.0)
+
+    stages: how many, 1 or more. Returns one ratio in [0, 1] per stage.
+    Dong et al. 2017, arXiv:1708.01001: the default there, and the best of the three.
+    """
+    _require_stages("exponential", stages)
+    return (*(1.0 - 2.0**-k for k in range(1, stages)), 1.0)
+
+
+def average(stages: int = 5) -> tuple[float, ...]:
+    """Ratios ``k / stages`` for k = 1 to `stages`: uniform growth.
+
+    >>> average()
+    (0.2, 0.4, 0.6, 0.8, 1.0)
+
+    stages: how many, 1 or more. Returns one ratio in [0, 1] per stage.
+    Dong et al. 2017 name this schedule; the number of its stages is our choice.
+    """
+    _require_stages("average", stages)
+    return tuple(k / stages for k in range(1, stages + 1))
+
+
+def fine_tune() -> tuple[float, ...]:
+    """One stage at ratio 1: a trained float model is quantized at once and tuned.
+
+    Dong et al. 2017 compare with such a run. Its exact recipe (length, learning rate) is not recoverable from
+    what is public, so only the ratio is given here.
+    """
+    return (1.0,)
+
+
+_NAMED: dict[str, Callable[[], tuple[float, ...]]] = {
+    "average": average,
+    "exponential": exponential,
+    "fine_tune": fine_tune,
+}
+
+
+def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
+    """The ratio of each stage, from a name or from the numbers themselves.
+
+    schedule: "average", "exponential", "fine_tune", or ratios in [0, 1] that grow strictly and end with 1.
+    Two equal neighbours would be one stage: a stage is recognised by its ratio when a killed training resumes.
+    Raises ValueError for an unknown name (the message lists the known ones) and for other numbers.
+    """
+    if isinstance(schedule, str):
+        if schedule not in _NAMED:
+            raise ValueError(f"Unknown ratio schedule {schedule!r}. Known names: {', '.join(_NAMED)}.")
+        return _NAMED[schedule]()
+    if not isinstance(schedule, Sequence) or not all(isinstance(value, Real) for value in schedule):
+        raise TypeError(
+            f"A ratio schedule is a name ({', '.join(_NAMED)}) or a sequence of numbers such as "
+            f"(0.5, 0.75, 1.0), got {schedule!r}."
+        )
+    return _checked(tuple(float(value) for value in schedule))
+
+
+def _checked(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or not all(0.0 <= value <= 1.0 for value in values):
+        raise ValueError(
+            f"Ratios are fractions of the units in [0, 1], at least one of them, got {values}. "
+            "For 50 % write 0.5."
+        )
+    if any(after <= before for before, after in itertools.pairwise(values)):
+        raise ValueError(
+            f"Ratios must grow from stage to stage, got {values}. Sort them, and drop repeated ones: "
+            "to stay longer at a ratio give the stage more epochs."
+        )
+    if values[-1] != 1.0:
+        raise ValueError(
+            f"The last ratio must be 1 (everything quantized), got {values[-1]} in {values}. Append 1.0: a "
+            "model that is still partly float cannot be deployed."
+        )
+    return values
+
+
+def stage_at(epoch: int, stages: int, epochs: int) -> int:
+    """Index of the stage that `epoch` belongs to, from 0 to ``stages - 1``.
+
+    Stage k starts at epoch ``floor(k * epochs / stages)``. So every stage has at least one epoch, and where
+    the division leaves a rest the last stage, whose weights are deployed, is never a shorter one.
+
+    >>> [stage_at(epoch, stages=4, epochs=10) for epoch in range(10)]
+    [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+
+    epoch: counted from 0; `epochs` and later stay in the last stage.   stages: how many.   epochs: in total.
+    Raises ValueError if there are fewer epochs than stages.
+    """
+    _require_stages("stage_at", stages)
+    if epoch < 0:
+        raise ValueError(f"Epochs are counted from 0, got epoch={epoch}.")
+    if epochs < stages:
+        raise ValueError(
+            f"{stages} stages need at least {stages} epochs, got epochs={epochs}. Train longer, or give "
+            f"fewer stages, for example ratios {exponential(max(1, math.floor(epochs)))}."
+        )
+    # floor(k * epochs / stages) <= epoch  is the same as  k * epochs < (epoch + 1) * stages.
+    return min(((epoch + 1) * stages - 1) // epochs, stages - 1)
+
+
+def _require_stages(owner: str, stages: int) -> None:
+    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
+        raise ValueError(f"{owner} needs a whole number of stages, 1 or more, got stages={stages!r}.")
