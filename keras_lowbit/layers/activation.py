@@ -48,7 +48,7 @@ class QuantActivation(keras.layers.Layer):
         """Activation and quantizer as plain values."""
         config = super().get_config()
         config |= {
-            "activation": keras.activations.serialize(self.activation) if self.activation is not None else None,
+            "activation": self.activation and keras.activations.serialize(self.activation),
             "quantizer": quantizers.serialize(self.quantizer),
         }
         return config | {"format_version": FORMAT_VERSION}

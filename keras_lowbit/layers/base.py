@@ -1,4 +1,4 @@
-"""What every quantized layer with a kernel shares: hosts for kernel, bias and output, and their configuration."""
+"""What every quantized layer with a kernel shares: hosts for kernel, bias and output; configuration."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ ROLES = ("kernel", "bias", "output")
 class QuantizedLayer(keras.layers.Layer):
     """Mixin in front of a stock Keras layer: adds `kernel_quantizer`, `bias_quantizer`, `output_quantizer`.
 
-    Each is an object, a short name, a plain dict or None (float). Kernel and bias are read as float32 whatever
-    the precision policy, quantized in float32, and only the result is cast. `output_quantizer` comes after the
-    activation. The stock layer's weights keep their places; quantizer state lives in sub-layers.
+    Each is an object, a short name, a plain dict or None (float). Kernel and bias are read as float32
+    whatever the precision policy, quantized in float32, and only the result is cast. `output_quantizer` comes
+    after the activation. The stock layer's weights keep their places; quantizer state lives in sub-layers.
     """
 
     #: Axes of the kernel that tell filters apart.

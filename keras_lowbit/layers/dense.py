@@ -13,8 +13,8 @@ from keras_lowbit.layers.host import PACKAGE
 class QuantDense(QuantizedLayer, keras.layers.Dense):
     """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; a filter is a column.
 
-    Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer, bias_quantizer,
-    output_quantizer (see `QuantizedLayer`).
+    Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer,
+    bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

@@ -84,7 +84,9 @@ Q = TypeVar("Q", bound=type[Quantizer])
 def register(cls: Q) -> Q:
     """Class decorator: makes a quantizer known under its `name`."""
     if cls.name in _REGISTRY:
-        raise ValueError(f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another.")
+        raise ValueError(
+            f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another."
+        )
     _REGISTRY[cls.name] = cls
     return cls
 
@@ -105,8 +107,8 @@ def get(identifier: Any) -> Quantizer | None:
     if isinstance(identifier, type) and issubclass(identifier, Quantizer):
         return identifier()
     raise TypeError(
-        f"A quantizer is a name, a dict, a Quantizer or None, got {type(identifier).__name__}: {identifier!r}. "
-        f"Known names: {', '.join(known_names())}."
+        f"A quantizer is a name, a dict, a Quantizer or None, got {type(identifier).__name__}: "
+        f"{identifier!r}. Known names: {', '.join(known_names())}."
     )
 
 
@@ -120,7 +122,9 @@ def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
     if config is None:
         return None
     if "name" not in config:
-        raise ValueError(f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}.")
+        raise ValueError(
+            f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}."
+        )
     cls = _lookup(config["name"])
     arguments = {key: value for key, value in config.items() if key != "name"}
     known = {field.name for field in dataclasses.fields(cls)}

@@ -8,7 +8,17 @@ from keras import ops
 
 from keras_lowbit.numerics import selection, thresholds
 from keras_lowbit.numerics.grids import Quantized
-from keras_lowbit.quantizers.base import Axes, Quantizer, State, StateSpec, Tensor, as_float32, get, register, require_choice
+from keras_lowbit.quantizers.base import (
+    Axes,
+    Quantizer,
+    State,
+    StateSpec,
+    Tensor,
+    as_float32,
+    get,
+    register,
+    require_choice,
+)
 
 BASE_PREFIX = "base_"
 
@@ -20,14 +30,14 @@ class Stochastic(Quantizer):
 
     Every training step draws N_q of the m units without replacement, by weight ``p(f)`` with
     ``f = 1 / (e + 1e-7)`` and ``e = ||w - q||_1 / ||w||_1``, so that well-approximated units go first.
-    Gradient: that of the base on the drawn units, identity on the others (identity everywhere for Binary, Ternary).
+    Gradient: that of the base on the drawn units, identity on the others.
     granularity: the unit is a "filter" (the paper) or an "element" (an ablation there, and worse).
     probability: "constant", "linear" (the paper's choice), "softmax" or "sigmoid" of f.
-    selection: "quantize_inv_error" draws the quantized units by 1/e (paper); "keep_error" draws the units that
-    stay float by e (official code; a unit of error 0 stays float only when no other is left).
-    hybrid_evaluation: draw at inference too, as the official code does; by default inference is fully quantized.
-    seed: start of the random sequence; None takes one from Python's generator (`keras.utils.set_random_seed`).
-    State: ratio in [0, 1], set by `callbacks.RatioSchedule`, 1 at first; the random generator; the base's own.
+    selection: "quantize_inv_error" draws the quantized units by 1/e (paper); "keep_error" draws the units
+    that stay float by e (official code; a unit of error 0 stays float only when no other is left).
+    hybrid_evaluation: draw at inference too, as the official code; by default inference is fully quantized.
+    seed: start of the random sequence; None takes one from `keras.utils.set_random_seed`'s generator.
+    State: ratio in [0, 1], 1 at first, set by `callbacks.RatioSchedule`; the generator; the base's own.
     Ratio 0 gives the bits of w, ratio 1 the bits of the base, whatever was drawn.
     Dong et al. 2017, arXiv:1708.01001, sections 3.1 to 3.4 and Algorithm 1.
     """
@@ -43,10 +53,14 @@ class Stochastic(Quantizer):
     def __post_init__(self) -> None:
         base = get(self.base)
         if base is None or isinstance(base, Stochastic):
-            raise ValueError(f"Stochastic needs a base quantizer such as Ternary() or Binary(), got {self.base!r}.")
+            raise ValueError(
+                f"Stochastic needs a base quantizer such as Ternary() or Binary(), got {self.base!r}."
+            )
         object.__setattr__(self, "base", base)
         require_choice("Stochastic", "granularity", self.granularity, ("filter", "element"))
-        require_choice("Stochastic", "probability", self.probability, ("constant", "linear", "softmax", "sigmoid"))
+        require_choice(
+            "Stochastic", "probability", self.probability, ("constant", "linear", "softmax", "sigmoid")
+        )
         require_choice("Stochastic", "selection", self.selection, ("quantize_inv_error", "keep_error"))
 
     @property
@@ -82,8 +96,8 @@ class Stochastic(Quantizer):
     def draw(self, real: Tensor, on_grid: Tensor, state: State, filter_axes: Axes = ()) -> Tensor:
         """Which units are quantized in this step: booleans that broadcast against `real`.
 
-        Draws from ``state["seed"]`` at every call, whatever the ratio, and chooses by rank, so that one compiled
-        graph serves every ratio.
+        Draws from ``state["seed"]`` at every call, whatever the ratio, and chooses by rank, so that one
+        compiled graph serves every ratio.
         """
         rank = len(real.shape)
         axes = thresholds.reduced_axes(rank, filter_axes) if self.granularity == "filter" else ()
@@ -92,7 +106,9 @@ class Stochastic(Quantizer):
         units = ops.reshape(error, (-1,))
         score = units if keep else 1.0 / (units + selection.EPSILON)
         uniform = keras.random.uniform(units.shape, seed=state["seed"])
-        ranks = ops.cast(selection.draw_ranks(selection.log_weights(score, self.probability), uniform), "float32")
+        ranks = ops.cast(
+            selection.draw_ranks(selection.log_weights(score, self.probability), uniform), "float32"
+        )
         count = selection.quantized_count(state["ratio"], units.shape[0])
         drawn = ranks >= units.shape[0] - count if keep else ranks < count
         return ops.reshape(drawn, error.shape)

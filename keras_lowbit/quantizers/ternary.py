@@ -22,7 +22,8 @@ class Binary(Quantizer):
     """Binary weights with a scale: ``q = alpha * sign(w)``, ``alpha = mean |w|``, ``sign(0) = +1``.
 
     Gradient: identity (no clipping), as in the official SQ code.
-    scope: one alpha per "filter" (the paper) or per "layer". Codes -1, +1; scale alpha >= 0, in the units of w.
+    scope: one alpha per "filter" (the paper) or per "layer".
+    Codes -1, +1; scale alpha >= 0, in the units of w.
     Rastegari et al. 2016, arXiv:1603.05279, section 3.1 (BWN).
 
     >>> Binary()
@@ -52,12 +53,12 @@ class Binary(Quantizer):
 class Ternary(Quantizer):
     """Ternary weights: ``q = alpha * sign(w)`` where ``|w| > Delta``, else 0.
 
-    ``Delta = factor * mean |w|`` (strict comparison), ``alpha = mean of |w| above Delta``; an empty support gives 0.
+    ``Delta = factor * mean |w|`` (strict comparison), ``alpha = mean of |w| above Delta``, or 0.
     Gradient: identity.
     factor: 0.7 (arXiv v1, v2 and the official code) or 0.75 (v3).   scope: Delta per "filter" or per "layer".
     scale_scope: alpha per "filter" or per "layer".   centered: ``Delta = factor * mean |w - mean w|``.
-    optimal: the exact least-squares support of each `scale_scope` group instead of Delta; `factor`, `scope` and
-    `centered` then have no effect.
+    optimal: the exact least-squares support of each `scale_scope` group instead of Delta; `factor`, `scope`
+    and `centered` then have no effect.
     Li et al. 2016, arXiv:1605.04711, eq. 6. The official TWN code is scope="layer", scale_scope="layer";
     the official SQ code is scope="layer", centered=True.
 
@@ -84,7 +85,7 @@ class Ternary(Quantizer):
         return 2
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
-        """Codes -1, 0, +1 in the layout of `real`; scale with size 1 along the reduced axes, 0 if all is 0."""
+        """Codes -1, 0, +1 in the layout of `real`; scale with size 1 along the reduced axes."""
         real = as_float32(real)
         axes = _axes(real, filter_axes, self.scale_scope)
         support = self._support(real, axes, filter_axes)

@@ -27,13 +27,14 @@ class Uniform(Quantizer):
 
     Gradient: 1 inside ``|w| <= n s``, 0 where the weight saturates (never with calibration="max").
     bits: 2 to 8.   granularity: one s per "filter" or per "tensor".
-    calibration: s from the "max" of |w|, from a "percentile" of |w| (in 0..100), or of least squared error ("mse").
+    calibration: s from the "max" of |w|, from a "percentile" of |w| (in 0..100), or of least squared
+    error ("mse").
     s is the size of one step, in the units of w; 0 for a group of zeros, whose codes are 0.
     Jacob et al. 2018, arXiv:1712.05877, section 2; narrow range as the LiteRT int8 specification asks.
     """
 
     name: ClassVar[str] = "uniform"
-    bits: int = 8  # type: ignore[misc]  # a field here, a property in the base
+    bits: int = 8  # a field here, a property in the base
     granularity: str = "filter"
     calibration: str = "max"
     percentile: float = 99.99
@@ -43,7 +44,9 @@ class Uniform(Quantizer):
         require_choice("Uniform", "granularity", self.granularity, ("filter", "tensor"))
         require_choice("Uniform", "calibration", self.calibration, ("max", "percentile", "mse"))
         if not 0 < self.percentile <= 100:
-            raise ValueError(f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99.")
+            raise ValueError(
+                f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99."
+            )
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes in [-n, n] in the layout of `real`; scale with size 1 along the reduced axes."""
@@ -67,34 +70,44 @@ class Uniform(Quantizer):
 @register
 @dataclasses.dataclass(frozen=True)
 class ActivationRange(Quantizer):
-    """Asymmetric activations that hold 0.0 exactly: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
+    """Asymmetric activations with an exact 0.0: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
 
-    ``s = (max - min) / (2^bits - 1)``, z the code of zero. Gradient: 1 where x lies on the grid's range, else 0.
+    ``s = (max - min) / (2^bits - 1)``, z the code of zero.
+    Gradient: 1 where x lies on the grid's range, else 0.
     The range is an exponential moving average that starts from the first training batch
     (``range <- momentum * range + (1 - momentum) * batch range``), or what `calibrate` found, or fixed by
     `minimum` and `maximum`. Until a range is known the values pass through as they are.
     bits: 2 to 8.   momentum: in [0, 1).   minimum, maximum: both or neither, in the units of x.
-    State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1 = `fit` leaves the range alone).
+    hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
+    the narrow ones would cut the wide ones off.
+    State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone).
     Jacob et al. 2018, arXiv:1712.05877, section 3.1.
     """
 
     name: ClassVar[str] = "activation"
-    bits: int = 8  # type: ignore[misc]  # a field here, a property in the base
+    bits: int = 8  # a field here, a property in the base
     momentum: float = 0.99
     minimum: float | None = None
     maximum: float | None = None
+    hold: bool = False
 
     def __post_init__(self) -> None:
-        require_bits("ActivationRange", self.bits, "For float activations use activations=None in the recipe.")
+        require_bits(
+            "ActivationRange", self.bits, "For float activations use activations=None in the recipe."
+        )
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99.")
+            raise ValueError(
+                f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99."
+            )
         if (self.minimum is None) != (self.maximum is None):
             raise ValueError(
-                f"ActivationRange got minimum={self.minimum}, maximum={self.maximum}. Give both for a fixed range, "
-                "neither for one that is learned from data."
+                f"ActivationRange got minimum={self.minimum}, maximum={self.maximum}. Give both for a fixed "
+                "range, neither for one that is learned from data."
             )
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
-            raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
+            raise ValueError(
+                f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}."
+            )
 
     @property
     def fixed(self) -> bool:
@@ -114,13 +127,19 @@ class ActivationRange(Quantizer):
         keep = ops.where(state["count"] > 0, self.momentum, 0.0)
         low = keep * state["minimum"] + (1.0 - keep) * ops.min(real)
         high = keep * state["maximum"] + (1.0 - keep) * ops.max(real)
+        if self.hold:
+            started = state["count"] > 0
+            low = ops.where(started, ops.minimum(low, state["minimum"]), low)
+            high = ops.where(started, ops.maximum(high, state["maximum"]), high)
         new = {"minimum": low, "maximum": high, "count": state["count"] + 1.0}
         return {key: ops.where(state["frozen"] > 0, state[key], value) for key, value in new.items()}
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes of `real` with the scalar scale and zero point of the current range."""
         scale, zero_point = self.grid(state)
-        return Quantized(grids.encode_affine(as_float32(real), scale, zero_point, self.bits), scale, zero_point)
+        return Quantized(
+            grids.encode_affine(as_float32(real), scale, zero_point, self.bits), scale, zero_point
+        )
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale and zero point (scalars) of the current range."""
