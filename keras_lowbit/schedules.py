@@ -52,7 +52,7 @@ def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
     """The ratio of each stage, from a name or from the numbers themselves.
 
     schedule: "average", "exponential", "fine_tune", or ratios in [0, 1] that grow strictly and end with 1.
-    Two equal neighbours would be one stage: a stage is recognised by its ratio when a killed training resumes.
+    Equal neighbours would be one stage: a stage is recognised by its ratio when a killed training resumes.
     Raises ValueError for an unknown name (the message lists the known ones) and for other numbers.
     """
     if isinstance(schedule, str):
