@@ -1,7 +1,7 @@
 """GraphBuilder: makes an integer graph node by node and refuses at once what cannot be run exactly.
 
-Conventions of every method: shapes, paddings and slices leave the batch axis out; axis numbers count it as axis 0.
-Each method returns the name of its output tensor, which is the node's name.
+Conventions of every method: shapes, paddings and slices leave the batch axis out; axis numbers count it as
+axis 0. Each method returns the name of its output tensor, which is the node's name.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0) -> str:
-        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full shape."""
-        return self._add(Tensor(name, np.shape(codes), "int8", np.float32(scale), zero_point,
+        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full
+        shape."""
+        return self._add(Tensor(name, np.shape(codes), "int8", np.array(scale, np.float32), zero_point,
                                 _integers(codes, "int8", -128, f"constant {name!r}")))
 
     def build(self, outputs: Sequence[str]) -> IntegerGraph:
@@ -89,7 +90,8 @@ class GraphBuilder:
                        output_shape: Pair | None = None, activation: str | None = None) -> str:
         """Transposed convolution. codes: int8 [KH,KW,OC,IC]; scales, bias: [OC].
 
-        output_shape: (height, width); None: `in * stride` for "same", `in * stride + max(kernel - stride, 0)` for "valid".
+        output_shape: (height, width); None: `in * stride` for "same", `in * stride + max(kernel - stride, 0)`
+        for "valid".
         """
         shape, kernel = self.tensor(x).shape, np.shape(codes)
         if output_shape is None and len(shape) == len(kernel) == 4:
@@ -189,14 +191,16 @@ class GraphBuilder:
 
     def strided_slice(self, x: str, name: str, begin: Sequence[int], end: Sequence[int | None],
                       strides: Sequence[int] | None = None) -> str:
-        """x[:, begin:end:strides, ...], an entry for each axis after the batch; negative and None ends as in Python.
+        """x[:, begin:end:strides, ...], an entry for each axis after the batch; negative and None ends as in
+        Python.
 
         The node holds them with 0 <= begin < end <= size; strides must be positive.
         """
         sizes = [d or 0 for d in self.tensor(x).shape[1:]]
         strides = [1] * len(sizes) if strides is None else [*strides]
         if not len(begin) == len(end) == len(strides) == len(sizes) or min(strides, default=1) < 1:
-            raise ValueError(f"strided_slice {name!r}: begin {begin}, end {end}, strides {strides} do not fit sizes {sizes}: "
+            raise ValueError(f"strided_slice {name!r}: begin {begin}, end {end}, strides {strides} do not "
+                             f"fit sizes {sizes}: "
                              "expected one entry for each axis after the batch, strides of at least 1")
         cut = [slice(b, e).indices(d) for b, e, d in zip(begin, end, sizes, strict=True)]
         return self._node("strided_slice", name, (x,), {"begin": [c[0] for c in cut], "end": [c[1] for c in cut],
@@ -225,15 +229,16 @@ class GraphBuilder:
     def float_island(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:
         """Operations kept in float: the one subgraph of a float .tflite, its inputs and outputs in order.
 
-        Returns the output names `name/output_0`, .... The batch size is the one the island was converted for; it is kept in
-        the attribute `batch_size`. Only this method needs `ai_edge_litert`.
+        Returns the output names `name/output_0`, .... The batch size is the one the island was converted for;
+        it is kept in the attribute `batch_size`. Only this method needs `ai_edge_litert`.
         """
         from keras_lowbit.deploy.islands import describe
 
         island = describe(bytes(tflite_bytes), name)
         given = [self.tensor(n).shape[1:] for n in inputs]
         if given != [s[1:] for s in island.input_shapes]:
-            raise ValueError(f"float_island {name!r} takes inputs of shapes {list(island.input_shapes)} (batch first), got {given} "
+            raise ValueError(f"float_island {name!r} takes inputs of shapes {list(island.input_shapes)} "
+                             f"(batch first), got {given} "
                              "without batch")
         outputs = tuple(f"{name}/output_{i}" for i in range(len(island.output_shapes)))
         made = [self._activation(n, (None, *s[1:]), None) for n, s in zip(outputs, island.output_shapes, strict=True)]
@@ -264,13 +269,14 @@ class GraphBuilder:
         if isinstance(padding, str):
             return x, padding
         if len(padding) != 2 or any(len(p) != 2 for p in padding):
-            raise ValueError(f"{name!r} has padding {padding!r}: expected 'same', 'valid' or ((top, bottom), (left, right))")
+            raise ValueError(f"{name!r} has padding {padding!r}: expected 'same', 'valid' or ((top, bottom), "
+                             "(left, right))")
         if not np.any(padding):
             return x, "valid"
         return self.pad(x, f"{name}/pad", (*padding, (0, 0))), "valid"
 
     def _node(self, op: str, name: str, inputs: tuple[str, ...], attributes: dict[str, Any],
-              out: Range | None | str = "keep", constants: Sequence[Tensor] = ()) -> str:
+              out: Range | str | None = "keep", constants: Sequence[Tensor] = ()) -> str:
         tensors = [*map(self.tensor, inputs[:len(inputs) - len(constants)]), *constants]
         if isinstance(out, str):
             out = tensors[0].range
@@ -310,12 +316,14 @@ class GraphBuilder:
             return Tensor(name, tuple(shape), "float32")
         if out.zero_point != int(out.zero_point):
             raise ValueError(f"tensor {name!r} has zero point {out.zero_point}: expected a whole number")
-        return Tensor(name, tuple(shape), "int8", np.float32(out.scale), int(out.zero_point))
+        return Tensor(name, tuple(shape), "int8", np.array(out.scale, np.float32), int(out.zero_point))
 
 
 def _fixed(op: str) -> Range:
     grid = checks.RULES[op].grid
-    return grid if isinstance(grid, Range) else Range(*grid)  # type: ignore[arg-type]
+    if not isinstance(grid, Range):
+        raise TypeError(f"{op} has no fixed range, its rule is {grid!r}")
+    return grid
 
 
 def _pool(pool_size: Pair, strides: Pair | None, padding: str, activation: str | None) -> dict[str, Any]:
@@ -334,7 +342,9 @@ def _integers(codes: np.ndarray, dtype: str, low: int, where: str) -> np.ndarray
         raise ValueError(f"{where} has dtype {array.dtype}: expected integers")
     bad = ~((array >= low) & (array <= high)) | (array != np.round(array))
     if bad.any():
-        raise ValueError(f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): expected whole numbers "
-                         f"from {low} to {high}. A weight needs a larger scale; a bias beyond int32 needs a larger weight scale "
+        raise ValueError(f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): "
+                         "expected whole numbers "
+                         f"from {low} to {high}. A weight needs a larger scale; a bias beyond int32 needs a "
+                         "larger weight scale "
                          "in its channel")
     return np.ascontiguousarray(array.astype(dtype))

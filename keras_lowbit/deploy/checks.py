@@ -1,6 +1,7 @@
 """What an integer graph must satisfy, and the words when it does not.
 
-`RULES` is the table of operations: how many inputs, which dtypes, and where the range of the output comes from.
+`RULES` is the table of operations: how many inputs, which dtypes, and where the range of the output comes
+from.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ INT32_MAX = 2**31 - 1
 
 
 class Rule(NamedTuple):
-    """inputs: how many (None: one or more).   grid: "free" output range, "keep" the input's, or the fixed Range."""
+    """inputs: how many (None: one or more).   grid: "free" output range, "keep" the input's, or the fixed
+    Range."""
 
     inputs: int | None
     grid: str | Range = "keep"
@@ -71,19 +73,23 @@ def check_tensor(tensor: Tensor) -> None:
         raise ValueError(f"{where} has dtype {tensor.dtype!r}: expected one of {', '.join(DTYPES)}")
     sizes = tensor.shape if tensor.is_constant else tensor.shape[1:]
     if any(d is None or d < 1 for d in sizes) or (not tensor.is_constant and tensor.shape[:1] != (None,)):
-        raise ValueError(f"{where} has shape {tensor.shape}: expected sizes of at least 1, after a batch axis written None "
+        raise ValueError(f"{where} has shape {tensor.shape}: expected sizes of at least 1, after a batch "
+                         "axis written None "
                          "unless it is a constant")
     if (tensor.scale is None) != (tensor.dtype == "float32"):
-        raise ValueError(f"{where} is {tensor.dtype} with scale {tensor.scale}: integers need a scale, float32 has none")
+        raise ValueError(f"{where} is {tensor.dtype} with scale {tensor.scale}: integers need a scale, "
+                         "float32 has none")
     if tensor.scale is not None:
         check_scale(tensor.scale, where)
     if not -128 <= tensor.zero_point <= 127 or (tensor.zero_point and tensor.dtype != "int8"):
-        raise ValueError(f"{where} is {tensor.dtype} with zero point {tensor.zero_point}: expected -128 to 127 for int8, else 0")
+        raise ValueError(f"{where} is {tensor.dtype} with zero point {tensor.zero_point}: expected -128 to "
+                         "127 for int8, else 0")
     if tensor.data is not None and (tensor.data.shape != tensor.shape or tensor.data.dtype != np.dtype(tensor.dtype)):
         raise ValueError(f"{where} holds {tensor.data.dtype} codes of shape {tensor.data.shape}: "
                          f"expected {tensor.dtype} of shape {tensor.shape}")
     if not tensor.is_constant and tensor.scale is not None and tensor.scale.ndim:
-        raise ValueError(f"{where} is an activation with {tensor.scale.size} scales: activations have one scale")
+        raise ValueError(f"{where} is an activation with {tensor.scale.size} scales: activations have one "
+                         "scale")
 
 
 def check_scale(scale: np.ndarray, where: str) -> None:
@@ -92,8 +98,10 @@ def check_scale(scale: np.ndarray, where: str) -> None:
     bad = np.flatnonzero(~(np.isfinite(flat) & (flat >= SMALLEST_SCALE)))
     if bad.size:
         at = f" in channel {bad[0]}" if flat.size > 1 else ""
-        raise ValueError(f"{where} has scale {flat[bad[0]]}{at} ({bad.size} bad of {flat.size}): expected a finite step size "
-                         f"of at least {SMALLEST_SCALE:.3g}. Calibrate again, or give an all-zero channel any positive scale")
+        raise ValueError(f"{where} has scale {flat[bad[0]]}{at} ({bad.size} bad of {flat.size}): expected a "
+                         "finite step size "
+                         f"of at least {SMALLEST_SCALE:.3g}. Calibrate again, or give an all-zero channel "
+                         "any positive scale")
 
 
 def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
@@ -120,10 +128,11 @@ def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if outputs[0].shape != expected:
-        raise ValueError(f"{where} writes {outputs[0].name!r} of shape {outputs[0].shape}: expected {expected}")
+        raise ValueError(f"{where} writes {outputs[0].name!r} of shape {outputs[0].shape}: expected "
+                         f"{expected}")
     _check_grid(node, inputs, outputs[0], where)
     if rule.weighted:
-        _check_weights(node, *inputs, where)
+        _check_weights(node, inputs[0], inputs[1], inputs[2], where)
 
 
 def _check_dtypes(node: Node, inputs: Sequence[Tensor], outputs: Sequence[Tensor], where: str) -> None:
@@ -132,11 +141,13 @@ def _check_dtypes(node: Node, inputs: Sequence[Tensor], outputs: Sequence[Tensor
     for place, tensor in enumerate(inputs):
         fits = ("int32",) if RULES[node.op].weighted and place == 2 else wanted_in.get(node.op, ("int8",))
         if tensor.dtype not in fits:
-            raise ValueError(f"{where} reads {tensor.name!r} of dtype {tensor.dtype}: expected {' or '.join(fits)}; "
+            raise ValueError(f"{where} reads {tensor.name!r} of dtype {tensor.dtype}: expected "
+                             f"{' or '.join(fits)}; "
                              "put quantize or dequantize between")
     for tensor in outputs:
         if tensor.dtype != wanted_out or tensor.is_constant:
-            raise ValueError(f"{where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {wanted_out}, not constant")
+            raise ValueError(f"{where} writes {tensor.name!r} of dtype {tensor.dtype}: expected "
+                             f"{wanted_out}, not constant")
 
 
 def _check_attributes(node: Node, where: str) -> None:
@@ -162,10 +173,13 @@ def _check_grid(node: Node, inputs: Sequence[Tensor], output: Tensor, where: str
         return
     for tensor in inputs if grid == "keep" else ():
         if _grid(tensor) != _grid(output):
-            raise ValueError(f"{where} keeps the range, but {tensor.name!r} has {_words(tensor)} and {output.name!r} has "
-                             f"{_words(output)}: requantize {tensor.name!r} to the same range first (quantize)")
+            raise ValueError(f"{where} keeps the range, but {tensor.name!r} has {_words(tensor)} and "
+                             f"{output.name!r} has "
+                             f"{_words(output)}: requantize {tensor.name!r} to the same range first "
+                             "(quantize)")
     if isinstance(grid, Range) and _grid(output) != (np.float32(grid.scale), grid.zero_point):
-        raise ValueError(f"{where} writes {_words(output)}: expected scale {grid.scale} zero point {grid.zero_point}")
+        raise ValueError(f"{where} writes {_words(output)}: expected scale {grid.scale} zero point "
+                         f"{grid.zero_point}")
 
 
 def _grid(tensor: Tensor) -> tuple[np.float32, int]:
@@ -178,18 +192,22 @@ def _words(tensor: Tensor) -> str:
 
 def _check_weights(node: Node, real: Tensor, kernel: Tensor, bias: Tensor, where: str) -> None:
     if kernel.data is None or bias.data is None or kernel.scale is None or bias.scale is None:
-        raise ValueError(f"{where} needs constant weights and bias; {kernel.name!r} or {bias.name!r} is computed")
+        raise ValueError(f"{where} needs constant weights and bias; {kernel.name!r} or {bias.name!r} is "
+                         "computed")
     codes = per_channel(node.op, kernel.data)
     if kernel.zero_point or (codes.size and codes.min() < -127):
         raise ValueError(f"{where} has weight codes from {codes.min()} to {codes.max()} with zero point "
                          f"{kernel.zero_point}: expected -127 to 127 with zero point 0")
     if kernel.scale.shape != codes.shape[:1] or bias.shape != codes.shape[:1] or bias.scale.shape != codes.shape[:1]:
-        raise ValueError(f"{where} has {codes.shape[0]} output channels, weight scales of shape {kernel.scale.shape}, bias "
-                         f"of shape {bias.shape} with scales of shape {bias.scale.shape}: expected ({codes.shape[0]},) each")
+        raise ValueError(f"{where} has {codes.shape[0]} output channels, weight scales of shape "
+                         f"{kernel.scale.shape}, bias "
+                         f"of shape {bias.shape} with scales of shape {bias.scale.shape}: expected "
+                         f"({codes.shape[0]},) each")
     expected = bias_scale(real, kernel.scale)
     if not np.array_equal(bias.scale, expected):
         c = int(np.flatnonzero(bias.scale != expected)[0])
-        raise ValueError(f"{where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input scale * weight "
+        raise ValueError(f"{where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input "
+                         "scale * weight "
                          f"scale) = {expected[c]!r}")
     check_accumulator(codes, bias.data, real.zero_point, where)
 
@@ -200,20 +218,24 @@ def bias_scale(real: Tensor, weight_scale: np.ndarray) -> np.ndarray:
 
 
 def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, where: str) -> None:
-    """The int32 sum must hold `bias + sum codes * (x - zero_point)` for every int8 x. codes [channels, ...]."""
+    """The int32 sum must hold `bias + sum codes * (x - zero_point)` for every int8 x. codes [channels,
+    ...]."""
     plus = np.where(codes > 0, codes, 0).sum(1, dtype=np.int64)
     minus = np.where(codes < 0, codes, 0).sum(1, dtype=np.int64)
     top, bottom = 127 - zero_point, -128 - zero_point
     reach = np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
     if reach.size and reach.max() > INT32_MAX:
         c = int(reach.argmax())
-        raise ValueError(f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code {int(bias[c]):,}), beyond "
-                         f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger weight scale, "
+        raise ValueError(f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code "
+                         f"{int(bias[c]):,}), beyond "
+                         f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger "
+                         "weight scale, "
                          "or a larger input scale")
 
 
 def check_graph(graph: IntegerGraph) -> None:
-    """All of a graph: tensors, unique names, order, nodes, inputs, outputs, metadata. ValueError says what and where."""
+    """All of a graph: tensors, unique names, order, nodes, inputs, outputs, metadata. ValueError says what
+    and where."""
     for key, tensor in graph.tensors.items():
         if key != tensor.name:
             raise ValueError(f"tensor {tensor.name!r} is filed under {key!r}: names must agree")
@@ -231,14 +253,15 @@ def _check_order(graph: IntegerGraph) -> None:
     known = {n for n, t in graph.tensors.items() if t.is_constant}
     for kind, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if not names or len(set(names)) != len(names) or any(n not in graph.tensors for n in names):
-            raise ValueError(f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph")
+            raise ValueError(f"graph {kind} are {names}: expected at least one, all different, all tensors "
+                             "of the graph")
     if known & set(graph.inputs):
         raise ValueError(f"graph inputs {sorted(known & set(graph.inputs))} are constants")
     known |= set(graph.inputs)
     seen: set[str] = set()
     for node in graph.nodes:
         if not node.name or node.name in seen:
-            raise ValueError(f"two nodes are named {node.name!r}" if node.name else f"a {node.op} node has no name")
+            raise ValueError(f"the name {node.name!r} of a {node.op} node is empty or taken: expected unique names")
         seen.add(node.name)
         late = [n for n in node.inputs if n not in known]
         if late:

@@ -10,8 +10,8 @@ import tempfile
 def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` under a temporary name in the same folder, sync it, then rename it to `path`.
 
-    OSError, with the path and what to do, if the folder is missing or cannot be written; `path` is then untouched
-    and no temporary file stays.
+    OSError, with the path and what to do, if the folder is missing or cannot be written; `path` is then
+    untouched and no temporary file stays.
     """
     target = os.path.abspath(os.fspath(path))
     if os.path.isdir(target):
@@ -32,8 +32,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
         if not isinstance(error, OSError):
             raise
         raise type(error)(
-            error.errno, f"cannot write {target!r} ({error.strerror or error}); nothing was written. Expected an "
-            "existing folder that you may write to, with room for the file: create it, or choose another path",
+            error.errno, f"cannot write {target!r} ({error.strerror or error}); nothing was written. "
+                         "Expected an "
+            "existing folder that you may write to, with room for the file: create it, or choose another "
+            "path",
         ) from error
 
 

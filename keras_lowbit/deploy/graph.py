@@ -2,9 +2,9 @@
 
     real = scale * (code - zero_point)        scale: size of one step (float32), never its reciprocal
 
-Activations are int8 with one scale and one zero point in [-128, 127]. Weights are int8 codes in [-127, 127] with zero point 0
-and one scale per output channel. Biases are int32 at `float32(s_in) * float32(s_w[c])`. Sums are kept in int32 and brought back
-to int8 the way LiteRT's reference kernels do it (double rounding).
+Activations are int8 with one scale and one zero point in [-128, 127]. Weights are int8 codes in [-127, 127]
+with zero point 0 and one scale per output channel. Biases are int32 at `float32(s_in) * float32(s_w[c])`.
+Sums are kept in int32 and brought back to int8 the way LiteRT's reference kernels do it (double rounding).
 
 Nothing in this file needs TensorFlow or Keras.
 """
@@ -22,7 +22,8 @@ DTYPES = ("int8", "int32", "float32")
 
 
 class Range(NamedTuple):
-    """Grid of an int8 activation: `real = scale * (code - zero_point)`; scale in real units, zero point in [-128, 127]."""
+    """Grid of an int8 activation: `real = scale * (code - zero_point)`; scale in real units, zero point in
+    [-128, 127]."""
 
     scale: float
     zero_point: int = 0
@@ -32,9 +33,11 @@ class Range(NamedTuple):
 class Tensor:
     """A named array of the graph.
 
-    name: unique in the graph.   shape: activations have the batch axis first, written None; constants have their full shape.
-    dtype: "int8", "int32" or "float32".   scale: float32 array, shape () per tensor or (channels,) per channel; None for
-    float32.   zero_point: integer code of real 0.   data: the codes, for constants only (kept read-only).
+    name: unique in the graph.   shape: activations have the batch axis first, written None; constants have
+    their full shape.
+    dtype: "int8", "int32" or "float32".   scale: float32 array, shape () per tensor or (channels,) per
+    channel; None for float32.   zero_point: integer code of real 0.   data: the codes, for constants only
+    (kept read-only).
     """
 
     name: str
@@ -62,7 +65,8 @@ class Tensor:
 
     @property
     def range(self) -> Range:
-        """Scale and zero point of a per-tensor quantized tensor. ValueError if it has none or one per channel."""
+        """Scale and zero point of a per-tensor quantized tensor. ValueError if it has none or one per
+        channel."""
         if self.scale is None or self.scale.ndim:
             raise ValueError(f"tensor {self.name!r} has no single scale (dtype {self.dtype}, scale shape "
                              f"{None if self.scale is None else self.scale.shape}); read .scale instead")
@@ -81,7 +85,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Node:
-    """One integer operation. `attributes` are plain JSON values; only a float island holds bytes (`model`)."""
+    """One integer operation. `attributes` are plain JSON values; only a float island holds bytes
+    (`model`)."""
 
     op: str
     name: str
@@ -108,7 +113,8 @@ class IntegerGraph:
         self.metadata = dict(metadata or {})
 
     def validate(self) -> None:
-        """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is wrong where."""
+        """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is
+        wrong where."""
         from keras_lowbit.deploy.checks import check_graph
 
         check_graph(self)

@@ -1,20 +1,20 @@
 """One function for each integer operation: which LiteRT builtin it is, in which version, with which options.
 
-Versions are the lowest that have the int8 (or packed) kernel, as LiteRT's own version table gives them, so that an older runtime
-refuses a file that it would compute wrongly.
+Versions are the lowest that have the int8 (or packed) kernel, as LiteRT's own version table gives them, so
+that an older runtime refuses a file that it would compute wrongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.islands import splice
 from keras_lowbit.deploy.litert_schema import FileBuilder, schema
-from keras_lowbit.deploy.litert_weights import BITS, Container, choose, pack_codes
+from keras_lowbit.deploy.litert_weights import BITS, Container, pack_codes
 
 DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
 _PADDING = {"same": schema.Padding.SAME, "valid": schema.Padding.VALID}
@@ -25,7 +25,8 @@ _ACTIVATION = {None: schema.ActivationFunctionType.NONE, "relu": schema.Activati
 class Row(NamedTuple):
     """One layer as written.
 
-    name: the node.   op: the LiteRT builtin.   weight_type: "int8", "int4" or "int2".   weight_bytes: of the kernel alone.
+    name: the node.   op: the LiteRT builtin.   weight_type: "int8", "int4" or "int2".   weight_bytes: of the
+    kernel alone.
     why: why this container.
     """
 
@@ -37,10 +38,11 @@ class Row(NamedTuple):
 
 
 class Emitter:
-    """Turns nodes of `graph` into operators of `file`."""
+    """Turns nodes of `graph` into operators of `file`. containers: of each node with weights, by its name."""
 
-    def __init__(self, graph: IntegerGraph, file: FileBuilder, weights: str, batch_size: int) -> None:
-        self.graph, self.file, self.weights, self.batch_size = graph, file, weights, batch_size
+    def __init__(self, graph: IntegerGraph, file: FileBuilder, containers: Mapping[str, Container],
+                 batch_size: int) -> None:
+        self.graph, self.file, self.containers, self.batch_size = graph, file, containers, batch_size
         self.index: dict[str, int] = {}
         self.rows: list[Row] = []
 
@@ -65,22 +67,23 @@ class Emitter:
             fields["fusedActivationFunction"] = _ACTIVATION[node.attributes["activation"]]
         self.file.operator(kind, version, inputs, [self.place(n) for n in node.outputs], options, **fields)
 
-    def kernel(self, node: Node, kind: str, order: tuple[int, ...] | None, shape: tuple[int, ...], axis: int,
-               container: Container) -> int:
-        """Add the node's kernel in LiteRT's layout (`order`: the axes transposed, None: as is) and its report row."""
-        tensor = self.graph.tensors[node.inputs[1]]
-        codes = _codes(tensor) if order is None else _codes(tensor).transpose(order)
-        content = pack_codes(np.ascontiguousarray(codes), BITS[container.weight_type])
+    def kernel_shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of the node's kernel in the graph's layout."""
+        return self.graph.tensors[node.inputs[1]].static_shape(0)
+
+    def kernel(self, node: Node, kind: str, order: tuple[int, ...], shape: tuple[int, ...], axis: int = 0) -> int:
+        """Add the kernel in LiteRT's layout, and its report row.
+
+        order: the axes transposed.   shape: then this shape.   axis: of the output channels in it.
+        """
+        tensor, container = self.graph.tensors[node.inputs[1]], self.containers[node.name]
+        if tensor.data is None:
+            raise ValueError(f"kernel {tensor.name!r} has no codes: expected a constant")
+        content = pack_codes(np.ascontiguousarray(tensor.data.transpose(order)), BITS[container.weight_type])
         self.rows.append(Row(node.name, kind, container.weight_type, len(content), container.why))
         index = self.file.tensor(tensor.name, shape, container.weight_type.upper(), tensor.scale, 0, axis, content)
         self.index[tensor.name] = index
         return index
-
-
-def _codes(tensor: Tensor) -> np.ndarray:
-    if tensor.data is None:
-        raise ValueError(f"kernel {tensor.name!r} has no codes")
-    return tensor.data
 
 
 def _windows(node: Node) -> dict[str, Any]:
@@ -90,46 +93,29 @@ def _windows(node: Node) -> dict[str, Any]:
     return found | {"padding": _PADDING[node.attributes["padding"]]}
 
 
-def _dense(emitter: Emitter, node: Node, container: Container) -> None:
-    kernel = _codes(emitter.graph.tensors[node.inputs[1]])
-    inputs, outputs = kernel.shape[-2:]
-    order = (1, 0) if kernel.ndim == 2 else (3, 0, 1, 2)
-    emitter.kernel(node, "FULLY_CONNECTED", order, (outputs, inputs), 0, container)
-    activation = _ACTIVATION[node.attributes["activation"]]
-    emitter.file.operator(
-        "FULLY_CONNECTED", DENSE_VERSION[container.weight_type], [emitter.place(n) for n in node.inputs],
-        [emitter.place(n) for n in node.outputs], "FullyConnectedOptions", fusedActivationFunction=activation,
-        keepNumDims=True)
-
-
 def _fully_connected(emitter: Emitter, node: Node) -> None:
-    _dense(emitter, node, choose(node, emitter.graph.tensors[node.inputs[1]], emitter.weights))
+    inputs, outputs = emitter.kernel_shape(node)
+    emitter.kernel(node, "FULLY_CONNECTED", (1, 0), (outputs, inputs))
+    version = DENSE_VERSION[emitter.containers[node.name].weight_type]
+    emitter.operator(node, "FULLY_CONNECTED", version, "FullyConnectedOptions", keepNumDims=True)
 
 
 def _conv2d(emitter: Emitter, node: Node) -> None:
-    kernel = emitter.graph.tensors[node.inputs[1]]
-    container = choose(node, kernel, emitter.weights)
-    if container.dense:
-        _dense(emitter, node, container)
-        return
-    height, width, inputs, outputs = _codes(kernel).shape
-    emitter.kernel(node, "CONV_2D", (3, 0, 1, 2), (outputs, height, width, inputs), 0, container)
+    height, width, inputs, outputs = emitter.kernel_shape(node)
+    emitter.kernel(node, "CONV_2D", (3, 0, 1, 2), (outputs, height, width, inputs))
     emitter.operator(node, "CONV_2D", 6 if node.attributes["groups"] > 1 else 3, "Conv2DOptions", **_windows(node))
 
 
 def _depthwise(emitter: Emitter, node: Node) -> None:
-    kernel = emitter.graph.tensors[node.inputs[1]]
-    height, width, channels, multiplier = _codes(kernel).shape
-    shape = (1, height, width, channels * multiplier)
-    emitter.kernel(node, "DEPTHWISE_CONV_2D", None, shape, 3, choose(node, kernel, emitter.weights))
-    emitter.operator(node, "DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", depthMultiplier=multiplier, **_windows(node))
+    height, width, channels, multiplier = emitter.kernel_shape(node)
+    emitter.kernel(node, "DEPTHWISE_CONV_2D", (0, 1, 2, 3), (1, height, width, channels * multiplier), axis=3)
+    emitter.operator(node, "DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", depthMultiplier=multiplier,
+                     **_windows(node))
 
 
 def _transpose_conv(emitter: Emitter, node: Node) -> None:
-    kernel = emitter.graph.tensors[node.inputs[1]]
-    height, width, outputs, inputs = _codes(kernel).shape
-    weights = emitter.kernel(node, "TRANSPOSE_CONV", (2, 0, 1, 3), (outputs, height, width, inputs), 0,
-                             choose(node, kernel, emitter.weights))
+    height, width, outputs, inputs = emitter.kernel_shape(node)
+    weights = emitter.kernel(node, "TRANSPOSE_CONV", (2, 0, 1, 3), (outputs, height, width, inputs))
     size = emitter.graph.tensors[node.outputs[0]].static_shape(emitter.batch_size)
     shape = emitter.file.integers(f"{node.name}/output_shape", size)
     activation = node.attributes["activation"]
@@ -208,7 +194,8 @@ def _plain(kind: str, version: int, options: str = "", **fields: Any) -> Callabl
 def _island(emitter: Emitter, node: Node) -> None:
     made_for = node.attributes["batch_size"]
     if made_for != emitter.batch_size:
-        raise ValueError(f"float_island {node.name!r} was converted for batch size {made_for}, the file is written for "
+        raise ValueError(f"float_island {node.name!r} was converted for batch size {made_for}, the file is "
+                         "written for "
                          f"{emitter.batch_size}: lower the model again with that batch size")
     splice(emitter.file, node.attributes["model"], node.name, [emitter.place(n) for n in node.inputs],
            [emitter.place(n) for n in node.outputs])

@@ -1,7 +1,8 @@
 """The LiteRT file as a flatbuffer: tensors, buffers and operators, with everything that is equal stored once.
 
-Written through the schema module that `ai_edge_litert` ships, so the structure is LiteRT's own. The only thing done below that level
-is `SharingBuilder`: equal vectors get one place in the file, and buffers start at multiples of 16 bytes as the format asks.
+Written through the schema module that `ai_edge_litert` ships, so the structure is LiteRT's own. The only
+thing done below that level is `SharingBuilder`: equal vectors get one place in the file, and buffers start at
+multiples of 16 bytes as the format asks.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ LARGEST_FILE = 2**31 - 1
 class SharingBuilder(flatbuffers.Builder):
     """A flatbuffer builder that stores equal numeric vectors once.
 
-    An int64 zero-point vector costs 8 bytes a channel, twice (kernel and bias), and is all zeros: sharing them takes MobileNetV2
-    from 28 to 12 bytes a channel. Tables keep their own identity; only vectors of numbers are shared.
+    An int64 zero-point vector costs 8 bytes a channel, twice (kernel and bias), and is all zeros: sharing
+    them takes MobileNetV2 from 28 to 12 bytes a channel. Tables keep their own identity; only vectors of
+    numbers are shared.
     """
+
+    head: int
 
     def __init__(self, initial_size: int) -> None:
         super().__init__(initial_size)
         self._written: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
-        """Offset of a vector equal to `x`, written now or before. uint8 vectors (buffers) are aligned to 16 bytes."""
+        """Offset of a vector equal to `x`, written now or before. uint8 vectors (buffers) are aligned to 16
+        bytes."""
         key = (x.dtype.str, x.tobytes())
         if key not in self._written:
             self._written[key] = self._bytes(key[1]) if x.dtype == np.uint8 else super().CreateNumpyVector(x)
@@ -61,7 +66,8 @@ class FileBuilder:
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str, scale: np.ndarray | None = None, zero_point: int = 0,
                axis: int = 0, content: bytes = b"") -> int:
-        """Index of a new tensor. dtype: a LiteRT type name ("INT8", "INT2", ...). scale: () or (channels along `axis`,)."""
+        """Index of a new tensor. dtype: a LiteRT type name ("INT8", "INT2", ...). scale: () or (channels
+        along `axis`,)."""
         grid = None
         if scale is not None:
             scales = np.asarray(scale, np.float32).reshape(-1)
@@ -84,7 +90,8 @@ class FileBuilder:
 
     def operator(self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options: str = "",
                  **fields: Any) -> None:
-        """Append an operator. kind: builtin name ("CONV_2D").   options: its table ("Conv2DOptions") and that table's fields."""
+        """Append an operator. kind: builtin name ("CONV_2D").   options: its table ("Conv2DOptions") and that
+        table's fields."""
         code = self.code(getattr(schema.BuiltinOperator, kind), version)
         table = getattr(schema, f"{options}T")(**fields) if options else None
         self.graph.operators.append(schema.OperatorT(
@@ -116,7 +123,8 @@ class FileBuilder:
         """The file. ValueError beyond 2 GB, the largest that a flatbuffer can address."""
         size = sum(b.data.size for b in self.model.buffers if b.data is not None)
         if size > LARGEST_FILE:
-            raise ValueError(f"the constants take {size:,} bytes: a LiteRT file holds at most {LARGEST_FILE:,}. "
+            raise ValueError(f"the constants take {size:,} bytes: a LiteRT file holds at most "
+                             f"{LARGEST_FILE:,}. "
                              "Split the model, or use weights='int4' or 'int2'")
         builder = SharingBuilder(size + 65536)
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")

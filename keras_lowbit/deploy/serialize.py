@@ -1,7 +1,7 @@
 """One file for an integer graph: a zip of `graph.json` and `arrays.bin`, the same bytes for the same graph.
 
-`arrays.bin` holds every array end to end, little-endian; the JSON says where. Per-tensor scales are in the JSON too: the decimal
-form that Python prints for a float reads back to the same bits.
+`arrays.bin` holds every array end to end, little-endian; the JSON says where. Per-tensor scales are in the
+JSON too: the decimal form that Python prints for a float reads back to the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class GraphFileError(ValueError):
 
 
 def save(graph: IntegerGraph, path: str | os.PathLike[str]) -> None:
-    """Validate and write `graph` to `path`, atomically. ValueError for an unsound graph, OSError if it cannot be written."""
+    """Validate and write `graph` to `path`, atomically. ValueError for an unsound graph, OSError if it cannot
+    be written."""
     graph.validate()
     blob = _Blob()
     tensors = [_tensor_entry(t, blob) for t in graph.tensors.values()]
@@ -55,34 +56,41 @@ def load(path: str | os.PathLike[str]) -> IntegerGraph:
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise GraphFileError(f"{where} is damaged: its description is not JSON ({error}). Save the graph again.") from error
+        raise GraphFileError(f"{where} is damaged: its description is not JSON ({error}). Save the graph "
+                             "again.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise GraphFileError(f"{where} is not an integer graph: expected a file written by IntegerGraph.save")
     if not isinstance(header.get("version"), int) or header["version"] > VERSION:
-        raise GraphFileError(f"{where} has format version {header.get('version')!r}, this keras_lowbit reads up to {VERSION}: "
+        raise GraphFileError(f"{where} has format version {header.get('version')!r}, this keras_lowbit reads "
+                             f"up to {VERSION}: "
                              "upgrade keras_lowbit, or save the graph again with this version")
     try:
         graph = _read_graph(header, arrays)
         graph.validate()
     except _DAMAGE as error:
-        raise GraphFileError(f"{where} is damaged: {type(error).__name__}: {error}. Save the graph again.") from error
+        raise GraphFileError(f"{where} is damaged: {type(error).__name__}: {error}. Save the graph "
+                             "again.") from error
     return graph
 
 
 def _unzip(content: bytes, where: str) -> tuple[bytes, bytes]:
     if content[:2] != b"PK":
         kind = "empty" if not content else f"starts with {content[:8]!r}"
-        raise GraphFileError(f"{where} is not an integer graph ({kind}): expected a file written by IntegerGraph.save")
+        raise GraphFileError(f"{where} is not an integer graph ({kind}): expected a file written by "
+                             "IntegerGraph.save")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not {"graph.json", "arrays.bin"} <= set(archive.namelist()):
-                raise GraphFileError(f"{where} is a zip file but not an integer graph: it holds {archive.namelist()[:5]}, "
-                                     "expected graph.json and arrays.bin. Give a file written by IntegerGraph.save")
+                raise GraphFileError(f"{where} is a zip file but not an integer graph: it holds "
+                                     f"{archive.namelist()[:5]}, "
+                                     "expected graph.json and arrays.bin. Give a file written by "
+                                     "IntegerGraph.save")
             return archive.read("graph.json"), archive.read("arrays.bin")
     except GraphFileError:
         raise
     except _DAMAGE as error:
-        raise GraphFileError(f"{where} is damaged or cut short ({error}; {len(content)} bytes). Save the graph again.") from error
+        raise GraphFileError(f"{where} is damaged or cut short ({error}; {len(content)} bytes). Save the "
+                             "graph again.") from error
 
 
 class _Blob:

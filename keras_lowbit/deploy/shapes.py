@@ -1,7 +1,7 @@
 """Output shapes of the integer operations, with the words for what does not fit.
 
-Shapes have the batch axis first, None. Windows follow TensorFlow: "same" gives `ceil(in / stride)`, "valid" gives
-`floor((in - reach) / stride) + 1` with `reach = (kernel - 1) * dilation + 1`.
+Shapes have the batch axis first, None. Windows follow TensorFlow: "same" gives `ceil(in / stride)`, "valid"
+gives `floor((in - reach) / stride) + 1` with `reach = (kernel - 1) * dilation + 1`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ Attributes = Mapping[str, Any]
 
 
 def infer_shape(op: str, attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
-    """Shape of the output of `op` on inputs of these shapes. ValueError with the values if they do not fit."""
+    """Shape of the output of `op` on inputs of these shapes. ValueError with the values if they do not
+    fit."""
     return _RULES.get(op, _unchanged)(attributes, shapes)
 
 
@@ -23,7 +24,8 @@ def windows(size: int, kernel: int, stride: int, padding: str, dilation: int = 1
     reach = (kernel - 1) * dilation + 1
     count = -(-size // stride) if padding == "same" else (size - reach) // stride + 1
     if count < 1:
-        raise ValueError(f"a window of {reach} (kernel {kernel}, dilation {dilation}) does not fit into size {size} "
+        raise ValueError(f"a window of {reach} (kernel {kernel}, dilation {dilation}) does not fit into size "
+                         f"{size} "
                          "with padding 'valid'; pad first or use padding 'same'")
     return count
 
@@ -51,7 +53,7 @@ def _conv2d(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     height, width, channels = _image(shapes[0], "conv2d input")
     kernel, groups = shapes[1], attributes["groups"]
     _need_rank(kernel, 4, "conv2d kernel [KH,KW,IC/groups,OC]")
-    if kernel[2] * groups != channels or kernel[3] % groups:  # type: ignore[operator]
+    if kernel[2] * groups != channels or kernel[3] % groups:
         raise ValueError(f"kernel {kernel} with groups={groups} does not fit {channels} input channels: "
                          "expected [KH, KW, IC/groups, OC] with OC divisible by groups")
     return (None, *_window_sizes(attributes, (height, width), kernel), kernel[3])
@@ -62,7 +64,8 @@ def _depthwise(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     kernel = shapes[1]
     _need_rank(kernel, 4, "depthwise kernel [KH,KW,C,multiplier]")
     if kernel[2] != channels:
-        raise ValueError(f"depthwise kernel {kernel} does not fit {channels} input channels: expected [KH, KW, C, multiplier]")
+        raise ValueError(f"depthwise kernel {kernel} does not fit {channels} input channels: expected [KH, "
+                         "KW, C, multiplier]")
     return (None, *_window_sizes(attributes, (height, width), kernel), channels * kernel[3])  # type: ignore[operator]
 
 
@@ -81,15 +84,18 @@ def _transpose_conv(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     for i in (0, 1):
         back = windows(size[i], kernel[i], strides[i], padding)  # type: ignore[arg-type]
         if back != image[i]:
-            raise ValueError(f"output_shape {tuple(size)} does not fit: a {padding!r} convolution of it with kernel "
-                             f"{kernel[:2]} and strides {tuple(strides)} has size {back} on axis {i + 1}, the input has {image[i]}")
+            raise ValueError(f"output_shape {tuple(size)} does not fit: a {padding!r} convolution of it with "
+                             "kernel "
+                             f"{kernel[:2]} and strides {tuple(strides)} has size {back} on axis {i + 1}, "
+                             f"the input has {image[i]}")
     return (None, size[0], size[1], kernel[2])
 
 
 def _fully_connected(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     _need_rank(shapes[1], 2, "fully_connected kernel [IC,OC]")
     if len(shapes[0]) < 2 or shapes[0][-1] != shapes[1][0]:
-        raise ValueError(f"kernel {shapes[1]} does not fit the last axis of input {shapes[0]}: expected [IC, OC]")
+        raise ValueError(f"kernel {shapes[1]} does not fit the last axis of input {shapes[0]}: expected [IC, "
+                         "OC]")
     return (*shapes[0][:-1], shapes[1][1])
 
 
@@ -98,7 +104,8 @@ def _elementwise(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     batched = [s for s in shapes if s and s[0] is None]
     rank = max(len(first), len(second))
     if not batched or rank > 4 or any(len(s) != rank for s in batched):
-        raise ValueError(f"shapes {first} and {second} do not broadcast: activations need the same number of axes (at most 4), "
+        raise ValueError(f"shapes {first} and {second} do not broadcast: activations need the same number of "
+                         "axes (at most 4), "
                          "and a constant at most as many")
     padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
     return (None, *(_broadcast(a, b, shapes) for a, b in zip(padded[0][1:], padded[1][1:], strict=True)))
@@ -113,7 +120,8 @@ def _broadcast(a: int | None, b: int | None, shapes: Sequence[Shape]) -> int:
 def _concatenation(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     axis, first = attributes["axis"], shapes[0]
     if not 1 <= axis < len(first):
-        raise ValueError(f"axis {axis} does not fit shape {first}: expected 1 to {len(first) - 1} (0 is the batch)")
+        raise ValueError(f"axis {axis} does not fit shape {first}: expected 1 to {len(first) - 1} (0 is the "
+                         "batch)")
     if any(s[:axis] + s[axis + 1:] != first[:axis] + first[axis + 1:] or len(s) != len(first) for s in shapes):
         raise ValueError(f"shapes {list(shapes)} differ beyond axis {axis}")
     return (*first[:axis], sum(s[axis] for s in shapes), *first[axis + 1:])  # type: ignore[misc]
@@ -121,14 +129,16 @@ def _concatenation(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
 
 def _pool(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     image = _image(shapes[0], "pooling input")
-    sizes = (windows(image[i], attributes["pool_size"][i], attributes["strides"][i], attributes["padding"]) for i in (0, 1))
+    pool, strides = attributes["pool_size"], attributes["strides"]
+    sizes = (windows(image[i], pool[i], strides[i], attributes["padding"]) for i in (0, 1))
     return (None, *sizes, image[2])
 
 
 def _mean(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     shape, axes = shapes[0], attributes["axes"]
     if not axes or len(set(axes)) != len(axes) or not all(1 <= a < len(shape) for a in axes):
-        raise ValueError(f"axes {list(axes)} do not fit shape {shape}: expected different numbers from 1 to {len(shape) - 1}")
+        raise ValueError(f"axes {list(axes)} do not fit shape {shape}: expected different numbers from 1 to "
+                         f"{len(shape) - 1}")
     kept = ((i, 1 if i in axes else d) for i, d in enumerate(shape))
     return tuple(d for i, d in kept if attributes["keepdims"] or i not in axes)
 
@@ -136,15 +146,17 @@ def _mean(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
 def _pad(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     shape, paddings = shapes[0], attributes["paddings"]
     if len(paddings) != len(shape) - 1 or any(len(p) != 2 or min(p) < 0 for p in paddings):
-        raise ValueError(f"paddings {paddings} do not fit shape {shape}: expected one (before, after) pair >= 0 for each of the "
+        raise ValueError(f"paddings {paddings} do not fit shape {shape}: expected one (before, after) pair "
+                         ">= 0 for each of the "
                          f"{len(shape) - 1} axes after the batch")
-    return (None, *(d + p[0] + p[1] for d, p in zip(shape[1:], paddings, strict=True)))  # type: ignore[operator]
+    return (None, *(d + p[0] + p[1] for d, p in zip(shape[1:], paddings, strict=True)))
 
 
 def _reshape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     target, have = tuple(attributes["shape"]), _count(shapes[0][1:])
     if min(target, default=1) < 1 or _count(target) != have:
-        raise ValueError(f"cannot reshape {shapes[0]} ({have} elements) to {target} ({_count(target)} elements), batch aside")
+        raise ValueError(f"cannot reshape {shapes[0]} ({have} elements) to {target} ({_count(target)} "
+                         "elements), batch aside")
     return (None, *target)
 
 
@@ -158,7 +170,8 @@ def _count(shape: Sequence[int | None]) -> int:
 def _transpose(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     perm, shape = list(attributes["perm"]), shapes[0]
     if sorted(perm) != list(range(len(shape))) or perm[0] != 0:
-        raise ValueError(f"perm {perm} does not fit shape {shape}: expected every axis once, 0 (the batch) first")
+        raise ValueError(f"perm {perm} does not fit shape {shape}: expected every axis once, 0 (the batch) "
+                         "first")
     return tuple(shape[p] for p in perm)
 
 
@@ -166,10 +179,12 @@ def _strided_slice(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     shape = shapes[0]
     parts = list(zip(attributes["begin"], attributes["end"], attributes["strides"], strict=True))
     fits = len(parts) == len(shape) - 1 and all(
-        s > 0 and 0 <= b < e <= d for (b, e, s), d in zip(parts, shape[1:], strict=True))  # type: ignore[operator]
+        s > 0 and 0 <= b < e <= d for (b, e, s), d in zip(parts, shape[1:], strict=True))
     if not fits:
-        raise ValueError(f"begin {attributes['begin']}, end {attributes['end']}, strides {attributes['strides']} do not fit "
-                         f"shape {shape}: expected 0 <= begin < end <= size and strides > 0 for each axis after the batch")
+        raise ValueError(f"begin {attributes['begin']}, end {attributes['end']}, strides "
+                         f"{attributes['strides']} do not fit "
+                         f"shape {shape}: expected 0 <= begin < end <= size and strides > 0 for each axis "
+                         "after the batch")
     return (None, *(-(-(e - b) // s) for b, e, s in parts))
 
 
