@@ -1,1 +1,25 @@
 """keras_lowbit: low-bit neural networks for phones, in Keras 3."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from keras_lowbit import callbacks, layers, quantizers, recipes, schedules
+from keras_lowbit.convert import calibrate, dequantize, quantize_model, quantized_weights
+from keras_lowbit.layers.host import freeze_ranges
+
+try:
+    __version__ = version("keras_lowbit")
+except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = "0.0.0+unknown"
+
+__all__ = [
+    "calibrate",
+    "callbacks",
+    "dequantize",
+    "freeze_ranges",
+    "layers",
+    "quantize_model",
+    "quantized_weights",
+    "quantizers",
+    "recipes",
+    "schedules",
+]

@@ -1,0 +1,106 @@
+"""quantize_model: a whole Keras model in, a quantized copy and a report out."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit import quantizers, recipes
+from keras_lowbit.convert.graph import calls_of, functional_of
+from keras_lowbit.convert.report import ConversionReport
+from keras_lowbit.convert.rewrite import Choice, Rewriter
+from keras_lowbit.convert.roles import KINDS, stock_kind
+from keras_lowbit.recipes import Rule
+
+_SUBCLASSED = """{name!r} is a subclassed model ({kind}): Python code calls its layers, and that cannot be rewritten.
+Use the drop-in layers in its place, they take the stock arguments:
+    self.conv = keras_lowbit.layers.QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
+    self.out  = keras_lowbit.layers.QuantDense(10, kernel_quantizer="uniform")
+    self.act  = keras_lowbit.layers.QuantActivation("relu")
+or build the model with the Functional API."""
+
+
+def quantize_model(
+    model: keras.Model,
+    recipe: Any = "int8",
+    *,
+    skip: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[keras.Model, ConversionReport]:
+    """A quantized copy of a Functional or Sequential model, and a report that names every layer.
+
+    Weights are copied, the original is not touched. Kernels get the quantizers of the recipe's plan; 8-bit ranges
+    stand where the integer pipeline stores values (see `convert.ranges`) unless the recipe has none. Separable
+    convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Nested
+    models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they are.
+    The copy is not compiled. A layer that is not known stays float and is reported, it never stops the conversion.
+
+    model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
+    skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float.
+    overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
+    Returns (quantized model, `ConversionReport`).
+    Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, or for weights that
+    are not finite.
+    """
+    _check_model(model)
+    recipe = recipes.get(recipe)
+    graph = calls_of(model, inline=True)
+    paths = [(call.name, call.path) for call in graph.calls]
+    skip = [skip] if isinstance(skip, str) else list(skip)
+    rules = tuple(Rule(quantizers.get(value), layers=pattern) for pattern, value in (overrides or {}).items())
+    for pattern in [*skip, *(rule.layers for rule in rules)]:
+        _check_pattern(pattern, paths)
+    _check_finite(model)
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(graph))
+    rewriter = Rewriter(choice)
+    quantized = rewriter.rewrite(functional_of(model))
+    return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
+
+
+def _positions(graph: Any) -> dict[str, tuple[str, ...]]:
+    """Path -> ("first",), ("last",) or both, of the first and last weighted layer in running order."""
+    weighted = [call.path for call in graph.calls if stock_kind(call.operation) in KINDS]
+    if not weighted:
+        return {}
+    first, last = weighted[0], weighted[-1]
+    return {first: ("first", "last")} if first == last else {first: ("first",), last: ("last",)}
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        hint = ""
+        if type(model).__module__.startswith(("tf_keras", "keras.engine", "keras.src.engine")):
+            hint = " It is a tf_keras (Keras 2) model; rebuild it with Keras 3."
+        raise TypeError(
+            f"quantize_model needs a Keras 3 model, got {type(model).__module__}.{type(model).__name__}.{hint}"
+        )
+    try:
+        functional_of(model)
+    except TypeError as error:
+        raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
+
+
+def _check_pattern(pattern: str, paths: list[tuple[str, str]]) -> None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error
+    if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
+        near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
+        raise ValueError(
+            f"The pattern {pattern!r} matches no layer. It must match a whole name or path; the model has for example "
+            f"{near[:5]}. Write '.*{pattern}.*' to match a part."
+        )
+
+
+def _check_finite(model: keras.Model) -> None:
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            bad = int(np.size(value) - np.isfinite(value).sum())
+            raise ValueError(
+                f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}. Quantizing it would "
+                "hide that; load weights that are finite."
+            )

@@ -1,0 +1,105 @@
+"""calibrate: activation ranges from data, without training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit import data as klb_data
+from keras_lowbit.convert.observers import make_observer
+from keras_lowbit.layers.host import QuantizerHost, hosts
+from keras_lowbit.quantizers import ActivationRange
+
+METHODS = ("max", "percentile", "mse")
+
+
+def calibrate(
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    method: str = "max",
+    percentile: float = 99.99,
+    verbose: int | bool = 1,
+) -> dict[str, tuple[float, float]]:
+    """Set every activation range from data: weights quantized, activations float while it looks.
+
+    Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Runs in inference mode.
+
+    data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
+    batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
+    method: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
+    verbose: 1 shows a progress bar, 0 nothing.
+    Returns path of the range -> (minimum, maximum), in the units of the tensor.
+    Raises ValueError for a model without ranges, an unknown method, empty data, or NaN activations (naming the range).
+    """
+    if method not in METHODS:
+        raise ValueError(f"calibrate got method={method!r}; choose one of {', '.join(map(repr, METHODS))}.")
+    if not 50.0 < percentile <= 100.0:
+        raise ValueError(f"calibrate got percentile={percentile!r}; give one in (50, 100], usual is 99.99.")
+    ranges = activation_hosts(model)
+    if not ranges:
+        raise ValueError(
+            f"{model.name!r} has no activation ranges to calibrate. Quantize it with a recipe whose activations are not "
+            "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
+        )
+    observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
+    count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
+    found = {}
+    for path, host in ranges.items():
+        low, high = observers[path].range()
+        if low > high:
+            raise ValueError(f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer.")
+        for name, value in {"minimum": low, "maximum": high, "count": float(count)}.items():
+            host.state[name].assign(value)
+        found[path] = (low, high)
+    return found
+
+
+def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
+    """Path -> host of every activation range that data decides."""
+    return {
+        path: host
+        for path, host in hosts(model)
+        if isinstance(host.quantizer, ActivationRange) and not host.quantizer.fixed
+    }
+
+
+def _watch_batches(
+    model: keras.Model,
+    data: Any,
+    batch_size: int,
+    steps: int | None,
+    verbose: int | bool,
+    ranges: dict[str, QuantizerHost],
+    observers: dict[str, Any],
+) -> int:
+    total = klb_data.batch_count(data, batch_size, steps)
+    bar = keras.utils.Progbar(total, verbose=1 if verbose else 0, unit_name="batch")
+    count = 0
+    try:
+        for path, host in ranges.items():
+            host.watch = _watcher(path, observers[path])
+        for batch in klb_data.batches(data, batch_size, steps):
+            model(batch, training=False)
+            count += 1
+            bar.update(count, finalize=count == total)
+    finally:
+        for host in ranges.values():
+            host.watch = None
+    return count
+
+
+def _watcher(path: str, observer: Any) -> Callable[[Any], None]:
+    def watch(real: Any) -> None:
+        values = keras.ops.convert_to_numpy(keras.ops.cast(real, "float32"))
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"The activations at range {path!r} hold NaN or infinite values. Check the weights of the layers before "
+                "it and the scale of the inputs."
+            )
+        observer.see(values)
+
+    return watch

@@ -1,0 +1,48 @@
+"""A separable convolution is a depthwise and a pointwise one; the integer pipeline runs them as two layers."""
+
+from typing import Any
+
+from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D
+from keras_lowbit.quantizers import Quantizer
+
+
+def split_separable(
+    layer: Any, depthwise_name: str, depthwise: Quantizer, pointwise: dict[str, Any]
+) -> tuple[QuantDepthwiseConv2D, QuantConv2D]:
+    """Depthwise (no bias, linear, named `depthwise_name`) and pointwise (the layer's own name) copies, weights copied.
+
+    ``separable(x) = pointwise(depthwise(x))``, exactly while nothing is quantized.
+    pointwise: quantizers of the second layer, and a changed activation, as its constructor takes them.
+    """
+    config = layer.get_config()
+    common = {key: config[key] for key in ("data_format", "dtype", "trainable")}
+    first = QuantDepthwiseConv2D(
+        layer.kernel_size,
+        name=depthwise_name,
+        kernel_quantizer=depthwise,
+        use_bias=False,
+        depthwise_regularizer=layer.depthwise_regularizer,
+        depthwise_constraint=layer.depthwise_constraint,
+        **{key: config[key] for key in ("strides", "padding", "dilation_rate", "depth_multiplier")},
+        **common,
+    )
+    second = QuantConv2D(
+        layer.filters,
+        1,
+        name=layer.name,
+        kernel_regularizer=layer.pointwise_regularizer,
+        kernel_constraint=layer.pointwise_constraint,
+        bias_regularizer=layer.bias_regularizer,
+        bias_constraint=layer.bias_constraint,
+        use_bias=layer.use_bias,
+        **{"activation": layer.activation} | pointwise,
+        **common,
+    )
+    input_shape = layer.get_build_config()["input_shape"]
+    first.build(input_shape)
+    second.build(first.compute_output_shape(input_shape))
+    first.kernel.assign(layer.depthwise_kernel)
+    second.kernel.assign(layer.pointwise_kernel)
+    if layer.use_bias:
+        second.bias.assign(layer.bias)
+    return first, second

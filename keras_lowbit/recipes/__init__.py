@@ -1,0 +1,6 @@
+"""Recipes: named, printable bundles of a method, JSON both ways."""
+
+from keras_lowbit.recipes.catalog import get, names
+from keras_lowbit.recipes.plan import Recipe, Rule
+
+__all__ = ["Recipe", "Rule", "get", "names"]

@@ -1,0 +1,54 @@
+"""The recipes that come with the library, by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from keras_lowbit.recipes.plan import Recipe, Rule
+
+SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
+# VGG-9 and ResNet-56 on CIFAR in the official code; per stage, four stages.
+SQ_TRAINING = {
+    "optimizer": "SGD, momentum 0.9",
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "batch_size": 128,
+}
+
+
+def _sq(name: str, base: Any) -> Recipe:
+    rules = (Rule(Stochastic(base)),)
+    return Recipe(name, rules, ActivationRange(), {"ratio": "exponential"}, SQ_TRAINING, SQ_SOURCE)
+
+
+def _plain(name: str, kernel: Any, source: str) -> Recipe:
+    return Recipe(name, (Rule(kernel),), ActivationRange(), source=source)
+
+
+_CATALOG: dict[str, Callable[[], Recipe]] = {
+    "int8": lambda: _plain("int8", Uniform(8), "Jacob et al. 2018, arXiv:1712.05877"),
+    "sq-twn": lambda: _sq("sq-twn", Ternary()),
+    "sq-bwn": lambda: _sq("sq-bwn", Binary()),
+    "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
+    "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
+}
+
+
+def names() -> list[str]:
+    """The names `get` understands."""
+    return sorted(_CATALOG)
+
+
+def get(identifier: Any) -> Recipe:
+    """A recipe from its name, a dict as `Recipe.get_config` writes it, or a recipe itself."""
+    if isinstance(identifier, Recipe):
+        return identifier
+    if isinstance(identifier, Mapping):
+        return Recipe.from_config(identifier)
+    if isinstance(identifier, str):
+        if identifier not in _CATALOG:
+            raise ValueError(f"Unknown recipe {identifier!r}. Known recipes: {', '.join(names())}.")
+        return _CATALOG[identifier]()
+    raise TypeError(
+        f"A recipe is a name, a dict or a Recipe, got {type(identifier).__name__}. Known recipes: {', '.join(names())}."
+    )

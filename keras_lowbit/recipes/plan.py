@@ -1,0 +1,147 @@
+"""Recipe: an ordered plan "which layer gets which quantizer", with activations and schedule; plain data."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_lowbit import quantizers
+from keras_lowbit.quantizers import Quantizer
+
+FORMAT_VERSION = 1
+KINDS = ("conv1d", "conv2d", "depthwise", "transpose", "separable", "dense")
+POSITIONS = ("any", "first", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a plan: layers that match all conditions get `kernel`; None leaves them float.
+
+    layers: regular expression that must match the whole name or the whole path.   kinds: any of `KINDS`, empty
+    for all.   position: "first" or "last" weighted layer of the model, or "any".
+    """
+
+    kernel: Quantizer | None
+    layers: str = ".*"
+    kinds: tuple[str, ...] = ()
+    position: str = "any"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", quantizers.get(self.kernel))
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"Rule got layers={self.layers!r}, which is not a regular expression: {error}.") from error
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise ValueError(f"Rule got unknown kinds {unknown}; choose from {KINDS}.")
+        if self.position not in POSITIONS:
+            raise ValueError(f"Rule got position={self.position!r}; choose one of {POSITIONS}.")
+
+    def matches(self, name: str, path: str, kind: str, positions: tuple[str, ...]) -> bool:
+        """Whether the rule speaks of that layer. positions: "first", "last", both or none."""
+        if (self.kinds and kind not in self.kinds) or self.position not in ("any", *positions):
+            return False
+        return bool(re.fullmatch(self.layers, name) or re.fullmatch(self.layers, path))
+
+    def get_config(self) -> dict[str, Any]:
+        """A plain JSON dict."""
+        kernel = quantizers.serialize(self.kernel)
+        return {"layers": self.layers, "kinds": list(self.kinds), "position": self.position, "kernel": kernel}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method as data: printable, comparable, JSON both ways.
+
+    plan: rules, the first that matches a layer decides.   activations: quantizer of activation ranges, None for
+    float activations (the papers' SQ).   schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` or {}.
+    training: defaults of the source, for people.   source: paper and section.
+    """
+
+    name: str
+    plan: tuple[Rule, ...]
+    activations: Quantizer | None = None
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        rules = tuple(rule if isinstance(rule, Rule) else Rule(**rule) for rule in self.plan)
+        object.__setattr__(self, "plan", rules)
+        object.__setattr__(self, "activations", quantizers.get(self.activations))
+        unknown = sorted(set(self.schedule) - {"ratio"})
+        if unknown:
+            raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['ratio'].")
+
+    def kernel_quantizer(self, name: str, path: str, kind: str, positions: tuple[str, ...] = ()) -> Quantizer | None:
+        """The quantizer of one layer's kernel: that of the first matching rule, None if there is none."""
+        found = (rule.kernel for rule in self.plan if rule.matches(name, path, kind, positions))
+        return next(found, None)
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """A recipe with some fields changed: ``recipe.replace(activations=None)``."""
+        return dataclasses.replace(self, **changes)
+
+    def callbacks(self, epochs: int, **arguments: Any) -> list[keras.callbacks.Callback]:
+        """The callbacks `model.fit` needs for this recipe over `epochs` epochs; may be empty.
+
+        arguments go to the schedule's callback (`callbacks.RatioSchedule`).
+        """
+        from keras_lowbit import callbacks
+
+        if "ratio" not in self.schedule:
+            return []
+        return [callbacks.RatioSchedule(self.schedule["ratio"], epochs=epochs, **arguments)]
+
+    def get_config(self) -> dict[str, Any]:
+        """A plain JSON dict with its format version."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "plan": [rule.get_config() for rule in self.plan],
+            "activations": quantizers.serialize(self.activations),
+            "schedule": dict(self.schedule),
+            "training": dict(self.training),
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
+        """The recipe of a dict as `get_config` writes it."""
+        arguments = dict(config)
+        version = arguments.pop("format_version", None)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ValueError(
+                f"A recipe of format version {version!r} cannot be read; this keras_lowbit reads 1 to "
+                f"{FORMAT_VERSION}. Use the release that wrote it, or a newer one."
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(arguments) - known):
+            raise ValueError(f"A recipe has no field {unknown}; it has {sorted(known)}.")
+        return cls(**arguments)
+
+    def to_json(self) -> str:
+        """Indented JSON; `from_json` makes an equal recipe of it."""
+        return json.dumps(self.get_config(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """The recipe of a JSON text."""
+        try:
+            return cls.from_config(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Not a recipe: {error}. Expected the JSON that Recipe.to_json writes.") from error
+
+    def __str__(self) -> str:
+        lines = [f"Recipe {self.name!r} ({self.source})"]
+        for rule in self.plan:
+            where = f"layers {rule.layers!r}" + (f" of kind {', '.join(rule.kinds)}" if rule.kinds else "")
+            where += "" if rule.position == "any" else f", {rule.position} one"
+            lines.append(f"  {where}: {rule.kernel or 'float'}")
+        lines.append(f"  activations: {self.activations or 'float'}")
+        lines.append(f"  schedule: {dict(self.schedule) or 'none'}")
+        return "\n".join(lines)
