@@ -65,5 +65,7 @@ def quantized_count(ratio: Tensor, units: int) -> Tensor:
 
     The official SQ code keeps ``int((1 - r) m)`` float channels, which is the same number.
     """
-    slack = max(1e-3, 2e-7 * units)
-    return ops.clip(ops.ceil(ops.cast(ratio, "float32") * units - slack), 0.0, float(units))
+    ratio = ops.cast(ratio, "float32")
+    slack = min(max(1e-3, 2e-7 * units), 0.5)
+    count = ops.clip(ops.ceil(ratio * units - slack), 0.0, float(units))
+    return ops.where(ratio < 1.0, count, float(units))

@@ -36,11 +36,14 @@ def twn_threshold(weights: Tensor, axes: Axes, factor: float, centered: bool) ->
 
 
 def masked_mean_magnitude(weights: Tensor, support: Tensor, axes: Axes) -> Tensor:
-    """``alpha = mean of |w| over the support`` (0 where it is empty): the L2-optimal ternary scale."""
+    """``alpha = mean of |w| over the support``, 0 where it is empty: the L2-optimal ternary scale.
+
+    A NaN anywhere in the group makes alpha NaN: it must show, not become a filter of zeros.
+    """
     kept = ops.cast(support, weights.dtype)
     count = ops.sum(kept, axis=axes, keepdims=True)
     total = ops.sum(ops.abs(weights) * kept, axis=axes, keepdims=True)
-    return ops.where(count > 0, total / ops.maximum(count, 1.0), ops.zeros_like(total))
+    return total / ops.maximum(count, 1.0)
 
 
 def optimal_ternary_support(weights: Tensor, axes: Axes) -> Tensor:

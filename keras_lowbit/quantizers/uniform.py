@@ -44,9 +44,7 @@ class Uniform(Quantizer):
         require_choice("Uniform", "granularity", self.granularity, ("filter", "tensor"))
         require_choice("Uniform", "calibration", self.calibration, ("max", "percentile", "mse"))
         if not 0 < self.percentile <= 100:
-            raise ValueError(
-                f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99."
-            )
+            raise ValueError(f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99.")
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes in [-n, n] in the layout of `real`; scale with size 1 along the reduced axes."""
@@ -92,22 +90,16 @@ class ActivationRange(Quantizer):
     hold: bool = False
 
     def __post_init__(self) -> None:
-        require_bits(
-            "ActivationRange", self.bits, "For float activations use activations=None in the recipe."
-        )
+        require_bits("ActivationRange", self.bits, "For float activations use activations=None in the recipe.")
         if not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99."
-            )
+            raise ValueError(f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99.")
         if (self.minimum is None) != (self.maximum is None):
             raise ValueError(
                 f"ActivationRange got minimum={self.minimum}, maximum={self.maximum}. Give both for a fixed "
                 "range, neither for one that is learned from data."
             )
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
-            raise ValueError(
-                f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}."
-            )
+            raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
 
     @property
     def fixed(self) -> bool:
@@ -120,26 +112,33 @@ class ActivationRange(Quantizer):
         return {name: StateSpec() for name in names}
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
-        """The moving average after one more batch; unchanged where frozen."""
+        """The moving average after one more batch; unchanged where frozen.
+
+        A batch that is empty or holds a NaN or an infinity changes nothing: it would spoil the range for good.
+        """
         if self.fixed:
             return {}
         real = as_float32(real)
+        # A replica may get an empty last batch; min and max of nothing are an error unless they have a start.
+        batch_low = ops.min(real, initial=float("inf"))
+        batch_high = ops.max(real, initial=-float("inf"))
         keep = ops.where(state["count"] > 0, self.momentum, 0.0)
-        low = keep * state["minimum"] + (1.0 - keep) * ops.min(real)
-        high = keep * state["maximum"] + (1.0 - keep) * ops.max(real)
+        low = keep * state["minimum"] + (1.0 - keep) * batch_low
+        high = keep * state["maximum"] + (1.0 - keep) * batch_high
         if self.hold:
             started = state["count"] > 0
             low = ops.where(started, ops.minimum(low, state["minimum"]), low)
             high = ops.where(started, ops.maximum(high, state["maximum"]), high)
         new = {"minimum": low, "maximum": high, "count": state["count"] + 1.0}
-        return {key: ops.where(state["frozen"] > 0, state[key], value) for key, value in new.items()}
+        # Minimum and maximum may skip a NaN; the sum does not, and an overflow there only skips a batch.
+        usable = ops.logical_and(ops.isfinite(batch_high - batch_low), ops.isfinite(ops.sum(real)))
+        stays = ops.logical_or(state["frozen"] > 0, ops.logical_not(usable))
+        return {key: ops.where(stays, state[key], value) for key, value in new.items()}
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes of `real` with the scalar scale and zero point of the current range."""
         scale, zero_point = self.grid(state)
-        return Quantized(
-            grids.encode_affine(as_float32(real), scale, zero_point, self.bits), scale, zero_point
-        )
+        return Quantized(grids.encode_affine(as_float32(real), scale, zero_point, self.bits), scale, zero_point)
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale and zero point (scalars) of the current range."""
