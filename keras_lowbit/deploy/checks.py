@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_lowbit.deploy.graph import DTYPES, IntegerGraph, Node, Range, Tensor
+from keras_lowbit.deploy.limits import check_limits
 from keras_lowbit.deploy.shapes import infer_shape
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal numbers only
@@ -133,6 +134,7 @@ def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
     _check_grid(node, inputs, outputs[0], where)
     if rule.weighted:
         _check_weights(node, inputs[0], inputs[1], inputs[2], where)
+    check_limits(node, tensors)
 
 
 def _check_dtypes(node: Node, inputs: Sequence[Tensor], outputs: Sequence[Tensor], where: str) -> None:
