@@ -1,0 +1,367 @@
+"""Data in, model-ready batches out; and the CIFAR-10 file of the studies.
+
+`batches` is the one place where calibration, verification and distillation look at what a user hands them, so every
+front end accepts the same things and refuses the same mistakes in the same words.
+"""
+
+import itertools
+import lzma
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ACCEPTED = (
+    "a NumPy array, a dict or list of arrays (several inputs), a tf.data.Dataset, a keras.utils.PyDataset, "
+    "or a generator of batches (or a function that returns one)"
+)
+_FOLDER_VARIABLE = "KERAS_LOWBIT_DATA"
+_SPLITS = ("train", "test")
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterator[Any]:
+    """Yields the inputs of a model, batch by batch, without labels.
+
+    data: one of
+        an array `[n, ...]`, or anything that converts to one (tensors of any backend);
+        a dict of such arrays (inputs by name), or a list or tuple of them (several inputs, in order);
+        a tf.data.Dataset or a keras.utils.PyDataset that is already batched;
+        an iterator or other iterable of batches, or a function without arguments that returns any of these.
+        Elements of data sets and iterators may be `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as for
+        `model.fit`; only `x` is kept.
+    batch_size: samples in a batch when `data` is arrays (the last one may be smaller); the others keep their own.
+    steps: stop after this many batches; needed for a data set that never ends.
+    Yields NumPy arrays, or a dict or list of them, dtype unchanged.
+
+    Raises TypeError for data of another kind and for values that are no numbers, ValueError for empty data, arrays of
+    different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive integer.
+    """
+    _check_count("batch_size", batch_size)
+    if steps is not None:
+        _check_count("steps", steps)
+    return _checked(_raw_batches(data, batch_size, steps), data, steps)
+
+
+def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> int | None:
+    """How many batches `batches` will yield, for a progress bar; None when only running out of them will tell."""
+    if _is_tf_dataset(data):
+        cardinality = int(data.cardinality())
+        count = cardinality if cardinality >= 0 else None
+    elif _is_py_dataset(data):
+        count = data.num_batches
+    elif _is_structure(data) or _is_array(data):
+        count = -(-_sample_count(_as_arrays(data)) // batch_size)
+    else:
+        count = None
+    return count if steps is None else steps if count is None else min(steps, count)
+
+
+def _raw_batches(data, batch_size, steps):
+    """The batches as they come: chosen by the kind of `data`, nothing looked at yet."""
+    if callable(data) and not _is_py_dataset(data) and not _is_tf_dataset(data) and not _is_array(data):
+        data = data()
+    if _is_tf_dataset(data):
+        if steps is None and int(data.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
+            raise ValueError(f"{_describe(data)} never ends. Give steps=..., or leave out its .repeat().")
+        return map(_inputs_of, data)
+    if _is_py_dataset(data):
+        return map(_inputs_of, _py_dataset_batches(data, steps))
+    if _is_structure(data) or _is_array(data):
+        return _array_batches(_as_arrays(data), batch_size, data)
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        return map(_inputs_of, data)
+    raise TypeError(f"Cannot read batches from {_describe(data)}. Give {_ACCEPTED}.")
+
+
+def _checked(raw, data, steps):
+    count = 0
+    for index, batch in enumerate(itertools.islice(raw, steps)):
+        batch = _as_arrays(batch)
+        if _sample_count(batch) == 0:
+            continue
+        for name, array in _leaves(batch):
+            _check_numbers(array, f"batch {index}{name}")
+        count += 1
+        yield batch
+    if count == 0:
+        raise ValueError(
+            f"No data: {_describe(data)} gave no batch with a sample in it. Give at least one sample; a generator that "
+            "was already read to its end must be made anew (pass the function that makes it)."
+        )
+
+
+def _array_batches(arrays, batch_size, data):
+    total = _sample_count(arrays)
+    if total == 0:
+        raise ValueError(f"No data: {_describe(data)} holds no sample. Give at least one.")
+    return (_slice(arrays, start, start + batch_size) for start in range(0, total, batch_size))
+
+
+def _py_dataset_batches(data, steps):
+    count = data.num_batches
+    if count is None and steps is None:
+        raise ValueError(f"{_describe(data)} says num_batches=None: it never ends. Give steps=....")
+    return (data[index] for index in (range(count) if count is not None else itertools.count()))
+
+
+def _inputs_of(element):
+    """`x` of an element `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`: tuples mean that, lists are several inputs."""
+    if not isinstance(element, tuple):
+        return element
+    if 1 <= len(element) <= 3:
+        return element[0]
+    raise ValueError(
+        f"An element of the data is a tuple of {len(element)} parts. Give x, (x, y) or (x, y, sample_weight); "
+        "several inputs go into x as a dict or list: ([first, second], y)."
+    )
+
+
+# ------------------------------------------------------------------------------------- what kind of data is it
+
+
+def _is_tf_dataset(data) -> bool:
+    # Looked up, not imported: without TensorFlow loaded nobody can hold a tf.data.Dataset.
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(data, tensorflow.data.Dataset)
+
+
+def _is_py_dataset(data) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(data, keras.utils.PyDataset)
+
+
+def _is_array(data) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "dtype")
+
+
+def _is_structure(data) -> bool:
+    return isinstance(data, Mapping | list | tuple)
+
+
+def _describe(data) -> str:
+    """`data` in a few words, with its sizes, for error messages."""
+    if _is_array(data):
+        return f"{type(data).__name__} of shape {tuple(data.shape)} and dtype {data.dtype}"
+    if _is_structure(data):
+        return f"{type(data).__name__} of {len(data)} parts"
+    return f"{type(data).__name__} {str(data)[:80]!r}"
+
+
+# ------------------------------------------------------------------------------------------ arrays and structures
+
+
+def _as_arrays(data):
+    """NumPy arrays in the structure of `data`: one array, a dict of them or a list of them, of equal lengths."""
+    if isinstance(data, Mapping):
+        arrays: Any = {name: _as_array(part, f" input {name!r}") for name, part in data.items()}
+    elif isinstance(data, list | tuple):
+        arrays = [_as_array(part, f" input {index}") for index, part in enumerate(data)]
+    else:
+        arrays = _as_array(data, "")
+    lengths = {name: len(array) for name, array in _leaves(arrays)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"The inputs have different numbers of samples: {lengths}. Axis 0 of every input counts the same samples. "
+            "(A list or tuple of arrays means several inputs; for one input give one array: np.stack(images).)"
+        )
+    return arrays
+
+
+def _as_array(part, name):
+    if not _is_array(part):
+        raise TypeError(
+            f"Expected an array for the data{name}, got {_describe(part)}. Convert it first: np.asarray(...)."
+        )
+    array = np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
+    if array.ndim == 0:
+        raise ValueError(
+            f"The data{name} is a single number, {array}. Axis 0 counts samples: give shape [n, ...]."
+        )
+    return array
+
+
+def _leaves(arrays) -> list[tuple[str, np.ndarray]]:
+    """The arrays of a structure, each with words that name it in a message."""
+    if isinstance(arrays, dict):
+        return [(f", input {name!r}", array) for name, array in arrays.items()]
+    if isinstance(arrays, list):
+        return [(f", input {index}", array) for index, array in enumerate(arrays)]
+    return [("", arrays)]
+
+
+def _sample_count(arrays) -> int:
+    return min((len(array) for _, array in _leaves(arrays)), default=0)
+
+
+def _slice(arrays, start, stop):
+    if isinstance(arrays, dict):
+        return {name: array[start:stop] for name, array in arrays.items()}
+    if isinstance(arrays, list):
+        return [array[start:stop] for array in arrays]
+    return arrays[start:stop]
+
+
+def _check_numbers(array, where):
+    if array.dtype.kind not in "biufV":  # V: bfloat16 and the other types that NumPy itself does not know
+        raise TypeError(
+            f"The values of {where} are no numbers: dtype {array.dtype}, first value {array.reshape(-1)[0]!r}. "
+            "Give real numbers, for example images.astype('float32')."
+        )
+    if array.dtype.kind in "fV" and not np.all(finite := np.isfinite(array.astype(np.float32))):
+        first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"The values of {where} are not all finite: {int(np.sum(~finite))} of {array.size} are NaN or infinite, the "
+            f"first at index {first}. One such value would spoil every range it touches: remove or repair it."
+        )
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")
+
+
+# ------------------------------------------------------------------------------------------------- stored data
+
+
+def data_folder() -> Path:
+    """The folder with the data sets and pretrained networks of the studies.
+
+    It is `$KERAS_LOWBIT_DATA`; without that variable, `../shared/data` beside this repository or beside the current
+    folder. Raises FileNotFoundError, saying where it looked, when there is none.
+    """
+    named = os.environ.get(_FOLDER_VARIABLE)
+    if named:
+        candidates = [Path(named)]
+    else:
+        repository = Path(__file__).resolve().parent.parent
+        candidates = [base.parent / "shared" / "data" for base in (repository, Path.cwd())]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    looked = ", ".join(sorted({str(candidate) for candidate in candidates}))
+    raise FileNotFoundError(
+        f"No data folder: looked at {looked}. Set {_FOLDER_VARIABLE} to the folder that holds the data sets."
+    )
+
+
+Split = tuple[np.ndarray, np.ndarray]
+
+
+def load_cifar10(
+    folder: str | os.PathLike | None = None, cache: str | os.PathLike | None = None
+) -> tuple[Split, Split]:
+    """CIFAR-10 from `cifar10.npz` in `folder` (default `data_folder()`): `(x_train, y_train), (x_test, y_test)`.
+
+    x: uint8 RGB `[n, 32, 32, 3]`, y: uint8 classes 0..9, 50,000 and 10,000 of them, shuffled by the packer.
+    cache: file for an uncompressed copy (184 MB), written once and read from then on; decoding takes seconds.
+
+    A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+    """
+    if cache is not None and Path(cache).exists():
+        with np.load(cache) as stored:
+            train, test = ((stored[f"x_{split}"], stored[f"y_{split}"]) for split in _SPLITS)
+            return train, test
+    train, test = (load_cifar10_split(split, folder) for split in _SPLITS)
+    if cache is not None:
+        content = {"x_train": train[0], "y_train": train[1], "x_test": test[0], "y_test": test[1]}
+        _write_atomically(Path(cache), lambda stream: np.savez(stream, **content))
+    return train, test
+
+
+def load_cifar10_split(split: str, folder: str | os.PathLike | None = None) -> Split:
+    """One split of `load_cifar10`, "train" or "test", without decoding the other."""
+    if split not in _SPLITS:
+        raise ValueError(f"Unknown split {split!r} of CIFAR-10. Known: {', '.join(_SPLITS)}.")
+    path = Path(data_folder() if folder is None else folder) / "cifar10.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"No {path}. Set {_FOLDER_VARIABLE} to the folder that holds cifar10.npz.")
+    try:
+        with np.load(path) as packed:
+            labels = packed[f"y_{split}"]
+            streams = [packed[f"{split}_{plane}"].tobytes() for plane in ("g", "rg", "bg")]
+        residuals = [np.frombuffer(lzma.decompress(stream), np.uint8) for stream in streams]
+        images = unpack_images(*(plane.reshape(len(labels), 32, 32) for plane in residuals))
+    except (zipfile.BadZipFile, lzma.LZMAError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no packed CIFAR-10 ({error}). Copy it again from its source."
+        ) from error
+    return images, labels
+
+
+def unpack_images(green, red_minus_green, blue_minus_green, block: int = 500) -> np.ndarray:
+    """Undoes the lossless packing of RGB images: prediction residuals in, uint8 `[n, height, width, 3]` out.
+
+    Each argument: uint8 `[n, height, width]`, residuals modulo 256 of the green plane and of the planes red - green and
+    blue - green. A pixel is predicted from its west, north and northwest neighbours by the median edge detector of
+    JPEG-LS (ITU-T T.87, A.4.1); a neighbour outside the image counts as the other one, and the first pixel as 0.
+    block: images decoded together, so that the planes in work stay in the processor's cache.
+    """
+    count, height, width = green.shape
+    images = np.empty((count, height, width, 3), np.uint8)
+    for start in range(0, count, block):
+        chosen = slice(start, start + block)
+        plane_g = _integrate(green[chosen], base=None)
+        images[chosen, ..., 1] = _unskew(plane_g, width)
+        for channel, residual in ((0, red_minus_green), (2, blue_minus_green)):
+            difference = _integrate(residual[chosen], base=plane_g)
+            images[chosen, ..., channel] = _unskew(difference + plane_g, width)
+    return images
+
+
+def _integrate(residual, base):
+    """Prediction plus residual, one antidiagonal at a time: all its pixels depend on the two before it only.
+
+    residual: uint8 [n, height, width].   base: None, or the skewed plane whose sum with the result wraps at 256.
+    Returns int16 [height + width - 1, height, n], skewed: pixel (y, x) lies at [y + x, y].
+    """
+    count, height, width = residual.shape
+    plane = np.zeros((height + width - 1, height, count), np.int16)
+    residual = np.ascontiguousarray(residual.transpose(1, 2, 0)).astype(np.int16)  # [height, width, n]
+    for diagonal in range(height + width - 1):
+        rows = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
+        value = _predict(plane, diagonal, rows, width) + residual[rows, diagonal - rows]
+        if base is None:
+            plane[diagonal, rows] = value & 255
+        else:
+            under = base[diagonal, rows]
+            plane[diagonal, rows] = ((value + under) & 255) - under
+    return plane
+
+
+def _predict(plane, diagonal, rows, width):
+    """Median edge prediction of the pixels (y, diagonal - y), y in `rows`; int16 [rows, n]."""
+    if diagonal == 0:
+        return np.zeros_like(plane[0, :1])
+    west = plane[diagonal - 1, rows]
+    north = plane[diagonal - 1, rows - 1]
+    northwest = plane[diagonal - 2, rows - 1]
+    if rows[0] == 0:  # top row: no north, no northwest
+        north[0] = northwest[0] = west[0]
+    if rows[-1] == diagonal:  # first column: no west, no northwest
+        west[-1] = northwest[-1] = north[-1]
+    low, high = np.minimum(west, north), np.maximum(west, north)
+    return np.clip(west + north - northwest, low, high)
+
+
+def _unskew(plane, width):
+    """int16 [height + width - 1, height, n] with pixel (y, x) at [y + x, y] -> uint8 [n, height, width]."""
+    rows = np.arange(plane.shape[1])[:, None]
+    return plane[rows + np.arange(width), rows].astype(np.uint8).transpose(2, 0, 1)
+
+
+def _write_atomically(path: Path, write: Callable) -> None:
+    """Calls `write(stream)` for a file that appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as stream:
+            write(stream)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
