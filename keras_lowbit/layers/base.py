@@ -15,8 +15,10 @@ class QuantizedLayer(keras.layers.Layer):
     """Mixin in front of a stock Keras layer: adds `kernel_quantizer`, `bias_quantizer`, `output_quantizer`.
 
     Each is an object, a short name, a plain dict or None (float). Kernel and bias are read as float32
-    whatever the precision policy, quantized in float32, and only the result is cast. `output_quantizer` comes
-    after the activation. The stock layer's weights keep their places; quantizer state lives in sub-layers.
+    whatever the precision policy, quantized in float32, and only the result is cast. `output_quantizer`
+    stands where the integer operation ends: behind no activation, relu or relu6, which fuse with it, and before
+    any other (softmax, sigmoid, ...), which is an operation of its own. The stock layer's weights keep their places;
+    quantizer state lives in sub-layers.
     """
 
     #: Axes of the kernel that tell filters apart.
@@ -54,7 +56,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     @property
     def output_quantizer(self) -> quantizers.Quantizer | None:
-        """The quantizer of the output, after the activation, or None."""
+        """The quantizer of the integer operation's output (see the class), or None."""
         return self._quantizers["output"]
 
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,16 +80,32 @@ class QuantizedLayer(keras.layers.Layer):
         """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""
         return self._through(self.kernel_host, self.kernel, training)
 
-    def finish(self, outputs: Any, training: bool | None = None) -> Any:
-        """Bias, activation and output quantizer, in that order. outputs: [batch, ..., channels]."""
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """The operation with the quantized kernel alone, without bias: [batch, ..., channels]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define linear().")
+
+    @property
+    def activation_fuses(self) -> bool:
+        """Whether the activation (none, relu, relu6) is part of the integer operation."""
+        fused = (None, keras.activations.linear, keras.activations.relu, keras.activations.relu6)
+        return self.activation in fused
+
+    def integer_output(self, inputs: Any, training: bool | None = None) -> Any:
+        """What the integer pipeline stores: linear operation, bias, an activation that fuses, output quantizer."""
+        outputs = self.linear(inputs, training)
         if self.bias is not None:
             bias = self._through(self.bias_host, self.bias, training)
             if getattr(self, "data_format", "channels_last") == "channels_first":
                 bias = ops.reshape(bias, (1, -1) + (1,) * (len(outputs.shape) - 2))
             outputs = ops.add(outputs, bias)
-        if self.activation is not None:
+        if self.activation is not None and self.activation_fuses:
             outputs = self.activation(outputs)
         return self._through(self.output_host, outputs, training)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """``activation(linear(x, q(kernel)) + q(bias))``, with the output quantizer as the class says."""
+        outputs = self.integer_output(inputs, training)
+        return outputs if self.activation_fuses else self.activation(outputs)
 
     def _through(self, host: QuantizerHost | None, real: Any, training: bool | None) -> Any:
         if host is None:

@@ -17,16 +17,13 @@ class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``activation(conv(x, q(kernel)) + q(bias))``."""
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """``conv(x, q(kernel))``."""
         if self.padding == "causal":
             inputs = ops.pad(inputs, self._compute_causal_padding())
         kernel = self.quantized_kernel(training)
         padding = "valid" if self.padding == "causal" else self.padding
-        outputs = ops.conv(
-            inputs, kernel, list(self.strides), padding, self.data_format, list(self.dilation_rate)
-        )
-        return self.finish(outputs, training)
+        return ops.conv(inputs, kernel, list(self.strides), padding, self.data_format, list(self.dilation_rate))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -39,9 +36,9 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
     >>> layer = QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
     """
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``activation(conv(x, q(kernel)) + q(bias))``."""
-        return self.finish(self.convolution_op(inputs, self.quantized_kernel(training)), training)
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """``conv(x, q(kernel))``."""
+        return self.convolution_op(inputs, self.quantized_kernel(training))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -55,9 +52,9 @@ class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
 
     filter_axes = (2, 3)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``activation(depthwise_conv(x, q(kernel)) + q(bias))``."""
-        outputs = ops.depthwise_conv(
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """``depthwise_conv(x, q(kernel))``."""
+        return ops.depthwise_conv(
             inputs,
             self.quantized_kernel(training),
             strides=self.strides,
@@ -65,7 +62,6 @@ class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
             data_format=self.data_format,
             dilation_rate=self.dilation_rate,
         )
-        return self.finish(outputs, training)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -78,9 +74,9 @@ class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
 
     filter_axes = (2,)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``activation(conv_transpose(x, q(kernel)) + q(bias))``."""
-        outputs = ops.conv_transpose(
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """``conv_transpose(x, q(kernel))``."""
+        return ops.conv_transpose(
             inputs,
             self.quantized_kernel(training),
             strides=list(self.strides),
@@ -89,4 +85,3 @@ class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
-        return self.finish(outputs, training)

@@ -17,6 +17,6 @@ class QuantDense(QuantizedLayer, keras.layers.Dense):
     bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``activation(x @ q(kernel) + q(bias))``."""
-        return self.finish(ops.matmul(inputs, self.quantized_kernel(training)), training)
+    def linear(self, inputs: Any, training: bool | None = None) -> Any:
+        """``x @ q(kernel)``."""
+        return ops.matmul(inputs, self.quantized_kernel(training))
