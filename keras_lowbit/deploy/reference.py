@@ -22,7 +22,7 @@ from keras_lowbit.deploy.reference_softmax import softmax
 
 Kernel = Callable[[Call], Any]
 
-KERNELS: Mapping[str, Kernel] = {
+KERNELS: dict[str, Kernel] = {
     "conv2d": kernels.conv2d, "depthwise_conv2d": kernels.depthwise_conv2d,
     "transpose_conv": kernels.transpose_conv, "fully_connected": kernels.fully_connected,
     "max_pool2d": kernels.max_pool2d, "average_pool2d": kernels.average_pool2d, "mean": kernels.mean,
