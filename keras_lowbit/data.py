@@ -39,8 +39,8 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
     steps: stop after this many batches; needed for a data set that never ends.
     Yields NumPy arrays, or a dict or list of them, dtype unchanged.
 
-    Raises TypeError for data of another kind and for values that are no numbers, ValueError for empty data, arrays of
-    different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive integer.
+    Raises TypeError for data of another kind and for values that are no numbers; ValueError for empty data, arrays of
+    different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive int.
     """
     _check_count("batch_size", batch_size)
     if steps is not None:
@@ -111,7 +111,7 @@ def _py_dataset_batches(data, steps):
 
 
 def _inputs_of(element):
-    """`x` of an element `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`: tuples mean that, lists are several inputs."""
+    """`x` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`: tuples mean that, lists are several inputs."""
     if not isinstance(element, tuple):
         return element
     if 1 <= len(element) <= 3:
@@ -180,9 +180,7 @@ def _as_array(part, name):
         )
     array = np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
     if array.ndim == 0:
-        raise ValueError(
-            f"The data{name} is a single number, {array}. Axis 0 counts samples: give shape [n, ...]."
-        )
+        raise ValueError(f"The data{name} is a single number, {array}. Axis 0 counts samples: give shape [n, ...].")
     return array
 
 
@@ -213,11 +211,15 @@ def _check_numbers(array, where):
             f"The values of {where} are no numbers: dtype {array.dtype}, first value {array.reshape(-1)[0]!r}. "
             "Give real numbers, for example images.astype('float32')."
         )
-    if array.dtype.kind in "fV" and not np.all(finite := np.isfinite(array.astype(np.float32))):
+    if array.dtype.kind not in "fV":
+        return
+    with np.errstate(over="ignore"):  # float64 beyond float32 is infinite for the model, so it is here
+        finite = np.isfinite(array.astype(np.float32))
+    if not finite.all():
         first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
         raise ValueError(
-            f"The values of {where} are not all finite: {int(np.sum(~finite))} of {array.size} are NaN or infinite, the "
-            f"first at index {first}. One such value would spoil every range it touches: remove or repair it."
+            f"The values of {where} are not all finite: {int(np.sum(~finite))} of {array.size} are NaN or infinite, "
+            f"the first at index {first}. One such value spoils every range it touches: remove or repair it."
         )
 
 
@@ -269,7 +271,7 @@ def load_cifar10(
             return train, test
     train, test = (load_cifar10_split(split, folder) for split in _SPLITS)
     if cache is not None:
-        content = {"x_train": train[0], "y_train": train[1], "x_test": test[0], "y_test": test[1]}
+        content: dict[str, Any] = {"x_train": train[0], "y_train": train[1], "x_test": test[0], "y_test": test[1]}
         _write_atomically(Path(cache), lambda stream: np.savez(stream, **content))
     return train, test
 
@@ -286,7 +288,8 @@ def load_cifar10_split(split: str, folder: str | os.PathLike | None = None) -> S
             labels = packed[f"y_{split}"]
             streams = [packed[f"{split}_{plane}"].tobytes() for plane in ("g", "rg", "bg")]
         residuals = [np.frombuffer(lzma.decompress(stream), np.uint8) for stream in streams]
-        images = unpack_images(*(plane.reshape(len(labels), 32, 32) for plane in residuals))
+        green, red, blue = (plane.reshape(len(labels), 32, 32) for plane in residuals)
+        images = unpack_images(green, red, blue)
     except (zipfile.BadZipFile, lzma.LZMAError, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or no packed CIFAR-10 ({error}). Copy it again from its source."

@@ -93,7 +93,7 @@ def pretrained(folder: str | os.PathLike, depth: int = 20) -> keras.Model:
 def augment(images: np.ndarray, rng: np.random.Generator, margin: int = 4) -> np.ndarray:
     """One epoch of standard augmentation: a random crop of the zero-padded image, half of them mirrored.
 
-    images: `[n, height, width, 3]`; "zero" is the value 0 of the dtype, so give normalised images or accept black borders.
+    images: `[n, height, width, 3]`; the border is 0, black in images that are not normalised yet.
     Images that share an offset are copied together: 81 copies, not n.
     """
     count, height, width, _ = images.shape
@@ -139,5 +139,3 @@ class AugmentedImages(keras.utils.PyDataset):
         """Draws the crops, mirrors and order of the next epoch."""
         self.epoch += 1
         self._prepare()
-
-
