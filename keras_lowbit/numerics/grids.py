@@ -61,8 +61,9 @@ def affine_parameters(minimum: Tensor, maximum: Tensor, bits: int) -> tuple[Tens
     low, levels = -(2 ** (bits - 1)), 2**bits - 1
     minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, 0.0)
     width = maximum - minimum
-    scale = ops.where(width > 0, width, ops.ones_like(width)) / levels
-    # width / levels can underflow to 0 when the range is denormal.
+    # Not a division by a constant: compilers turn that into this multiplication, which may differ in the last bit.
+    scale = ops.where(width > 0, width, ops.ones_like(width)) * (1.0 / levels)
+    # The product can underflow to 0 when the range is denormal.
     scale = ops.maximum(scale, float(np.finfo(np.float32).tiny))
     zero_point = ops.clip(ops.round(low - minimum / scale), low, low + levels)
     return scale, zero_point

@@ -68,15 +68,17 @@ def optimal_ternary_support(weights: Tensor, axes: Axes) -> Tensor:
     return ops.transpose(support, inverse)
 
 
+# Compilers turn a division by a constant into a multiplication by its reciprocal, which may differ in the last
+# bit. Writing the multiplication gives the same scale in eager mode, in a graph and under XLA.
 def max_scale(weights: Tensor, axes: Axes, bits: int) -> Tensor:
     """``max |w| / (2^(bits-1) - 1)`` over `axes`, kept as size 1."""
-    return ops.max(ops.abs(weights), axis=axes, keepdims=True) / symmetric_limit(bits)
+    return ops.max(ops.abs(weights), axis=axes, keepdims=True) * (1.0 / symmetric_limit(bits))
 
 
 def percentile_scale(weights: Tensor, axes: Axes, bits: int, percentile: float) -> Tensor:
     """The scale whose limit is the given percentile (0..100) of |w|; larger weights saturate."""
     threshold = ops.quantile(ops.abs(weights), percentile / 100.0, axis=axes, keepdims=True)
-    return threshold / symmetric_limit(bits)
+    return threshold * (1.0 / symmetric_limit(bits))
 
 
 # 71 clip ratios from 0.30 to 1.00: finer steps changed the error by under 0.1 % on trained kernels.

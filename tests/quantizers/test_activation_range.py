@@ -1,0 +1,136 @@
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_lowbit.quantizers import ActivationRange
+
+RNG = np.random.default_rng(5)
+BITS = range(2, 9)
+
+
+def state(minimum=0.0, maximum=0.0, count=0.0, frozen=0.0):
+    values = {"minimum": minimum, "maximum": maximum, "count": count, "frozen": frozen}
+    return {name: ops.convert_to_tensor(np.float32(value)) for name, value in values.items()}
+
+
+def observe(quantizer, batches, start=None):
+    current = start or state()
+    for batch in batches:
+        current = {**current, **quantizer.observe(ops.convert_to_tensor(np.float32(batch)), current)}
+    return {name: float(value) for name, value in current.items()}
+
+
+def quantize(quantizer, real, current=None):
+    return ops.convert_to_numpy(quantizer(ops.convert_to_tensor(np.float32(real)), current, (), True))
+
+
+def test_values_pass_through_bit_for_bit_before_there_is_a_range():
+    real = RNG.normal(size=(4, 5)).astype("float32")
+    np.testing.assert_array_equal(quantize(ActivationRange(), real, state()), real)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("limits", [(-1.0, 2.0), (0.0, 6.0), (-3.0, 0.0), (2.0, 5.0), (-5.0, -2.0)])
+def test_codes_and_reals_are_the_oracles(bits, limits):
+    real = RNG.normal(size=200) * 4
+    quantizer, current = ActivationRange(bits), state(*limits, count=1)
+    quantized = quantizer.encode(np.float32(real), current)
+    scale, zero_point = float(quantized.scale), float(quantized.zero_point)
+    assert scale == pytest.approx(oracle.affine(*limits, bits)[0], rel=1e-6)
+    steps = real.astype(np.float32).astype(float) / scale
+    want = np.clip(np.round(steps) + zero_point, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    clear = np.abs(steps % 1 - 0.5) > 1e-4  # away from ties of float32
+    np.testing.assert_array_equal(ops.convert_to_numpy(quantized.codes)[clear], want[clear])
+    np.testing.assert_allclose(
+        quantize(quantizer, real, current)[clear], (scale * (want - zero_point))[clear], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_zero_is_exact_and_its_code_is_an_int8(bits):
+    for low, high in RNG.normal(size=(50, 2)) * 10:
+        quantizer, current = ActivationRange(bits), state(min(low, high), max(low, high), count=1)
+        quantized = quantizer.encode(np.float32([0.0]), current)
+        assert -(2 ** (bits - 1)) <= float(quantized.zero_point) <= 2 ** (bits - 1) - 1
+        np.testing.assert_array_equal(quantized.codes, [quantized.zero_point])
+        np.testing.assert_array_equal(quantize(quantizer, [0.0, -0.0], current), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("limits", [(0.0, 0.0), (1e-45, 1e-45), (0.0, 1e-42), (-1e30, 1e30), (0.0, 3e38)])
+def test_degenerate_ranges_stay_finite(limits):
+    real = np.float32([-1e30, -1, 0, 1e-30, 1, 1e30])
+    on_grid = quantize(ActivationRange(), real, state(*limits, count=1))
+    assert np.isfinite(on_grid).all()
+    assert on_grid[2] == 0
+
+
+def test_average_starts_from_the_first_batch():
+    batches = [[-1.0, 3.0], [-2.0, 5.0], [0.5, 1.0]]
+    got = observe(ActivationRange(momentum=0.9), batches)
+    low, high = -1.0, 3.0
+    for batch in batches[1:]:
+        low, high = 0.9 * low + 0.1 * min(batch), 0.9 * high + 0.1 * max(batch)
+    assert got["minimum"] == pytest.approx(low, rel=1e-6)
+    assert got["maximum"] == pytest.approx(high, rel=1e-6)
+    assert got["count"] == 3
+
+
+def test_hold_only_widens():
+    got = observe(ActivationRange(momentum=0.5, hold=True), [[-1, 3], [-0.5, 5], [-9, 0]])
+    assert got["minimum"] == -5.0
+    assert got["maximum"] == 4.0
+    narrower = observe(ActivationRange(momentum=0.5), [[-1, 3], [-0.5, 5], [-9, 0]])
+    assert narrower["maximum"] == 2.0
+
+
+def test_frozen_ranges_do_not_move():
+    start = state(-1, 2, count=5, frozen=1)
+    assert observe(ActivationRange(), [[-100, 100]], start) == {"minimum": -1, "maximum": 2, "count": 5, "frozen": 1}
+
+
+@pytest.mark.parametrize("batch", [[], [np.nan, 1.0], [1.0, np.nan], [np.inf, 0.0], [-np.inf]], ids=repr)
+def test_empty_and_non_finite_batches_change_nothing(batch):
+    start = state(-1, 2, count=5)
+    assert observe(ActivationRange(), [batch], start) == {"minimum": -1, "maximum": 2, "count": 5, "frozen": 0}
+    assert observe(ActivationRange(), [batch])["count"] == 0
+
+
+def test_a_nan_value_stays_nan():
+    on_grid = quantize(ActivationRange(), [0.5, np.nan], state(-1, 1, count=1))
+    np.testing.assert_array_equal(np.isnan(on_grid), [False, True])
+
+
+def test_fixed_range_needs_no_state_and_observes_nothing():
+    quantizer = ActivationRange(minimum=0.0, maximum=6.0)
+    assert quantizer.observe(np.float32([9.0]), {}) == {}
+    on_grid = quantize(quantizer, [-3.0, 0.0, 2.0, 9.0], None)
+    step = 6.0 / 255
+    np.testing.assert_allclose(on_grid, [0, 0, np.round(2 / step) * step, 6.0], rtol=1e-6)
+
+
+def gradient(quantizer, real, upstream, current):
+    real = tf.constant(np.float32(real))
+    with tf.GradientTape() as tape:
+        tape.watch(real)
+        on_grid = quantizer(real, current, (), True)
+    return tape.gradient(on_grid, real, output_gradients=tf.constant(upstream)).numpy()
+
+
+@pytest.mark.parametrize("quantizer", [ActivationRange(minimum=-1.0, maximum=2.0), ActivationRange()])
+def test_gradient_passes_inside_the_grid_on_its_ends_and_not_outside(quantizer):
+    current = None if quantizer.fixed else state(-1, 2, count=1)
+    quantized = quantizer.encode(np.float32([-1e9, 1e9]), current or {})
+    low, high = ops.convert_to_numpy(quantized.real)
+    real = np.float32(
+        [-9, np.nextafter(low, np.float32(-9)), low, -0.3, 0, 1, high, np.nextafter(high, np.float32(9)), 9]
+    )
+    upstream = RNG.normal(size=real.shape).astype("float32")
+    passes = np.array([0, 0, 1, 1, 1, 1, 1, 0, 0], bool)
+    np.testing.assert_array_equal(gradient(quantizer, real, upstream, current), np.where(passes, upstream, 0))
+
+
+def test_gradient_passes_everywhere_before_there_is_a_range():
+    real, upstream = RNG.normal(size=(2, 20)).astype("float32") * 100
+    np.testing.assert_array_equal(gradient(ActivationRange(), real, upstream, state()), upstream)
