@@ -1,0 +1,172 @@
+"""Rules about the sources of a package, checked by reading them: nothing of it is imported.
+
+Each check returns a list of violations, "file:line: what is wrong"; the tests hold that it is empty for keras_lowbit,
+and that it is not for toy packages that break the rule.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+# Data flows to the right and nothing imports from its right.
+ORDER = (
+    *("numerics", "quantizers", "schedules", "data", "layers", "callbacks", "distill", "recipes"),
+    *("convert", "tfmot", "ops", "deploy", "bench", "plot", "cli"),
+)
+KERAS_ONLY = ("numerics", "quantizers", "schedules", "layers")
+TENSORFLOW = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "ai_edge_litert")
+TEST_FRAMEWORKS = ("pytest", "unittest", "hypothesis", "doctest", "_pytest")
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 400
+
+
+def sources(package: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """Every Python file of a package with its syntax tree, in a fixed order."""
+    for path in sorted(package.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree: ast.Module, package: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything a file imports, at its top or inside functions.
+
+    `from a import b` gives "a.b", relative imports are resolved against `path` (relative to the package's folder).
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            here = [package, *path.with_suffix("").parts]
+            base = here[: len(here) - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            argument = node.args[0] if node.args else None
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
+
+
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def _section(path: Path) -> str:
+    """The module or package directly under the root that a file belongs to; "" for the root's own __init__."""
+    first = path.parts[0]
+    return "" if first in ("__init__.py", "__main__.py") else first.removesuffix(".py")
+
+
+def _all_imports(package: Path) -> Iterator[tuple[str, str, str]]:
+    """(section, "file:line", full name) of every import in a package."""
+    for path, tree in sources(package):
+        relative = path.relative_to(package)
+        for line, name in imports(tree, package.name, relative):
+            yield _section(relative), f"{relative.as_posix()}:{line}", name
+
+
+def order_violations(package: Path, order=ORDER) -> list[str]:
+    """Imports from the right of `order`, and sections that `order` does not know. The root's __init__ is free."""
+    found = []
+    for section, where, name in _all_imports(package):
+        parts = name.split(".")
+        if section == "" or parts[0] != package.name:
+            continue
+        if len(parts) < 2 or parts[1] not in order:
+            found.append(f"{where}: imports {name}, which is no section of {' < '.join(order)}")
+        elif section in order and order.index(parts[1]) > order.index(section):
+            found.append(f"{where}: {section} imports {name}, which comes later in the order")
+    known = {*order, ""}
+    stray = sorted({_section(path.relative_to(package)) for path, _ in sources(package)} - known)
+    return found + [f"{name}: is no section of {' < '.join(order)}" for name in stray]
+
+
+def framework_violations(package: Path, sections=KERAS_ONLY) -> list[str]:
+    """TensorFlow imports in the sections that must train on every Keras backend, and test frameworks anywhere."""
+    found = []
+    for section, where, name in _all_imports(package):
+        root = name.split(".")[0]
+        if root in TENSORFLOW and section in sections:
+            found.append(f"{where}: {section} imports {name}; use keras.ops and keras.random")
+        if root in TEST_FRAMEWORKS:
+            found.append(f"{where}: imports the test framework {name}")
+    return found
+
+
+def tf_keras_violations(package: Path) -> list[str]:
+    """`tf.keras` in any spelling: importing TFMOT changes what it means for the whole process."""
+    found = [
+        f"{where}: imports {name}"
+        for _, where, name in _all_imports(package)
+        if name.startswith(("tensorflow.keras", "tensorflow.python.keras"))
+    ]
+    for path, tree in sources(package):
+        names = {"tf", "tensorflow"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.asname for alias in node.names if alias.name == "tensorflow" and alias.asname}
+            if isinstance(node, ast.Attribute) and node.attr == "keras" and getattr(node.value, "id", "") in names:
+                found.append(f"{path.relative_to(package).as_posix()}:{node.lineno}: uses tf.keras; use keras")
+    return found
+
+
+def private_imports(package: Path) -> set[str]:
+    """ "file name" of every import and use of the private parts of Keras and TensorFlow."""
+    found = {
+        f"{where.rpartition(':')[0]} {name}"
+        for _, where, name in _all_imports(package)
+        if name.startswith(("keras.src", "tensorflow.python"))
+    }
+    for path, tree in sources(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("keras.src", "tf.python"):
+                found.add(f"{path.relative_to(package).as_posix()} {ast.unparse(node)}")
+    return found
+
+
+def docstring_violations(package: Path) -> list[str]:
+    """Files, public classes, public functions and public methods without a docstring."""
+    found = []
+    for path, tree in sources(package):
+        relative = path.relative_to(package).as_posix()
+        if tree.body and ast.get_docstring(tree) is None:
+            found.append(f"{relative}:1: no docstring")
+        for name, node in _public(tree, ""):
+            if ast.get_docstring(node) is None:
+                found.append(f"{relative}:{node.lineno}: {name} has no docstring")
+    return found
+
+
+def _public(node, prefix) -> Iterator[tuple[str, ast.AST]]:
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and child.name[0] != "_":
+            if not _is_overload(child):
+                yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from _public(child, f"{prefix}{child.name}.")
+
+
+def _is_overload(node) -> bool:
+    names = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
+    return bool(names & {"overload", "setter"})
+
+
+def size_violations(package: Path, function_lines=MAX_FUNCTION_LINES, file_lines=MAX_FILE_LINES) -> list[str]:
+    """Functions and files that are too long; a docstring does not count as length of its function."""
+    found = []
+    for path, tree in sources(package):
+        relative = path.relative_to(package).as_posix()
+        total = len(path.read_text(encoding="utf-8").splitlines())
+        if total > file_lines:
+            found.append(f"{relative}: {total} lines, at most {file_lines}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1 - _docstring_lines(node)
+                if length > function_lines:
+                    found.append(f"{relative}:{node.lineno}: {node.name} has {length} lines, at most {function_lines}")
+    return found
+
+
+def _docstring_lines(node) -> int:
+    if ast.get_docstring(node) is None:
+        return 0
+    first = node.body[0]
+    return first.end_lineno - first.lineno + 1

@@ -1,0 +1,175 @@
+"""The order of architecture, and the other rules that a reader of the sources relies on."""
+
+from pathlib import Path
+
+import pytest
+import structure
+
+PACKAGE = Path(__file__).resolve().parent.parent / "keras_lowbit"
+
+# Private parts of Keras or TensorFlow that are in use, "file name". This list must not grow: what is private may change
+# in any release. Shorten it whenever a public way appears.
+KNOWN_PRIVATE: set[str] = set()
+
+
+def test_imports_follow_the_order():
+    assert structure.order_violations(PACKAGE) == []
+
+
+def test_no_tensorflow_where_every_backend_must_train_and_no_test_framework_anywhere():
+    assert structure.framework_violations(PACKAGE) == []
+
+
+def test_nothing_uses_tf_keras():
+    assert structure.tf_keras_violations(PACKAGE) == []
+
+
+def test_private_framework_parts_do_not_spread():
+    assert structure.private_imports(PACKAGE) - KNOWN_PRIVATE == set()
+
+
+def test_list_of_private_parts_is_no_longer_than_needed():
+    assert KNOWN_PRIVATE - structure.private_imports(PACKAGE) == set()
+
+
+def test_public_things_have_docstrings():
+    assert structure.docstring_violations(PACKAGE) == []
+
+
+def test_functions_and_files_stay_readable():
+    assert structure.size_violations(PACKAGE) == []
+
+
+def test_there_are_sources_to_check():
+    assert len(list(structure.sources(PACKAGE))) > 10
+
+
+# ---------------------------------------------------------------- the checks themselves, on a package that breaks them
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Returns a function that writes files of a package `toy`, path -> source, and gives its folder."""
+
+    def write(files):
+        package = tmp_path / "toy"
+        for name, source in files.items():
+            path = package / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return package
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import toy.deploy",
+        "import toy.deploy.graph as g",
+        "from toy import deploy",
+        "from toy.deploy.graph import Node",
+        "from .. import deploy",
+        "from ..deploy import graph",
+        "def late():\n    from toy.deploy import graph",
+        "if TYPE_CHECKING:\n    from toy.deploy import graph",
+        "import importlib\nimportlib.import_module('toy.deploy')",
+    ],
+)
+def test_import_from_the_right_is_found(toy, source):
+    found = structure.order_violations(toy({"layers/conv": source}))
+    assert len(found) == 1
+    assert found[0].startswith("layers/conv.py:")
+    assert "later in the order" in found[0]
+
+
+def test_import_from_the_left_and_from_the_same_section_is_fine(toy):
+    package = toy(
+        {
+            "__init__": "",
+            "deploy/lower": "import toy.layers\nfrom . import graph\nfrom .graph import Node",
+            "deploy/__init__": "from .lower import lower\nfrom ..layers import conv",
+            "schedules": "from toy.numerics import grids",
+        }
+    )
+    assert structure.order_violations(package) == []
+
+
+def test_relative_import_in_a_package_init_is_resolved_against_that_package(toy):
+    found = structure.order_violations(toy({"layers/__init__": "from ..deploy import graph"}))
+    assert len(found) == 1
+
+
+def test_section_that_the_order_does_not_know_is_found(toy):
+    assert structure.order_violations(toy({"helpers": ""})) == [
+        "helpers: is no section of " + " < ".join(structure.ORDER),
+    ]
+    assert len(structure.order_violations(toy({"helpers": "", "layers/conv": "from toy.helpers import x"}))) == 2
+
+
+@pytest.mark.parametrize("section", structure.KERAS_ONLY)
+@pytest.mark.parametrize(
+    "source", ["import tensorflow as tf", "def f():\n    from tensorflow import math", "import tf_keras"]
+)
+def test_tensorflow_in_a_backend_neutral_section_is_found(toy, section, source):
+    assert len(structure.framework_violations(toy({section: source}))) == 1
+
+
+def test_tensorflow_elsewhere_is_fine(toy):
+    assert structure.framework_violations(toy({"deploy/files": "import tensorflow as tf\nimport ai_edge_litert"})) == []
+
+
+@pytest.mark.parametrize("source", ["import pytest", "import unittest.mock", "from hypothesis import given"])
+def test_test_framework_in_the_package_is_found(toy, source):
+    assert len(structure.framework_violations(toy({"deploy": source}))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tensorflow as tf\ntf.keras.layers.Dense(1)",
+        "import tensorflow as flow\nflow.keras",
+        "import tensorflow\ntensorflow.keras.Model",
+        "from tensorflow import keras",
+        "from tensorflow.keras import layers",
+        "import tensorflow.keras",
+    ],
+)
+def test_tf_keras_is_found_in_every_spelling(toy, source):
+    assert structure.tf_keras_violations(toy({"deploy": source}))
+
+
+def test_plain_keras_is_fine(toy):
+    assert structure.tf_keras_violations(toy({"deploy": "import keras\nkeras.layers.Dense(1)\nself.keras"})) == []
+
+
+def test_private_keras_is_found(toy):
+    package = toy({"layers/a": "from keras.src.layers import Dense", "layers/b": "import keras\nkeras.src.backend.x"})
+    found = {"layers/a.py keras.src.layers.Dense", "layers/b.py keras.src"}
+    assert structure.private_imports(package) == found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = 1",
+        '"""Doc."""\ndef f(): pass',
+        '"""Doc."""\nclass A: pass',
+        '"""Doc."""\nclass A:\n  "Doc."\n  def f(self): pass',
+    ],
+)
+def test_missing_docstring_is_found(toy, source):
+    assert len(structure.docstring_violations(toy({"data": source}))) == 1
+
+
+def test_private_things_need_no_docstring(toy):
+    source = '"""Doc."""\ndef _f(): pass\nclass _A:\n  def f(self): pass\nclass B:\n  "Doc."\n  def __len__(self): pass'
+    assert structure.docstring_violations(toy({"data": source})) == []
+
+
+def test_long_functions_and_files_are_found(toy):
+    body = "    x = 1\n"
+    assert len(structure.size_violations(toy({"data": "def f():\n" + body * 60}))) == 1
+    assert structure.size_violations(toy({"data": "def f():\n" + body * 59})) == []
+    assert structure.size_violations(toy({"data": 'def f():\n    """\n' + "\n" * 30 + '    """\n' + body * 59})) == []
+    assert len(structure.size_violations(toy({"data": "x = 1\n" * 401}))) == 1
