@@ -23,7 +23,8 @@ _Q2_48_17, _Q2_MINUS_32_17, _Q2_ONE = 1515870810, -1010580540, 1 << 29
 def softmax(call: Call) -> NDArray[np.int8]:
     """`exp(x - max) / sum(exp(x - max))` on the last axis; output scale 1/256, zero point -128.
 
-    ValueError if the input scale is 2**-26 or less: LiteRT stops the process there.
+    ValueError if the input scale is 2**-26 or less: LiteRT ends the process there. It also does where the sum of
+    the exponentials reaches 512 (513 equal logits do); this function goes on with the same arithmetic.
     """
     scale = np.float64(scale_of(call.inputs[0]))
     real = min(scale * 2.0 ** (31 - _INPUT_BITS), 2.0**31 - 1)
@@ -37,9 +38,9 @@ def softmax(call: Call) -> NDArray[np.int8]:
     scaled = fp.multiply_by_quantized_multiplier(np.where(counted, difference, 0), factor)
     exponential = exp_of_negative(scaled)
     terms = np.where(counted, fp.rounding_divide_by_power_of_two(exponential, _SUM_BITS), 0)
-    reciprocal, exponent = _reciprocal(fp.wrap(terms.sum(axis=-1, keepdims=True)))
+    reciprocal, exponent = _reciprocal(terms.sum(axis=-1, keepdims=True))
     share = fp.saturating_rounding_doubling_high_mul(reciprocal, exponential)
-    share = fp.rounding_divide_by_power_of_two(share, exponent + 31 - 8)
+    share = fp.rounding_divide_by_power_of_two(share, exponent + 31 - 8, bits=63)
     return np.clip(np.where(counted, share - 128, fp.QMIN), fp.QMIN, fp.QMAX).astype(np.int8)
 
 
@@ -68,9 +69,10 @@ def _exp_of_last_quarter(a: fp.Ints) -> fp.Ints:
 
 
 def _reciprocal(total: fp.Ints) -> tuple[fp.Ints, fp.Ints]:
-    """(r, e) with `1 / total = r * 2**-e`, r in Q0.31; total > 0 in Q12.19."""
+    """(r, e) with `1 / total = r * 2**-e`, r in Q0.31; total > 0 with 19 fraction bits."""
     headroom = 32 - np.frexp(total)[1].astype(np.int64)      # leading zero bits of an int32
-    return one_over_one_plus(fp.wrap((total << headroom) - 2**31)), _SUM_BITS - headroom
+    leading = (total << np.maximum(headroom, 0)) >> np.maximum(-headroom, 0)
+    return one_over_one_plus(leading - 2**31), _SUM_BITS - headroom
 
 
 def one_over_one_plus(x: fp.Ints) -> fp.Ints:
