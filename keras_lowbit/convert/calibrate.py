@@ -51,7 +51,9 @@ def calibrate(
     for path, host in ranges.items():
         low, high = observers[path].range()
         if low > high:
-            raise ValueError(f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer.")
+            raise ValueError(
+                f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
+            )
         for name, value in {"minimum": low, "maximum": high, "count": float(count)}.items():
             host.state[name].assign(value)
         found[path] = (low, high)

@@ -141,9 +141,8 @@ def role_of(call: Call) -> Role:
         return _ACTIVATIONS.get(activation_name(operation), Role.ISLAND)
     if kind == "ReLU":
         return _relu_role(operation)
-    if kind in ("UpSampling2D", "UpSampling1D"):
-        nearest = getattr(operation, "interpolation", "nearest") == "nearest"
-        return Role.KEEP if nearest else Role.COMPUTE
+    if kind == "UpSampling2D":
+        return Role.KEEP if operation.interpolation in ("nearest", "bilinear") else Role.ISLAND
     if kind == "Pad":
         return Role.KEEP if operation.mode == "constant" and not any(_constants(call)) else Role.ISLAND
     if len(call.outputs) > 1:

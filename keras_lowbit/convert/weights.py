@@ -24,7 +24,9 @@ def quantized_weights(model: keras.Model) -> dict[str, Quantized]:
     """
     found = {path: kernel_codes(layer) for path, layer in quantized_layers(model).items()}
     if not found:
-        raise ValueError(f"{model.name!r} has no quantized layer. Quantize it first: keras_lowbit.quantize_model(model).")
+        raise ValueError(
+            f"{model.name!r} has no quantized layer. Quantize it first: keras_lowbit.quantize_model(model)."
+        )
     return found
 
 

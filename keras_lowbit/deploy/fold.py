@@ -1,0 +1,123 @@
+"""From a layer's codes and the per-channel affine that follows to int8 codes, scales and int32 biases.
+
+``y = factor * (scale * (codes . x) + bias) + offset``  becomes  ``scale' = |factor| * scale``, ``codes' = sign(factor) * codes``
+and ``bias' = factor * bias + offset``: ternary and power-of-two codes stay on their grid.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.graph import Range
+
+INT32_LIMIT = 2**31 - 1
+# A channel whose weights move the output by less than this share of a step, whatever the input, is a constant.
+NEGLIGIBLE_STEPS = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """``factor * x + offset`` for each channel, float64 arrays [channels]."""
+
+    factor: np.ndarray
+    offset: np.ndarray
+
+    def then(self, after: "Affine") -> "Affine":
+        """This affine followed by another."""
+        return Affine(after.factor * self.factor, after.factor * self.offset + after.offset)
+
+
+def identity(channels: int) -> Affine:
+    """``1 * x + 0``."""
+    return Affine(np.ones(channels), np.zeros(channels))
+
+
+def batch_norm_affine(layer: Any) -> Affine:
+    """``gamma / sqrt(var + eps)`` and ``beta - mean * factor`` from the moving statistics of a batch norm."""
+    mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
+    gamma = _array(layer.gamma) if layer.scale else np.ones_like(mean)
+    beta = _array(layer.beta) if layer.center else np.zeros_like(mean)
+    factor = gamma / np.sqrt(variance + layer.epsilon)
+    return Affine(factor, beta - mean * factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """What an integer op with weights needs. flushed: channels whose negligible weights became zero codes."""
+
+    codes: np.ndarray  # int8, the kernel's layout
+    scales: np.ndarray  # float32 [channels], all positive
+    bias: np.ndarray  # int32 [channels]
+    signs: np.ndarray  # int8 [channels], -1 where the codes were flipped
+    flushed: tuple[int, ...] = ()
+
+
+def fold(
+    codes: np.ndarray,
+    scale: np.ndarray,
+    filter_axes: tuple[int, ...],
+    affine: Affine,
+    source: Range,
+    out: Range,
+    name: str,
+) -> Folded:
+    """Codes, scales and biases of one layer. affine: layer bias and everything after it, up to the range `out`.
+
+    Raises ValueError where a bias does not fit int32 and the channel's weights are not negligible.
+    """
+    scales = channel_scales(codes, scale, filter_axes, name)
+    signs = np.where(affine.factor < 0, -1, 1).astype(np.int8)
+    codes = (codes * _along(signs, codes.ndim, codes.shape, filter_axes)).astype(np.int8)
+    with np.errstate(under="ignore"):
+        folded = (np.abs(affine.factor) * scales).astype(np.float32)
+    axes = tuple(axis for axis in range(codes.ndim) if axis not in _positive(filter_axes, codes.ndim))
+    reach = 255.0 * np.abs(codes.astype(np.int64)).sum(axis=axes).reshape(-1) * folded * source.scale / out.scale
+    bias = _biases(affine.offset, source, folded)
+    overflow = np.abs(bias) > INT32_LIMIT
+    dead = (folded * np.float32(source.scale) <= np.finfo(np.float32).tiny) | (overflow & (reach < NEGLIGIBLE_STEPS))
+    if (overflow & ~dead).any():
+        channel = int(np.argmax(overflow & ~dead))
+        raise ValueError(
+            f"The bias of channel {channel} of {name!r} is {affine.offset[channel]:.6g}, which at step "
+            f"{source.scale * folded[channel]:.3g} (input scale {source.scale:.3g} times weight scale "
+            f"{folded[channel]:.3g}) is {bias[channel]:.3g} and does not fit int32. Train or quantize that layer with "
+            "larger weight scales, or list it under skip= in quantize_model."
+        )
+    folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
+    codes = np.where(_along(dead, codes.ndim, codes.shape, filter_axes), 0, codes).astype(np.int8)
+    flushed = tuple(int(c) for c in np.flatnonzero(dead & (reach > 0)))
+    return Folded(codes, folded, _biases(affine.offset, source, folded).astype(np.int32), signs, flushed)
+
+
+def channel_scales(codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...], name: str) -> np.ndarray:
+    """One scale for each output channel from a scale that broadcasts against the codes."""
+    keep = _positive(filter_axes, codes.ndim)
+    shape = [codes.shape[axis] if axis in keep else 1 for axis in range(codes.ndim)]
+    if np.ndim(scale) and any(have not in (1, want) for have, want in zip(np.shape(scale), shape, strict=True)):
+        raise ValueError(
+            f"The weights of {name!r} have scales of shape {np.shape(scale)}: several for one output channel. LiteRT "
+            "holds one; use a quantizer whose scales are per filter or per layer."
+        )
+    return np.broadcast_to(np.asarray(scale, np.float32), shape).reshape(-1)
+
+
+def _biases(offset: np.ndarray, source: Range, scales: np.ndarray) -> np.ndarray:
+    steps = (np.float32(source.scale) * scales).astype(np.float32).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.nan_to_num(np.round(offset / steps), nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+def _along(values: np.ndarray, rank: int, shape: tuple[int, ...], filter_axes: tuple[int, ...]) -> np.ndarray:
+    keep = _positive(filter_axes, rank)
+    return values.reshape([shape[axis] if axis in keep else 1 for axis in range(rank)])
+
+
+def _positive(axes: tuple[int, ...], rank: int) -> set[int]:
+    return {axis % rank for axis in axes}
+
+
+def _array(variable: Any) -> np.ndarray:
+    import keras
+
+    return keras.ops.convert_to_numpy(variable).astype(np.float64)

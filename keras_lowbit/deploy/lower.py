@@ -1,0 +1,196 @@
+"""lower: a trained quantized Keras model becomes an IntegerGraph.
+
+The model's calls are walked once in running order. Each Keras tensor is a `Stored` int8 tensor, a `Pending` operation
+that waits for the range behind it (batch norms and a relu fuse meanwhile), or `Floating`. Operations the integer graph
+does not know run as float islands between explicit dequantize and quantize nodes, and are listed.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_lowbit.convert.graph import Call, CallGraph, calls_of
+from keras_lowbit.convert.weights import quantized_layers
+from keras_lowbit.deploy.build import GraphBuilder
+from keras_lowbit.deploy.graph import IntegerGraph, Range
+from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
+from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.quantizers import ActivationRange, serialize
+
+
+@dataclasses.dataclass(frozen=True)
+class Island:
+    """A Keras operation that runs in float, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Lowered:
+    """An integer graph with its ties to the Keras model: what `verify` and reports need beside the graph."""
+
+    graph: IntegerGraph
+    segments: list[Segment]
+    layers: dict[str, LoweredLayer]
+    islands: list[Island]
+    input_keys: dict[str, int]
+
+
+def lower(model: keras.Model, input_shapes: Any = None) -> IntegerGraph:
+    """The integer graph of a quantized model: int8 codes, scales, zero points, int32 biases, nothing else.
+
+    model: from `quantize_model`, or built from the drop-in layers; every range seen in `calibrate` or `fit`.
+    input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
+    Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
+    that does not fit int32.
+    """
+    return lower_model(model, input_shapes).graph
+
+
+def lower_model(model: keras.Model, input_shapes: Any = None) -> Lowered:
+    """As `lower`, with the graph's ties to the Keras model."""
+    from keras_lowbit.deploy.lower_calls import lower_call
+
+    state = Lowering(model, calls_of(model, inline=True), input_shapes)
+    for call in state.calls.calls:
+        lower_call(state, call)
+    outputs = [state.output(key) for key in state.calls.outputs]
+    graph = state.builder.build(outputs)
+    graph.metadata["islands"] = [dataclasses.asdict(island) for island in state.islands]
+    return Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
+
+
+class Lowering:
+    """The walk's state: the builder, what each Keras tensor is so far, and the ties collected."""
+
+    def __init__(self, model: keras.Model, calls: CallGraph, input_shapes: Any) -> None:
+        self.calls = calls
+        self.builder = GraphBuilder(metadata=_metadata(model))
+        self.values: dict[int, Value] = {}
+        self.segments: list[Segment] = []
+        self.layers: dict[str, LoweredLayer] = {}
+        self.islands: list[Island] = []
+        self.input_keys: dict[str, int] = {}
+        self._names: set[str] = set()
+        self._pseudo_keys = itertools.count(-1, -1)
+        for key in calls.inputs:
+            tensor = calls.tensors[key]
+            name = self.name(tensor.name)
+            self.input_keys[name] = key
+            self.values[key] = Entry(name, _static_shape(tensor, input_shapes), Trail({key: name}))
+
+    def name(self, wanted: str) -> str:
+        """`wanted`, or `wanted_1`, ...: every name is used once."""
+        candidate, count = wanted, 0
+        while candidate in self._names:
+            count += 1
+            candidate = f"{wanted}_{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def fresh_key(self) -> int:
+        """A key for a value that Keras computes inside one call."""
+        return next(self._pseudo_keys)
+
+    def store(self, key: int, tensor: str, trail: Trail, alias: bool = False) -> Stored:
+        """Note that the graph stores Keras tensor `key` as `tensor`. alias: the same tensor under another key."""
+        if alias:
+            value = Stored(tensor, trail)
+        else:
+            self.segments.append(Segment(tensor, key, trail))
+            value = Stored(tensor, Trail({key: tensor}))
+        self.values[key] = value
+        return value
+
+    def emit(self, pending: Pending, grid: Range) -> str:
+        """Make a waiting operation's node(s) for the range behind it; the tensor's name."""
+        activation = pending.activation
+        if activation == "relu6" and grid.scale * (127 - grid.zero_point) <= 6:
+            activation = "relu"  # int8 saturates before 6; LiteRT cannot hold 6 / scale for a tiny scale
+        return pending.emit(grid, activation, pending.affine)
+
+    def stored(self, key: int, reader: Call) -> Stored:
+        """The value as int8; a ValueError that names both sides if no range stands in between."""
+        value = self.values[key]
+        if isinstance(value, Stored):
+            return value
+        producer = self.calls.producers.get(key)
+        what = f"the output of {producer.path!r}" if producer is not None else "an input of the model"
+        raise ValueError(
+            f"{reader.path!r} reads {what}, which has no activation range. Put keras_lowbit.layers.QuantActivation between "
+            "them, or quantize the model with a recipe whose activations are not None."
+        )
+
+    def floating(self, key: int) -> Floating:
+        """The value as float32, through a dequantize where it is stored as int8."""
+        value = self.values[key]
+        if isinstance(value, Pending):
+            producer = self.calls.producers[key]
+            raise ValueError(
+                f"The output of {producer.path!r} goes to a float operation but has no activation range. Put "
+                "keras_lowbit.layers.QuantActivation behind it."
+            )
+        if isinstance(value, Entry):
+            value = self.values[key] = Floating(self.builder.input(value.name, value.shape, "float32"), value.trail)
+        if isinstance(value, Stored):
+            name = self.name(f"{value.tensor}/float")
+            return Floating(self.builder.dequantize(value.tensor, name), value.trail)
+        return value
+
+    def range_of(self, host: QuantizerHost, path: str) -> Range:
+        """Scale and zero point of a range, checked for export."""
+        quantizer = host.quantizer
+        if not isinstance(quantizer, ActivationRange) or quantizer.bits != 8:
+            raise ValueError(
+                f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ActivationRange. "
+                "Train with 8-bit activations to export, or leave that model in Keras."
+            )
+        state = host.values()
+        if not quantizer.fixed and float(state["count"]) == 0:
+            raise ValueError(
+                f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
+                "before lowering or exporting it."
+            )
+        scale, zero_point = quantizer.grid(state)
+        return Range(float(scale), int(zero_point))
+
+    def output(self, key: int) -> str:
+        """The name of a model output's tensor; a float result in [0, 1] gets its known range elsewhere."""
+        value = self.values[key]
+        if isinstance(value, (Stored, Floating)):
+            return value.tensor
+        producer = self.calls.producers.get(key)
+        where = producer.path if producer is not None else "an input"
+        raise ValueError(
+            f"The model returns {where!r} without an activation range. Put keras_lowbit.layers.QuantActivation behind it, "
+            "or quantize the model with a recipe whose activations are not None."
+        )
+
+
+def _static_shape(tensor: Any, given: Any) -> tuple[int, ...]:
+    shape = tensor.shape[1:]
+    wanted = given.get(tensor.name) if isinstance(given, Mapping) else given
+    if wanted is not None:
+        shape = tuple(wanted)
+    if None in shape:
+        raise ValueError(
+            f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a phone needs fixed sizes. Give them without batch, "
+            f"for example input_shapes={{{tensor.name!r}: (224, 224, 3)}}."
+        )
+    if "float" not in str(tensor.dtype):
+        raise ValueError(
+            f"Input {tensor.name!r} is {tensor.dtype}; the integer graph reads float32 or int8. Start the model with "
+            "keras.Input(..., dtype='float32')."
+        )
+    return shape
+
+
+def _metadata(model: keras.Model) -> dict[str, Any]:
+    import keras_lowbit
+
+    recipe = {path: serialize(layer.kernel_quantizer) for path, layer in quantized_layers(model).items()}
+    return {"model": model.name, "keras_lowbit": keras_lowbit.__version__, "quantizers": recipe}

@@ -1,0 +1,262 @@
+"""How each kind of Keras call is lowered. One handler a role; names of nodes are the layers' paths."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.convert.graph import Call
+from keras_lowbit.convert.roles import Role, activation_name, role_of, stock_kind
+from keras_lowbit.deploy.fold import Affine, batch_norm_affine
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.islands_convert import convert_island
+from keras_lowbit.deploy.lower import Island, Lowering
+from keras_lowbit.deploy.lower_moves import lower_move
+from keras_lowbit.deploy.lower_weighted import lower_weighted, pending_affine
+from keras_lowbit.deploy.values import Entry, Floating, Pending, Stored, Trail
+from keras_lowbit.layers import QuantActivation, QuantizedLayer
+
+_LEAST_SOFTMAX_SCALE = 2.0**-24
+FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
+
+
+def lower_call(state: Lowering, call: Call) -> None:
+    """Lower one call: sets `state.values` of its outputs."""
+    role = role_of(call)
+    if role is Role.WEIGHTED and not isinstance(call.operation, QuantizedLayer):
+        role = Role.ISLAND
+    handler = _HANDLERS.get(role, _island)
+    if not (handler(state, call) or handler is _island):
+        _island(state, call)
+
+
+def _range(state: Lowering, call: Call) -> bool:
+    """A QuantActivation: an activation, then the range."""
+    layer: QuantActivation = call.operation
+    key, out = call.inputs[0], call.outputs[0]
+    activation = activation_name(layer)
+    if activation != "linear":
+        _activate(state, call, activation)
+        key = out
+    grid = state.range_of(layer.output_host, call.path)
+    value = state.values[key]
+    trail = value.trail if activation != "linear" else value.trail.add(call=call)
+    if isinstance(value, Entry):
+        tensor = state.builder.input(value.name, value.shape, "int8", grid)
+        state.values[out] = Stored(tensor, Trail({out: tensor}))
+    elif isinstance(value, Pending):
+        state.store(out, state.emit(value, grid), trail)
+    elif isinstance(value, Stored) and state.builder.tensor(value.tensor).range == _as_float32(grid):
+        state.store(out, value.tensor, trail, alias=True)
+    else:
+        state.store(out, state.builder.quantize(value.tensor, grid, state.name(call.path)), trail)
+    return True
+
+
+def _as_float32(grid: Range) -> Range:
+    return Range(float(np.float32(grid.scale)), grid.zero_point)
+
+
+def _batch_norm(state: Lowering, call: Call) -> bool:
+    return _affine(state, call, batch_norm_affine(call.operation))
+
+
+def _affine(state: Lowering, call: Call, affine: Affine) -> bool:
+    value = state.values[call.inputs[0]]
+    if isinstance(value, Pending) and value.takes_affine:
+        state.values[call.outputs[0]] = value.scaled(affine, call)
+    else:
+        source = state.stored(call.inputs[0], call)
+        state.values[call.outputs[0]] = pending_affine(state, call, source, affine)
+    return True
+
+
+def _clip(state: Lowering, call: Call) -> bool:
+    name = "relu6" if "relu6" in (activation_name(call.operation), stock_kind(call.operation).lower()) else "relu"
+    if stock_kind(call.operation) == "ReLU" and call.operation.max_value is not None:
+        name = "relu6"
+    value = state.values[call.inputs[0]]
+    if isinstance(value, Pending) and value.clips and value.activation is None:
+        state.values[call.outputs[0]] = value.clipped(name, call)
+        return True
+    return _activate(state, call, name)
+
+
+def _gated(state: Lowering, call: Call) -> bool:
+    return _activate(state, call, activation_name(call.operation))
+
+
+def _activate(state: Lowering, call: Call, activation: str) -> bool:
+    """An activation on a stored tensor; False if the integer graph has none of that name."""
+    source, key = state.stored(call.inputs[0], call), call.outputs[0]
+    if activation in FIXED or activation == "hard_sigmoid":
+        trail = source.trail.add(call=call)
+        state.store(key, fixed_activation(state, source.tensor, activation, call.path), trail)
+        return True
+    unary = _unary(state, call, activation, source.tensor)
+    if unary is None:
+        return False
+    state.values[key] = Pending(call.path, unary, source.trail.add(call=call), clips=False)
+    return True
+
+
+def fixed_activation(state: Lowering, tensor: str, activation: str, path: str) -> str:
+    """A function whose result has a known grid: logistic, tanh, softmax; hard sigmoid as a product and a sum."""
+    builder, name = state.builder, state.name(path)
+    if activation == "softmax" and builder.tensor(tensor).range.scale < _LEAST_SOFTMAX_SCALE:
+        # LiteRT refuses such an input; its values are all but equal, and so are those on the wider grid.
+        tensor = builder.quantize(tensor, Range(_LEAST_SOFTMAX_SCALE, 0), state.name(f"{path}/widened"))
+    if activation in FIXED:
+        return str(getattr(builder, FIXED[activation])(tensor, name))
+    grid = builder.tensor(tensor).range
+    sixth = builder.constant(state.name(f"{path}/sixth"), np.ones((1,), np.int8), 1 / 6)
+    half = builder.constant(state.name(f"{path}/half"), np.ones((1,), np.int8), 0.5)
+    # The product has the codes of x at a sixth of its scale: no rounding happens there.
+    scaled = builder.mul(tensor, sixth, Range(grid.scale / 6, grid.zero_point), state.name(f"{path}/scaled"))
+    return builder.add(scaled, half, Range(1 / 256, -128), name)
+
+
+def _unary(state: Lowering, call: Call, activation: str, tensor: str) -> Callable[..., str] | None:
+    builder, path = state.builder, call.path
+
+    def silu(grid: Range, *_: Any) -> str:
+        gate = builder.logistic(tensor, state.name(f"{path}/gate"))
+        return builder.mul(tensor, gate, grid, state.name(path))
+
+    simple = {"relu": builder.relu, "relu6": builder.relu6, "hard_silu": builder.hard_swish}
+    if activation in simple:
+        return lambda grid, *_: simple[activation](tensor, grid, state.name(path))
+    if activation == "leaky_relu":
+        slope = _slope(call.operation)
+        return lambda grid, *_: builder.leaky_relu(tensor, grid, state.name(path), slope)
+    return silu if activation == "silu" else None
+
+
+def _slope(operation: Any) -> float:
+    slope = getattr(operation, "negative_slope", None)
+    return 0.2 if slope is None else float(slope)  # keras.activations.leaky_relu has 0.2
+
+
+def _compute(state: Lowering, call: Call) -> bool:
+    """Sums, differences, products, rescaling, softmax, leaky relu; False for what stays float."""
+    kind = stock_kind(call.operation)
+    if kind in ("Rescaling", "Normalization"):
+        affine = _layer_affine(call, kind)
+        return affine is not None and _affine(state, call, affine)
+    if kind in ("Add", "Subtract", "Multiply"):
+        return _binary(state, call, kind)
+    if kind == "Softmax" and getattr(call.operation, "axis", -1) in (-1, len(call.tensors[0].shape) - 1):
+        return len(call.inputs) == 1 and _activate(state, call, "softmax")
+    if kind in ("LeakyReLU", "LeakyRelu", "ReLU"):
+        return _activate(state, call, "leaky_relu")
+    if kind == "Activation":
+        return _activate(state, call, activation_name(call.operation))
+    return False
+
+
+def _binary(state: Lowering, call: Call, kind: str) -> bool:
+    key = call.outputs[0]
+    if len(call.inputs) == 1 and len(call.constants()) == 1:
+        affine = _constant_affine(call, kind)
+        return affine is not None and _affine(state, call, affine)
+    if len(call.inputs) != 2 or call.constants():
+        return False
+    left, right = (state.stored(source, call) for source in call.inputs)
+    make = {"Add": state.builder.add, "Subtract": state.builder.sub, "Multiply": state.builder.mul}[kind]
+
+    def emit(grid: Range, activation: str | None, _: Any) -> str:
+        return make(left.tensor, right.tensor, grid, state.name(call.path), activation)
+
+    trail = left.trail.add(right.trail, call=call)
+    state.values[key] = Pending(call.path, emit, trail)
+    return True
+
+
+def _constant_affine(call: Call, kind: str) -> Affine | None:
+    """``x + c``, ``x - c``, ``c - x`` or ``x * c`` for a scalar or a vector over the last axis."""
+    constant = np.asarray(call.constants()[0], np.float64)
+    channels = call.results[0].shape[-1]
+    if constant.ndim > 1 and constant.size != constant.shape[-1] or constant.size not in (1, channels):
+        return None
+    vector = np.broadcast_to(constant.reshape(-1), (channels,))
+    ones = np.ones(channels)
+    if kind == "Multiply":
+        return Affine(vector, 0 * ones)
+    if kind == "Add":
+        return Affine(ones, vector)
+    first_is_tensor = call.fill(dict.fromkeys(call.inputs, "x"))[0][0] == "x" if call.arguments.args else True
+    return Affine(ones, -vector) if first_is_tensor else Affine(-ones, vector)
+
+
+def _layer_affine(call: Call, kind: str) -> Affine | None:
+    layer, channels = call.operation, call.results[0].shape[-1]
+    if kind == "Rescaling":
+        factor, offset = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
+    else:
+        mean = np.asarray(layer.mean, np.float64).reshape(-1)
+        deviation = np.maximum(np.sqrt(np.asarray(layer.variance, np.float64)), 1e-7).reshape(-1)
+        factor, offset = (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
+    if any(part.size not in (1, channels) for part in (factor, offset)):
+        return None
+    return Affine(*(np.broadcast_to(part.reshape(-1), (channels,)).copy() for part in (factor, offset)))
+
+
+def _concatenate(state: Lowering, call: Call) -> bool:
+    """Waits for the range its parts will share; parts of another range are requantized."""
+    parts = [state.values[key] for key in call.inputs]
+    for key, part in zip(call.inputs, parts, strict=True):
+        if not isinstance(part, Pending):
+            state.stored(key, call)
+    axis = call.operation.axis
+
+    def emit(grid: Range, *_: Any) -> str:
+        names = [_with_range(state, part, grid, f"{call.path}/part_{i}") for i, part in enumerate(parts)]
+        return state.builder.concatenation(names, state.name(call.path), axis)
+
+    trail = parts[0].trail.add(*(part.trail for part in parts[1:]), call=call)
+    state.values[call.outputs[0]] = Pending(call.path, emit, trail, clips=False)
+    return True
+
+
+def _with_range(state: Lowering, part: Any, grid: Range, name: str) -> str:
+    if isinstance(part, Pending):
+        return state.emit(part, grid)
+    if state.builder.tensor(part.tensor).range == _as_float32(grid):
+        return str(part.tensor)
+    return state.builder.quantize(part.tensor, grid, state.name(name))
+
+
+def _island(state: Lowering, call: Call) -> bool:
+    """The call in float, between explicit dequantize and quantize nodes; listed with the reason."""
+    sources = [state.floating(key) for key in call.inputs]
+    name = state.name(call.path)
+    shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
+    model = convert_island(call, shapes)
+    outputs = state.builder.float_island([source.tensor for source in sources], model, name)
+    trail = sources[0].trail.add(*(source.trail for source in sources[1:]), call=call)
+    bounded = activation_name(call.operation) in ("softmax", "sigmoid")
+    for key, tensor in zip(call.outputs, outputs, strict=True):
+        state.values[key] = Floating(tensor, trail, bounded)
+    kind = type(call.operation).__name__
+    state.islands.append(
+        Island(call.path, f"{kind} is not quantized" if _has_kernel(call) else f"{kind} has no integer form")
+    )
+    return True
+
+
+def _has_kernel(call: Call) -> bool:
+    return role_of(call) is Role.WEIGHTED
+
+
+_HANDLERS: dict[Role, Callable[[Lowering, Call], bool]] = {
+    Role.WEIGHTED: lower_weighted,
+    Role.BATCH_NORM: _batch_norm,
+    Role.CLIP: _clip,
+    Role.COMPUTE: _compute,
+    Role.FIXED: lambda state, call: _activate(state, call, activation_name(call.operation)),
+    Role.KEEP: lower_move,
+    Role.CONCAT: _concatenate,
+    Role.GATED: _gated,
+    Role.RANGE: _range,
+    Role.ISLAND: _island,
+}

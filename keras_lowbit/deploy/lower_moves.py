@@ -1,0 +1,164 @@
+"""Operations that move, select or average values: they keep the range of their input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.convert.graph import Call
+from keras_lowbit.convert.roles import stock_kind
+from keras_lowbit.deploy.lower import Lowering
+from keras_lowbit.deploy.values import Floating, Pending, Stored
+
+# Nothing happens in inference: the result is the input itself.
+_ALIASES = {
+    "InputLayer",
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "Identity",
+    "ActivityRegularization",
+    "GaussianNoise",
+    "GaussianDropout",
+    "AlphaDropout",
+    "Activation",  # linear; others have other roles
+}
+
+
+def lower_move(state: Lowering, call: Call) -> bool:
+    """Lower one range-keeping call; False for a form the integer graph lacks."""
+    kind, key = stock_kind(call.operation), call.outputs[0]
+    value = state.values[call.inputs[0]]
+    if kind in _ALIASES:
+        if isinstance(value, (Pending, Stored)):
+            state.values[key] = type(value)(**{**vars(value), "trail": value.trail.add(call=call)})
+            return True
+        return False
+    if isinstance(value, Floating) or kind not in _MOVES:
+        return False
+    source = state.stored(call.inputs[0], call)
+    tensor = _MOVES[kind](state, call, source.tensor)
+    if tensor is None:
+        return False
+    state.store(key, tensor, source.trail.add(call=call))
+    return True
+
+
+def _shape(state: Lowering, tensor: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in state.builder.tensor(tensor).shape[1:] if size is not None)
+
+
+def _reshape(state: Lowering, call: Call, tensor: str) -> str | None:
+    """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
+    wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
+    if wanted.count(-1) > 1 or call.results[0].shape[0] not in (None, 1):
+        return None
+    return state.builder.reshape(tensor, state.name(call.path), wanted)
+
+
+def _permute(state: Lowering, call: Call, tensor: str) -> str | None:
+    operation = call.operation
+    perm = [0, *operation.dims] if hasattr(operation, "dims") else list(operation.axes or ())
+    if not perm or perm[0] != 0:
+        return None
+    return state.builder.transpose(tensor, state.name(call.path), perm)
+
+
+def _pad(state: Lowering, call: Call, tensor: str) -> str | None:
+    operation, rank = call.operation, len(_shape(state, tensor))
+    if hasattr(operation, "pad_width"):
+        widths = np.broadcast_to(operation.pad_width, (rank + 1, 2)).tolist()
+        return None if any(widths[0]) else state.builder.pad(tensor, state.name(call.path), widths[1:])
+    padding = operation.padding
+    pairs = [padding] if isinstance(padding[0], int) else list(padding)
+    return state.builder.pad(tensor, state.name(call.path), [*pairs, (0, 0)])
+
+
+def _crop(state: Lowering, call: Call, tensor: str) -> str | None:
+    cropping = call.operation.cropping
+    pairs = [cropping] if isinstance(cropping[0], int) else list(cropping)
+    sizes = _shape(state, tensor)
+    begin = [before for before, _ in pairs] + [0]
+    end = [size - after for size, (_, after) in zip(sizes, pairs, strict=False)] + [sizes[-1]]
+    return state.builder.strided_slice(tensor, state.name(call.path), begin, end)
+
+
+def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
+    """``x[:, a:b:c, ...]``: slices only, positive steps, the batch whole."""
+    index = call.arguments.args[1] if len(call.arguments.args) > 1 else call.arguments.kwargs.get("key")
+    parts = list(index) if isinstance(index, (tuple, list)) else [index]
+    rank = len(_shape(state, tensor)) + 1
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
+    parts += [slice(None)] * (rank - len(parts))
+    if not all(isinstance(part, slice) and (part.step or 1) > 0 for part in parts) or parts[0] != slice(None):
+        return None
+    begin = [part.start or 0 for part in parts[1:]]
+    return state.builder.strided_slice(
+        tensor, state.name(call.path), begin, [part.stop for part in parts[1:]], [part.step or 1 for part in parts[1:]]
+    )
+
+
+def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:
+    def make(state: Lowering, call: Call, tensor: str) -> str | None:
+        layer, sizes, builder = call.operation, _shape(state, tensor), state.builder
+        if layer.data_format != "channels_last":
+            return None
+        pool = builder.max_pool2d if kind == "max" else builder.average_pool2d
+        size, strides = tuple(layer.pool_size), tuple(layer.strides)
+        if len(size) == 2:
+            return pool(tensor, state.name(call.path), size, strides, layer.padding)
+        name = state.name(call.path)
+        image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
+        inner = pool(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
+        return builder.reshape(inner, name, _shape(state, inner)[1:])
+
+    return make
+
+
+def _global_average(state: Lowering, call: Call, tensor: str) -> str | None:
+    layer, builder = call.operation, state.builder
+    if layer.data_format != "channels_last":
+        return None
+    axes = tuple(range(1, len(_shape(state, tensor))))
+    return builder.mean(tensor, builder.tensor(tensor).range, state.name(call.path), axes, layer.keepdims)
+
+
+def _global_max(state: Lowering, call: Call, tensor: str) -> str | None:
+    layer, builder, sizes = call.operation, state.builder, _shape(state, tensor)
+    if layer.data_format != "channels_last":
+        return None
+    name = state.name(call.path)
+    image = tensor
+    if len(sizes) == 2:
+        image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
+    pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), _shape(state, image)[:2], (1, 1))
+    shape = [1] * (len(sizes) - 1) * layer.keepdims + [sizes[-1]]
+    return builder.reshape(pooled, name, shape)
+
+
+def _upsample(state: Lowering, call: Call, tensor: str) -> str | None:
+    layer, builder, sizes = call.operation, state.builder, _shape(state, tensor)
+    if getattr(layer, "data_format", "channels_last") != "channels_last" or len(sizes) != 3:
+        return None
+    factor: Any = layer.size
+    size = (sizes[0] * factor[0], sizes[1] * factor[1])
+    if layer.interpolation == "nearest":
+        # Whole factors: without half-pixel centers this repeats every pixel, as Keras does.
+        return builder.resize_nearest(tensor, state.name(call.path), size, half_pixel_centers=False)
+    return builder.resize_bilinear(tensor, state.name(call.path), size) if layer.interpolation == "bilinear" else None
+
+
+_MOVES: dict[str, Callable[[Lowering, Call, str], str | None]] = {
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
+    **dict.fromkeys(("Permute", "Transpose"), _permute),
+    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Pad"), _pad),
+    **dict.fromkeys(("Cropping1D", "Cropping2D"), _crop),
+    "GetItem": _get_item,
+    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D"), _pool("max")),
+    **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _pool("average")),
+    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), _global_average),
+    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), _global_max),
+    "UpSampling2D": _upsample,
+}

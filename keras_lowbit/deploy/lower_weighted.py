@@ -1,0 +1,190 @@
+"""Layers with weights, and per-channel affines on their own (a depthwise 1x1 convolution is exactly that)."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.convert.graph import Call
+from keras_lowbit.convert.roles import activation_name, stock_kind
+from keras_lowbit.convert.weights import kernel_codes
+from keras_lowbit.deploy.fold import Affine, Folded, fold, identity
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.lower import Lowering
+from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
+from keras_lowbit.layers import QuantizedLayer
+
+
+def lower_weighted(state: Lowering, call: Call) -> bool:
+    """A quantized layer waits for its range; False (a float island) if the integer graph has no such form."""
+    layer: QuantizedLayer = call.operation
+    kind = stock_kind(layer)
+    if layer.kernel_host is None or not _has_form(layer, kind):
+        return False
+    source, key = state.stored(call.inputs[0], call), call.outputs[0]
+    pending = _pending(state, call, source, kind)
+    if layer.activation_fuses:
+        name = activation_name(layer)
+        if name != "linear":
+            pending = pending.clipped(name, call)
+        if layer.output_host is None:
+            state.values[key] = pending
+        else:
+            state.store(key, state.emit(pending, state.range_of(layer.output_host, call.path)), pending.trail)
+        return True
+    return _with_activation(state, call, source, pending)
+
+
+def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pending) -> bool:
+    """A layer whose activation does not fuse: the integer op is stored, then the activation runs on it."""
+    from keras_lowbit.deploy.lower_calls import FIXED, fixed_activation
+
+    layer, activation = call.operation, activation_name(call.operation)
+    if layer.output_host is None or activation not in {*FIXED, "hard_sigmoid"}:
+        return False
+    before, inner = state.fresh_key(), call.inputs[0]
+    head = Part(lambda x: layer.integer_output(x, training=False), (inner,), (before,))
+    tensor = state.emit(pending, state.range_of(layer.output_host, call.path))
+    stored = state.store(before, tensor, source.trail.add(call=head))
+    tail = Part(layer.activation, (before,), (call.outputs[0],))
+    result = fixed_activation(state, stored.tensor, activation, f"{call.path}/{activation}")
+    state.store(call.outputs[0], result, stored.trail.add(call=tail))
+    return True
+
+
+def _has_form(layer: Any, kind: str) -> bool:
+    if kind == "Conv2DTranspose":
+        return layer.output_padding is None and tuple(layer.dilation_rate) == (1, 1)
+    return True
+
+
+def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
+    layer = call.operation
+    channels = call.results[0].shape[-1]
+    affine = identity(channels)
+    if layer.bias is not None:
+        bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
+        affine = Affine(affine.factor, np.asarray(bias, np.float64))
+
+    def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
+        codes, scale, _ = kernel_codes(layer)
+        sees = state.builder.tensor(source.tensor).range
+        name = state.name(call.path)
+        folded = fold(codes, scale, layer.filter_axes, total or affine, sees, grid, call.path)
+        state.layers[call.path] = LoweredLayer(call.path, name, folded.signs, folded.flushed)
+        return _NODES[kind](state, layer, source.tensor, folded, grid, name, activation)
+
+    return Pending(call.path, emit, source.trail.add(call=call), affine)
+
+
+def _conv2d(
+    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
+) -> str:
+    return state.builder.conv2d(
+        tensor,
+        folded.codes,
+        folded.scales,
+        folded.bias,
+        grid,
+        name,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation=layer.dilation_rate,
+        groups=layer.groups,
+        activation=activation,
+    )
+
+
+def _conv1d(
+    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
+) -> str:
+    """A convolution of height 1 between two reshapes; causal padding goes in front."""
+    builder = state.builder
+    steps, channels = builder.tensor(tensor).shape[1:]
+    image = builder.reshape(tensor, state.name(f"{name}/image"), (1, steps, channels))
+    padding: Any = layer.padding
+    if padding == "causal":
+        padding = ((0, 0), (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0))
+    inner = builder.conv2d(
+        image,
+        folded.codes[None],
+        folded.scales,
+        folded.bias,
+        grid,
+        state.name(f"{name}/conv"),
+        strides=(1, layer.strides[0]),
+        padding=padding,
+        dilation=(1, layer.dilation_rate[0]),
+        groups=layer.groups,
+        activation=activation,
+    )
+    return builder.reshape(inner, name, builder.tensor(inner).shape[2:])
+
+
+def _depthwise(
+    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
+) -> str:
+    return state.builder.depthwise_conv2d(
+        tensor,
+        folded.codes,
+        folded.scales,
+        folded.bias,
+        grid,
+        name,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation=layer.dilation_rate,
+        activation=activation,
+    )
+
+
+def _transpose(
+    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
+) -> str:
+    return state.builder.transpose_conv(
+        tensor,
+        folded.codes,
+        folded.scales,
+        folded.bias,
+        grid,
+        name,
+        strides=layer.strides,
+        padding=layer.padding,
+        activation=activation,
+    )
+
+
+def _dense(
+    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
+) -> str:
+    return state.builder.fully_connected(tensor, folded.codes, folded.scales, folded.bias, grid, name, activation)
+
+
+_NODES = {
+    "Conv1D": _conv1d,
+    "Conv2D": _conv2d,
+    "DepthwiseConv2D": _depthwise,
+    "Conv2DTranspose": _transpose,
+    "Dense": _dense,
+}
+
+
+def pending_affine(state: Lowering, call: Call, source: Stored, affine: Affine) -> Pending:
+    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with codes +-1."""
+
+    def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
+        builder, whole, name = state.builder, total or affine, state.name(call.path)
+        shape = builder.tensor(source.tensor).shape[1:]
+        sees, channels = builder.tensor(source.tensor).range, shape[-1]
+        codes = np.ones((1, 1, channels, 1), np.int8)
+        folded = fold(codes, np.float32(1), (2, 3), whole, sees, grid, call.path)
+        tensor = source.tensor
+        if len(shape) != 3:
+            rest = int(np.prod(shape[:-1], dtype=np.int64))
+            tensor = builder.reshape(tensor, state.name(f"{name}/image"), (1, rest, channels))
+        inner = name if len(shape) == 3 else state.name(f"{name}/affine")
+        result = builder.depthwise_conv2d(
+            tensor, folded.codes, folded.scales, folded.bias, grid, inner, activation=activation
+        )
+        return result if len(shape) == 3 else builder.reshape(result, name, shape)
+
+    return Pending(call.path, emit, source.trail.add(call=call), affine)
