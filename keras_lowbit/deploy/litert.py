@@ -37,6 +37,9 @@ def write(graph: IntegerGraph, path: str | os.PathLike[str], *, weights: str = "
     once and CONV_2D twice, so there a packed 1x1 convolution may differ from its int8 form by one step; it equals the
     NumPy reference of `litert_weights.as_written(graph, weights)`.
 
+    The file holds the graph's metadata (entry "keras_lowbit", JSON) and TFLite's own: input and output names, image or
+    features, and from the graph's metadata its name, normalization and labels (see `metadata`).
+
     ValueError for an unsound graph or a wrong argument, OSError if the file cannot be written; nothing is
     half-written.
     """
@@ -50,6 +53,7 @@ def to_bytes(graph: IntegerGraph, *, weights: str = "int8", io: str = "int8",
     """The bytes that `write` writes, and its rows."""
     from keras_lowbit.deploy.litert_ops import Emitter
     from keras_lowbit.deploy.litert_schema import FileBuilder
+    from keras_lowbit.deploy.metadata import append_labels, describe
 
     _check_arguments(weights, io, batch_size)
     graph.validate()
@@ -60,14 +64,19 @@ def to_bytes(graph: IntegerGraph, *, weights: str = "int8", io: str = "int8",
         emitter.emit(node)
     outputs = {name: _output(emitter, name, io) for name in graph.outputs}
     file.signature(inputs, outputs)
-    file.metadata("keras_lowbit", json.dumps(graph.metadata, sort_keys=True).encode())
-    return file.pack(), emitter.rows
+    labels = graph.metadata.get("labels") or []
+    about = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
+    file.metadata("keras_lowbit", json.dumps(about, sort_keys=True).encode())
+    file.metadata("TFLITE_METADATA", describe(graph))
+    return append_labels(file.pack(), labels), emitter.rows
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
     """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote
     it)."""
     from ai_edge_litert import schema_py_generated as schema
+
+    from keras_lowbit.deploy.metadata import read_labels
 
     with open(path, "rb") as stream:
         content = stream.read()
@@ -78,7 +87,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
         if entry.Name() == b"keras_lowbit":
-            return json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            labels = read_labels(content)
+            about = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return about | ({"labels": labels} if labels else {})
     return None
 
 
