@@ -108,6 +108,8 @@ def _elementwise(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
                          "axes (at most 4), "
                          "and a constant at most as many")
     padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    if any(s[0] not in (None, 1) for s in padded):
+        raise ValueError(f"shapes {first} and {second} do not broadcast: a constant has size 1 on the batch axis")
     return (None, *(_broadcast(a, b, shapes) for a, b in zip(padded[0][1:], padded[1][1:], strict=True)))
 
 

@@ -129,6 +129,8 @@ def test_concatenation_names_both_tensors_when_ranges_differ(b):
     (lambda b: b.add("x", "missing", OUT, "y"), "no tensor is named 'missing'; known: x"),
     (lambda b: b.add("x", b.constant("c", kernel(3), 0.1), OUT, "y"), "do not broadcast: axes of 8 and 3"),
     (lambda b: b.add("x", b.input("z", (8,), range=GRID), OUT, "y"), "same number of axes"),
+    (lambda b: b.add("x", b.constant("c", kernel(2, 7, 9, 8), 0.1), OUT, "y"), "size 1 on the batch axis"),
+    (lambda b: b.add(b.constant("c", kernel(8), 0.1), b.constant("d", kernel(8), 0.1), OUT, "y"), "do not broadcast"),
     (lambda b: b.input("x", (3,), range=GRID), "already named 'x'"),
     (lambda b: b.input("z", (3,)), "int8 needs a range"),
     (lambda b: b.concatenation([], "y"), "at least one"),
