@@ -10,11 +10,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_lowbit import schedules
 from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.host import find_layers, freeze_ranges, hosts, ratio_hosts, set_ratio
+from keras_lowbit.layers.host import find_layers, freeze_ranges, hosts, ratio_hosts, set_ratio, to_numpy
 
 
 class RatioSchedule(keras.callbacks.Callback):
@@ -141,7 +140,7 @@ def weight_codes(model: Any) -> list[np.ndarray]:
 
 
 def _codes(layer: Any) -> np.ndarray:
-    codes = ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes)
+    codes = to_numpy(layer.kernel_host.encode(layer.kernel).codes)
     with np.errstate(invalid="ignore"):  # NaN weights have no code; the loss will say so
         return codes.astype(np.int8)
 
@@ -177,7 +176,7 @@ def reset_optimizer(model: Any) -> None:
     averages = "_average" if optimizer.use_ema else None
     for old, new in zip(optimizer.variables, fresh.variables, strict=True):
         if averages is None or not old.name.endswith(averages):
-            old.assign(ops.convert_to_numpy(new))
+            old.assign(to_numpy(new))
 
 
 def _new_like(optimizer: Any, variables: list[Any]) -> Any:
@@ -215,4 +214,4 @@ def _innermost(optimizer: Any) -> Any:
 
 
 def _scalar(variable: Any) -> np.float32:
-    return np.float32(ops.convert_to_numpy(variable))
+    return np.float32(to_numpy(variable))

@@ -4,7 +4,7 @@ from keras_lowbit.layers.activation import QuantActivation
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.conv import QuantConv1D, QuantConv2D, QuantConv2DTranspose, QuantDepthwiseConv2D
 from keras_lowbit.layers.dense import QuantDense
-from keras_lowbit.layers.host import QuantizerHost, find_layers, freeze_ranges, hosts, set_ratio
+from keras_lowbit.layers.host import QuantizerHost, find_layers, freeze_ranges, hosts, set_ratio, to_numpy
 
 __all__ = [
     "QuantActivation",
@@ -19,4 +19,5 @@ __all__ = [
     "freeze_ranges",
     "hosts",
     "set_ratio",
+    "to_numpy",
 ]

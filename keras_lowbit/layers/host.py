@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
@@ -22,6 +23,14 @@ def check_format_version(config: dict[str, Any], what: str) -> None:
             f"{what} was saved in format version {version!r}; this keras_lowbit reads up to "
             f"{FORMAT_VERSION}. Load it with the keras_lowbit release that wrote it, or a newer one."
         )
+
+
+def to_numpy(variable: Any) -> np.ndarray:
+    """The value of a Keras variable or tensor on any backend.
+
+    `ops.convert_to_numpy` hands a variable itself to NumPy 2, which warns; a copy is a plain tensor.
+    """
+    return ops.convert_to_numpy(ops.copy(variable))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -100,9 +109,9 @@ class QuantizerHost(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         """Write every variable by name, the state of the random generator included."""
         for name, variable in self.state.items():
-            store[name] = variable.numpy() if hasattr(variable, "numpy") else ops.convert_to_numpy(variable)
+            store[name] = to_numpy(variable)
         if self.seed_generator is not None:
-            store[SEED] = ops.convert_to_numpy(self.seed_generator.state)
+            store[SEED] = to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote; an error that names both sides when they do not match."""
@@ -181,7 +190,7 @@ def freeze_ranges(model: Any, frozen: bool = True) -> int:
     ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
     """
     ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
-    unseen = [path for path, host in ranges if float(ops.convert_to_numpy(host.state["count"])) <= 0]
+    unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]
     if frozen and unseen:
         raise ValueError(
             f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
