@@ -2,8 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from keras_lowbit import callbacks, layers, quantizers, recipes, schedules
+from keras_lowbit import callbacks, deploy, layers, quantizers, recipes, schedules
 from keras_lowbit.convert import calibrate, dequantize, quantize_model, quantized_weights
+from keras_lowbit.deploy import export_litert, summary, verify
 from keras_lowbit.layers.host import freeze_ranges
 
 try:
@@ -14,7 +15,9 @@ except PackageNotFoundError:  # run from a checkout that was not installed
 __all__ = [
     "calibrate",
     "callbacks",
+    "deploy",
     "dequantize",
+    "export_litert",
     "freeze_ranges",
     "layers",
     "quantize_model",
@@ -22,4 +25,6 @@ __all__ = [
     "quantizers",
     "recipes",
     "schedules",
+    "summary",
+    "verify",
 ]

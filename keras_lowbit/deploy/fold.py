@@ -1,7 +1,7 @@
 """From a layer's codes and the per-channel affine that follows to int8 codes, scales and int32 biases.
 
-``y = factor * (scale * (codes . x) + bias) + offset``  becomes  ``scale' = |factor| * scale``, ``codes' = sign(factor) * codes``
-and ``bias' = factor * bias + offset``: ternary and power-of-two codes stay on their grid.
+``y = factor * (scale * (codes . x) + bias) + offset``  becomes  ``scale' = |factor| * scale``,
+``codes' = sign(factor) * codes`` and ``bias' = factor * bias + offset``: ternary codes stay on their grid.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ from keras_lowbit.deploy.graph import Range
 INT32_LIMIT = 2**31 - 1
 # A channel whose weights move the output by less than this share of a step, whatever the input, is a constant.
 NEGLIGIBLE_STEPS = 0.01
+# A bias is rounded to input scale times weight scale. Two output steps of that would move a result by a whole step.
+COARSEST_BIAS_STEPS = 1.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,17 @@ def batch_norm_affine(layer: Any) -> Affine:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """What an integer op with weights needs. flushed: channels whose negligible weights became zero codes."""
+    """What an integer op with weights needs.
+
+    factors: what the model's codes were multiplied with: -1 where a negative factor flipped the channel, a larger number
+    where coarse codes had to be stored finer for the bias's sake.   flushed: channels whose negligible weights became
+    zero codes.
+    """
 
     codes: np.ndarray  # int8, the kernel's layout
     scales: np.ndarray  # float32 [channels], all positive
     bias: np.ndarray  # int32 [channels]
-    signs: np.ndarray  # int8 [channels], -1 where the codes were flipped
+    factors: np.ndarray  # int8 [channels]
     flushed: tuple[int, ...] = ()
 
 
@@ -67,27 +74,50 @@ def fold(
     Raises ValueError where a bias does not fit int32 and the channel's weights are not negligible.
     """
     scales = channel_scales(codes, scale, filter_axes, name)
-    signs = np.where(affine.factor < 0, -1, 1).astype(np.int8)
-    codes = (codes * _along(signs, codes.ndim, codes.shape, filter_axes)).astype(np.int8)
     with np.errstate(under="ignore"):
         folded = (np.abs(affine.factor) * scales).astype(np.float32)
-    axes = tuple(axis for axis in range(codes.ndim) if axis not in _positive(filter_axes, codes.ndim))
-    reach = 255.0 * np.abs(codes.astype(np.int64)).sum(axis=axes).reshape(-1) * folded * source.scale / out.scale
-    bias = _biases(affine.offset, source, folded)
+    factors = np.where(affine.factor < 0, -1, 1) * _multiples(codes, folded * source.scale / out.scale, filter_axes)
+    folded = (folded / np.abs(factors)).astype(np.float32)
+    codes = (codes * along(factors, codes, filter_axes)).astype(np.int8)
+    dead, reach = _dead_channels(codes, folded, affine.offset, filter_axes, source, out, name)
+    folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
+    codes = np.where(along(dead, codes, filter_axes), 0, codes).astype(np.int8)
+    flushed = tuple(int(c) for c in np.flatnonzero(dead & (reach > 0)))
+    bias = _biases(affine.offset, source, folded).astype(np.int32)
+    return Folded(codes, folded, bias, factors.astype(np.int8), flushed)
+
+
+def _multiples(codes: np.ndarray, bias_steps: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:
+    """1, or the whole number that brings a channel's bias step below `COARSEST_BIAS_STEPS`, as far as int8 allows."""
+    largest = np.abs(codes.astype(np.int64)).max(axis=_others(codes, filter_axes)).reshape(-1)
+    room = 127 // np.maximum(largest, 1)
+    return np.clip(np.ceil(bias_steps / COARSEST_BIAS_STEPS), 1, room).astype(np.int64)
+
+
+def _dead_channels(
+    codes: np.ndarray,
+    folded: np.ndarray,
+    offset: np.ndarray,
+    filter_axes: tuple[int, ...],
+    source: Range,
+    out: Range,
+    name: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Channels that are constants (booleans), and how many output steps each channel's weights can make at most."""
+    sums = np.abs(codes.astype(np.int64)).sum(axis=_others(codes, filter_axes)).reshape(-1)
+    reach = 255.0 * sums * folded * source.scale / out.scale
+    bias = _biases(offset, source, folded)
     overflow = np.abs(bias) > INT32_LIMIT
     dead = (folded * np.float32(source.scale) <= np.finfo(np.float32).tiny) | (overflow & (reach < NEGLIGIBLE_STEPS))
     if (overflow & ~dead).any():
         channel = int(np.argmax(overflow & ~dead))
         raise ValueError(
-            f"The bias of channel {channel} of {name!r} is {affine.offset[channel]:.6g}, which at step "
+            f"The bias of channel {channel} of {name!r} is {offset[channel]:.6g}, which at step "
             f"{source.scale * folded[channel]:.3g} (input scale {source.scale:.3g} times weight scale "
             f"{folded[channel]:.3g}) is {bias[channel]:.3g} and does not fit int32. Train or quantize that layer with "
             "larger weight scales, or list it under skip= in quantize_model."
         )
-    folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
-    codes = np.where(_along(dead, codes.ndim, codes.shape, filter_axes), 0, codes).astype(np.int8)
-    flushed = tuple(int(c) for c in np.flatnonzero(dead & (reach > 0)))
-    return Folded(codes, folded, _biases(affine.offset, source, folded).astype(np.int32), signs, flushed)
+    return dead, reach
 
 
 def channel_scales(codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...], name: str) -> np.ndarray:
@@ -108,9 +138,14 @@ def _biases(offset: np.ndarray, source: Range, scales: np.ndarray) -> np.ndarray
         return np.nan_to_num(np.round(offset / steps), nan=0.0, posinf=np.inf, neginf=-np.inf)
 
 
-def _along(values: np.ndarray, rank: int, shape: tuple[int, ...], filter_axes: tuple[int, ...]) -> np.ndarray:
-    keep = _positive(filter_axes, rank)
-    return values.reshape([shape[axis] if axis in keep else 1 for axis in range(rank)])
+def along(values: np.ndarray, codes: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:
+    """Values for each channel in the shape that broadcasts against the codes."""
+    keep = _positive(filter_axes, codes.ndim)
+    return values.reshape([codes.shape[axis] if axis in keep else 1 for axis in range(codes.ndim)])
+
+
+def _others(codes: np.ndarray, filter_axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in range(codes.ndim) if axis not in _positive(filter_axes, codes.ndim))
 
 
 def _positive(axes: tuple[int, ...], rank: int) -> set[int]:

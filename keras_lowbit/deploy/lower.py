@@ -51,11 +51,17 @@ def lower(model: keras.Model, input_shapes: Any = None) -> IntegerGraph:
     return lower_model(model, input_shapes).graph
 
 
-def lower_model(model: keras.Model, input_shapes: Any = None) -> Lowered:
-    """As `lower`, with the graph's ties to the Keras model."""
+def lower_model(
+    model: keras.Model, input_shapes: Any = None, batch_size: int = 1, placeholder: Range | None = None
+) -> Lowered:
+    """As `lower`, with the graph's ties to the Keras model.
+
+    batch_size: what float islands are converted for.   placeholder: stands for ranges that saw no data yet (the size
+    of a file does not depend on them).
+    """
     from keras_lowbit.deploy.lower_calls import lower_call
 
-    state = Lowering(model, calls_of(model, inline=True), input_shapes)
+    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder)
     for call in state.calls.calls:
         lower_call(state, call)
     outputs = [state.output(key) for key in state.calls.outputs]
@@ -67,8 +73,10 @@ def lower_model(model: keras.Model, input_shapes: Any = None) -> Lowered:
 class Lowering:
     """The walk's state: the builder, what each Keras tensor is so far, and the ties collected."""
 
-    def __init__(self, model: keras.Model, calls: CallGraph, input_shapes: Any) -> None:
-        self.calls = calls
+    def __init__(
+        self, model: keras.Model, calls: CallGraph, input_shapes: Any, batch_size: int, placeholder: Range | None
+    ) -> None:
+        self.calls, self.batch_size, self.placeholder = calls, batch_size, placeholder
         self.builder = GraphBuilder(metadata=_metadata(model))
         self.values: dict[int, Value] = {}
         self.segments: list[Segment] = []
@@ -151,6 +159,8 @@ class Lowering:
             )
         state = host.values()
         if not quantizer.fixed and float(state["count"]) == 0:
+            if self.placeholder is not None:
+                return self.placeholder
             raise ValueError(
                 f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
                 "before lowering or exporting it."

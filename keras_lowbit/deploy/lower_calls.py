@@ -176,7 +176,7 @@ def _constant_affine(call: Call, kind: str) -> Affine | None:
     """``x + c``, ``x - c``, ``c - x`` or ``x * c`` for a scalar or a vector over the last axis."""
     constant = np.asarray(call.constants()[0], np.float64)
     channels = call.results[0].shape[-1]
-    if constant.ndim > 1 and constant.size != constant.shape[-1] or constant.size not in (1, channels):
+    if (constant.ndim > 1 and constant.size != constant.shape[-1]) or constant.size not in (1, channels):
         return None
     vector = np.broadcast_to(constant.reshape(-1), (channels,))
     ones = np.ones(channels)
@@ -231,7 +231,7 @@ def _island(state: Lowering, call: Call) -> bool:
     sources = [state.floating(key) for key in call.inputs]
     name = state.name(call.path)
     shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
-    model = convert_island(call, shapes)
+    model = convert_island(call, shapes, state.batch_size)
     outputs = state.builder.float_island([source.tensor for source in sources], model, name)
     trail = sources[0].trail.add(*(source.trail for source in sources[1:]), call=call)
     bounded = activation_name(call.operation) in ("softmax", "sigmoid")

@@ -70,7 +70,7 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         sees = state.builder.tensor(source.tensor).range
         name = state.name(call.path)
         folded = fold(codes, scale, layer.filter_axes, total or affine, sees, grid, call.path)
-        state.layers[call.path] = LoweredLayer(call.path, name, folded.signs, folded.flushed)
+        state.layers[call.path] = LoweredLayer(call.path, name, folded.factors, folded.flushed)
         return _NODES[kind](state, layer, source.tensor, folded, grid, name, activation)
 
     return Pending(call.path, emit, source.trail.add(call=call), affine)
@@ -169,14 +169,14 @@ _NODES = {
 
 
 def pending_affine(state: Lowering, call: Call, source: Stored, affine: Affine) -> Pending:
-    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with codes +-1."""
+    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with codes +-127."""
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
         builder, whole, name = state.builder, total or affine, state.name(call.path)
         shape = builder.tensor(source.tensor).shape[1:]
         sees, channels = builder.tensor(source.tensor).range, shape[-1]
-        codes = np.ones((1, 1, channels, 1), np.int8)
-        folded = fold(codes, np.float32(1), (2, 3), whole, sees, grid, call.path)
+        codes = np.full((1, 1, channels, 1), 127, np.int8)  # the finest grid: the bias is rounded to it
+        folded = fold(codes, np.float32(1 / 127), (2, 3), whole, sees, grid, call.path)
         tensor = source.tensor
         if len(shape) != 3:
             rest = int(np.prod(shape[:-1], dtype=np.int64))

@@ -128,11 +128,11 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class LoweredLayer:
-    """How a quantized Keras layer stands in the graph. signs: -1 where a channel's codes were flipped."""
+    """How a quantized Keras layer stands in the graph. factors, flushed: as in `fold.Folded`."""
 
     path: str
     node: str
-    signs: np.ndarray
+    factors: np.ndarray
     flushed: tuple[int, ...]
 
 

@@ -1,0 +1,70 @@
+"""Runs a .tflite file with LiteRT: reals in, reals or raw tensors out, batch by batch."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+
+class FileRunner:
+    """One interpreter. reference: LiteRT's reference kernels, every tensor kept; else the default XNNPACK delegate."""
+
+    def __init__(self, path: str | os.PathLike[str], reference: bool = False, threads: int = 1) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+        self.interpreter = Interpreter(
+            os.fspath(path),
+            experimental_op_resolver_type=kind,
+            experimental_preserve_all_tensors=reference,
+            num_threads=threads,
+        )
+        self.interpreter.allocate_tensors()
+        # Our writer lists both in the order of the graph, which is the model's.
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
+        self.batch_size = int(self.inputs[0]["shape"][0])
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Real outputs, in the model's order, for real inputs [n, ...] in the model's order."""
+        found = [self._invoke(chunk) for chunk in self._chunks(arrays)]
+        count = len(arrays[0])
+        return [np.concatenate(parts)[:count] for parts in zip(*found, strict=True)]
+
+    def all_tensors(self, arrays: list[np.ndarray], names: set[str]) -> dict[str, np.ndarray]:
+        """Raw values (codes, or floats of float tensors) of named tensors for real inputs."""
+        by_name = {d["name"]: d["index"] for d in self.interpreter.get_tensor_details()}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for chunk in self._chunks(arrays):
+            self._invoke(chunk)
+            for name in names:
+                found[name].append(self.interpreter.get_tensor(by_name[name]))
+        return {name: np.concatenate(parts)[: len(arrays[0])] for name, parts in found.items()}
+
+    def _chunks(self, arrays: list[np.ndarray]) -> Any:
+        size = self.batch_size
+        for start in range(0, len(arrays[0]), size):
+            chunk = [array[start : start + size] for array in arrays]
+            short = size - len(chunk[0])
+            yield [np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part for part in chunk]
+
+    def _invoke(self, chunk: list[np.ndarray]) -> list[np.ndarray]:
+        for detail, value in zip(self.inputs, chunk, strict=True):
+            self.interpreter.set_tensor(detail["index"], _encode(value, detail))
+        self.interpreter.invoke()
+        return [_decode(self.interpreter.get_tensor(d["index"]), d) for d in self.outputs]
+
+
+def _encode(real: np.ndarray, detail: Any) -> np.ndarray:
+    if detail["dtype"] is np.float32:
+        return real.astype(np.float32).reshape(detail["shape"])
+    scale, zero_point = detail["quantization"]
+    codes = np.round(real / np.float32(scale)) + zero_point
+    return np.clip(codes, -128, 127).astype(np.int8).reshape(detail["shape"])
+
+
+def _decode(value: np.ndarray, detail: Any) -> np.ndarray:
+    if detail["dtype"] is np.float32:
+        return value.copy()
+    scale, zero_point = detail["quantization"]
+    return (value.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,0 +1,147 @@
+"""summary: bits, parameters, bytes and multiply-accumulates of every layer, and the size of the file."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.convert.graph import Call, calls_of
+from keras_lowbit.convert.report import table
+from keras_lowbit.convert.roles import KINDS, stock_kind
+from keras_lowbit.deploy import litert
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.layers import QuantActivation, QuantizedLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """One layer with weights.
+
+    weight_bits, activation_bits: 32 where float.   parameters: all weights of the layer.   kilobytes: of the kernel at
+    `weight_bits` and the rest as float32, in units of 1000 bytes.   macs: multiply-accumulates for one sample, None where
+    a size is variable.
+    """
+
+    path: str
+    layer: str
+    weight_bits: float
+    activation_bits: float
+    parameters: int
+    kilobytes: float
+    macs: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All layers with weights, and totals; prints as a table. file_bytes: of the .tflite it gives, None if it cannot."""
+
+    model: str
+    layers: tuple[LayerSummary, ...]
+    file_bytes: int | None
+    no_file_because: str
+
+    @property
+    def parameters(self) -> int:
+        """All weights of the layers listed."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def kilobytes(self) -> float:
+        """Packed size of those weights, in units of 1000 bytes."""
+        return sum(layer.kilobytes for layer in self.layers)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates for one sample; None where a size is variable."""
+        counts = [layer.macs for layer in self.layers]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def __str__(self) -> str:
+        rows: list[tuple[Any, ...]] = [tuple(dataclasses.asdict(layer).values()) for layer in self.layers]
+        rows.append(("total", "", None, None, self.parameters, self.kilobytes, self.macs))
+        body = table(("layer", "class", "weight bits", "act. bits", "parameters", "kB", "MACs"), rows)
+        size = f"{self.file_bytes:,} bytes" if self.file_bytes is not None else f"none: {self.no_file_because}"
+        return f"{self.model}\n{body}\nfloat32 weights: {4 * self.parameters / 1000:,.1f} kB; .tflite file: {size}"
+
+
+def summary(model: keras.Model, *, weights: str = "int8", input_shapes: Any = None) -> Summary:
+    """Weight and activation bits, parameters, kB and MACs for each layer with weights, and the .tflite size.
+
+    The size is that of the bytes `export_litert(model, weights=weights)` would write, found by writing them to memory
+    (ranges not calibrated yet are stood in for: they do not change the size).
+    model: Functional or Sequential, quantized or not.   input_shapes: for inputs of variable size, as in `export_litert`.
+    """
+    graph = calls_of(model, inline=True)
+    layers, seen = [], set()
+    for call in graph.calls:
+        if call.is_layer and call.operation.weights and call.path not in seen and _counts(call):
+            seen.add(call.path)
+            layers.append(_layer(call, _activation_bits(graph, call)))
+    size, reason = _file_bytes(model, weights, input_shapes)
+    return Summary(model.name, tuple(layers), size, reason)
+
+
+def _counts(call: Call) -> bool:
+    return not isinstance(call.operation, QuantActivation)
+
+
+def _layer(call: Call, activation_bits: float) -> LayerSummary:
+    operation = call.operation
+    weights = _own_weights(operation)
+    kernel = (
+        int(np.prod(operation.kernel.shape)) if stock_kind(operation) in KINDS and hasattr(operation, "kernel") else 0
+    )
+    bits: float = 32
+    if isinstance(operation, QuantizedLayer) and operation.kernel_quantizer is not None:
+        bits = operation.kernel_quantizer.bits
+    count = sum(int(np.prod(weight.shape)) for weight in weights)
+    kilobytes = (kernel * bits / 8 + (count - kernel) * 4) / 1000
+    return LayerSummary(
+        call.path, type(operation).__name__, bits, activation_bits, count, kilobytes, _macs(call, kernel)
+    )
+
+
+def _own_weights(operation: Any) -> list[Any]:
+    """The layer's weights without the state of its quantizers."""
+    state = {
+        id(variable)
+        for name in ("kernel_host", "bias_host", "output_host")
+        if getattr(operation, name, None) is not None
+        for variable in getattr(operation, name).variables
+    }
+    return [weight for weight in operation.weights if id(weight) not in state]
+
+
+def _macs(call: Call, kernel: int) -> int | None:
+    if not kernel:
+        return 0
+    kind, output = stock_kind(call.operation), call.results[0].shape[1:]
+    spatial = call.tensors[0].shape[1:-1] if kind == "Conv2DTranspose" else output[:-1]
+    if None in spatial:
+        return None
+    return kernel * int(np.prod(spatial, dtype=np.int64))
+
+
+def _activation_bits(graph: Any, call: Call) -> float:
+    """Bits of the range behind a layer: its own, or that of the first range its result flows into alone."""
+    own = getattr(call.operation, "output_quantizer", None)
+    if own is not None:
+        return float(own.bits)
+    reader = graph.only_consumer(call.outputs[0])
+    while reader is not None:
+        if isinstance(reader.operation, QuantActivation):
+            return float(reader.operation.quantizer.bits)
+        if stock_kind(reader.operation) in KINDS or len(reader.inputs) > 1:
+            return 32
+        reader = graph.only_consumer(reader.outputs[0])
+    return 32
+
+
+def _file_bytes(model: keras.Model, weights: str, input_shapes: Any) -> tuple[int | None, str]:
+    try:
+        graph = lower_model(model, input_shapes, placeholder=Range(1 / 16, 0)).graph
+        return len(litert.to_bytes(graph, weights=weights)[0]), ""
+    except ValueError as error:
+        return None, str(error)
