@@ -1,0 +1,269 @@
+"""SQ against its base quantizers on CIFAR-10, at the same budget, from the same pretrained ResNet-20.
+
+    python -m studies.sq_cifar.run                                # everything in config.json
+    python -m studies.sq_cifar.run --epochs 4 --seeds 0 --methods twn sq-twn
+
+Every finished run is in result.json at once; runs that are there are skipped, so a killed study goes on where it was.
+Two processes may share one result.json (`--threads 1` each, on two cores).
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_lowbit as klb
+from keras_lowbit.callbacks import reset_optimizer
+from keras_lowbit.data import data_folder, load_cifar10
+from studies.common import cifar_resnet
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / "work" / "cifar10.npz"  # decoded once; ignored by git
+FLOAT = "float"  # no quantizer, same budget: what the extra epochs alone do
+# Method -> (recipe, restarts). "-restarts" is the fairness control: the base quantizer under SQ's restarts.
+METHODS = {
+    FLOAT: (None, False),
+    "twn": ("twn", False),
+    "twn-restarts": ("twn", True),
+    "sq-twn": ("sq-twn", True),
+    "bwn": ("bwn", False),
+    "bwn-restarts": ("bwn", True),
+    "sq-bwn": ("sq-bwn", True),
+}
+
+
+class Restarts(keras.callbacks.Callback):
+    """Restarts the optimizer (slots, step count, so also its schedule) when a stage begins, as SQ does."""
+
+    def __init__(self, epochs_per_stage):
+        super().__init__()
+        self.epochs_per_stage = epochs_per_stage
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Epoch 0 starts with a fresh optimizer anyway."""
+        if epoch and epoch % self.epochs_per_stage == 0:
+            reset_optimizer(self.model)
+
+
+class Progress(keras.callbacks.Callback):
+    """One line per epoch."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Prints what the logs hold."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        print(f"{self.name} epoch {epoch + 1}: {values}  ({time.perf_counter() - self.start:.0f} s)", flush=True)
+
+
+def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
+    """Trains one method once; returns its record for result.json."""
+    (x_train, y_train), (x_test, y_test) = data
+    started = time.perf_counter()
+    keras.utils.set_random_seed(seed)
+    recipe_name, restarts = METHODS[method]
+    model = cifar_resnet.pretrained(folder, config["depth"])
+    callbacks: list[keras.callbacks.Callback] = []
+    if recipe_name is not None:
+        recipe = klb.recipes.get(recipe_name).replace(activations=None)  # weights only, as in the paper
+        model, _ = klb.quantize_model(model, recipe)  # every convolution and the classifier, as in the paper
+        callbacks += recipe.callbacks(epochs=config["epochs"])
+    if restarts and not method.startswith("sq-"):
+        callbacks.append(Restarts(config["epochs"] // config["stages"]))
+    train = cifar_resnet.AugmentedImages(x_train, y_train, config["batch_size"], seed)
+    schedule_epochs = config["epochs"] // (config["stages"] if restarts else 1)
+    compile_model(model, config, schedule_epochs * train.num_batches)
+    x_test = cifar_resnet.normalize(x_test)
+    curve = slice(config["curve_images"])  # for the plot only: nothing is chosen by it
+    before = accuracy(model, x_test, y_test)
+    history = model.fit(
+        train,
+        epochs=config["epochs"],
+        validation_data=(x_test[curve], y_test[curve].astype(np.int32)),
+        validation_batch_size=250,
+        callbacks=[*callbacks, Progress(f"{method} seed {seed}")],
+        verbose=0,
+    )
+    return {
+        "method": method,
+        "seed": seed,
+        "settings": settings(config),
+        "test_accuracy": accuracy(model, x_test, y_test),
+        "test_accuracy_before_training": before,
+        "wall_s": round(time.perf_counter() - started, 1),
+        "curves": {name: [round(float(value), 5) for value in values] for name, values in history.history.items()},
+        "machine": machine(),
+    }
+
+
+def compile_model(model: keras.Model, config: dict, schedule_steps: int) -> None:
+    """SGD with momentum and a cosine schedule of that many steps.
+
+    Keras' weight_decay is decoupled: it acts once, not through the momentum buffer. L2 of 1e-4 in a solver with
+    momentum 0.9 shrinks a weight by lr * 1e-4 / (1 - 0.9) per step in the long run, so that is the value given here.
+    """
+    rate = keras.optimizers.schedules.CosineDecay(config["learning_rate"], schedule_steps)
+    decay = config["l2"] / (1 - config["momentum"])
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=config["momentum"], weight_decay=decay),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,  # XLA took over twice as long per step on two CPU cores
+    )
+
+
+def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction of right classes in inference mode, where SQ quantizes everything (ratio 1)."""
+    logits = model.predict(images, batch_size=250, verbose=0)
+    return float(np.mean(logits.argmax(-1) == labels))
+
+
+def settings(config: dict) -> dict:
+    """What two runs must share to be compared; not which methods and seeds were asked for."""
+    return {name: value for name, value in config.items() if name not in ("methods", "seeds")}
+
+
+def machine() -> dict:
+    """Where a run happened."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "keras_lowbit": klb.__version__,
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class Results:
+    """result.json, read fresh and replaced as a whole under a lock: processes can share it, a kill loses nothing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict:
+        """The stored content; an empty study if there is none."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {"float_test_accuracy": {}, "runs": []}
+
+    @contextlib.contextmanager
+    def update(self):
+        """Gives the content to change, and stores it afterwards."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = self.read()
+            yield content
+            content["runs"].sort(
+                key=lambda run: (run["settings"]["epochs"], list(METHODS).index(run["method"]), run["seed"])
+            )
+            partial = self.path.with_suffix(".part")
+            partial.write_text(json.dumps(content, indent=1) + "\n")
+            os.replace(partial, self.path)
+
+    def has(self, method: str, seed: int, config: dict) -> bool:
+        """Whether that run is finished, with these very settings."""
+        wanted = (method, seed, settings(config))
+        return any((run["method"], run["seed"], run["settings"]) == wanted for run in self.read()["runs"])
+
+
+def summary(content: dict, epochs: int | None = None) -> str:
+    """Mean and spread of the test accuracy per budget and method, as a text table."""
+    groups: dict[tuple, list] = {}
+    for run in content["runs"]:
+        if epochs in (None, run["settings"]["epochs"]):
+            groups.setdefault((run["settings"]["epochs"], run["method"]), []).append(100 * run["test_accuracy"])
+    lines = [f"{'epochs':>6}  {'method':<13} {'seeds':>5}  {'mean %':>7}  {'std':>5}  {'min':>6}  {'max':>6}"]
+    for (budget, method), values in groups.items():
+        std = f"{np.std(values, ddof=1):5.2f}" if len(values) > 1 else "    -"
+        numbers = f"{np.mean(values):7.2f}  {std}  {min(values):6.2f}  {max(values):6.2f}"
+        lines.append(f"{budget:6d}  {method:<13} {len(values):5d}  {numbers}")
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
+    """The configuration with the command line's changes, and the rest of the command line."""
+    config = json.loads((HERE / "config.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=config["epochs"], help="total budget of every method")
+    parser.add_argument("--seeds", type=int, nargs="+", default=config["seeds"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=config["methods"])
+    parser.add_argument("--learning-rate", type=float, default=config["learning_rate"])
+    parser.add_argument("--threads", type=int, default=0, help="threads per operation; 0: all cores")
+    parser.add_argument("--output", type=Path, default=HERE / "result.json")
+    parsed = parser.parse_args(arguments)
+    if parsed.epochs < config["stages"] or parsed.epochs % config["stages"]:
+        parser.error(
+            f"--epochs {parsed.epochs}: give a multiple of {config['stages']}, so that all stages are equally long"
+        )
+    for name in ("epochs", "seeds", "methods", "learning_rate"):
+        config[name] = getattr(parsed, name)
+    return config, parsed
+
+
+def main(arguments=None) -> None:
+    """Runs what is missing, seed by seed, and prints the table."""
+    config, parsed = parse_arguments(arguments)
+    if parsed.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    folder = data_folder()
+    data = load_cifar10(folder, cache=CACHE)
+    results = Results(parsed.output)
+    record_float_accuracy(results, config, data, folder)
+    for seed in config["seeds"]:  # seed by seed: a study that is cut short has every method
+        for method in config["methods"]:
+            if results.has(method, seed, config):
+                print(f"{method} seed {seed}: already in {parsed.output.name}")
+                continue
+            record = run_one(method, seed, config, data, folder)
+            with results.update() as content:
+                content["runs"].append(record)
+            print(
+                f"{method} seed {seed}: {100 * record['test_accuracy']:.2f} % in {record['wall_s']:.0f} s", flush=True
+            )
+            keras.backend.clear_session()
+    print(summary(results.read(), config["epochs"]))
+
+
+def record_float_accuracy(results: Results, config: dict, data, folder: Path) -> None:
+    """Stores the accuracy of the pretrained network, on all test images, once."""
+    name = f"resnet{config['depth']}"
+    if name in results.read()["float_test_accuracy"]:
+        return
+    model = cifar_resnet.pretrained(folder, config["depth"])
+    images, labels = data[1]
+    found = accuracy(model, cifar_resnet.normalize(images), labels)
+    with results.update() as content:
+        content["float_test_accuracy"][name] = found
+    print(f"pretrained {name}: {100 * found:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

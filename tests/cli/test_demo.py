@@ -1,0 +1,39 @@
+"""The demo, cut short: its data, its table and its files. `make demo` runs it at full length."""
+
+import numpy as np
+import pytest
+
+from keras_lowbit.cli import app, demo
+
+
+def test_digits_are_real_disjoint_and_in_range():
+    (x_train, y_train), (x_test, y_test) = demo.load_digits()
+    assert x_train.shape == (1438, 8, 8, 1)
+    assert x_test.shape == (359, 8, 8, 1)
+    assert (x_train.min(), x_train.max()) == (0, 1)
+    assert np.bincount(y_test).min() >= 20
+    assert np.bincount(y_train).min() >= 120
+    known = {image.tobytes() for image in x_train}
+    assert not any(image.tobytes() in known for image in x_test)
+
+
+def test_table_shows_every_method_with_its_size():
+    rows = [
+        demo.Outcome("float", 0.9912, 0.9912, 98_765, "", [0.5]),
+        demo.Outcome("sq-twn", 0.975, 0.9722, 12_345, "yes", [0.5]),
+    ]
+    lines = demo.table(rows, 400).splitlines()
+    assert lines[1].split() == ["float", "99.12%", "99.12%", "98.8", "kB"]
+    assert lines[2].split() == ["sq-twn", "97.50%", "97.22%", "12.3", "kB", "yes"]
+    assert "one image is 0.25%" in lines[3]
+
+
+@pytest.mark.slow
+def test_short_demo_runs_to_its_end(tmp_path, capsys):
+    arguments = ["keras-lowbit", "demo", "--epochs=4", "--float_epochs=4", f"--output={tmp_path / 'out'}"]
+    assert app.main(arguments) == 0
+    shown = capsys.readouterr().out
+    table = [line.split() for line in shown.splitlines() if line.endswith((" yes", "kB  "))]
+    assert [row[0] for row in table] == ["float", "twn", "sq-twn", "bwn", "sq-bwn"]
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["bwn.tflite", "curves.png", "float.tflite", "sq-bwn.tflite", "sq-twn.tflite", "twn.tflite"]
