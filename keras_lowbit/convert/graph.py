@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import tree
 
-KerasTensor = keras.KerasTensor
+KerasTensor: Any = keras.KerasTensor
 
 
 @dataclasses.dataclass(eq=False)

@@ -80,8 +80,8 @@ class Percentile(Histogram):
         share = np.cumsum(self.counts) / self.counts.sum()
         tail = 1.0 - self.percentile / 100.0
         half_bin = self.span / _BINS
-        low = self.centers[np.searchsorted(share, tail)] - half_bin
-        high = self.centers[min(np.searchsorted(share, 1.0 - tail), _BINS - 1)] + half_bin
+        low = self.centers[int(np.searchsorted(share, tail))] - half_bin
+        high = self.centers[min(int(np.searchsorted(share, 1.0 - tail)), _BINS - 1)] + half_bin
         return self.clip(float(low), float(high))
 
 

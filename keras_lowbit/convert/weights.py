@@ -43,7 +43,7 @@ def quantized_layers(model: Any) -> dict[str, klb_layers.QuantizedLayer]:
     }
 
 
-def kernel_codes(layer: klb_layers.QuantizedLayer) -> Quantized:
+def kernel_codes(layer: Any) -> Quantized:
     """Codes (int8) and scale (float32) of one layer's kernel as NumPy arrays."""
     quantized = layer.kernel_host.encode(layer.kernel)
     codes = keras.ops.convert_to_numpy(quantized.codes)

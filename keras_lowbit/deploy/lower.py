@@ -89,7 +89,7 @@ class Lowering:
             tensor = calls.tensors[key]
             name = self.name(tensor.name)
             self.input_keys[name] = key
-            self.values[key] = Entry(name, _static_shape(tensor, input_shapes), Trail({key: name}))
+            self.values[key] = Entry(name, _input_shape(tensor, input_shapes), Trail({key: name}))
 
     def name(self, wanted: str) -> str:
         """`wanted`, or `wanted_1`, ...: every name is used once."""
@@ -181,7 +181,12 @@ class Lowering:
         )
 
 
-def _static_shape(tensor: Any, given: Any) -> tuple[int, ...]:
+def static_shape(state: Lowering, tensor: str) -> tuple[int, ...]:
+    """Sizes of a graph tensor without its batch."""
+    return tuple(int(size) for size in state.builder.tensor(tensor).shape[1:] if size is not None)
+
+
+def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
     shape = tensor.shape[1:]
     wanted = given.get(tensor.name) if isinstance(given, Mapping) else given
     if wanted is not None:

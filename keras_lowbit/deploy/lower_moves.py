@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import stock_kind
-from keras_lowbit.deploy.lower import Lowering
+from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.values import Floating, Pending, Stored
 
 # Nothing happens in inference: the result is the input itself.
@@ -44,10 +44,6 @@ def lower_move(state: Lowering, call: Call) -> bool:
     return True
 
 
-def _shape(state: Lowering, tensor: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in state.builder.tensor(tensor).shape[1:] if size is not None)
-
-
 def _reshape(state: Lowering, call: Call, tensor: str) -> str | None:
     """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
     wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
@@ -65,7 +61,7 @@ def _permute(state: Lowering, call: Call, tensor: str) -> str | None:
 
 
 def _pad(state: Lowering, call: Call, tensor: str) -> str | None:
-    operation, rank = call.operation, len(_shape(state, tensor))
+    operation, rank = call.operation, len(static_shape(state, tensor))
     if hasattr(operation, "pad_width"):
         widths = np.broadcast_to(operation.pad_width, (rank + 1, 2)).tolist()
         return None if any(widths[0]) else state.builder.pad(tensor, state.name(call.path), widths[1:])
@@ -77,7 +73,7 @@ def _pad(state: Lowering, call: Call, tensor: str) -> str | None:
 def _crop(state: Lowering, call: Call, tensor: str) -> str | None:
     cropping = call.operation.cropping
     pairs = [cropping] if isinstance(cropping[0], int) else list(cropping)
-    sizes = _shape(state, tensor)
+    sizes = static_shape(state, tensor)
     begin = [before for before, _ in pairs] + [0]
     end = [size - after for size, (_, after) in zip(sizes, pairs, strict=False)] + [sizes[-1]]
     return state.builder.strided_slice(tensor, state.name(call.path), begin, end)
@@ -87,7 +83,7 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
     """``x[:, a:b:c, ...]``: slices only, positive steps, the batch whole."""
     index = call.arguments.args[1] if len(call.arguments.args) > 1 else call.arguments.kwargs.get("key")
     parts = list(index) if isinstance(index, (tuple, list)) else [index]
-    rank = len(_shape(state, tensor)) + 1
+    rank = len(static_shape(state, tensor)) + 1
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
         parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
@@ -102,7 +98,7 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
 
 def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:
     def make(state: Lowering, call: Call, tensor: str) -> str | None:
-        layer, sizes, builder = call.operation, _shape(state, tensor), state.builder
+        layer, sizes, builder = call.operation, static_shape(state, tensor), state.builder
         if layer.data_format != "channels_last":
             return None
         pool = builder.max_pool2d if kind == "max" else builder.average_pool2d
@@ -112,7 +108,7 @@ def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:
         name = state.name(call.path)
         image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
         inner = pool(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
-        return builder.reshape(inner, name, _shape(state, inner)[1:])
+        return builder.reshape(inner, name, static_shape(state, inner)[1:])
 
     return make
 
@@ -121,25 +117,25 @@ def _global_average(state: Lowering, call: Call, tensor: str) -> str | None:
     layer, builder = call.operation, state.builder
     if layer.data_format != "channels_last":
         return None
-    axes = tuple(range(1, len(_shape(state, tensor))))
+    axes = tuple(range(1, len(static_shape(state, tensor))))
     return builder.mean(tensor, builder.tensor(tensor).range, state.name(call.path), axes, layer.keepdims)
 
 
 def _global_max(state: Lowering, call: Call, tensor: str) -> str | None:
-    layer, builder, sizes = call.operation, state.builder, _shape(state, tensor)
+    layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
     if layer.data_format != "channels_last":
         return None
     name = state.name(call.path)
     image = tensor
     if len(sizes) == 2:
         image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
-    pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), _shape(state, image)[:2], (1, 1))
+    pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), static_shape(state, image)[:2], (1, 1))
     shape = [1] * (len(sizes) - 1) * layer.keepdims + [sizes[-1]]
     return builder.reshape(pooled, name, shape)
 
 
 def _upsample(state: Lowering, call: Call, tensor: str) -> str | None:
-    layer, builder, sizes = call.operation, state.builder, _shape(state, tensor)
+    layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
     if getattr(layer, "data_format", "channels_last") != "channels_last" or len(sizes) != 3:
         return None
     factor: Any = layer.size

@@ -9,7 +9,7 @@ from keras_lowbit.convert.roles import activation_name, stock_kind
 from keras_lowbit.convert.weights import kernel_codes
 from keras_lowbit.deploy.fold import Affine, Folded, fold, identity
 from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.lower import Lowering
+from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
 
@@ -99,7 +99,7 @@ def _conv1d(
 ) -> str:
     """A convolution of height 1 between two reshapes; causal padding goes in front."""
     builder = state.builder
-    steps, channels = builder.tensor(tensor).shape[1:]
+    steps, channels = static_shape(state, tensor)
     image = builder.reshape(tensor, state.name(f"{name}/image"), (1, steps, channels))
     padding: Any = layer.padding
     if padding == "causal":
@@ -117,7 +117,7 @@ def _conv1d(
         groups=layer.groups,
         activation=activation,
     )
-    return builder.reshape(inner, name, builder.tensor(inner).shape[2:])
+    return builder.reshape(inner, name, static_shape(state, inner)[1:])
 
 
 def _depthwise(
@@ -173,10 +173,10 @@ def pending_affine(state: Lowering, call: Call, source: Stored, affine: Affine) 
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
         builder, whole, name = state.builder, total or affine, state.name(call.path)
-        shape = builder.tensor(source.tensor).shape[1:]
+        shape = static_shape(state, source.tensor)
         sees, channels = builder.tensor(source.tensor).range, shape[-1]
         codes = np.full((1, 1, channels, 1), 127, np.int8)  # the finest grid: the bias is rounded to it
-        folded = fold(codes, np.float32(1 / 127), (2, 3), whole, sees, grid, call.path)
+        folded = fold(codes, np.array(1 / 127, np.float32), (2, 3), whole, sees, grid, call.path)
         tensor = source.tensor
         if len(shape) != 3:
             rest = int(np.prod(shape[:-1], dtype=np.int64))

@@ -132,7 +132,7 @@ def _activation_bits(graph: Any, call: Call) -> float:
     reader = graph.only_consumer(call.outputs[0])
     while reader is not None:
         if isinstance(reader.operation, QuantActivation):
-            return float(reader.operation.quantizer.bits)
+            return float(reader.operation.output_host.quantizer.bits)
         if stock_kind(reader.operation) in KINDS or len(reader.inputs) > 1:
             return 32
         reader = graph.only_consumer(reader.outputs[0])

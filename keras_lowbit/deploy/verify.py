@@ -182,7 +182,7 @@ def _needed(lowered: Lowered) -> set[str]:
 
 def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
     tensor = graph.tensors[name]
-    if tensor.dtype == "float32":
+    if tensor.scale is None:
         return value
     return (value.astype(np.float32) - tensor.zero_point) * tensor.scale
 
@@ -219,7 +219,7 @@ def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> di
         codes = np.transpose(codes, _LAYOUTS[kind])
         stored = file.tensors[name]
         same = _same_codes(stored.codes, codes, flushed, kind)
-        found[layer.node] = same and np.array_equal(stored.scale, lowered.graph.tensors[name].scale)
+        found[layer.node] = same and np.array_equal(stored.scale, np.asarray(lowered.graph.tensors[name].scale))
     return found
 
 
