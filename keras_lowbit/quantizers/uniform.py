@@ -72,10 +72,14 @@ class ActivationRange(Quantizer):
 
     ``s = (max - min) / (2^bits - 1)``, z the code of zero.
     Gradient: 1 where x lies on the grid's range, else 0.
-    The range is an exponential moving average that starts from the first training batch
-    (``range <- momentum * range + (1 - momentum) * batch range``), or what `calibrate` found, or fixed by
-    `minimum` and `maximum`. Until a range is known the values pass through as they are.
-    bits: 2 to 8.   momentum: in [0, 1).   minimum, maximum: both or neither, in the units of x.
+    The range is an exponential moving average that starts from the first training batch, or from what `calibrate`
+    found (``range <- m * range + (1 - m) * batch range``), or it is fixed by `minimum` and `maximum`. Until a range
+    is known the values pass through as they are.
+    ``m = min(momentum, (1 + count) / (10 + count))`` with `count` batches seen, and 0 for the first one: a young
+    average follows the batches, so that few steps are enough for a range that fits (TensorFlow's
+    ExponentialMovingAverage(num_updates) warms up the same way).
+    bits: 2 to 8.   momentum: in [0, 1), of an average that has seen many batches (0.99: 891 of them).
+    minimum, maximum: both or neither, in the units of x.
     hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
     the narrow ones would cut the wide ones off.
     State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone).
@@ -122,14 +126,15 @@ class ActivationRange(Quantizer):
         # A replica may get an empty last batch; min and max of nothing are an error unless they have a start.
         batch_low = ops.min(real, initial=float("inf"))
         batch_high = ops.max(real, initial=-float("inf"))
-        keep = ops.where(state["count"] > 0, self.momentum, 0.0)
+        count = state["count"]
+        keep = ops.where(count > 0, ops.minimum(self.momentum, (1.0 + count) / (10.0 + count)), 0.0)
         low = keep * state["minimum"] + (1.0 - keep) * batch_low
         high = keep * state["maximum"] + (1.0 - keep) * batch_high
         if self.hold:
-            started = state["count"] > 0
+            started = count > 0
             low = ops.where(started, ops.minimum(low, state["minimum"]), low)
             high = ops.where(started, ops.maximum(high, state["maximum"]), high)
-        new = {"minimum": low, "maximum": high, "count": state["count"] + 1.0}
+        new = {"minimum": low, "maximum": high, "count": count + 1.0}
         # Minimum and maximum may skip a NaN; the sum does not, and an overflow there only skips a batch.
         usable = ops.logical_and(ops.isfinite(batch_high - batch_low), ops.isfinite(ops.sum(real)))
         stays = ops.logical_or(state["frozen"] > 0, ops.logical_not(usable))

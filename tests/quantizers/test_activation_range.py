@@ -70,19 +70,31 @@ def test_average_starts_from_the_first_batch():
     batches = [[-1.0, 3.0], [-2.0, 5.0], [0.5, 1.0]]
     got = observe(ActivationRange(momentum=0.9), batches)
     low, high = -1.0, 3.0
-    for batch in batches[1:]:
-        low, high = 0.9 * low + 0.1 * min(batch), 0.9 * high + 0.1 * max(batch)
+    for keep, batch in zip([2 / 11, 3 / 12], batches[1:], strict=True):
+        low, high = keep * low + (1 - keep) * min(batch), keep * high + (1 - keep) * max(batch)
     assert got["minimum"] == pytest.approx(low, rel=1e-6)
     assert got["maximum"] == pytest.approx(high, rel=1e-6)
     assert got["count"] == 3
 
 
+def test_young_average_follows_the_batches_and_an_old_one_keeps_its_momentum():
+    for count, keep in [(1, 2 / 11), (8, 9 / 18), (80, 81 / 90), (81, 0.9), (1000, 0.9)]:
+        got = observe(ActivationRange(momentum=0.9), [[-2.0, 4.0]], state(-1, 1, count=count))
+        assert got["minimum"] == pytest.approx(-2 + keep, rel=1e-6)
+        assert got["maximum"] == pytest.approx(4 - 3 * keep, rel=1e-6)
+    # What the warm-up is for: ten batches of a range ten times wider leave less than a percent of the old one.
+    followed = observe(ActivationRange(), [[0.0, 10.0]] * 10, state(0, 1, count=1))
+    assert followed["maximum"] == pytest.approx(10, rel=0.01)
+
+
 def test_hold_only_widens():
-    got = observe(ActivationRange(momentum=0.5, hold=True), [[-1, 3], [-0.5, 5], [-9, 0]])
+    batches, start = [[-1, 3], [-0.5, 5], [-9, 0]], state(-1, 3, count=100)  # old enough for its full momentum
+    got = observe(ActivationRange(momentum=0.5, hold=True), batches[1:], start)
     assert got["minimum"] == -5.0
     assert got["maximum"] == 4.0
-    narrower = observe(ActivationRange(momentum=0.5), [[-1, 3], [-0.5, 5], [-9, 0]])
+    narrower = observe(ActivationRange(momentum=0.5), batches[1:], start)
     assert narrower["maximum"] == 2.0
+    assert observe(ActivationRange(hold=True), batches)["maximum"] >= 3 + 9 / 11 * 2 - 1e-6
 
 
 def test_frozen_ranges_do_not_move():
