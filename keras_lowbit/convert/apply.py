@@ -1,17 +1,18 @@
 """quantize_model: a whole Keras model in, a quantized copy and a report out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit import quantizers, recipes
-from keras_lowbit.convert.graph import calls_of, functional_of
+from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.convert.report import ConversionReport
 from keras_lowbit.convert.rewrite import Choice, Rewriter
 from keras_lowbit.convert.roles import KINDS, stock_kind
+from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.recipes import Rule
 
 _SUBCLASSED = """{name!r} is a subclassed model ({kind}): Python code calls its layers, and that cannot be rewritten.
@@ -38,7 +39,8 @@ def quantize_model(
     The copy is not compiled. A layer that is not known stays float and is reported, it never stops the conversion.
 
     model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
-    skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float.
+    skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float; a nested
+    model that matches stays float with all its layers.
     overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, or for weights that
@@ -46,22 +48,41 @@ def quantize_model(
     """
     _check_model(model)
     recipe = recipes.get(recipe)
-    graph = calls_of(model, inline=True)
-    paths = [(call.name, call.path) for call in graph.calls]
+    calls = list(_all_calls(model))
     skip = [skip] if isinstance(skip, str) else list(skip)
     rules = tuple(Rule(quantizers.get(value), layers=pattern) for pattern, value in (overrides or {}).items())
-    for pattern in [*skip, *(rule.layers for rule in rules)]:
-        _check_pattern(pattern, paths)
+    for pattern in skip:
+        _check_pattern(pattern, [(call.name, path) for path, call in calls], "layer")
+    for rule in rules:
+        _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
-    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(graph))
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls))
     rewriter = Rewriter(choice)
-    quantized = rewriter.rewrite(functional_of(model))
+    quantized = rewriter.rewrite(model)
     return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
 
 
-def _positions(graph: Any) -> dict[str, tuple[str, ...]]:
+def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
+    """Path and call of everything in running order: nested models, then what is in them."""
+    for call in calls_of(model).calls:
+        yield prefix + call.path, call
+        if is_graph_model(call.operation):
+            yield from _all_calls(call.operation, f"{prefix}{call.path}/")
+
+
+def _kernels(calls: list[tuple[str, Call]]) -> list[tuple[str, str]]:
+    """Name and path of every layer with a kernel, and of the depthwise half of a separable convolution."""
+    found = []
+    for path, call in calls:
+        kind = stock_kind(call.operation)
+        found += [(call.name, path)] if kind in KINDS else []
+        found += [(f"{call.name}_depthwise", f"{path}_depthwise")] if kind == "SeparableConv2D" else []
+    return found
+
+
+def _positions(calls: list[tuple[str, Call]]) -> dict[str, tuple[str, ...]]:
     """Path -> ("first",), ("last",) or both, of the first and last weighted layer in running order."""
-    weighted = [call.path for call in graph.calls if stock_kind(call.operation) in KINDS]
+    weighted = [path for path, call in calls if stock_kind(call.operation) in KINDS]
     if not weighted:
         return {}
     first, last = weighted[0], weighted[-1]
@@ -82,7 +103,7 @@ def _check_model(model: Any) -> None:
         raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
 
 
-def _check_pattern(pattern: str, paths: list[tuple[str, str]]) -> None:
+def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -90,14 +111,14 @@ def _check_pattern(pattern: str, paths: list[tuple[str, str]]) -> None:
     if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
         near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
         raise ValueError(
-            f"The pattern {pattern!r} matches no layer. It must match a whole name or path; the model has for example "
-            f"{near[:5]}. Write '.*{pattern}.*' to match a part."
+            f"The pattern {pattern!r} matches no {what}. It must match a whole name or path; the model has for "
+            f"example {near[:5]}. Write '.*{pattern}.*' to match a part."
         )
 
 
 def _check_finite(model: keras.Model) -> None:
     for variable in model.weights:
-        value = keras.ops.convert_to_numpy(variable)
+        value = to_numpy(variable)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             bad = int(np.size(value) - np.isfinite(value).sum())
             raise ValueError(

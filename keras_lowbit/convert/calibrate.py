@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
+from keras_lowbit.convert.graph import layers_of
 from keras_lowbit.convert.observers import make_observer
-from keras_lowbit.layers.host import QuantizerHost, hosts
+from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.quantizers import ActivationRange
 
 METHODS = ("max", "percentile", "mse")
@@ -61,11 +62,11 @@ def calibrate(
 
 
 def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
-    """Path -> host of every activation range that data decides."""
+    """Path ("backbone/conv1_range/output_quantizer") -> host of every activation range that data decides."""
     return {
         path: host
-        for path, host in hosts(model)
-        if isinstance(host.quantizer, ActivationRange) and not host.quantizer.fixed
+        for path, host in layers_of(model)
+        if isinstance(host, QuantizerHost) and isinstance(host.quantizer, ActivationRange) and not host.quantizer.fixed
     }
 
 
@@ -88,6 +89,8 @@ def _watch_batches(
             model(batch, training=False)
             count += 1
             bar.update(count, finalize=count == total)
+        if count != total:
+            bar.update(count, finalize=True)
     finally:
         for host in ranges.values():
             host.watch = None

@@ -5,7 +5,7 @@ Tensors are known by integer keys. `calls_of(model)` keeps nested models as sing
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -95,7 +95,7 @@ def calls_of(model: keras.Model, inline: bool = False) -> CallGraph:
 
 def functional_of(model: Any) -> Any:
     """The Functional form of a Functional or built Sequential model; a ValueError with the remedy otherwise."""
-    if isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential) and _calls_as_keras(model):
         if not model.built or getattr(model, "_functional", None) is None:
             raise ValueError(
                 f"Sequential model {model.name!r} has no input shape yet. Add keras.Input(shape) as its first layer, "
@@ -110,10 +110,56 @@ def functional_of(model: Any) -> Any:
 
 
 def is_graph_model(operation: Any) -> bool:
-    """Whether an operation is itself a graph of operations (Functional, Sequential or a subclass built as one)."""
-    return isinstance(operation, keras.Sequential) or (
+    """Whether an operation is itself a graph of operations: Functional, Sequential, or a subclass with their `call`."""
+    is_graph = isinstance(operation, keras.Sequential) or (
         isinstance(operation, keras.Model) and hasattr(operation, "_nodes_by_depth")
     )
+    return is_graph and _calls_as_keras(operation)
+
+
+def _calls_as_keras(model: Any) -> bool:
+    """Whether running the model is running its graph: no class of the user's redefines `call`."""
+    defining = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
+    return defining.__module__.startswith("keras.")
+
+
+def layers_of(model: Any) -> list[tuple[str, Any]]:
+    """Path and layer of every layer in a model, those inside custom layers included, each once, in running order.
+
+    A layer that several calls or parents share has the path of the first. In a subclassed model the paths start at its
+    attributes' layers. Equal paths, which only custom layers can bring about, get a number: "block/conv_1".
+    """
+    try:
+        roots = [(call.path, call.operation) for call in calls_of(model, inline=True).calls if call.is_layer]
+    except TypeError:
+        roots = [(layer.name, layer) for layer in _children(model)]
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for root_path, root in roots:
+        for path, layer in _descendants(root_path, root):
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                found[fresh_name(path, found)] = layer
+    return list(found.items())
+
+
+def fresh_name(name: str, taken: Container[str]) -> str:
+    """The name, or the first of name_1, name_2, ... that is not taken."""
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _children(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _descendants(path: str, layer: Any) -> Iterator[tuple[str, Any]]:
+    yield path, layer
+    for child in _children(layer):
+        yield from _descendants(f"{path}/{child.name}", child)
 
 
 class _Walker:

@@ -6,13 +6,16 @@ only move or select values keep the range of their input.
 """
 
 import dataclasses
+from collections.abc import Container
 
 from keras_lowbit.convert.graph import Call, CallGraph
-from keras_lowbit.convert.roles import FIXED_RANGES, Role, activation_name, fuses, stock_kind
+from keras_lowbit.convert.roles import FIXED_RANGES, KINDS, Role, activation_name, fuses, stock_kind
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.
 _TAKES_CLIP = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
+_ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
+_PROBABILITIES = ("softmax", "sigmoid")
 
 
 @dataclasses.dataclass
@@ -28,17 +31,17 @@ class RangePlan:
 
 
 def plan_ranges(
-    graph: CallGraph, roles: dict[Call, Role], activation: Quantizer | None, nested: bool = False
+    graph: CallGraph, roles: dict[Call, Role], activation: Quantizer | None, final: Container[int], nested: bool = False
 ) -> RangePlan:
     """The ranges of one model (one level: nested models plan their own).
 
-    activation: the quantizer of ranges learned from data; None plans nothing.   nested: the inputs carry ranges
-    already, and results leave for another model, so that even a final softmax gets its range.
+    activation: the quantizer of ranges learned from data; None plans nothing.   final: keys of the tensors that
+    leave the whole model; a softmax or sigmoid there gets no range.   nested: the inputs carry ranges already.
     """
     plan = RangePlan()
     if activation is None:
         return plan
-    planner = _Planner(graph, roles, activation, nested, plan)
+    planner = _Planner(graph, roles, activation, final, plan)
     if not nested:
         for key in graph.inputs:
             planner.after(key, activation)
@@ -48,17 +51,21 @@ def plan_ranges(
     return plan
 
 
+def _function(call: Call) -> str:
+    """The name of the function a call ends with: its own activation, or itself."""
+    return "softmax" if stock_kind(call.operation) == "Softmax" else activation_name(call.operation)
+
+
 class _Planner:
     def __init__(
-        self, graph: CallGraph, roles: dict[Call, Role], activation: Quantizer, nested: bool, plan: RangePlan
+        self,
+        graph: CallGraph,
+        roles: dict[Call, Role],
+        activation: Quantizer,
+        final: Container[int],
+        plan: RangePlan,
     ) -> None:
-        self.graph, self.roles, self.activation, self.nested, self.plan = (
-            graph,
-            roles,
-            activation,
-            nested,
-            plan,
-        )
+        self.graph, self.roles, self.activation, self.final, self.plan = graph, roles, activation, final, plan
 
     def visit(self, call: Call) -> None:
         role = self.roles[call]
@@ -91,15 +98,15 @@ class _Planner:
 
     def _bounded(self, call: Call) -> None:
         """A result whose range the function bounds; a final softmax or sigmoid stays float for the loss."""
-        name = "softmax" if stock_kind(call.operation) == "Softmax" else activation_name(call.operation)
-        key = call.outputs[0]
-        if name in ("softmax", "sigmoid") and not self.nested and not self.graph.consumers(key):
+        name, key = _function(call), call.outputs[0]
+        if name in _PROBABILITIES and key in self.final and not self.graph.consumers(key):
             return
         fixed = FIXED_RANGES.get("sigmoid" if name == "softmax" else name)
         self.after(key, self.activation if fixed is None else ActivationRange(minimum=fixed[0], maximum=fixed[1]))
 
     def _island(self, call: Call) -> None:
-        if call.is_layer and activation_name(call.operation) in ("softmax", "sigmoid"):
+        # Of stock layers only: what a user's layer does with its activation is unknown.
+        if stock_kind(call.operation) in _ENDS_WITH_ACTIVATION and _function(call) in _PROBABILITIES:
             return self._bounded(call)
         for key in call.outputs:
             readers = self.graph.consumers(key)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,8 @@ import keras
 from keras import tree
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of, functional_of
+from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
+from keras_lowbit.convert.graph import Call, calls_of, fresh_name, functional_of
 from keras_lowbit.convert.ranges import RangePlan, plan_ranges
 from keras_lowbit.convert.report import LayerReport
 from keras_lowbit.convert.roles import (
@@ -21,6 +23,7 @@ from keras_lowbit.convert.roles import (
     activation_name,
     role_of,
     stock_kind,
+    why_island,
 )
 from keras_lowbit.convert.separable import split_separable
 from keras_lowbit.quantizers import ActivationRange, Quantizer
@@ -57,10 +60,9 @@ class Rewriter:
         self.parts: dict[int, tuple[Any, Any]] = {}  # id of a separable layer -> its depthwise and pointwise copies
         self.reported: set[str] = set()
 
-    def rewrite(self, model: Any, prefix: str = "", shared: bool = False) -> keras.Model:
-        """A rewritten copy of a Functional model. prefix: path of the enclosing models.   shared: called repeatedly."""
-        graph = calls_of(model)
-        return _Level(self, model, graph, prefix, shared).build()
+    def rewrite(self, model: Any, place: "Place | None" = None) -> keras.Model:
+        """A rewritten copy of a Functional or Sequential model."""
+        return _Level(self, model, place or Place()).build()
 
     def report(self, path: str, operation: Any, outcome: str, detail: str) -> None:
         """Add one row, once for each path."""
@@ -68,42 +70,70 @@ class Rewriter:
             self.reported.add(path)
             self.rows.append(LayerReport(path, type(operation).__name__, outcome, detail))
 
+    def shares(self, path: str, operation: Any, error: Exception) -> None:
+        """Say in the row of `path` that the two models share that operation."""
+        reason = f"shared with the original: it cannot be copied ({type(error).__name__}: {error})"
+        for index, row in enumerate(self.rows):
+            if row.path == path:
+                self.rows[index] = LayerReport(path, row.layer, "skipped", f"{row.detail}; {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a model stands in the nest.
+
+    prefix: path of the enclosing models, "" for the outermost.   shared: it is called more than once.   skipped: the
+    user skips it whole.   last: positions of those of its outputs that leave the outermost model; None for all.
+    """
+
+    prefix: str = ""
+    shared: bool = False
+    skipped: bool = False
+    last: tuple[int, ...] | None = None
+
 
 class _Level:
     """One model of the nest: values flow through its calls, each emitted anew."""
 
-    def __init__(self, rewriter: Rewriter, model: Any, graph: CallGraph, prefix: str, shared: bool) -> None:
-        self.rewriter, self.model, self.graph, self.prefix = rewriter, model, graph, prefix
+    def __init__(self, rewriter: Rewriter, model: Any, place: Place) -> None:
+        self.rewriter, self.place, self.prefix = rewriter, place, place.prefix
+        self.original, self.model = model, functional_of(model)
+        self.graph = graph = calls_of(model)
         self.reasons: dict[Call, str] = {}
         self.roles = {call: self._role(call) for call in graph.calls}
         activations = rewriter.choice.recipe.activations
-        if shared and isinstance(activations, ActivationRange):
+        if place.shared and isinstance(activations, ActivationRange):
             activations = dataclasses.replace(activations, hold=True)
-        self.plan: RangePlan = plan_ranges(graph, self.roles, activations, nested=bool(prefix))
+        self.final = {key for index, key in enumerate(graph.outputs) if place.last is None or index in place.last}
+        self.plan: RangePlan = plan_ranges(graph, self.roles, activations, self.final, nested=bool(self.prefix))
         self.names = {call.name for call in graph.calls}
+        self.gates: set[str] = set()  # names of the products that stand for gated activations
         self.values: dict[int, Any] = {}
         self.range_layers: dict[int, klb_layers.QuantActivation] = {}
-        self.calls_of_operation: dict[int, int] = {}
-        for call in graph.calls:
-            self.calls_of_operation[id(call.operation)] = self.calls_of_operation.get(id(call.operation), 0) + 1
+        self.calls_of_operation = Counter(id(call.operation) for call in graph.calls)
 
     def build(self) -> keras.Model:
         inputs = [self._input(tensor) for tensor in self.model.inputs]
+        self.names |= {tensor.name for tensor in inputs}
         for key, tensor in zip(self.graph.inputs, inputs, strict=True):
             self._store(key, tensor, tensor.name)
         for call in self.graph.calls:
             for key, value in zip(call.outputs, self._emit(call), strict=True):
                 self._store(key, value, call.name)
         outputs = [self.values[key] for key in self.graph.outputs]
-        return keras.Model(
+        built = keras.Model(
             tree.pack_sequence_as(self.model.input, inputs),
             tree.pack_sequence_as(self.model.output, outputs),
-            name=self.model.name,
+            name=self.original.name,  # the Functional inside a Sequential has another
         )
+        copy_own_trainable(self.original, built)
+        return built
 
     def _role(self, call: Call) -> Role:
         role, path = role_of(call), self.prefix + call.path
-        if self.rewriter.choice.skips(call.name, path):
+        if role is Role.NESTED:
+            return role
+        if self.place.skipped or self.rewriter.choice.skips(call.name, path):
             self.reasons[call] = "skip list"
             return Role.ISLAND
         if role is Role.WEIGHTED and self.rewriter.choice.kernel(call, path) is None:
@@ -115,47 +145,53 @@ class _Level:
         return role
 
     def _input(self, tensor: Any) -> Any:
-        name = tensor.name if tensor.name not in self.names else None
-        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+        layer = tensor._keras_history.operation
+        where = "the nested model" if self.prefix else "the model"
+        self.rewriter.report(self.prefix + layer.name, layer, "kept", f"input of {where}")
+        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name)
 
     def _store(self, key: int, value: Any, name: str) -> None:
         if key in self.plan.after:
-            value = self._range_layer(key, name)(value)
+            value = self._range_layer(key, name, value.dtype)(value)
         self.values[key] = value
 
-    def _range_layer(self, key: int, name: str) -> Any:
+    def _range_layer(self, key: int, name: str, dtype: str) -> Any:
         root = self.plan.shared.get(key, key)
         if root not in self.range_layers:
             quantizer = self.plan.after[key]
             if key in self.plan.shared and isinstance(quantizer, ActivationRange):
                 quantizer = dataclasses.replace(quantizer, hold=True)
-            self.range_layers[root] = klb_layers.QuantActivation(None, quantizer, name=self._fresh(f"{name}_range"))
+            self.range_layers[root] = self._range(quantizer, f"{name}_range", dtype)
         return self.range_layers[root]
 
+    def _range(self, quantizer: Quantizer, name: str, dtype: str, activation: Any = None) -> Any:
+        """A new range layer that hands on `dtype`, the tensor's own, whatever the global policy says."""
+        return klb_layers.QuantActivation(activation, quantizer, name=self._fresh(name), dtype=dtype)
+
     def _fresh(self, name: str) -> str:
-        candidate, count = name, 0
-        while candidate in self.names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self.names.add(candidate)
-        return candidate
+        name = fresh_name(name, self.names)
+        self.names.add(name)
+        return name
 
     def _emit(self, call: Call) -> Iterable[Any]:
         role, path, report = self.roles[call], self.prefix + call.path, self.rewriter.report
         if role is Role.NESTED:
             report(path, call.operation, "kept", "model inside the model, rewritten in turn")
-            return call.run(self.values, self._copy(call))
+            return self._nested(call, path)
         if role is Role.WEIGHTED:
             return self._weighted(call, path)
         if role is Role.GATED and self.rewriter.choice.recipe.activations is not None:
             report(path, call.operation, "rewritten", f"{activation_name(call.operation)}: a gate and a product")
-            return [self._gated(self.values[call.inputs[0]], activation_name(call.operation), call.name)]
+            name = self._fresh(call.name) if call.name in self.gates else call.name
+            self.gates.add(call.name)
+            return [self._gated(self.values[call.inputs[0]], activation_name(call.operation), name)]
         if role is Role.ISLAND:
-            reason = self.reasons.get(call, "not known to the integer pipeline")
-            report(path, call.operation, "skipped", f"{reason}; runs in float")
+            reason, quantizer = self.reasons.get(call) or why_island(call), getattr(call.operation, "kernel_host", None)
+            end = "; runs in float" if quantizer is None else "; keeps the quantizer it has"
+            report(path, call.operation, "skipped", reason + end)
         else:
             report(path, call.operation, "kept", role.value)
-        return call.run(self.values, self._copy(call))
+        return self._copied(call, path)
 
     def _weighted(self, call: Call, path: str) -> list[Any]:
         quantizer = self.rewriter.choice.kernel(call, path)
@@ -190,7 +226,7 @@ class _Level:
         depthwise, pointwise = parts[id(call.operation)]
         middle = depthwise(self.values[call.inputs[0]])
         if recipe.activations is not None:
-            middle = klb_layers.QuantActivation(None, recipe.activations, name=self._fresh(f"{name}_range"))(middle)
+            middle = self._range(recipe.activations, f"{name}_range", middle.dtype)(middle)
         detail = f"depthwise {own!r}, then pointwise {pointwise_quantizer!r}"
         self.rewriter.report(path, call.operation, "quantized", detail)
         return [pointwise(middle)]
@@ -199,8 +235,8 @@ class _Level:
         gate = GATES[name]
         low, high = FIXED_RANGES[gate]
         fixed = ActivationRange(minimum=low, maximum=high)
-        opened = klb_layers.QuantActivation(gate, fixed, name=self._fresh(f"{layer_name}_gate"))(value)
-        return keras.layers.Multiply(name=layer_name)([value, opened])
+        opened = self._range(fixed, f"{layer_name}_gate", value.dtype, activation=gate)(value)
+        return keras.layers.Multiply(name=layer_name, dtype=value.dtype)([value, opened])
 
     def _quantized(self, layer: Any, changes: dict[str, Any]) -> Any:
         copies = self.rewriter.copies
@@ -212,35 +248,32 @@ class _Level:
             copies[id(layer)] = copy
         return copies[id(layer)]
 
-    def _copy(self, call: Call) -> Any:
-        """The copy of an operation: a nested model rewritten, a layer cloned with its weights, a bare op itself."""
+    def _nested(self, call: Call, path: str) -> list[Any]:
+        """The results of a nested model's rewritten copy."""
         operation, copies = call.operation, self.rewriter.copies
-        if not call.is_layer:
-            return operation
         if id(operation) not in copies:
-            if self.roles[call] is Role.NESTED:
-                shared = self.calls_of_operation[id(operation)] > 1
-                inner = functional_of(operation)
-                copies[id(operation)] = self.rewriter.rewrite(inner, f"{self.prefix}{call.path}/", shared)
-            else:
-                copies[id(operation)] = self._clone(call)
-        return copies[id(operation)]
+            unread = (i for i, key in enumerate(call.outputs) if key in self.final and not self.graph.consumers(key))
+            shared = self.calls_of_operation[id(operation)] > 1
+            skipped = self.place.skipped or self.rewriter.choice.skips(call.name, path)
+            place = Place(f"{path}/", shared or self.place.shared, skipped, () if shared else tuple(unread))
+            copies[id(operation)] = self.rewriter.rewrite(operation, place)
+        return call.run(self.values, copies[id(operation)])
 
-    def _clone(self, call: Call) -> Any:
-        layer = call.operation
+    def _copied(self, call: Call, path: str) -> list[Any]:
+        """The results of an operation's copy, or of the operation itself if it cannot be copied."""
+        operation, copies = call.operation, self.rewriter.copies
+        if id(operation) in copies:
+            return call.run(self.values, copies[id(operation)])
         try:
-            copy = type(layer).from_config(layer.get_config())
-            if layer.weights:
-                copy.build_from_config(layer.get_build_config())
-                copy.set_weights(layer.get_weights())
-            if hasattr(copy, "finalize_state"):  # Normalization derives its constants from its weights
-                copy.finalize_state()
-            copy.trainable = layer.trainable
-            return copy
+            copy = bare_copy(operation)
+            results = call.run(self.values, copy)  # calling it builds it, layers inside a layer included
+            if call.is_layer:
+                copy_variables(operation, copy)
         except Exception as error:  # any custom layer may fail in its own way; the model must still convert
-            reason = f"shared with the original: it cannot be copied ({type(error).__name__}: {error})"
-            self.rewriter.report(self.prefix + call.path, layer, "skipped", reason)
-            return layer
+            self.rewriter.shares(path, operation, error)
+            copy, results = operation, call.run(self.values, operation)
+        copies[id(operation)] = copy
+        return results
 
 
 def _input_shape(layer: Any) -> Any:

@@ -98,11 +98,14 @@ FIXED_RANGES = {
 
 
 def stock_kind(operation: Any) -> str:
-    """The stock class name of a layer with a kernel ("Conv2D" for a QuantConv2D too), else the class name."""
+    """The class name of a stock layer or op, "Conv2D" for a QuantConv2D too; "?" for a class that is not Keras' own.
+
+    A user's layer may have any name, "Dense" or "Identity" too, and compute something else.
+    """
     name = type(operation).__name__
     if isinstance(operation, klb_layers.QuantizedLayer):
         return name.removeprefix("Quant")
-    return name
+    return name if type(operation).__module__.startswith("keras.") else "?"
 
 
 def activation_name(operation: Any) -> str:
@@ -148,6 +151,18 @@ def role_of(call: Call) -> Role:
     if len(call.outputs) > 1:
         return Role.ISLAND
     return _SIMPLE.get(kind, Role.ISLAND)
+
+
+def why_island(call: Call) -> str:
+    """Why `role_of` says ISLAND, for the report."""
+    operation, kind = call.operation, stock_kind(call.operation)
+    if kind in KINDS and getattr(operation, "data_format", "channels_last") != "channels_last":
+        return "its data format is channels_first, the integer pipeline is channels_last"
+    if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
+        return f"{type(operation).__name__} is a class of {type(operation).__module__}, unknown here"
+    if kind in ("Activation", "ReLU"):
+        return f"its function {activation_name(operation)!r} has no integer form here"
+    return f"{type(operation).__name__} has no integer form here"
 
 
 def _constants(call: Call) -> list[Any]:

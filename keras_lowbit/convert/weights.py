@@ -7,9 +7,9 @@ import numpy as np
 from keras import tree
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
+from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model, layers_of
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
-from keras_lowbit.layers.host import find_layers
 from keras_lowbit.quantizers import Quantized
 
 STOCK_CLASSES = {cls: getattr(keras.layers, name) for name, cls in QUANTIZED_CLASSES.items()}
@@ -31,14 +31,10 @@ def quantized_weights(model: keras.Model) -> dict[str, Quantized]:
 
 
 def quantized_layers(model: Any) -> dict[str, klb_layers.QuantizedLayer]:
-    """Path -> layer with a kernel quantizer, in running order; by name in subclassed models."""
-    try:
-        pairs = [(call.path, call.operation) for call in calls_of(model, inline=True).calls]
-    except TypeError:
-        pairs = [(layer.name, layer) for layer in find_layers(model, klb_layers.QuantizedLayer)]
+    """Path -> layer with a kernel quantizer, in running order, those inside custom layers included."""
     return {
         path: layer
-        for path, layer in pairs
+        for path, layer in layers_of(model)
         if isinstance(layer, klb_layers.QuantizedLayer) and layer.kernel_host is not None
     }
 
@@ -56,21 +52,26 @@ def dequantize(model: keras.Model) -> keras.Model:
     Kernels and biases are the on-grid reals of the quantized layers; activation ranges are left out. The original is
     not touched. A Functional or Sequential model is needed, as for `quantize_model`.
     """
-    return _rebuild(functional_of(model), {})
+    return _rebuild(model, {})
 
 
-def _rebuild(model: Any, copies: dict[int, Any]) -> keras.Model:
-    graph = calls_of(model)
-    inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
+def _rebuild(sequence: Any, copies: dict[int, Any]) -> keras.Model:
+    graph, model = calls_of(sequence), functional_of(sequence)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+        for tensor in model.inputs
+    ]
     values = dict(zip(graph.inputs, inputs, strict=True))
     for call in graph.calls:
-        outputs = _passes(call, values) or call.run(values, _stock(call, copies))
+        outputs = _passes(call, values) or _run_stock(call, values, copies)
         values |= dict(zip(call.outputs, outputs, strict=True))
-    return keras.Model(
+    built = keras.Model(
         tree.pack_sequence_as(model.input, inputs),
         tree.pack_sequence_as(model.output, [values[key] for key in graph.outputs]),
-        name=model.name,
+        name=sequence.name,  # the Functional inside a Sequential has another
     )
+    copy_own_trainable(sequence, built)
+    return built
 
 
 def _passes(call: Call, values: dict[int, Any]) -> list[Any]:
@@ -84,34 +85,28 @@ def _is_linear(layer: klb_layers.QuantActivation) -> bool:
     return layer.activation in (None, keras.activations.linear)
 
 
-def _stock(call: Call, copies: dict[int, Any]) -> Any:
+def _run_stock(call: Call, values: dict[int, Any], copies: dict[int, Any]) -> list[Any]:
     operation = call.operation
-    if not call.is_layer:
-        return operation
-    if id(operation) not in copies:
-        copies[id(operation)] = _stock_layer(operation, copies)
-    return copies[id(operation)]
+    if id(operation) in copies:
+        return call.run(values, copies[id(operation)])
+    ours = isinstance(operation, (klb_layers.QuantizedLayer, klb_layers.QuantActivation)) or is_graph_model(operation)
+    copies[id(operation)] = copy = _stock_layer(operation, copies) if ours else bare_copy(operation)
+    results = call.run(values, copy)
+    if call.is_layer and not ours:
+        copy_variables(operation, copy)
+    return results
 
 
 def _stock_layer(layer: Any, copies: dict[int, Any]) -> Any:
     if is_graph_model(layer):
-        return _rebuild(functional_of(layer), copies)
+        return _rebuild(layer, copies)
     if isinstance(layer, klb_layers.QuantActivation):
         return keras.layers.Activation(layer.activation, name=layer.name, dtype=layer.dtype_policy)
-    config = layer.get_config()
-    if isinstance(layer, klb_layers.QuantizedLayer):
-        config = {key: value for key, value in config.items() if not key.endswith("_quantizer")}
-        config.pop("format_version")
-        copy = STOCK_CLASSES[type(layer)].from_config(config)
-        copy.build(layer.get_build_config()["input_shape"])
-        copy.kernel.assign(layer.kernel if layer.kernel_host is None else kernel_codes(layer).real)
-        if layer.bias is not None:
-            copy.bias.assign(layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real)
-        return copy
-    copy = type(layer).from_config(config)
-    if layer.weights:
-        copy.build_from_config(layer.get_build_config())
-        copy.set_weights(layer.get_weights())
-    if hasattr(copy, "finalize_state"):  # Normalization derives its constants from its weights
-        copy.finalize_state()
+    config = {key: value for key, value in layer.get_config().items() if not key.endswith("_quantizer")}
+    config.pop("format_version")
+    copy = STOCK_CLASSES[type(layer)].from_config(config)
+    copy.build(layer.get_build_config()["input_shape"])
+    copy.kernel.assign(layer.kernel if layer.kernel_host is None else kernel_codes(layer).real)
+    if layer.bias is not None:
+        copy.bias.assign(layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real)
     return copy

@@ -52,6 +52,12 @@ class Rule:
         kernel = quantizers.serialize(self.kernel)
         return {"layers": self.layers, "kinds": list(self.kinds), "position": self.position, "kernel": kernel}
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Rule":
+        """The rule of a dict as `get_config` writes it."""
+        _check_fields(cls, "A rule", config)
+        return cls(**config)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -70,8 +76,10 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        rules = tuple(rule if isinstance(rule, Rule) else Rule(**rule) for rule in self.plan)
+        rules = tuple(rule if isinstance(rule, Rule) else Rule.from_config(rule) for rule in self.plan)
         object.__setattr__(self, "plan", rules)
+        for field in ("schedule", "training"):
+            object.__setattr__(self, field, _plain_json(self.name, field, getattr(self, field)))
         object.__setattr__(self, "activations", quantizers.get(self.activations))
         unknown = sorted(set(self.schedule) - {"ratio"})
         if unknown:
@@ -114,14 +122,12 @@ class Recipe:
         """The recipe of a dict as `get_config` writes it."""
         arguments = dict(config)
         version = arguments.pop("format_version", None)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise ValueError(
                 f"A recipe of format version {version!r} cannot be read; this keras_lowbit reads 1 to "
                 f"{FORMAT_VERSION}. Use the release that wrote it, or a newer one."
             )
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(arguments) - known):
-            raise ValueError(f"A recipe has no field {unknown}; it has {sorted(known)}.")
+        _check_fields(cls, "A recipe", arguments)
         return cls(**arguments)
 
     def to_json(self) -> str:
@@ -132,9 +138,12 @@ class Recipe:
     def from_json(cls, text: str) -> "Recipe":
         """The recipe of a JSON text."""
         try:
-            return cls.from_config(json.loads(text))
+            config = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"Not a recipe: {error}. Expected the JSON that Recipe.to_json writes.") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"Not a recipe: {text[:40]!r}. Expected the JSON object that Recipe.to_json writes.")
+        return cls.from_config(config)
 
     def __str__(self) -> str:
         lines = [f"Recipe {self.name!r} ({self.source})"]
@@ -145,3 +154,25 @@ class Recipe:
         lines.append(f"  activations: {self.activations or 'float'}")
         lines.append(f"  schedule: {dict(self.schedule) or 'none'}")
         return "\n".join(lines)
+
+
+def _check_fields(cls: type[Any], what: str, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError that lists the fields if one is unknown or a needed one is missing."""
+    fields = dataclasses.fields(cls)
+    known = sorted(field.name for field in fields)
+    if unknown := sorted(set(config) - set(known)):
+        raise ValueError(f"{what} has no field {unknown}; it has {known}.")
+    nothing = dataclasses.MISSING
+    needed = {field.name for field in fields if field.default is nothing and field.default_factory is nothing}
+    if missing := sorted(needed - set(config)):
+        raise ValueError(f"{what} needs the field {missing}; given were {sorted(config)}.")
+
+
+def _plain_json(name: str, field: str, value: Any) -> dict[str, Any]:
+    """A copy of `value` as JSON gives it back: no tuples, nothing shared with another recipe."""
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Recipe {name!r} needs a plain dict as {field}: names, numbers and lists, got {value!r} ({error})."
+        ) from error
