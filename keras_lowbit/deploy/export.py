@@ -57,5 +57,5 @@ def export_litert(
     """
     lowered = lower_model(model, input_shapes, batch_size)
     rows = litert.write(lowered.graph, path, weights=weights, io=io, batch_size=batch_size)
-    flushed = {layer.path: layer.flushed for layer in lowered.layers.values() if layer.flushed}
+    flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
     return ExportReport(os.fspath(path), Path(path).stat().st_size, tuple(rows), tuple(lowered.islands), flushed)

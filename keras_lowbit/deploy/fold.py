@@ -49,8 +49,8 @@ class Folded:
     """What an integer op with weights needs.
 
     factors: what the model's codes were multiplied with: -1 where a negative factor flipped the channel, a larger number
-    where coarse codes had to be stored finer for the bias's sake.   flushed: channels whose negligible weights became
-    zero codes.
+    where coarse codes had to be stored finer for the bias's sake.   flushed: channels whose weights became zero codes,
+    because a batch norm multiplies them with zero or so little that no input can show it.
     """
 
     codes: np.ndarray  # int8, the kernel's layout
@@ -79,10 +79,11 @@ def fold(
     factors = np.where(affine.factor < 0, -1, 1) * _multiples(codes, folded * source.scale / out.scale, filter_axes)
     folded = (folded / np.abs(factors)).astype(np.float32)
     codes = (codes * along(factors, codes, filter_axes)).astype(np.int8)
-    dead, reach = _dead_channels(codes, folded, affine.offset, filter_axes, source, out, name)
+    dead = _dead_channels(codes, folded, affine.offset, filter_axes, source, out, name)
+    empty = np.abs(codes).max(axis=_others(codes, filter_axes)).reshape(-1) == 0
     folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
     codes = np.where(along(dead, codes, filter_axes), 0, codes).astype(np.int8)
-    flushed = tuple(int(c) for c in np.flatnonzero(dead & (reach > 0)))
+    flushed = tuple(int(c) for c in np.flatnonzero(dead & ~empty))
     bias = _biases(affine.offset, source, folded).astype(np.int32)
     return Folded(codes, folded, bias, factors.astype(np.int8), flushed)
 
@@ -102,8 +103,8 @@ def _dead_channels(
     source: Range,
     out: Range,
     name: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Channels that are constants (booleans), and how many output steps each channel's weights can make at most."""
+) -> np.ndarray:
+    """Channels that are constants, as booleans: what follows multiplies them with (almost) nothing."""
     sums = np.abs(codes.astype(np.int64)).sum(axis=_others(codes, filter_axes)).reshape(-1)
     reach = 255.0 * sums * folded * source.scale / out.scale
     bias = _biases(offset, source, folded)
@@ -117,7 +118,7 @@ def _dead_channels(
             f"{folded[channel]:.3g}) is {bias[channel]:.3g} and does not fit int32. Train or quantize that layer with "
             "larger weight scales, or list it under skip= in quantize_model."
         )
-    return dead, reach
+    return dead
 
 
 def channel_scales(codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...], name: str) -> np.ndarray:

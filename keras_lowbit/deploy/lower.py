@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_lowbit.convert.graph import Call, CallGraph, calls_of
 from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.graph import IntegerGraph, Range
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
-from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.layers.host import QuantizerHost, to_numpy
 from keras_lowbit.quantizers import ActivationRange, serialize
 
 
@@ -35,7 +36,7 @@ class Lowered:
 
     graph: IntegerGraph
     segments: list[Segment]
-    layers: dict[str, LoweredLayer]
+    layers: dict[str, LoweredLayer]  # by node: a shared layer has several
     islands: list[Island]
     input_keys: dict[str, int]
 
@@ -61,11 +62,13 @@ def lower_model(
     """
     from keras_lowbit.deploy.lower_calls import lower_call
 
+    _check_finite(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder)
     for call in state.calls.calls:
         lower_call(state, call)
     outputs = [state.output(key) for key in state.calls.outputs]
     graph = state.builder.build(outputs)
+    graph.inputs = _in_model_order(state, graph.inputs)
     graph.metadata["islands"] = [dataclasses.asdict(island) for island in state.islands]
     return Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
 
@@ -181,6 +184,14 @@ class Lowering:
         )
 
 
+def _in_model_order(state: Lowering, found: tuple[str, ...]) -> tuple[str, ...]:
+    """The graph's inputs as the model lists them; they were found in the order in which they are read."""
+    unread = [name for name in state.input_keys if name not in found]
+    if unread:
+        raise ValueError(f"Nothing in the model reads its input {unread[0]!r}. Build the model without that input.")
+    return tuple(state.input_keys)
+
+
 def static_shape(state: Lowering, tensor: str) -> tuple[int, ...]:
     """Sizes of a graph tensor without its batch."""
     return tuple(int(size) for size in state.builder.tensor(tensor).shape[1:] if size is not None)
@@ -202,6 +213,17 @@ def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
             "keras.Input(..., dtype='float32')."
         )
     return shape
+
+
+def _check_finite(model: keras.Model) -> None:
+    for variable in model.weights:
+        value = to_numpy(variable)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                f"Weight {variable.path!r} holds {int(np.size(value) - np.isfinite(value).sum())} NaN or infinite values "
+                f"of {value.size}; integers cannot stand for them. Train again with a smaller learning rate, or load a "
+                "checkpoint from before they appeared."
+            )
 
 
 def _metadata(model: keras.Model) -> dict[str, Any]:

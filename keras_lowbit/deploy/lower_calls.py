@@ -9,11 +9,11 @@ from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import Role, activation_name, role_of, stock_kind
 from keras_lowbit.deploy.fold import Affine, batch_norm_affine
 from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.islands_convert import convert_island
-from keras_lowbit.deploy.lower import Island, Lowering
+from keras_lowbit.deploy.lower import Lowering
+from keras_lowbit.deploy.lower_islands import lower_island
 from keras_lowbit.deploy.lower_moves import lower_move
 from keras_lowbit.deploy.lower_weighted import lower_weighted, pending_affine
-from keras_lowbit.deploy.values import Entry, Floating, Pending, Stored, Trail
+from keras_lowbit.deploy.values import Entry, Pending, Stored, Trail
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 _LEAST_SOFTMAX_SCALE = 2.0**-24
@@ -25,9 +25,9 @@ def lower_call(state: Lowering, call: Call) -> None:
     role = role_of(call)
     if role is Role.WEIGHTED and not isinstance(call.operation, QuantizedLayer):
         role = Role.ISLAND
-    handler = _HANDLERS.get(role, _island)
-    if not (handler(state, call) or handler is _island):
-        _island(state, call)
+    handler = _HANDLERS.get(role, lower_island)
+    if not (handler(state, call) or handler is lower_island):
+        lower_island(state, call)
 
 
 def _range(state: Lowering, call: Call) -> bool:
@@ -93,7 +93,7 @@ def _activate(state: Lowering, call: Call, activation: str) -> bool:
         trail = source.trail.add(call=call)
         state.store(key, fixed_activation(state, source.tensor, activation, call.path), trail)
         return True
-    unary = _unary(state, call, activation, source.tensor)
+    unary = unary_activation(state, call, activation, source.tensor)
     if unary is None:
         return False
     state.values[key] = Pending(call.path, unary, source.trail.add(call=call), clips=False)
@@ -116,8 +116,14 @@ def fixed_activation(state: Lowering, tensor: str, activation: str, path: str) -
     return builder.add(scaled, half, Range(1 / 256, -128), name)
 
 
-def _unary(state: Lowering, call: Call, activation: str, tensor: str) -> Callable[..., str] | None:
-    builder, path = state.builder, call.path
+def unary_activation(
+    state: Lowering, call: Call, activation: str, tensor: str, path: str | None = None
+) -> Callable[..., str] | None:
+    """Makes the node of an activation that waits for its range; None if the integer graph has none of that name.
+
+    path: the node's name, the call's own by default.
+    """
+    builder, path = state.builder, path or call.path
 
     def silu(grid: Range, *_: Any) -> str:
         gate = builder.logistic(tensor, state.name(f"{path}/gate"))
@@ -145,6 +151,8 @@ def _compute(state: Lowering, call: Call) -> bool:
         return affine is not None and _affine(state, call, affine)
     if kind in ("Add", "Subtract", "Multiply"):
         return _binary(state, call, kind)
+    if kind == "Mean":
+        return _mean(state, call)
     if kind == "Softmax" and getattr(call.operation, "axis", -1) in (-1, len(call.tensors[0].shape) - 1):
         return len(call.inputs) == 1 and _activate(state, call, "softmax")
     if kind in ("LeakyReLU", "LeakyRelu", "ReLU"):
@@ -152,6 +160,21 @@ def _compute(state: Lowering, call: Call) -> bool:
     if kind == "Activation":
         return _activate(state, call, activation_name(call.operation))
     return False
+
+
+def _mean(state: Lowering, call: Call) -> bool:
+    """`keras.ops.mean` over any axes but the batch."""
+    source, rank = state.stored(call.inputs[0], call), len(call.tensors[0].shape)
+    axis = call.operation.axis
+    axes = sorted({a % rank for a in ([axis] if isinstance(axis, int) else axis or [0])})
+    if 0 in axes:
+        return False
+
+    def emit(grid: Range, *_: Any) -> str:
+        return state.builder.mean(source.tensor, grid, state.name(call.path), axes, call.operation.keepdims)
+
+    state.values[call.outputs[0]] = Pending(call.path, emit, source.trail.add(call=call), clips=False)
+    return True
 
 
 def _binary(state: Lowering, call: Call, kind: str) -> bool:
@@ -226,28 +249,6 @@ def _with_range(state: Lowering, part: Any, grid: Range, name: str) -> str:
     return state.builder.quantize(part.tensor, grid, state.name(name))
 
 
-def _island(state: Lowering, call: Call) -> bool:
-    """The call in float, between explicit dequantize and quantize nodes; listed with the reason."""
-    sources = [state.floating(key) for key in call.inputs]
-    name = state.name(call.path)
-    shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
-    model = convert_island(call, shapes, state.batch_size)
-    outputs = state.builder.float_island([source.tensor for source in sources], model, name)
-    trail = sources[0].trail.add(*(source.trail for source in sources[1:]), call=call)
-    bounded = activation_name(call.operation) in ("softmax", "sigmoid")
-    for key, tensor in zip(call.outputs, outputs, strict=True):
-        state.values[key] = Floating(tensor, trail, bounded)
-    kind = type(call.operation).__name__
-    state.islands.append(
-        Island(call.path, f"{kind} is not quantized" if _has_kernel(call) else f"{kind} has no integer form")
-    )
-    return True
-
-
-def _has_kernel(call: Call) -> bool:
-    return role_of(call) is Role.WEIGHTED
-
-
 _HANDLERS: dict[Role, Callable[[Lowering, Call], bool]] = {
     Role.WEIGHTED: lower_weighted,
     Role.BATCH_NORM: _batch_norm,
@@ -258,5 +259,5 @@ _HANDLERS: dict[Role, Callable[[Lowering, Call], bool]] = {
     Role.CONCAT: _concatenate,
     Role.GATED: _gated,
     Role.RANGE: _range,
-    Role.ISLAND: _island,
+    Role.ISLAND: lower_island,
 }

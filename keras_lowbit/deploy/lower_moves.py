@@ -80,7 +80,7 @@ def _crop(state: Lowering, call: Call, tensor: str) -> str | None:
 
 
 def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
-    """``x[:, a:b:c, ...]``: slices only, positive steps, the batch whole."""
+    """``x[:, a:b:c, i, ...]``: slices of positive steps and whole numbers, the batch whole."""
     index = call.arguments.args[1] if len(call.arguments.args) > 1 else call.arguments.kwargs.get("key")
     parts = list(index) if isinstance(index, (tuple, list)) else [index]
     rank = len(static_shape(state, tensor)) + 1
@@ -88,12 +88,20 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
         at = parts.index(Ellipsis)
         parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
     parts += [slice(None)] * (rank - len(parts))
-    if not all(isinstance(part, slice) and (part.step or 1) > 0 for part in parts) or parts[0] != slice(None):
+    if not all(isinstance(part, (int, slice)) for part in parts) or parts[0] != slice(None):
         return None
-    begin = [part.start or 0 for part in parts[1:]]
-    return state.builder.strided_slice(
-        tensor, state.name(call.path), begin, [part.stop for part in parts[1:]], [part.step or 1 for part in parts[1:]]
+    cuts = [part if isinstance(part, slice) else slice(part, part + 1 or None) for part in parts[1:]]
+    steps = [cut.step or 1 for cut in cuts]
+    if min(steps, default=1) < 1:
+        return None
+    name, drops = state.name(call.path), any(isinstance(part, int) for part in parts)
+    whole = state.builder.strided_slice(
+        tensor, f"{name}/slice" if drops else name, [cut.start or 0 for cut in cuts], [cut.stop for cut in cuts], steps
     )
+    if not drops:
+        return whole
+    kept = zip(parts[1:], static_shape(state, whole), strict=True)
+    return state.builder.reshape(whole, name, [size for part, size in kept if isinstance(part, slice)])
 
 
 def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:

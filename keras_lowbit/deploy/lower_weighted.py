@@ -10,6 +10,7 @@ from keras_lowbit.convert.weights import kernel_codes
 from keras_lowbit.deploy.fold import Affine, Folded, fold, identity
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import Lowering, static_shape
+from keras_lowbit.deploy.lower_islands import activation_island
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
 
@@ -36,18 +37,24 @@ def lower_weighted(state: Lowering, call: Call) -> bool:
 
 def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pending) -> bool:
     """A layer whose activation does not fuse: the integer op is stored, then the activation runs on it."""
-    from keras_lowbit.deploy.lower_calls import FIXED, fixed_activation
+    from keras_lowbit.deploy.lower_calls import FIXED, fixed_activation, unary_activation
 
     layer, activation = call.operation, activation_name(call.operation)
-    if layer.output_host is None or activation not in {*FIXED, "hard_sigmoid"}:
+    if layer.output_host is None:
         return False
     before, inner = state.fresh_key(), call.inputs[0]
     head = Part(lambda x: layer.integer_output(x, training=False), (inner,), (before,))
     tensor = state.emit(pending, state.range_of(layer.output_host, call.path))
     stored = state.store(before, tensor, source.trail.add(call=head))
     tail = Part(layer.activation, (before,), (call.outputs[0],))
-    result = fixed_activation(state, stored.tensor, activation, f"{call.path}/{activation}")
-    state.store(call.outputs[0], result, stored.trail.add(call=tail))
+    name, trail = f"{call.path}/{activation}", stored.trail.add(call=tail)
+    if activation in (*FIXED, "hard_sigmoid"):
+        state.store(call.outputs[0], fixed_activation(state, stored.tensor, activation, name), trail)
+        return True
+    unary = unary_activation(state, call, activation, stored.tensor, name)
+    if unary is None:
+        return activation_island(state, call, before, tail)
+    state.values[call.outputs[0]] = Pending(call.path, unary, trail, clips=False)
     return True
 
 
@@ -70,7 +77,7 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         sees = state.builder.tensor(source.tensor).range
         name = state.name(call.path)
         folded = fold(codes, scale, layer.filter_axes, total or affine, sees, grid, call.path)
-        state.layers[call.path] = LoweredLayer(call.path, name, folded.factors, folded.flushed)
+        state.layers[name] = LoweredLayer(call.path, name, folded.factors, folded.flushed)
         return _NODES[kind](state, layer, source.tensor, folded, grid, name, activation)
 
     return Pending(call.path, emit, source.trail.add(call=call), affine)

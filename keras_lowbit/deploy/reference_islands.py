@@ -1,4 +1,5 @@
-"""Float islands: the one operation of the reference that is not NumPy; LiteRT's reference kernels run it."""
+"""Float islands: the one operation of the reference that is not NumPy; LiteRT's reference kernels run
+it, or its built-in ones where the reference kernels lack an operation (ELU)."""
 
 from __future__ import annotations
 
@@ -18,17 +19,14 @@ def float_island(call: Call) -> list[np.ndarray]:
     batch, fixed = len(call.arrays[0]), int(interpreter.get_input_details()[0]["shape"][0])
     if batch % fixed:
         raise ValueError(f"the island takes batches of {fixed}, got {batch}: pass a multiple of {fixed}")
-    runs = [_invoke(interpreter, [a[i:i + fixed] for a in call.arrays]) for i in range(0, batch, fixed)]
+    runs = [_invoke(interpreter, [a[i : i + fixed] for a in call.arrays]) for i in range(0, batch, fixed)]
     return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 
 
 def _interpreter(model: bytes) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from keras_lowbit.deploy.run_file import open_interpreter
 
-    interpreter = Interpreter(model_content=model, num_threads=1,
-                              experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
-    interpreter.allocate_tensors()
-    return interpreter
+    return open_interpreter(model_content=model, reference=True)[0]
 
 
 def _invoke(interpreter: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:

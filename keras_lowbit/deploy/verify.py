@@ -208,8 +208,8 @@ def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> di
     """Node name -> whether the file's codes, times the recorded factors, are the model's, and the scales the graph's."""
     found = {}
     layers = quantized_layers(model)
-    for path, layer in lowered.layers.items():
-        keras_layer = layers[path]
+    for layer in lowered.layers.values():
+        keras_layer = layers[layer.path]
         kind = type(keras_layer).__name__.removeprefix("Quant")
         node = layer.node + "/conv" if kind == "Conv1D" else layer.node
         name = f"{node}/kernel"

@@ -1,0 +1,67 @@
+"""Float islands: what has no integer form runs in float between explicit dequantize and quantize nodes, and is listed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_lowbit.convert.graph import Call
+from keras_lowbit.convert.roles import Role, activation_name, role_of
+from keras_lowbit.deploy.islands_convert import convert_island
+from keras_lowbit.deploy.lower import Island, Lowering
+from keras_lowbit.deploy.values import Floating, Part, Trail
+from keras_lowbit.layers import QuantizedLayer
+
+BOUNDED = ("softmax", "sigmoid")
+
+
+def lower_island(state: Lowering, call: Call) -> bool:
+    """A whole call in float."""
+
+    def run(*values: Any) -> list[Any]:
+        return call.run(dict(zip(call.inputs, values, strict=True)))
+
+    sources = [state.floating(key) for key in call.inputs]
+    trail = sources[0].trail.add(*(source.trail for source in sources[1:]), call=call)
+    _insert(state, call, run, sources, trail, call.path)
+    state.islands.append(Island(call.path, _reason(call)))
+    return True
+
+
+def activation_island(state: Lowering, call: Call, key: int, part: Part) -> bool:
+    """Only the activation of a quantized layer in float; its operation is stored under `key`."""
+    source = state.floating(key)
+    trail = source.trail.add(call=part)
+    name = activation_name(call.operation)
+    _insert(state, call, lambda value: [part.function(value)], [source], trail, f"{call.path}/activation")
+    named = f"activation {name!r}" if name != "?" else "activation"
+    state.islands.append(Island(call.path, f"its {named} has no integer form; the layer itself is in integers"))
+    return True
+
+
+def _insert(
+    state: Lowering,
+    call: Call,
+    run: Callable[..., list[Any]],
+    sources: Sequence[Floating],
+    trail: Trail,
+    name: str,
+) -> None:
+    """The island's node; the call's outputs become its float outputs."""
+    shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
+    kind = type(call.operation).__name__
+    model = convert_island(run, shapes, f"{call.path!r} ({kind})", state.batch_size)
+    bounded = activation_name(call.operation) in BOUNDED
+    outputs = state.builder.float_island([source.tensor for source in sources], model, state.name(name))
+    for key, tensor in zip(call.outputs, outputs, strict=True):
+        state.values[key] = Floating(tensor, trail, bounded)
+
+
+def _reason(call: Call) -> str:
+    operation, kind = call.operation, type(call.operation).__name__
+    if role_of(call) is not Role.WEIGHTED:
+        return f"{kind} has no integer form"
+    if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:
+        return f"{kind} is not quantized"
+    if not operation.activation_fuses and operation.output_host is None:
+        name = activation_name(operation)
+        return f"{kind} has the activation {name!r} and no output_quantizer: its sums have no range"
+    return f"{kind} of this form (output padding, dilation) has no integer form"

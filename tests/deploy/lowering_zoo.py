@@ -1,0 +1,296 @@
+"""Small Keras models, one for each thing that lowering must know: name -> `Case`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as kl
+
+import keras_lowbit as klb
+from keras_lowbit import layers as klb_layers
+
+IMAGE, SIGNAL, VECTOR = (9, 8, 4), (11, 4), (12,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """make: builds the float model.   islands: paths that run in float.   arguments: of `quantize_model`.
+    input_shapes: of `lower` and `export_litert`."""
+
+    make: Callable[[], keras.Model]
+    islands: tuple[str, ...] = ()
+    recipe: str = "int8"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    input_shapes: Any = None
+    reference: bool = True  # LiteRT's reference kernels have every operation of it
+    quantized: bool = False  # made of drop-in layers: not to be converted
+
+
+def case(*stack, shape=IMAGE, **fields) -> Case:
+    """A chain of layers (called once each time the model is made)."""
+
+    def make():
+        value = entry = keras.Input(shape, name="x")
+        for layer in stack:
+            value = layer()(value) if callable(layer) and not isinstance(layer, kl.Layer) else layer(value)
+        return keras.Model(entry, value, name="m")
+
+    return Case(make, **fields)
+
+
+def function(body, *shapes, **fields) -> Case:
+    """A model made by a function of its inputs."""
+
+    def make():
+        inputs = [keras.Input(shape, name=f"x{i}") for i, shape in enumerate(shapes or (IMAGE,))]
+        return keras.Model(inputs if len(inputs) > 1 else inputs[0], body(*inputs), name="m")
+
+    return Case(make, **fields)
+
+
+class Unknown(kl.Layer):
+    """A layer that no library knows."""
+
+    def call(self, x):
+        return keras.ops.sin(x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def adapted(invert=False):
+    """A Normalization whose mean and variance are given."""
+    return kl.Normalization(mean=[0.1, -0.2, 0.3, 0.0], variance=[1.0, 0.5, 2.0, 0.1], invert=invert)
+
+
+def conv(filters=4, size=3, **options):
+    return lambda: kl.Conv2D(filters, size, **options)
+
+
+def residual(x):
+    left = kl.Conv2D(4, 3, padding="same")(x)
+    return kl.ReLU()(kl.Add()([left, x]))
+
+
+def unequal(x):
+    wide = kl.Conv2D(4, 1, name="wide")(x * 9.0)
+    return kl.Concatenate()([wide, kl.Conv2D(3, 1, name="narrow")(x), kl.Activation("sigmoid")(x)])
+
+
+def nested(x):
+    body = keras.Sequential([keras.Input(IMAGE), kl.Conv2D(4, 3, padding="same"), kl.BatchNormalization()], name="body")
+    outer_in = keras.Input(IMAGE)
+    outer = keras.Model(outer_in, kl.ReLU()(body(outer_in)), name="outer")
+    return kl.Dense(3, name="head")(kl.GlobalAveragePooling2D()(outer(x)))
+
+
+def shared(a, b):
+    conv_, norm = kl.Conv2D(5, 3, name="conv"), kl.BatchNormalization(name="norm")
+    return kl.Subtract()([norm(conv_(a)), norm(conv_(b))])
+
+
+def gates(x):
+    return kl.Multiply()([x, kl.Activation("sigmoid")(kl.Conv2D(1, 1)(kl.GlobalAveragePooling2D(keepdims=True)(x)))])
+
+
+def drop_in():
+    range_ = {"output_quantizer": "activation"}
+    entry = keras.Input(IMAGE, name="x")
+    value = klb_layers.QuantActivation()(entry)
+    value = klb_layers.QuantConv2D(6, 3, activation="relu", kernel_quantizer="ternary", name="conv", **range_)(value)
+    value = klb_layers.QuantDepthwiseConv2D(3, kernel_quantizer="binary", name="deep", **range_)(value)
+    value = kl.Flatten()(value)
+    value = klb_layers.QuantDense(5, "softmax", kernel_quantizer="uniform", name="dense", **range_)(value)
+    return keras.Model(entry, value, name="m")
+
+
+def _norm(**options):
+    return lambda: kl.BatchNormalization(**options)
+
+
+VARIABLE = (None, None, 4)
+
+ZOO: dict[str, Case] = {
+    # convolutions
+    "conv2d": case(conv(padding="same", activation="relu")),
+    "conv2d stride": case(conv(strides=(2, 1), padding="same")),
+    "conv2d even kernel": case(conv(6, (2, 4), strides=2, padding="same", use_bias=False)),
+    "conv2d dilation": case(conv(dilation_rate=(2, 1), padding="same")),
+    "conv2d groups": case(conv(6, groups=2, activation="relu6")),
+    "conv2d 1x1 ternary": case(conv(8, 1), recipe="twn"),
+    "conv2d binary": case(conv(5), recipe="bwn"),
+    "conv1d": case(lambda: kl.Conv1D(5, 3, padding="same", activation="relu"), shape=SIGNAL),
+    "conv1d stride groups": case(lambda: kl.Conv1D(6, 4, strides=2, groups=2), shape=SIGNAL),
+    "conv1d causal": case(lambda: kl.Conv1D(5, 3, padding="causal", dilation_rate=2), shape=SIGNAL, recipe="twn"),
+    "depthwise": case(lambda: kl.DepthwiseConv2D(3, padding="same", activation="relu")),
+    "depthwise multiplier": case(lambda: kl.DepthwiseConv2D(3, 2, depth_multiplier=2), recipe="twn"),
+    "depthwise dilation": case(lambda: kl.DepthwiseConv2D(2, dilation_rate=2, padding="same", use_bias=False)),
+    "separable": case(lambda: kl.SeparableConv2D(6, 3, padding="same", activation="relu", depth_multiplier=2)),
+    "transpose same": case(lambda: kl.Conv2DTranspose(5, 3, strides=2, padding="same"), recipe="twn"),
+    "transpose valid": case(lambda: kl.Conv2DTranspose(5, (2, 3), strides=(3, 2), activation="relu")),
+    # dense
+    "dense 2-d": case(lambda: kl.Dense(5, activation="relu"), shape=VECTOR),
+    "dense 3-d": case(lambda: kl.Dense(5), shape=SIGNAL, recipe="twn"),
+    "dense 4-d": case(lambda: kl.Dense(8, use_bias=False), recipe="twn"),
+    **{
+        f"dense {name}": case(lambda name=name: kl.Dense(5, activation=name), shape=VECTOR)
+        for name in ("softmax", "sigmoid", "tanh", "hard_sigmoid", "silu", "hard_silu")
+    },
+    # elementwise
+    "add": function(residual),
+    "subtract": function(lambda a, b: kl.Subtract()([a, b]), IMAGE, IMAGE),
+    "multiply": function(lambda a, b: kl.Multiply()([a, b]), IMAGE, IMAGE),
+    "operators": function(lambda a, b: (a + b) * (a - b), IMAGE, IMAGE),
+    "squeeze and excite": function(gates),
+    "add constant": function(lambda x: x + 0.7),
+    "subtract constant": function(lambda x: x - np.float32([0.1, 0.5, -2, 0])),
+    "from constant": function(lambda x: 1.5 - x),
+    "multiply constant": function(lambda x: x * np.float32([0.5, -1, 0, 3])),
+    "relu behind affine": function(lambda x: keras.ops.relu(x * 2.0 - 0.3)),
+    "divide": function(lambda x: x / 3.0, islands=("true_divide",)),
+    # concatenations
+    "concat unequal": function(unequal),
+    "concat rows": function(lambda a, b: kl.Concatenate(axis=1)([a, b]), IMAGE, (2, 8, 4)),
+    "concat twice": function(lambda x: kl.Concatenate()([x, kl.Concatenate()([kl.Conv2D(2, 1)(x), x * 3.0])])),
+    # pools and means
+    "max pool": case(lambda: kl.MaxPooling2D((2, 3))),
+    "max pool same": case(lambda: kl.MaxPooling2D(3, 2, "same")),
+    "average pool": case(lambda: kl.AveragePooling2D(2)),
+    "average pool same": case(lambda: kl.AveragePooling2D(3, 2, "same")),
+    "max pool 1-d": case(lambda: kl.MaxPooling1D(3, 2, "same"), shape=SIGNAL),
+    "average pool 1-d": case(lambda: kl.AveragePooling1D(2), shape=SIGNAL),
+    "global average": case(lambda: kl.GlobalAveragePooling2D()),
+    "global average kept": case(lambda: kl.GlobalAveragePooling2D(keepdims=True)),
+    "global average 1-d": case(lambda: kl.GlobalAveragePooling1D(), shape=SIGNAL),
+    "global max": case(lambda: kl.GlobalMaxPooling2D()),
+    "global max 1-d": case(lambda: kl.GlobalMaxPooling1D(keepdims=True), shape=SIGNAL),
+    "mean": function(lambda x: keras.ops.mean(x, axis=(1, 2))),
+    "mean channels": function(lambda x: keras.ops.mean(x, axis=-1, keepdims=True)),
+    # shapes
+    "pad": case(lambda: kl.ZeroPadding2D(((1, 2), (0, 3)))),
+    "pad 1-d": case(lambda: kl.ZeroPadding1D((2, 1)), shape=SIGNAL),
+    "pad then conv": case(lambda: kl.ZeroPadding2D(((0, 1), (0, 1))), conv(strides=2)),
+    "reshape": case(lambda: kl.Reshape((-1, 8))),
+    "flatten": case(lambda: kl.Flatten(), lambda: kl.Dense(3)),
+    "permute": case(lambda: kl.Permute((3, 1, 2))),
+    "crop": case(lambda: kl.Cropping2D(((1, 0), (2, 1)))),
+    "crop 1-d": case(lambda: kl.Cropping1D((1, 2)), shape=SIGNAL),
+    "slice": function(lambda x: x[:, 1:7:2, ..., :3]),
+    "slice backwards": function(lambda x: x[:, ::-1], islands=("get_item",)),
+    "pick one": function(lambda x: x[:, -1, :, 0:2]),
+    "upsample nearest": case(lambda: kl.UpSampling2D((2, 3))),
+    "upsample bilinear": case(lambda: kl.UpSampling2D(2, interpolation="bilinear")),
+    "repeat": case(lambda: kl.RepeatVector(3, name="again"), shape=VECTOR, islands=("again",)),
+    # activations of their own
+    **{
+        f"activation {name}": case(lambda name=name: kl.Activation(name))
+        for name in ("relu", "relu6", "sigmoid", "tanh", "hard_sigmoid", "hard_silu", "silu", "leaky_relu", "softmax")
+    },
+    "relu layer": case(conv(), lambda: kl.ReLU(6.0)),
+    "leaky relu layer": case(conv(), lambda: kl.LeakyReLU(negative_slope=0.1)),
+    "sloped relu": case(conv(), lambda: kl.ReLU(negative_slope=0.25)),
+    "capped relu": case(lambda: kl.ReLU(max_value=1.0, name="cap"), islands=("cap",)),
+    "gelu": case(conv(activation="gelu", name="c"), islands=("c",)),
+    "softmax on axis 1": case(lambda: kl.Softmax(axis=1, name="s"), islands=("s",)),
+    "elu": case(conv(), lambda: kl.ELU(name="e"), conv(), islands=("e",), reference=False),
+    # batch norms
+    "norm after conv": case(conv(6), _norm(), lambda: kl.ReLU(), recipe="twn"),
+    "norm after depthwise": case(lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), _norm(), recipe="bwn"),
+    "norm after dense": case(lambda: kl.Dense(6), _norm(), lambda: kl.ReLU(), shape=VECTOR, recipe="twn"),
+    "norm after transpose": case(lambda: kl.Conv2DTranspose(5, 3), _norm(center=False)),
+    "norm after conv1d": case(lambda: kl.Conv1D(5, 3), _norm(scale=False), shape=SIGNAL),
+    "two norms": case(conv(6), _norm(), _norm(), recipe="twn"),
+    "norm rank 2": case(_norm(), shape=VECTOR),
+    "norm rank 3": case(_norm(), shape=SIGNAL),
+    "norm rank 4": case(_norm(), lambda: kl.ReLU()),
+    "norm behind relu": case(conv(activation="relu"), _norm()),
+    "rescaling": case(lambda: kl.Rescaling(1 / 127.5, offset=-1.0), conv()),
+    "rescaling channels": case(lambda: kl.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[0.0, 1.0, 2.0, 3.0])),
+    "normalization": case(adapted, conv()),
+    "normalization inverted": case(lambda: adapted(invert=True)),
+    # whole models
+    "nested": function(nested),
+    "shared": function(shared, IMAGE, IMAGE, recipe="twn"),
+    "several outputs": function(
+        lambda a, b: [kl.Dense(3)(a), kl.Flatten()(kl.Conv2D(2, 3)(b)), a + 1.0], VECTOR, IMAGE
+    ),
+    "passes its input on": function(lambda x: [x, kl.Conv2D(2, 3)(x)]),
+    "inputs read in another order": function(lambda a, b: kl.Dense(2)(b) - kl.Dense(2)(a), VECTOR, VECTOR),
+    "dropout": case(conv(), lambda: kl.Dropout(0.5), lambda: kl.ReLU(), lambda: kl.SpatialDropout2D(0.2)),
+    "variable size": case(
+        conv(padding="same"),
+        lambda: kl.MaxPooling2D(),
+        lambda: kl.GlobalAveragePooling2D(),
+        shape=VARIABLE,
+        input_shapes={"x": (8, 6, 4)},
+    ),
+    "variable size by tuple": case(conv(), shape=VARIABLE, input_shapes=(8, 6, 4)),
+    "skip list": case(
+        conv(name="one"), conv(name="two", activation="relu"), arguments={"skip": ["one"]}, islands=("one",)
+    ),
+    "skipped head": case(
+        lambda: kl.Dense(4, activation="softmax", name="head"),
+        shape=VECTOR,
+        arguments={"skip": ["head"]},
+        islands=("head",),
+    ),
+    "unknown layer": case(conv(), lambda: Unknown(name="u"), conv(), islands=("u",)),
+    "drop-in layers": Case(drop_in, quantized=True),
+}
+
+
+def enliven(model: keras.Model, seed: int = 0) -> None:
+    """Random weights that leave nothing out: negative and zero gamma, filters of zeros, biases."""
+    rng = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if isinstance(layer, kl.BatchNormalization):
+            _random_norm(layer, rng)
+        elif hasattr(layer, "kernel") and getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+        if getattr(layer, "kernel", None) is not None:
+            _zero_filter(layer)
+
+
+def _zero_filter(layer) -> None:
+    """The last filter of a kernel of several becomes zeros."""
+    kernel = np.array(keras.ops.convert_to_numpy(layer.kernel))
+    axis = -2 if isinstance(layer, kl.Conv2DTranspose) else -1
+    if kernel.shape[axis] > 2:
+        np.moveaxis(kernel, axis, 0)[-1] = 0
+        layer.kernel.assign(kernel)
+
+
+def _random_norm(layer, rng) -> None:
+    size = layer.moving_mean.shape
+    if layer.scale:
+        gamma = rng.uniform(-1, 2, size)
+        gamma[0], gamma[-1] = 0.0, -0.5
+        layer.gamma.assign(gamma)
+    if layer.center:
+        layer.beta.assign(rng.normal(0, 0.5, size))
+    layer.moving_mean.assign(rng.normal(0, 0.3, size))
+    layer.moving_variance.assign(rng.uniform(0.5, 2, size))
+
+
+def samples(model: keras.Model, count: int = 3, input_shapes: Any = None, seed: int = 1) -> list[np.ndarray]:
+    """Random inputs in the model's order, normal with a tail."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for tensor in model.inputs:
+        given = input_shapes.get(tensor.name) if isinstance(input_shapes, dict) else input_shapes
+        shape = (count, *(given or tensor.shape[1:]))
+        found.append(rng.normal(0, 1.5, shape).astype(np.float32))
+    return found
+
+
+def trained(entry: Case) -> tuple[keras.Model, Any]:
+    """The case's model, quantized and calibrated, and the data it saw: an array, or a list of arrays."""
+    model = entry.make()
+    enliven(model)
+    inputs = samples(model, input_shapes=entry.input_shapes)
+    data: Any = inputs if len(inputs) > 1 else inputs[0]
+    quantized = model if entry.quantized else klb.quantize_model(model, entry.recipe, **entry.arguments)[0]
+    klb.calibrate(quantized, data, verbose=0)
+    return quantized, data
