@@ -100,6 +100,11 @@ def test_relative_import_in_a_package_init_is_resolved_against_that_package(toy)
     assert len(found) == 1
 
 
+def test_root_is_for_the_last_section_only(toy):
+    assert structure.order_violations(toy({"cli/demo": "import toy as t"})) == []
+    assert len(structure.order_violations(toy({"deploy/lower": "def f():\n    import toy"}))) == 1
+
+
 def test_section_that_the_order_does_not_know_is_found(toy):
     assert structure.order_violations(toy({"helpers": ""})) == [
         "helpers: is no section of " + " < ".join(structure.ORDER),
