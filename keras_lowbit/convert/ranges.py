@@ -88,11 +88,12 @@ class _Planner:
             self.plan.after[key] = quantizer
 
     def _weighted(self, call: Call) -> None:
+        in_place = getattr(call.operation, "output_quantizer", None) is not None  # it was quantized before
         if fuses(call.operation):
-            if not self._waits(call):
+            if not in_place and not self._waits(call):
                 self.after(call.outputs[0], self.activation)
             return
-        if getattr(call.operation, "output_quantizer", None) is None:
+        if not in_place:
             self.plan.before_activation[call] = self.activation
         self._bounded(call)
 
