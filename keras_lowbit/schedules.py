@@ -70,8 +70,7 @@ def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
 def _checked(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or not all(0.0 <= value <= 1.0 for value in values):
         raise ValueError(
-            f"Ratios are fractions of the units in [0, 1], at least one of them, got {values}. "
-            "For 50 % write 0.5."
+            f"Ratios are fractions of the units in [0, 1], at least one of them, got {values}. For 50 % write 0.5."
         )
     if any(after <= before for before, after in itertools.pairwise(values)):
         raise ValueError(
