@@ -4,7 +4,7 @@
     python -m studies.sq_cifar.run --epochs 4 --seeds 0 --methods twn sq-twn
 
 Every finished run is in result.json at once; runs that are there are skipped, so a killed study goes on where it was.
-Two processes may share one result.json (`--threads 1` each, on two cores).
+Two processes may share one result.json: `--threads 1` for each, on two cores, and other `--seeds` or `--methods`.
 """
 
 import argparse
