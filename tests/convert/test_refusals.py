@@ -236,7 +236,7 @@ def test_a_layer_with_state_outside_its_weights_is_shared_and_reported():
 def test_the_report_helps_with_a_wrong_name():
     _, report = klb.quantize_model(model_zoo.residual())
     assert report["stem"].layer == "Conv2D"
-    with pytest.raises(KeyError, match="No layer 'stam' in the report. Close: .'stem'"):
+    with pytest.raises(KeyError, match=r"No layer 'stam' in the report. Close: .'stem'"):
         report["stam"]
 
 
