@@ -66,7 +66,7 @@ def test_get_takes_a_recipe_a_dict_or_a_name():
     assert recipes.get(CUSTOM.get_config()) == CUSTOM
     with pytest.raises(ValueError, match=r"Unknown recipe 'sqtwn'. Known recipes: .*sq-twn"):
         recipes.get("sqtwn")
-    with pytest.raises(TypeError, match="a name, a dict or a Recipe, got int. Known recipes: "):
+    with pytest.raises(TypeError, match=r"a name, a dict or a Recipe, got int. Known recipes: "):
         recipes.get(8)
 
 
@@ -109,7 +109,7 @@ def test_unknown_and_missing_fields_are_named():
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"sq-twn"', "null"])
 def test_text_that_is_no_recipe_says_so(text):
-    with pytest.raises(ValueError, match="Not a recipe: .*Expected the JSON"):
+    with pytest.raises(ValueError, match=r"Not a recipe: .*Expected the JSON"):
         Recipe.from_json(text)
 
 

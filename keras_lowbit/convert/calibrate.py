@@ -79,13 +79,14 @@ def _watch_batches(
     ranges: dict[str, QuantizerHost],
     observers: dict[str, Any],
 ) -> int:
+    stream = klb_data.batches(data, batch_size, steps)  # checks the numbers that the count divides by
     total = klb_data.batch_count(data, batch_size, steps)
     bar = keras.utils.Progbar(total, verbose=1 if verbose else 0, unit_name="batch")
     count = 0
     try:
         for path, host in ranges.items():
             host.watch = _watcher(path, observers[path])
-        for batch in klb_data.batches(data, batch_size, steps):
+        for batch in stream:
             model(batch, training=False)
             count += 1
             bar.update(count, finalize=count == total)
