@@ -1,6 +1,7 @@
 """quantize_model: a whole Keras model in, a quantized copy and a report out."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,7 +57,8 @@ def quantize_model(
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
-    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls))
+    runs = Counter(id(call.operation) for _, call in calls)
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), runs)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)
     return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))

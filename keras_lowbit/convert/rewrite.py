@@ -2,8 +2,7 @@
 
 import dataclasses
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -32,11 +31,15 @@ from keras_lowbit.recipes import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which layer gets what: the recipe (overrides first in its plan), the skip list, first and last layers."""
+    """Which layer gets what: the recipe (overrides first in its plan), the skip list, first and last layers.
+
+    runs: id of an operation -> how often one run of the whole model calls it.
+    """
 
     recipe: Recipe
     skip: tuple[str, ...]
     positions: dict[str, tuple[str, ...]]
+    runs: Mapping[int, int]
 
     def skips(self, name: str, path: str) -> bool:
         """Whether the user wants that layer left float."""
@@ -48,6 +51,13 @@ class Choice:
             return call.operation.kernel_quantizer
         kind = KINDS[stock_kind(call.operation)]
         return self.recipe.kernel_quantizer(call.name, path, kind, self.positions.get(path, ()))
+
+    def depthwise_half(self, call: Call, path: str, default: Quantizer | None) -> Quantizer | None:
+        """The quantizer of a separable layer's depthwise half, "path_depthwise": that of its own rule if it has one."""
+        name, half = f"{call.name}_depthwise", f"{path}_depthwise"
+        if any(rule.matches(name, half, "depthwise", ()) for rule in self.recipe.plan):
+            return self.recipe.kernel_quantizer(name, half, "depthwise")
+        return default
 
 
 class Rewriter:
@@ -82,7 +92,7 @@ class Rewriter:
 class Place:
     """Where a model stands in the nest.
 
-    prefix: path of the enclosing models, "" for the outermost.   shared: it is called more than once.   skipped: the
+    prefix: path of the enclosing models, "" for the outermost.   shared: it runs more than once.   skipped: the
     user skips it whole.   last: positions of those of its outputs that leave the outermost model; None for all.
     """
 
@@ -110,7 +120,6 @@ class _Level:
         self.gates: set[str] = set()  # names of the products that stand for gated activations
         self.values: dict[int, Any] = {}
         self.range_layers: dict[int, klb_layers.QuantActivation] = {}
-        self.calls_of_operation = Counter(id(call.operation) for call in graph.calls)
 
     def build(self) -> keras.Model:
         inputs = [self._input(tensor) for tensor in self.model.inputs]
@@ -210,16 +219,19 @@ class _Level:
             return [self._gated(outputs[0], gate, self._fresh(f"{call.name}_{gate}"))]
         return outputs
 
+    def _runs_often(self, call: Call) -> bool:
+        return self.rewriter.choice.runs[id(call.operation)] > 1
+
     def _own_range(self, call: Call) -> Quantizer:
         quantizer = self.plan.before_activation[call]
-        if self.calls_of_operation[id(call.operation)] > 1 and isinstance(quantizer, ActivationRange):
+        if self._runs_often(call) and isinstance(quantizer, ActivationRange):
             return dataclasses.replace(quantizer, hold=True)
         return quantizer
 
     def _separable(self, call: Call, path: str, changes: dict[str, Any]) -> list[Any]:
         name, pointwise_quantizer = self._fresh(f"{call.name}_depthwise"), changes["kernel_quantizer"]
         recipe = self.rewriter.choice.recipe
-        own = recipe.kernel_quantizer(name, f"{path}_depthwise", "depthwise") or pointwise_quantizer
+        own = self.rewriter.choice.depthwise_half(call, path, pointwise_quantizer)
         parts = self.rewriter.parts
         if id(call.operation) not in parts:
             parts[id(call.operation)] = split_separable(call.operation, name, own, changes)
@@ -227,7 +239,7 @@ class _Level:
         middle = depthwise(self.values[call.inputs[0]])
         if recipe.activations is not None:
             middle = self._range(recipe.activations, f"{name}_range", middle.dtype)(middle)
-        detail = f"depthwise {own!r}, then pointwise {pointwise_quantizer!r}"
+        detail = f"depthwise {own or 'float'}, then pointwise {pointwise_quantizer!r}"
         self.rewriter.report(path, call.operation, "quantized", detail)
         return [pointwise(middle)]
 
@@ -253,9 +265,9 @@ class _Level:
         operation, copies = call.operation, self.rewriter.copies
         if id(operation) not in copies:
             unread = (i for i, key in enumerate(call.outputs) if key in self.final and not self.graph.consumers(key))
-            shared = self.calls_of_operation[id(operation)] > 1
+            shared = self._runs_often(call)
             skipped = self.place.skipped or self.rewriter.choice.skips(call.name, path)
-            place = Place(f"{path}/", shared or self.place.shared, skipped, () if shared else tuple(unread))
+            place = Place(f"{path}/", shared, skipped, () if shared else tuple(unread))
             copies[id(operation)] = self.rewriter.rewrite(operation, place)
         return call.run(self.values, copies[id(operation)])
 

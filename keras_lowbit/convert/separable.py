@@ -2,24 +2,29 @@
 
 from typing import Any
 
+import keras
+
 from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D
 from keras_lowbit.quantizers import Quantizer
 
 
 def split_separable(
-    layer: Any, depthwise_name: str, depthwise: Quantizer, pointwise: dict[str, Any]
-) -> tuple[QuantDepthwiseConv2D, QuantConv2D]:
+    layer: Any, depthwise_name: str, depthwise: Quantizer | None, pointwise: dict[str, Any]
+) -> tuple[Any, QuantConv2D]:
     """Depthwise (no bias, linear, named `depthwise_name`) and pointwise (the layer's own name) copies, weights copied.
 
     ``separable(x) = pointwise(depthwise(x))``, exactly while nothing is quantized.
-    pointwise: quantizers of the second layer, and a changed activation, as its constructor takes them.
+    depthwise: quantizer of the first layer, a stock one without it.   pointwise: quantizers of the second layer, and a
+    changed activation, as its constructor takes them.
     """
     config = layer.get_config()
     common = {key: config[key] for key in ("data_format", "dtype", "trainable")}
-    first = QuantDepthwiseConv2D(
+    make = keras.layers.DepthwiseConv2D if depthwise is None else QuantDepthwiseConv2D
+    quantizer = {} if depthwise is None else {"kernel_quantizer": depthwise}
+    first = make(
         layer.kernel_size,
         name=depthwise_name,
-        kernel_quantizer=depthwise,
+        **quantizer,
         use_bias=False,
         depthwise_regularizer=layer.depthwise_regularizer,
         depthwise_constraint=layer.depthwise_constraint,

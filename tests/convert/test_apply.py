@@ -182,6 +182,16 @@ def test_separable_becomes_two_layers_with_the_weights_and_settings_of_one():
     assert "depthwise Uniform(bits=4" in report["sep"].detail
 
 
+def test_a_rule_of_its_own_keeps_the_depthwise_half_float():
+    model = made("separable")
+    copy, report = klb.quantize_model(model, WEIGHTS8, overrides={"sep_depthwise": None})
+    assert type(copy.get_layer("sep_depthwise")) is L.DepthwiseConv2D
+    assert "depthwise float, then pointwise Uniform(bits=8" in report["sep"].detail
+    assert list(klb.quantized_weights(copy)) == ["sep"]
+    with pytest.raises(ValueError, match="matches no layer with a kernel"):
+        klb.quantize_model(made("residual"), WEIGHTS8, overrides={"stem_depthwise": None})
+
+
 def test_separable_with_float_kernels_computes_the_same():
     model = made("separable")
     parts = klb.convert.separable.split_separable(model.get_layer("sep"), "part", None, {})

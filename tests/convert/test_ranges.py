@@ -254,6 +254,20 @@ def test_ranges_inside_a_nested_model_that_is_called_twice_only_widen():
     assert ranges(model)["conv"] == ActivationRange()
 
 
+def test_ranges_inside_a_model_that_two_parents_share_only_widen():
+    inner = keras.Sequential([keras.Input((4,)), L.Dense(4, activation="tanh", name="dense")], name="inner")
+
+    def parent(name):
+        row = keras.Input((4,))
+        return keras.Model(row, inner(row), name=name)
+
+    x = keras.Input((4,), name="row")
+    copy = quantized(x, parent("second")(parent("first")(x)))
+    shared = copy.get_layer("first").get_layer("inner")
+    assert shared is copy.get_layer("second").get_layer("inner")
+    assert ranges(shared)["dense:own"].hold
+
+
 def test_an_inner_range_of_a_shared_layer_only_widens():
     x = keras.Input((4,), name="row")
     dense = L.Dense(4, activation="tanh", name="dense")
