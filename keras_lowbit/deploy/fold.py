@@ -16,6 +16,8 @@ INT32_LIMIT = 2**31 - 1
 NEGLIGIBLE_STEPS = 0.01
 # A bias is rounded to input scale times weight scale. Two output steps of that would move a result by a whole step.
 COARSEST_BIAS_STEPS = 1.9
+# A bias whose rounding moves a result by less than this share of a step is fine enough.
+FINE_BIAS_STEPS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,19 @@ def fold(
     flushed = tuple(int(c) for c in np.flatnonzero(dead & ~empty))
     bias = _biases(affine.offset, source, folded).astype(np.int32)
     return Folded(codes, folded, bias, factors.astype(np.int8), flushed)
+
+
+def affine_codes(affine: Affine, source: Range, out: Range) -> np.ndarray:
+    """The weight code (1..127) of each channel of a stand-alone affine; its scale is ``|factor| / code``.
+
+    The bias is rounded to multiples of ``input scale * |factor| / code``. 127 is the finest grid; where even that is
+    coarse (a batch norm over a channel that hardly varies), the code whose grid comes closest to the offset is taken.
+    """
+    codes = np.arange(127, 31, -1.0)[:, None]  # [candidates, 1]
+    step = np.maximum(source.scale * np.abs(affine.factor), np.finfo(np.float32).tiny) / codes  # [candidates, channels]
+    error = np.abs(np.round(affine.offset / step) * step - affine.offset) / out.scale
+    best = np.where(error[0] < FINE_BIAS_STEPS, 0, error.argmin(0))
+    return codes[best, 0].astype(np.int8)
 
 
 def _multiples(codes: np.ndarray, bias_steps: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:

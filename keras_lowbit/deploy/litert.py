@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING
 
 from keras_lowbit.deploy.files import atomic_write
 from keras_lowbit.deploy.graph import IntegerGraph
-from keras_lowbit.deploy.litert_weights import BITS, as_written, plan
+from keras_lowbit.deploy.litert_weights import Weights, as_written, check_weights, plan
 
 if TYPE_CHECKING:
     from keras_lowbit.deploy.litert_ops import Emitter, Row
 
 
-def write(graph: IntegerGraph, path: str | os.PathLike[str], *, weights: str = "int8", io: str = "int8",
-          batch_size: int = 1) -> list[Row]:
+def write(
+    graph: IntegerGraph,
+    path: str | os.PathLike[str],
+    *,
+    weights: Weights = "int8",
+    io: str = "int8",
+    batch_size: int = 1,
+) -> list[Row]:
     """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
 
     weights: container asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
-    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why.
+    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; or a
+    Container for each node by name.
     io: "int8", or "float32" to add QUANTIZE after the inputs and DEQUANTIZE before the outputs.
     batch_size: every shape in the file is static.
 
@@ -48,8 +55,9 @@ def write(graph: IntegerGraph, path: str | os.PathLike[str], *, weights: str = "
     return rows
 
 
-def to_bytes(graph: IntegerGraph, *, weights: str = "int8", io: str = "int8",
-             batch_size: int = 1) -> tuple[bytes, list[Row]]:
+def to_bytes(
+    graph: IntegerGraph, *, weights: Weights = "int8", io: str = "int8", batch_size: int = 1
+) -> tuple[bytes, list[Row]]:
     """The bytes that `write` writes, and its rows."""
     from keras_lowbit.deploy.litert_ops import Emitter
     from keras_lowbit.deploy.litert_schema import FileBuilder
@@ -81,8 +89,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
     with open(path, "rb") as stream:
         content = stream.read()
     if content[4:8] != b"TFL3":
-        raise ValueError(f"{os.fspath(path)!r} is not a .tflite file: expected the identifier TFL3, got "
-                         f"{content[4:8]!r}")
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a .tflite file: expected the identifier TFL3, got {content[4:8]!r}"
+        )
     model = schema.Model.GetRootAs(content)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
@@ -93,9 +102,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
     return None
 
 
-def _check_arguments(weights: str, io: str, batch_size: int) -> None:
-    if weights not in BITS:
-        raise ValueError(f"weights={weights!r}: expected one of {', '.join(map(repr, BITS))}")
+def _check_arguments(weights: Weights, io: str, batch_size: int) -> None:
+    check_weights(weights)
     if io not in ("int8", "float32"):
         raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:

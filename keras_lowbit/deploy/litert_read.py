@@ -18,25 +18,78 @@ class FileTensor(NamedTuple):
     codes: np.ndarray | None
 
 
+class FileOperator(NamedTuple):
+    """An operator of the file. builtin: its name ("CONV_2D").   options: the fields of its option table."""
+
+    builtin: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    options: dict[str, Any]
+
+
 class LiteRTFile:
-    """The tensors of a .tflite file by name, and its operators as (builtin, output names)."""
+    """The tensors of a .tflite file by name, its operators in running order, and its ends.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is foreign, cut short or damaged.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        content = _read(path)
+        self.size = len(content)
+        try:
+            self._parse(content)
+        except Exception as error:  # the schema's reader raises whatever the damaged bytes lead it to
+            raise ValueError(
+                f"{os.fspath(path)!r} is damaged or cut short ({self.size:,} bytes; {type(error).__name__}: {error}). "
+                "Export it again: keras_lowbit.export_litert(model, path)."
+            ) from error
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> "LiteRTFile":
+        """The same for a file in memory."""
+        made = cls.__new__(cls)
+        made.size = len(content)
+        made._parse(content)
+        return made
+
+    def _parse(self, content: bytes) -> None:
         from ai_edge_litert import schema_py_generated as schema
 
-        content = _read(path)
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         graph = model.subgraphs[0]
-        types = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-        builtins = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+        types, builtins = _names(schema.TensorType), _names(schema.BuiltinOperator)
         names = [tensor.name.decode() for tensor in graph.tensors]
+        if len(set(names)) != len(names):
+            raise ValueError("two tensors have the same name")
         self.tensors = {
             name: _tensor(tensor, types[tensor.type], model.buffers[tensor.buffer].data)
             for name, tensor in zip(names, graph.tensors, strict=True)
         }
         codes = [builtins[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
-        self.operators = [(codes[op.opcodeIndex], [names[i] for i in op.outputs]) for op in graph.operators]
-        self.size = len(content)
+        self.operators = [_operator(operator, codes, names) for operator in graph.operators]
+        self.inputs = [names[i] for i in graph.inputs]
+        self.outputs = [names[i] for i in graph.outputs]
+
+    def operator_of(self, tensor: str) -> str:
+        """Builtin name of the operator that writes a tensor; empty for inputs and constants."""
+        return next((op.builtin for op in self.operators if tensor in op.outputs), "")
+
+
+def _names(enumeration: Any) -> dict[int, str]:
+    return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
+
+
+def _operator(operator: Any, codes: list[str], names: list[str]) -> FileOperator:
+    def named(indices: Any) -> tuple[str, ...]:
+        return tuple(names[i] if i >= 0 else "" for i in (indices if indices is not None else ()))
+
+    table = operator.builtinOptions
+    options = {} if table is None else {k: _plain(v) for k, v in vars(table).items()}
+    return FileOperator(codes[operator.opcodeIndex], named(operator.inputs), named(operator.outputs), options)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
@@ -50,7 +103,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     if content[4:8] != b"TFL3":
         raise ValueError(
             f"{os.fspath(path)!r} is not a .tflite file: expected the identifier b'TFL3', got {content[4:8]!r} in "
-            f"{len(content)} bytes."
+            f"{len(content)} bytes. Give a file that keras_lowbit.export_litert wrote."
         )
     return content
 

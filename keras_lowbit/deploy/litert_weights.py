@@ -7,6 +7,7 @@ call (four times slower) and INT2 CONV_2D gives NaN without an error: neither is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,8 +36,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
     """
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if codes.size and not (low <= codes.min() and codes.max() <= high):
-        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits: expected {low} "
-                         f"to {high}")
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits: expected {low} to {high}")
     per_byte = 8 // bits
     fields = codes.astype(np.int8).reshape(-1).view(np.uint8) & ((1 << bits) - 1)
     fields = np.pad(fields, (0, -fields.size % per_byte)).reshape(-1, per_byte)
@@ -54,21 +54,33 @@ def choose(node: Node, kernel: Tensor, wanted: str) -> Container:
         return Container("int8", False, f"{reason}: LiteRT takes {wanted} weights in FULLY_CONNECTED only")
     refused: list[str] = []
     for kind in ("int2", "int4") if wanted == "int2" else ("int4",):
-        reason = _does_not_fit(kernel, BITS[kind])
+        reason = does_not_fit(kernel, BITS[kind])
         if not reason:
             return Container(kind, True, "; ".join(refused) or "asked for")
         refused.append(f"not {kind}: {reason}")
     return Container("int8", dense, "; ".join(refused))
 
 
-def plan(graph: IntegerGraph, weights: str) -> dict[str, Container]:
-    """Container of every node with weights, by node name. weights: "int8", "int4" or "int2"."""
-    if weights not in BITS:
-        raise ValueError(f"weights={weights!r}: expected one of {', '.join(map(repr, BITS))}")
+Weights = str | Mapping[str, Container]
+
+
+def check_weights(weights: Weights) -> None:
+    """ValueError for a word that is no container."""
+    if isinstance(weights, str) and weights not in BITS:
+        raise ValueError(
+            f"weights={weights!r}: expected one of {', '.join(map(repr, BITS))}, or a container for each node by name"
+        )
+
+
+def plan(graph: IntegerGraph, weights: Weights) -> dict[str, Container]:
+    """Container of every node with weights, by node name. weights: "int8", "int4", "int2", or the plan itself."""
+    check_weights(weights)
+    if not isinstance(weights, str):
+        return dict(weights)
     return {n.name: choose(n, graph.tensors[n.inputs[1]], weights) for n in graph.nodes if RULES[n.op].weighted}
 
 
-def as_written(graph: IntegerGraph, weights: str) -> IntegerGraph:
+def as_written(graph: IntegerGraph, weights: Weights) -> IntegerGraph:
     """The graph that a file of these `weights` holds: 1x1 convolutions that are packed are fully_connected
     nodes in it.
 
@@ -101,7 +113,8 @@ def not_pointwise(node: Node, kernel: Tensor) -> str:
     return ""
 
 
-def _does_not_fit(kernel: Tensor, bits: int) -> str:
+def does_not_fit(kernel: Tensor, bits: int) -> str:
+    """Why the codes of a dense kernel cannot be packed into `bits`; empty if they can."""
     codes, channels = _codes(kernel), kernel.shape[-2] or 0
     low, high, per_byte = -(1 << (bits - 1)), (1 << (bits - 1)) - 1, 8 // bits
     if codes.min() < low or codes.max() > high:

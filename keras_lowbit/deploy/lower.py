@@ -8,6 +8,7 @@ does not know run as float islands between explicit dequantize and quantize node
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import keras
@@ -226,8 +227,14 @@ def _check_finite(model: keras.Model) -> None:
             )
 
 
-def _metadata(model: keras.Model) -> dict[str, Any]:
-    import keras_lowbit
+def library_version() -> str:
+    """The installed version of this library, as in `keras_lowbit.__version__`."""
+    try:
+        return version("keras_lowbit")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0.0.0+unknown"
 
+
+def _metadata(model: keras.Model) -> dict[str, Any]:
     recipe = {path: serialize(layer.kernel_quantizer) for path, layer in quantized_layers(model).items()}
-    return {"model": model.name, "keras_lowbit": keras_lowbit.__version__, "quantizers": recipe}
+    return {"model": model.name, "keras_lowbit": library_version(), "quantizers": recipe}

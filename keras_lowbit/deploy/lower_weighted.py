@@ -7,7 +7,7 @@ import numpy as np
 from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import activation_name, stock_kind
 from keras_lowbit.convert.weights import kernel_codes
-from keras_lowbit.deploy.fold import Affine, Folded, fold, identity
+from keras_lowbit.deploy.fold import Affine, Folded, affine_codes, fold, identity
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.lower_islands import activation_island
@@ -176,14 +176,14 @@ _NODES = {
 
 
 def pending_affine(state: Lowering, call: Call, source: Stored, affine: Affine) -> Pending:
-    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with codes +-127."""
+    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with one code each."""
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
         builder, whole, name = state.builder, total or affine, state.name(call.path)
         shape = static_shape(state, source.tensor)
         sees, channels = builder.tensor(source.tensor).range, shape[-1]
-        codes = np.full((1, 1, channels, 1), 127, np.int8)  # the finest grid: the bias is rounded to it
-        folded = fold(codes, np.array(1 / 127, np.float32), (2, 3), whole, sees, grid, call.path)
+        codes = affine_codes(whole, sees, grid).reshape(1, 1, channels, 1)
+        folded = fold(codes, (1 / codes).astype(np.float32), (2, 3), whole, sees, grid, call.path)
         tensor = source.tensor
         if len(shape) != 3:
             rest = int(np.prod(shape[:-1], dtype=np.int64))

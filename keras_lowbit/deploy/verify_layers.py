@@ -1,0 +1,157 @@
+"""The parts of `verify` that look at one layer: its weights, its outputs against Keras, its codes against NumPy."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.convert.weights import kernel_codes, quantized_layers
+from keras_lowbit.deploy.fold import along
+from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.litert_read import LiteRTFile
+from keras_lowbit.deploy.lower import Lowered
+from keras_lowbit.deploy.reference import trace
+from keras_lowbit.deploy.run_file import FileRunner
+from keras_lowbit.deploy.values import LoweredLayer, Segment, fixed_codes
+
+# File layouts of the kernels, as permutations of the Keras layouts.
+_LAYOUTS = {
+    "Conv1D": (2, 0, 1),
+    "Conv2D": (3, 0, 1, 2),
+    "DepthwiseConv2D": (0, 1, 2, 3),
+    "Conv2DTranspose": (2, 0, 1, 3),
+    "Dense": (1, 0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerParity:
+    """One stored tensor. max_steps: largest difference in steps of its last bit.   exact: share of equal elements.
+
+    codes_equal: whether the file's weights and scales are the model's; None for a tensor without weights.
+    op: the LiteRT operator that writes it.   delegated: whether XNNPACK runs that operator.
+    """
+
+    name: str
+    elements: int
+    max_steps: int
+    exact: float
+    codes_equal: bool | None
+    op: str = ""
+    delegated: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceParity:
+    """The file on LiteRT's reference kernels against the NumPy reference, on every tensor of the graph.
+
+    differing: tensor -> elements that differ (only tensors where some do).   elements: looked at in all.
+    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation of an island, and then
+    nothing is claimed.
+    """
+
+    differing: dict[str, int]
+    elements: int
+    kernels: str
+
+    @property
+    def equal(self) -> bool | None:
+        """Whether no element differs; None where LiteRT could not run on its reference kernels."""
+        return None if self.kernels != "reference" else not self.differing
+
+
+def compare_reference(
+    graph: IntegerGraph, runner: FileRunner, samples: list[np.ndarray], dense: set[str]
+) -> ReferenceParity:
+    """Every activation of the graph, in the file and in NumPy. dense: nodes the file holds as FULLY_CONNECTED."""
+    names = {name for name, tensor in graph.tensors.items() if not tensor.is_constant}
+    theirs = runner.all_tensors(samples, names)
+    by_name = dict(zip(graph.inputs, samples, strict=True))
+    ours = trace(graph, by_name, dense)
+    differing = {}
+    for name in ours:
+        count = int(np.count_nonzero(ours[name] != theirs[name].reshape(ours[name].shape)))
+        if count:
+            differing[name] = count
+    return ReferenceParity(differing, sum(array.size for array in ours.values()), runner.resolver)
+
+
+def compare_layers(
+    model: keras.Model,
+    lowered: Lowered,
+    file: LiteRTFile,
+    runner: FileRunner,
+    samples: list[np.ndarray],
+    taken: set[str],
+) -> list[LayerParity]:
+    """Each stored tensor against what Keras makes of the file's own inputs of that layer.
+
+    taken: tensors whose operators XNNPACK runs.
+    """
+    graph = lowered.graph
+    needed = {name for segment in lowered.segments for name in segment.trail.sources.values()}
+    tensors = runner.all_tensors(samples, needed | {segment.tensor for segment in lowered.segments})
+    reals = {name: _real(graph, name, value) for name, value in tensors.items()}
+    weights = _weights_equal(model, lowered, file)
+    found = []
+    for segment in lowered.segments:
+        op = file.operator_of(segment.tensor)
+        size, worst, exact = _steps(graph, segment, tensors, reals)
+        delegated = segment.tensor in taken if op else None
+        found.append(LayerParity(segment.tensor, size, worst, exact, weights.get(segment.tensor), op, delegated))
+    return found
+
+
+def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
+    tensor = graph.tensors[name]
+    if tensor.scale is None:
+        return value
+    return (value.astype(np.float32) - tensor.zero_point) * tensor.scale
+
+
+def _steps(
+    graph: IntegerGraph, segment: Segment, tensors: Mapping[str, np.ndarray], reals: Mapping[str, np.ndarray]
+) -> tuple[int, int, float]:
+    """Elements, largest difference in steps, share of equal elements."""
+    sources = {name: keras.ops.convert_to_tensor(reals[name]) for name in segment.trail.sources.values()}
+    wanted = keras.ops.convert_to_numpy(segment.trail.replay(sources)[segment.key])
+    got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
+    difference = np.abs(fixed_codes(wanted, grid).reshape(got.shape) - got.astype(np.int32))
+    exact = float(np.mean(difference == 0)) if difference.size else 1.0
+    return int(difference.size), int(difference.max(initial=0)), exact
+
+
+def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> dict[str, bool]:
+    """Node -> whether the file's codes, times the recorded factors, are the model's, and scales and biases the graph's."""
+    layers = quantized_layers(model)
+    found = {}
+    for layer in lowered.layers.values():
+        keras_layer = layers[layer.path]
+        kind = type(keras_layer).__name__.removeprefix("Quant")
+        node = f"{layer.node}/conv" if kind == "Conv1D" else layer.node
+        kernel, bias = file.tensors[f"{node}/kernel"], file.tensors[f"{node}/bias"]
+        ours = lowered.graph.tensors
+        found[layer.node] = bool(
+            _same_codes(kernel.codes, layer, keras_layer, kind)
+            and np.array_equal(kernel.scale, np.asarray(ours[f"{node}/kernel"].scale))
+            and np.array_equal(bias.scale, np.asarray(ours[f"{node}/bias"].scale))
+            and np.array_equal(np.asarray(bias.codes), np.asarray(ours[f"{node}/bias"].data))
+        )
+    return found
+
+
+def _same_codes(stored: np.ndarray | None, layer: LoweredLayer, keras_layer: Any, kind: str) -> bool:
+    codes = kernel_codes(keras_layer).codes
+    codes = np.transpose(codes * along(layer.factors, codes, keras_layer.filter_axes), _LAYOUTS[kind])
+    if stored is None or stored.size != codes.size:
+        return False
+    depthwise, flushed = kind == "DepthwiseConv2D", list(layer.flushed)
+    channels = int(np.prod(codes.shape[2:])) if depthwise else codes.shape[0]
+    # A depthwise kernel has its channels last in the file, every other first.
+    left, right = (
+        (array.reshape(-1, channels).T if depthwise else array.reshape(channels, -1)) for array in (stored, codes)
+    )
+    keep = np.setdiff1d(np.arange(channels), flushed)
+    return bool(np.array_equal(left[keep], right[keep]) and not left[flushed].any())
