@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from keras_lowbit import callbacks, deploy, layers, quantizers, recipes, schedules
+from keras_lowbit import bench, callbacks, deploy, layers, plot, quantizers, recipes, schedules
 from keras_lowbit.convert import calibrate, dequantize, quantize_model, quantized_weights
 from keras_lowbit.deploy import export_litert, summary, verify
 from keras_lowbit.layers.host import freeze_ranges
@@ -13,6 +13,7 @@ except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0.0.0+unknown"
 
 __all__ = [
+    "bench",
     "calibrate",
     "callbacks",
     "deploy",
@@ -20,6 +21,7 @@ __all__ = [
     "export_litert",
     "freeze_ranges",
     "layers",
+    "plot",
     "quantize_model",
     "quantized_weights",
     "quantizers",

@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_lowbit.convert.report import table
+from keras_lowbit.convert import report as text
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.lower import Island, lower_model
+from keras_lowbit.deploy.packed_speed import resolve_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ExportReport:
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
         lines = [f"{self.path}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
-        lines.append(table(("layer", "op", "weights", "bytes", "why"), rows))
+        lines.append(text.table(("layer", "op", "weights", "bytes", "why"), rows))
         lines += [f"float island {island.path}: {island.reason}" for island in self.islands]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
         return "\n".join(lines)
@@ -43,6 +46,9 @@ def export_litert(
     io: str = "int8",
     batch_size: int = 1,
     input_shapes: Any = None,
+    table: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | None = None,
+    normalization: tuple[Any, Any] | None = None,
 ) -> ExportReport:
     """Write a quantized model as a .tflite file whose codes and scales are the model's own, to the bit.
 
@@ -50,12 +56,43 @@ def export_litert(
     codes; a filter of zeros becomes zero codes with a positive scale. The file is written under a temporary name and
     renamed, so that an error leaves an older file whole.
 
-    weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit.
+    weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
+    the smallest of the three that is no slower than int8 in `table`.
+    table: file of `python -m keras_lowbit.bench.packed --out FILE`, for "auto"; by default the one that ships with the
+    library, measured on one x86-64 server.
     io: "int8" takes and gives codes, "float32" takes and gives reals.   batch_size: of every shape in the file.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
-    Raises ValueError before calibration or for a value without a range; OSError for a path that cannot be written.
+    labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
+    numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
+    the names of inputs and outputs, the quantizer of every layer and the version of this library.
+    Raises ValueError before calibration, for a value without a range, and for labels or numbers that do not fit; OSError
+    for a path that cannot be written.
     """
+    if table is not None and weights != "auto":
+        raise ValueError(
+            f"export_litert got table={os.fspath(table)!r} with weights={weights!r}; only 'auto' reads it."
+        )
     lowered = lower_model(model, input_shapes, batch_size)
-    rows = litert.write(lowered.graph, path, weights=weights, io=io, batch_size=batch_size)
+    lowered.graph.metadata |= _about(labels, normalization)
+    containers = resolve_weights(lowered.graph, weights, table)
+    rows = litert.write(lowered.graph, path, weights=containers, io=io, batch_size=batch_size)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
     return ExportReport(os.fspath(path), Path(path).stat().st_size, tuple(rows), tuple(lowered.islands), flushed)
+
+
+def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:
+    """The graph's metadata of these; `deploy.metadata` checks that they fit its ends."""
+    found: dict[str, Any] = {}
+    if labels is not None:
+        if isinstance(labels, str):
+            raise ValueError(f"labels={labels!r} is one string; give a list with one for each class.")
+        found["labels"] = list(labels)
+    if normalization is not None:
+        try:
+            mean, std = (np.atleast_1d(np.asarray(part, np.float64)).tolist() for part in normalization)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"normalization={normalization!r}; give (mean, std), numbers or one for each channel: (127.5, 127.5)."
+            ) from error
+        found["normalization"] = {"mean": mean, "std": std}
+    return found

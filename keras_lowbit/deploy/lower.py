@@ -237,4 +237,4 @@ def library_version() -> str:
 
 def _metadata(model: keras.Model) -> dict[str, Any]:
     recipe = {path: serialize(layer.kernel_quantizer) for path, layer in quantized_layers(model).items()}
-    return {"model": model.name, "keras_lowbit": library_version(), "quantizers": recipe}
+    return {"name": model.name, "keras_lowbit": library_version(), "quantizers": recipe}

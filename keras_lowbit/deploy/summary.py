@@ -12,6 +12,7 @@ from keras_lowbit.convert.roles import KINDS, stock_kind
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.deploy.packed_speed import resolve_weights
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 
@@ -142,6 +143,6 @@ def _activation_bits(graph: Any, call: Call) -> float:
 def _file_bytes(model: keras.Model, weights: str, input_shapes: Any) -> tuple[int | None, str]:
     try:
         graph = lower_model(model, input_shapes, placeholder=Range(1 / 16, 0)).graph
-        return len(litert.to_bytes(graph, weights=weights)[0]), ""
+        return len(litert.to_bytes(graph, weights=resolve_weights(graph, weights))[0]), ""
     except ValueError as error:
         return None, str(error)

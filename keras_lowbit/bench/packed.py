@@ -1,0 +1,82 @@
+"""Measures int8, int4 and int2 weights of dense layers and 1x1 convolutions on this machine, for weights="auto".
+
+    python -m keras_lowbit.bench.packed --out speed.json
+    klb.export_litert(model, "q.tflite", weights="auto", table="speed.json")
+
+int8 is what an int8 file has (CONV_2D for a 1x1 convolution, FULLY_CONNECTED for a dense layer), int4 and int2 are
+FULLY_CONNECTED with packed weights. One layer a file, XNNPACK delegate, interleaved repeats, medians.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.timing import calls_for, interleaved
+from keras_lowbit.deploy import litert
+from keras_lowbit.deploy.build import GraphBuilder
+from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.deploy.graph import IntegerGraph, Range
+from keras_lowbit.deploy.packed_speed import Speed, SpeedTable
+from keras_lowbit.deploy.run_file import make_interpreter
+
+# (pixels, input channels, output channels): classifiers, and the pointwise layers of MobileNets at 224 px.
+SHAPES = (
+    *((1, 64, 64), (1, 256, 256), (1, 1024, 1024), (1, 1280, 1000), (1, 4096, 1024)),
+    *((49, 160, 960), (49, 960, 160), (49, 320, 1280), (196, 64, 384), (196, 384, 96), (196, 256, 256)),
+    *((784, 32, 192), (784, 192, 64), (3136, 24, 144), (3136, 144, 24), (12544, 16, 96), (12544, 32, 16)),
+)
+KINDS = ("int8", "int4", "int2")
+
+
+def layer(pixels: int, inputs: int, outputs: int) -> IntegerGraph:
+    """A graph of one layer with codes in -1..1: a dense layer for one pixel, else a 1x1 convolution."""
+    rng, builder = np.random.default_rng(0), GraphBuilder()
+    codes = rng.integers(-1, 2, (1, 1, inputs, outputs)).astype(np.int8)
+    scales, bias, grid = np.full(outputs, 0.02, np.float32), rng.integers(-500, 500, outputs), Range(0.05, 3)
+    if pixels == 1:
+        x = builder.input("x", (inputs,), range=grid)
+        return builder.build([builder.fully_connected(x, codes[0, 0], scales, bias, Range(0.1, 0), "y")])
+    side = int(np.sqrt(pixels))
+    x = builder.input("x", (side, pixels // side, inputs), range=grid)
+    return builder.build([builder.conv2d(x, codes, scales, bias, Range(0.1, 0), "y")])
+
+
+def measure(
+    shapes: Sequence[tuple[int, int, int]] = SHAPES, repeats: int = 40, threads: int = 1, milliseconds: float = 2.0
+) -> SpeedTable:
+    """The table of these shapes. milliseconds: each of the repeats runs a layer for about so long."""
+    rows = []
+    for shape in shapes:
+        graph, runs = layer(*shape), []
+        for kind in KINDS:
+            interpreter = make_interpreter("xnnpack", threads, model_content=litert.to_bytes(graph, weights=kind)[0])
+            runs.append(interpreter.invoke)
+        inner = [calls_for(run, milliseconds) for run in runs]
+        medians = np.median(interleaved(runs, repeats, 3, inner), axis=1)
+        rows.append(Speed(*shape, *(round(float(value), 6) for value in medians)))
+    return SpeedTable(tuple(rows), {**machine(), "threads": threads, "repeats": repeats})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the table and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="file to write (JSON)")
+    parser.add_argument("--repeats", type=int, default=40, help="times each layer is measured")
+    parser.add_argument("--threads", type=int, default=1, help="threads of LiteRT")
+    given = parser.parse_args(arguments)
+    if given.repeats < 1 or given.threads < 1:
+        parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
+    found = measure(repeats=given.repeats, threads=given.threads)
+    atomic_write(given.out, found.to_json().encode())
+    for row in found.rows:
+        ratios = ", ".join(f"{kind} {row.ratio(kind):.2f}" for kind in KINDS[1:])
+        print(
+            f"{row.pixels:>6} pixels {row.inputs:>5} -> {row.outputs:<5} int8 {row.int8:8.4f} ms, times int8: {ratios}"
+        )
+    print(f"written to {given.out}")
+
+
+if __name__ == "__main__":
+    main()

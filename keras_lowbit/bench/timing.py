@@ -1,0 +1,34 @@
+"""Times several things in turns, so that a busy moment of the machine falls on all of them."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def interleaved(runs: Sequence[Callable[[], None]], repeats: int, warmup: int, inner: Sequence[int] | None = None):
+    """Milliseconds [runs, repeats]: each repeat times every run once, in an order that moves on by one.
+
+    inner: how often each run is called for one time (its mean is taken), once by default.
+    """
+    calls = list(inner or [1] * len(runs))
+    for run in runs:
+        for _ in range(warmup):
+            run()
+    times = np.zeros((len(runs), repeats))
+    for repeat in range(repeats):
+        for offset in range(len(runs)):
+            which = (repeat + offset) % len(runs)
+            start = time.perf_counter()
+            for _ in range(calls[which]):
+                runs[which]()
+            times[which, repeat] = (time.perf_counter() - start) * 1e3 / calls[which]
+    return times
+
+
+def calls_for(run: Callable[[], None], milliseconds: float) -> int:
+    """How many calls of `run` take about so long, at least one."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, int(milliseconds / max((time.perf_counter() - start) * 1e3, 1e-6)))

@@ -1,0 +1,113 @@
+"""`klb.bench.latency`: figures with their conditions, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+import keras_lowbit as klb
+from keras_lowbit.bench import packed, timing
+from keras_lowbit.deploy import litert
+from keras_lowbit.deploy.packed_speed import load_table
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A small and a larger file."""
+    folder = tmp_path_factory.mktemp("bench")
+    for name, channels in (("small", 16), ("large", 256)):
+        litert.write(packed.layer(100, channels, channels), folder / f"{name}.tflite")
+    return [folder / "small.tflite", folder / "large.tflite"]
+
+
+def test_rows_conditions_and_ratio(files):
+    report = klb.bench.latency(files, threads=1, repeats=12, warmup=2)
+    small, large = report.rows
+    assert (small.path, small.kernels, small.resolver) == (str(files[0]), "xnnpack", "AUTO")
+    assert small.ratio == 1
+    assert large.ratio == pytest.approx(large.median_ms / small.median_ms)
+    for row in report.rows:
+        assert 0 < row.p10_ms <= row.median_ms <= row.p90_ms
+        assert row.size_bytes > 0
+        assert row.batch_size == 1
+    found = json.loads(report.to_json())
+    assert (found["threads"], found["repeats"], found["warmup"]) == (1, 12, 2)
+    assert found["machine"]["cpu"]
+    assert found["machine"]["ai-edge-litert"].startswith("2.")
+    for words in ("XNNPACK delegate", "12 interleaved repeats", "1 thread(s)", "median ms", "x first"):
+        assert words in str(report)
+
+
+def test_both_kernels_have_a_first_each(files):
+    report = klb.bench.latency(files, repeats=2, warmup=0, xnnpack="both")
+    assert [row.kernels for row in report.rows] == ["xnnpack", "xnnpack", "built-in", "built-in"]
+    assert [row.ratio == 1 for row in report.rows] == [True, False, True, False]
+    assert klb.bench.latency(files[0], repeats=1, xnnpack=False).rows[0].resolver == "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"repeats": 0}, "repeats=0.*at least 1"),
+        ({"threads": 0}, "threads=0"),
+        ({"threads": True}, "threads=True"),
+        ({"warmup": -1}, "warmup=-1.*at least 0"),
+        ({"xnnpack": "on"}, "xnnpack='on'.*'both'"),
+    ],
+)
+def test_arguments_that_mean_nothing(files, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        klb.bench.latency(files, **arguments)
+
+
+def test_files_that_are_none(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No file at .*none\.tflite"):
+        klb.bench.latency([*files, tmp_path / "none.tflite"])
+    with pytest.raises(ValueError, match="got no files"):
+        klb.bench.latency([])
+    (tmp_path / "bad.tflite").write_bytes(b"\x00" * 64)
+    with pytest.raises(ValueError, match=r"LiteRT \(xnnpack kernels\) refuses .*bad\.tflite"):
+        klb.bench.latency([tmp_path / "bad.tflite"])
+
+
+def test_turns_are_taken_and_everything_is_counted():
+    order = []
+    runs = [lambda name=name: order.append(name) for name in "abc"]
+    times = timing.interleaved(runs, repeats=3, warmup=1, inner=[1, 2, 1])
+    assert "".join(order) == "abc" + "abbc" + "bbca" + "cabb"
+    assert times.shape == (3, 3)
+    assert (times >= 0).all()
+    assert timing.calls_for(lambda: None, 0.0) == 1
+
+
+def test_packed_table_is_what_auto_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(packed, "measure", lambda **given: measured(packed.SpeedTable, given))
+    packed.main(["--out", str(tmp_path / "t.json"), "--repeats", "3"])
+    found = load_table(tmp_path / "t.json")
+    assert [(row.pixels, row.inputs, row.outputs) for row in found.rows] == [(1, 16, 8), (16, 8, 16)]
+    assert found.machine["repeats"] == 3
+    assert "times int8: int4" in capsys.readouterr().out
+
+
+_measure = packed.measure
+
+
+def measured(_, given):
+    return _measure([(1, 16, 8), (16, 8, 16)], milliseconds=0.01, **given)
+
+
+def test_packed_measures_what_a_file_has():
+    graph = packed.layer(16, 8, 12)
+    rows = {kind: litert.to_bytes(graph, weights=kind)[1][0] for kind in packed.KINDS}
+    assert [rows[kind].op for kind in packed.KINDS] == ["CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"]
+    assert [rows[kind].weight_type for kind in packed.KINDS] == list(packed.KINDS)
+    assert np.unique(graph.tensors["y/kernel"].data).tolist() == [-1, 0, 1]
+
+
+def test_packed_refuses_nonsense(tmp_path):
+    with pytest.raises(SystemExit):
+        packed.main(["--out", str(tmp_path / "t.json"), "--repeats", "0"])
+    with pytest.raises(SystemExit):
+        packed.main([])
+    with pytest.raises(OSError, match="cannot write"):
+        packed.atomic_write(tmp_path / "none" / "t.json", b"")
