@@ -1,5 +1,6 @@
-"""Measurements: latency of .tflite files, and of packed weights against int8 on this machine."""
+"""Measurements: latency of .tflite files beside their peers, and of packed weights against int8 on this machine."""
 
 from keras_lowbit.bench.latency import Latency, LatencyReport, latency
+from keras_lowbit.bench.peers import write_peers
 
-__all__ = ["Latency", "LatencyReport", "latency"]
+__all__ = ["Latency", "LatencyReport", "latency", "write_peers"]

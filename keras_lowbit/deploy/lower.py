@@ -19,7 +19,7 @@ from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.graph import IntegerGraph, Range
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
-from keras_lowbit.layers.host import QuantizerHost, to_numpy
+from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
 from keras_lowbit.quantizers import ActivationRange, serialize
 
 
@@ -63,6 +63,11 @@ def lower_model(
     """
     from keras_lowbit.deploy.lower_calls import lower_call
 
+    if not hosts(model):
+        raise ValueError(
+            f"{model.name!r} has no quantized layer and no activation range. Quantize it first: "
+            "keras_lowbit.quantize_model(model, 'int8')."
+        )
     _check_finite(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder)
     for call in state.calls.calls:
@@ -88,6 +93,7 @@ class Lowering:
         self.islands: list[Island] = []
         self.input_keys: dict[str, int] = {}
         self._names: set[str] = set()
+        self._stand_ins: dict[int, Range] = {}
         self._pseudo_keys = itertools.count(-1, -1)
         for key in calls.inputs:
             tensor = calls.tensors[key]
@@ -164,13 +170,18 @@ class Lowering:
         state = host.values()
         if not quantizer.fixed and float(state["count"]) == 0:
             if self.placeholder is not None:
-                return self.placeholder
+                return self._stand_in(host, self.placeholder)
             raise ValueError(
                 f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
                 "before lowering or exporting it."
             )
         scale, zero_point = quantizer.grid(state)
         return Range(float(scale), int(zero_point))
+
+    def _stand_in(self, host: QuantizerHost, like: Range) -> Range:
+        """A range of its own for each host: equal ones would be stored once and make the file too small."""
+        count = len(self._stand_ins)
+        return self._stand_ins.setdefault(id(host), Range(like.scale * (1 + count / 1024), count % 100 - 50))
 
     def output(self, key: int) -> str:
         """The name of a model output's tensor; a float result in [0, 1] gets its known range elsewhere."""

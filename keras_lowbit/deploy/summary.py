@@ -71,7 +71,7 @@ def summary(model: keras.Model, *, weights: str = "int8", input_shapes: Any = No
     """Weight and activation bits, parameters, kB and MACs for each layer with weights, and the .tflite size.
 
     The size is that of the bytes `export_litert(model, weights=weights)` would write, found by writing them to memory
-    (ranges not calibrated yet are stood in for: they do not change the size).
+    (ranges not calibrated yet are stood in for: equal numbers are stored once, so they move it by some bytes).
     model: Functional or Sequential, quantized or not.   input_shapes: for inputs of variable size, as in `export_litert`.
     """
     graph = calls_of(model, inline=True)

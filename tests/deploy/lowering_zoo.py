@@ -106,6 +106,15 @@ def drop_in():
     return keras.Model(entry, value, name="m")
 
 
+def drop_in_activation(activation, output_quantizer="activation"):
+    entry = keras.Input(IMAGE, name="x")
+    value = klb_layers.QuantActivation()(entry)
+    value = klb_layers.QuantConv2D(
+        5, 3, activation=activation, kernel_quantizer="ternary", output_quantizer=output_quantizer, name="conv"
+    )(value)
+    return keras.Model(entry, klb_layers.QuantActivation()(value), name="m")
+
+
 def _norm(**options):
     return lambda: kl.BatchNormalization(**options)
 
@@ -238,6 +247,14 @@ ZOO: dict[str, Case] = {
     ),
     "unknown layer": case(conv(), lambda: Unknown(name="u"), conv(), islands=("u",)),
     "drop-in layers": Case(drop_in, quantized=True),
+    **{
+        f"drop-in {name}": Case(lambda name=name: drop_in_activation(name), quantized=True)
+        for name in ("leaky_relu", "silu", "hard_silu", "hard_sigmoid", "relu6")
+    },
+    "drop-in gelu": Case(lambda: drop_in_activation("gelu"), quantized=True, islands=("conv",)),
+    "drop-in without output_quantizer": Case(
+        lambda: drop_in_activation("tanh", None), quantized=True, islands=("conv",)
+    ),
 }
 
 

@@ -1,0 +1,35 @@
+"""The files that ours are measured against."""
+
+import keras
+import numpy as np
+import pytest
+from lowering_zoo import ZOO, enliven, samples
+
+import keras_lowbit as klb
+from keras_lowbit.bench import write_peers
+from keras_lowbit.deploy.litert_read import LiteRTFile
+
+
+def test_float_and_tensorflow_int8_stand_beside_ours(tmp_path):
+    model = ZOO["conv2d"].make()
+    enliven(model)
+    [images] = samples(model, 8)
+    files = write_peers(model, tmp_path, images)
+    quantized, _ = klb.quantize_model(model, "int8")
+    klb.calibrate(quantized, images, verbose=0)
+    klb.export_litert(quantized, tmp_path / "ours.tflite")
+    report = klb.bench.latency([*files.values(), tmp_path / "ours.tflite"], repeats=3)
+    assert [row.path.rpartition("/")[2] for row in report.rows] == [
+        "float.tflite",
+        "tensorflow_int8.tflite",
+        "ours.tflite",
+    ]
+    assert [row.batch_size for row in report.rows] == [1, 1, 1]
+    kinds = [{LiteRTFile(path).tensors[name].type for name in LiteRTFile(path).inputs} for path in files.values()]
+    assert kinds == [{"FLOAT32"}, {"INT8"}]
+
+
+def test_folder_must_exist(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(FileNotFoundError, match="No folder at"):
+        write_peers(model, tmp_path / "none", np.ones((2, 4), np.float32))
