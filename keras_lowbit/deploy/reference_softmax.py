@@ -24,7 +24,7 @@ def softmax(call: Call) -> NDArray[np.int8]:
     """`exp(x - max) / sum(exp(x - max))` on the last axis; output scale 1/256, zero point -128.
 
     ValueError if the input scale is 2**-26 or less: LiteRT ends the process there. It also does where the sum of
-    the exponentials reaches 512 (513 equal logits do); this function goes on with the same arithmetic.
+    the exponentials reaches 512 (512 equal logits do); this function goes on with the same arithmetic.
     """
     scale = np.float64(scale_of(call.inputs[0]))
     real = min(scale * 2.0 ** (31 - _INPUT_BITS), 2.0**31 - 1)

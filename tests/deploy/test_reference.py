@@ -19,9 +19,15 @@ ALL_CODES = np.arange(-128, 128, dtype=np.int8).reshape(1, 16, 16, 1)
 def ugly(shape, seed=0):
     """A batch of five: all -128, all 127, corners at random, small codes, any codes."""
     random = np.random.default_rng(seed)
-    return np.stack([np.full(shape, -128, np.int8), np.full(shape, 127, np.int8),
-                     random.choice(np.array([-128, 127], np.int8), shape),
-                     random.integers(-2, 3, shape, np.int8), random.integers(-128, 128, shape, np.int8)])
+    return np.stack(
+        [
+            np.full(shape, -128, np.int8),
+            np.full(shape, 127, np.int8),
+            random.choice(np.array([-128, 127], np.int8), shape),
+            random.integers(-2, 3, shape, np.int8),
+            random.integers(-128, 128, shape, np.int8),
+        ]
+    )
 
 
 def check(build, shape, grid=None, inputs=None, weights="int8"):
@@ -44,14 +50,25 @@ def layer(shape, channels, seed=0, low=-127):
 
 @pytest.mark.parametrize("zero_point", POINTS)
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
-@pytest.mark.parametrize(("strides", "dilation", "padding", "groups"), [
-    ((1, 1), (1, 1), "valid", 1), ((2, 3), (1, 1), "same", 1), ((1, 1), (2, 1), "same", 3), ((2, 2), (2, 2), "same", 6),
-    ((2, 1), (1, 2), ((2, 0), (1, 3)), 2),
-])
+@pytest.mark.parametrize(
+    ("strides", "dilation", "padding", "groups"),
+    [
+        ((1, 1), (1, 1), "valid", 1),
+        ((2, 3), (1, 1), "same", 1),
+        ((1, 1), (2, 1), "same", 3),
+        ((2, 2), (2, 2), "same", 6),
+        ((2, 1), (1, 2), ((2, 0), (1, 3)), 2),
+    ],
+)
 def test_conv2d(zero_point, activation, strides, dilation, padding, groups):
     codes, scales, bias = layer((3, 2, 6 // groups, 12), 12)
-    check(lambda b, x: b.conv2d(x, codes, scales, bias, Range(0.11, zero_point), "y", strides, padding, dilation,
-                                groups, activation), (7, 9, 6), Range(0.05, zero_point))
+    check(
+        lambda b, x: b.conv2d(
+            x, codes, scales, bias, Range(0.11, zero_point), "y", strides, padding, dilation, groups, activation
+        ),
+        (7, 9, 6),
+        Range(0.05, zero_point),
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -59,8 +76,12 @@ def test_conv2d(zero_point, activation, strides, dilation, padding, groups):
 def test_depthwise_conv2d(shape, multiplier):
     codes, scales, bias = layer((3, 3, shape[-1], multiplier), shape[-1] * multiplier)
     for strides, dilation in (((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2))):
-        check(lambda b, x, s=strides, d=dilation: b.depthwise_conv2d(
-            x, codes, scales, bias, Range(0.05, -128), "y", s, "same", d, "relu6"), shape)
+        check(
+            lambda b, x, s=strides, d=dilation: b.depthwise_conv2d(
+                x, codes, scales, bias, Range(0.05, -128), "y", s, "same", d, "relu6"
+            ),
+            shape,
+        )
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -106,9 +127,14 @@ def test_arithmetic(operation, scales, activation):
     everything = np.repeat(ALL_CODES, 4, axis=0)
     for i, other in enumerate(POINTS):
         constant = np.random.default_rng(i).integers(-128, 128, (16, 1), np.int8)
-        check(lambda b, x, k=constant, z=other: getattr(b, operation)(
-            x, b.constant("k", k, scales[1], z), Range(scales[2], -z - 1), "y", activation),
-            (16, 16, 1), Range(scales[0], other), everything)
+        check(
+            lambda b, x, k=constant, z=other: getattr(b, operation)(
+                x, b.constant("k", k, scales[1], z), Range(scales[2], -z - 1), "y", activation
+            ),
+            (16, 16, 1),
+            Range(scales[0], other),
+            everything,
+        )
 
 
 @pytest.mark.parametrize("constant", [(1,), (3,), (1, 1, 3), (5, 1, 1), (1, 5, 4, 3), (4, 1)])
@@ -191,12 +217,12 @@ def test_softmax(scale, shape):
     images = ugly(shape)
     rest = tuple(range(1, images.ndim))
     sums = np.exp(scale * (images - images.max(axis=-1, keepdims=True).astype(float))).sum(axis=-1, keepdims=True)
-    survivable = (sums < 500).all(axis=rest)         # from 512 on, LiteRT's kernel ends the process
+    survivable = (sums < 500).all(axis=rest)  # from 512 on, LiteRT's kernel ends the process
     if survivable.any():
         check(lambda b, x: b.softmax(x, "y"), shape, Range(scale, -3), images[survivable])
 
 
-@pytest.mark.parametrize("classes", [513, 1000, 4097, 20000])
+@pytest.mark.parametrize("classes", [512, 1000, 4097, 20000])
 def test_softmax_goes_on_where_litert_ends_the_process(classes):
     builder = GraphBuilder()
     x = builder.input("x", (classes,), range=Range(0.05, 0))
@@ -215,7 +241,7 @@ def test_float_ends_equal_litert(tmp_path):
     graph = builder.build([builder.conv2d(x, codes, scales, bias, Range(0.2, -9), "y")])
     content, _ = litert.to_bytes(graph, io="float32", batch_size=2)
     real = np.random.default_rng(0).normal(0, 8, (2, 6, 6, 2)).astype(np.float32)
-    real.flat[:6] = [0.05, 0.15, -0.05, -0.25, 1e9, -1e9]        # halves, and far outside
+    real.flat[:6] = [0.05, 0.15, -0.05, -0.25, 1e9, -1e9]  # halves, and far outside
     real = np.clip(real, -1e6, 1e6)
     theirs, ours = run_litert(content, {"x/float32": real}), trace(graph, real)
     assert np.array_equal(theirs["x"], ours["x"])
@@ -232,10 +258,10 @@ def test_islands_run_in_float():
     x = builder.input("x", (2, 3), range=Range(0.05, 0))
     graph = builder.build([build(builder, x)])
     images = ugly((2, 3))
-    expected = [differing_elements(graph, {"x": images[i:i + 1]}) for i in range(5)]
+    expected = [differing_elements(graph, {"x": images[i : i + 1]}) for i in range(5)]
     assert not any(any(d.values()) for d in expected)
-    one_by_one = np.concatenate([run_reference(graph, images[i:i + 1]) for i in range(5)])
-    assert np.array_equal(run_reference(graph, images), one_by_one)      # an island of batch 1 runs five times
+    one_by_one = np.concatenate([run_reference(graph, images[i : i + 1]) for i in range(5)])
+    assert np.array_equal(run_reference(graph, images), one_by_one)  # an island of batch 1 runs five times
 
 
 def two_inputs():
@@ -255,14 +281,17 @@ def test_several_inputs_and_outputs_by_name_and_in_order():
     assert set(trace(graph, [first, second])) == {"first", "second", "total", "positive"}
 
 
-@pytest.mark.parametrize(("images", "error", "words"), [
-    (np.zeros((2, 4), np.int8), ValueError, "the graph has"),
-    ({"first": np.zeros((2, 3), np.int8)}, ValueError, r"\['first', 'second'\]"),
-    ([np.zeros((2, 4), np.int8), np.zeros((2, 3), np.int8)], ValueError, r"\(2, 4\); expected \(batch, 3\)"),
-    ([np.zeros((2, 3), np.int8), np.zeros((1, 3), np.int8)], ValueError, "different batch sizes"),
-    ([np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.int8)], TypeError, "uint8; expected int8"),
-    ([np.full((2, 3), np.nan), np.zeros((2, 3), np.int8)], ValueError, "6 of 6 values are NaN"),
-])
+@pytest.mark.parametrize(
+    ("images", "error", "words"),
+    [
+        (np.zeros((2, 4), np.int8), ValueError, "the graph has"),
+        ({"first": np.zeros((2, 3), np.int8)}, ValueError, r"\['first', 'second'\]"),
+        ([np.zeros((2, 4), np.int8), np.zeros((2, 3), np.int8)], ValueError, r"\(2, 4\); expected \(batch, 3\)"),
+        ([np.zeros((2, 3), np.int8), np.zeros((1, 3), np.int8)], ValueError, "different batch sizes"),
+        ([np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.int8)], TypeError, "uint8; expected int8"),
+        ([np.full((2, 3), np.nan), np.zeros((2, 3), np.int8)], ValueError, "6 of 6 values are NaN"),
+    ],
+)
 def test_inputs_that_do_not_fit_are_refused(images, error, words):
     with pytest.raises(error, match=words):
         run_reference(two_inputs(), images)
@@ -281,11 +310,16 @@ def test_errors_name_the_node():
         run_reference(graph, ugly((6, 6, 2)), dense=["c"])
 
 
-@pytest.mark.parametrize(("op", "scales", "words"), [
-    ("add", {"y": 1e-8}, "'y': .* is 2\\*\\*19 or more times"), ("hard_swish", {"y": 1e-5}, "more than 1/128"),
-    ("mul", {"y": 1e-13}, "below 2\\*\\*31"), ("softmax", {"x": 1e-8}, "the input scale is 1e-08"),
-    ("relu6", {"y": 1e-10}, "6e\\+10 steps"),
-])
+@pytest.mark.parametrize(
+    ("op", "scales", "words"),
+    [
+        ("add", {"y": 1e-8}, "'y': .* is 2\\*\\*19 or more times"),
+        ("hard_swish", {"y": 1e-5}, "more than 1/128"),
+        ("mul", {"y": 1e-13}, "below 2\\*\\*31"),
+        ("softmax", {"x": 1e-8}, "the input scale is 1e-08"),
+        ("relu6", {"y": 1e-10}, "6e\\+10 steps"),
+    ],
+)
 def test_grids_that_litert_cannot_run_are_refused_also_where_nobody_validated(op, scales, words):
     builder = GraphBuilder()
     x = builder.input("x", (3,), range=Range(0.1, 0))

@@ -1,0 +1,1 @@
+"""How LiteRT's fast kernels differ from its reference kernels."""
