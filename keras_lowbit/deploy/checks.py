@@ -42,13 +42,22 @@ RULES: dict[str, Rule] = {
     "max_pool2d": Rule(1, activation=True),
     "average_pool2d": Rule(1, activation=True),
     "mean": Rule(1, "free"),
-    "pad": Rule(1), "reshape": Rule(1), "transpose": Rule(1), "strided_slice": Rule(1),
-    "resize_nearest": Rule(1), "resize_bilinear": Rule(1),
+    "pad": Rule(1),
+    "reshape": Rule(1),
+    "transpose": Rule(1),
+    "strided_slice": Rule(1),
+    "resize_nearest": Rule(1),
+    "resize_bilinear": Rule(1),
     "softmax": Rule(1, Range(1 / 256, -128)),
     "logistic": Rule(1, Range(1 / 256, -128)),
     "tanh": Rule(1, Range(1 / 128, 0)),
-    "relu": Rule(1, "free"), "relu6": Rule(1, "free"), "leaky_relu": Rule(1, "free"), "hard_swish": Rule(1, "free"),
-    "quantize": Rule(1, "free"), "dequantize": Rule(1, "free"), "float_island": Rule(None, "free"),
+    "relu": Rule(1, "free"),
+    "relu6": Rule(1, "free"),
+    "leaky_relu": Rule(1, "free"),
+    "hard_swish": Rule(1, "free"),
+    "quantize": Rule(1, "free"),
+    "dequantize": Rule(1, "free"),
+    "float_island": Rule(None, "free"),
 }
 ACTIVATIONS = (None, "relu", "relu6")
 
@@ -74,23 +83,28 @@ def check_tensor(tensor: Tensor) -> None:
         raise ValueError(f"{where} has dtype {tensor.dtype!r}: expected one of {', '.join(DTYPES)}")
     sizes = tensor.shape if tensor.is_constant else tensor.shape[1:]
     if any(d is None or d < 1 for d in sizes) or (not tensor.is_constant and tensor.shape[:1] != (None,)):
-        raise ValueError(f"{where} has shape {tensor.shape}: expected sizes of at least 1, after a batch "
-                         "axis written None "
-                         "unless it is a constant")
+        raise ValueError(
+            f"{where} has shape {tensor.shape}: expected sizes of at least 1, after a batch "
+            "axis written None "
+            "unless it is a constant"
+        )
     if (tensor.scale is None) != (tensor.dtype == "float32"):
-        raise ValueError(f"{where} is {tensor.dtype} with scale {tensor.scale}: integers need a scale, "
-                         "float32 has none")
+        raise ValueError(
+            f"{where} is {tensor.dtype} with scale {tensor.scale}: integers need a scale, float32 has none"
+        )
     if tensor.scale is not None:
         check_scale(tensor.scale, where)
     if not -128 <= tensor.zero_point <= 127 or (tensor.zero_point and tensor.dtype != "int8"):
-        raise ValueError(f"{where} is {tensor.dtype} with zero point {tensor.zero_point}: expected -128 to "
-                         "127 for int8, else 0")
+        raise ValueError(
+            f"{where} is {tensor.dtype} with zero point {tensor.zero_point}: expected -128 to 127 for int8, else 0"
+        )
     if tensor.data is not None and (tensor.data.shape != tensor.shape or tensor.data.dtype != np.dtype(tensor.dtype)):
-        raise ValueError(f"{where} holds {tensor.data.dtype} codes of shape {tensor.data.shape}: "
-                         f"expected {tensor.dtype} of shape {tensor.shape}")
+        raise ValueError(
+            f"{where} holds {tensor.data.dtype} codes of shape {tensor.data.shape}: "
+            f"expected {tensor.dtype} of shape {tensor.shape}"
+        )
     if not tensor.is_constant and tensor.scale is not None and tensor.scale.ndim:
-        raise ValueError(f"{where} is an activation with {tensor.scale.size} scales: activations have one "
-                         "scale")
+        raise ValueError(f"{where} is an activation with {tensor.scale.size} scales: activations have one scale")
 
 
 def check_scale(scale: np.ndarray, where: str) -> None:
@@ -99,10 +113,12 @@ def check_scale(scale: np.ndarray, where: str) -> None:
     bad = np.flatnonzero(~(np.isfinite(flat) & (flat >= SMALLEST_SCALE)))
     if bad.size:
         at = f" in channel {bad[0]}" if flat.size > 1 else ""
-        raise ValueError(f"{where} has scale {flat[bad[0]]}{at} ({bad.size} bad of {flat.size}): expected a "
-                         "finite step size "
-                         f"of at least {SMALLEST_SCALE:.3g}. Calibrate again, or give an all-zero channel "
-                         "any positive scale")
+        raise ValueError(
+            f"{where} has scale {flat[bad[0]]}{at} ({bad.size} bad of {flat.size}): expected a "
+            "finite step size "
+            f"of at least {SMALLEST_SCALE:.3g}. Calibrate again, or give an all-zero channel "
+            "any positive scale"
+        )
 
 
 def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
@@ -116,8 +132,10 @@ def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
     inputs, outputs = [tensors[n] for n in node.inputs], [tensors[n] for n in node.outputs]
     rule = RULES[node.op]
     if len(inputs) != (rule.inputs or max(len(inputs), 1)) or (len(outputs) != 1 and node.op != "float_island"):
-        raise ValueError(f"{where} has {len(inputs)} inputs and {len(outputs)} outputs: "
-                         f"expected {rule.inputs or 'one or more'} and one")
+        raise ValueError(
+            f"{where} has {len(inputs)} inputs and {len(outputs)} outputs: "
+            f"expected {rule.inputs or 'one or more'} and one"
+        )
     _check_dtypes(node, inputs, outputs, where)
     _check_attributes(node, where)
     if node.op == "float_island":
@@ -129,8 +147,7 @@ def check_node(node: Node, tensors: Mapping[str, Tensor]) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if outputs[0].shape != expected:
-        raise ValueError(f"{where} writes {outputs[0].name!r} of shape {outputs[0].shape}: expected "
-                         f"{expected}")
+        raise ValueError(f"{where} writes {outputs[0].name!r} of shape {outputs[0].shape}: expected {expected}")
     _check_grid(node, inputs, outputs[0], where)
     if rule.weighted:
         _check_weights(node, inputs[0], inputs[1], inputs[2], where)
@@ -143,24 +160,31 @@ def _check_dtypes(node: Node, inputs: Sequence[Tensor], outputs: Sequence[Tensor
     for place, tensor in enumerate(inputs):
         fits = ("int32",) if RULES[node.op].weighted and place == 2 else wanted_in.get(node.op, ("int8",))
         if tensor.dtype not in fits:
-            raise ValueError(f"{where} reads {tensor.name!r} of dtype {tensor.dtype}: expected "
-                             f"{' or '.join(fits)}; "
-                             "put quantize or dequantize between")
+            raise ValueError(
+                f"{where} reads {tensor.name!r} of dtype {tensor.dtype}: expected "
+                f"{' or '.join(fits)}; "
+                "put quantize or dequantize between"
+            )
     for tensor in outputs:
         if tensor.dtype != wanted_out or tensor.is_constant:
-            raise ValueError(f"{where} writes {tensor.name!r} of dtype {tensor.dtype}: expected "
-                             f"{wanted_out}, not constant")
+            raise ValueError(
+                f"{where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {wanted_out}, not constant"
+            )
 
 
 def _check_attributes(node: Node, where: str) -> None:
     activation = node.attributes.get("activation")
     if activation not in (ACTIVATIONS if RULES[node.op].activation else (None,)):
-        raise ValueError(f"{where} has activation {activation!r}: expected "
-                         f"{' or '.join(map(repr, ACTIVATIONS)) if RULES[node.op].activation else 'none'}; "
-                         "add any other as its own node")
+        raise ValueError(
+            f"{where} has activation {activation!r}: expected "
+            f"{' or '.join(map(repr, ACTIVATIONS)) if RULES[node.op].activation else 'none'}; "
+            "add any other as its own node"
+        )
     if node.attributes.get("padding", "same") not in ("same", "valid"):
-        raise ValueError(f"{where} has padding {node.attributes['padding']!r}: expected 'same' or 'valid'; "
-                         "the builder turns explicit paddings into a pad node")
+        raise ValueError(
+            f"{where} has padding {node.attributes['padding']!r}: expected 'same' or 'valid'; "
+            "the builder turns explicit paddings into a pad node"
+        )
     for key in ("strides", "dilation", "pool_size"):
         values = node.attributes.get(key)
         if values is not None and any(not isinstance(v, int) or v < 1 for v in values):
@@ -175,13 +199,14 @@ def _check_grid(node: Node, inputs: Sequence[Tensor], output: Tensor, where: str
         return
     for tensor in inputs if grid == "keep" else ():
         if _grid(tensor) != _grid(output):
-            raise ValueError(f"{where} keeps the range, but {tensor.name!r} has {_words(tensor)} and "
-                             f"{output.name!r} has "
-                             f"{_words(output)}: requantize {tensor.name!r} to the same range first "
-                             "(quantize)")
+            raise ValueError(
+                f"{where} keeps the range, but {tensor.name!r} has {_words(tensor)} and "
+                f"{output.name!r} has "
+                f"{_words(output)}: requantize {tensor.name!r} to the same range first "
+                "(quantize)"
+            )
     if isinstance(grid, Range) and _grid(output) != (np.float32(grid.scale), grid.zero_point):
-        raise ValueError(f"{where} writes {_words(output)}: expected scale {grid.scale} zero point "
-                         f"{grid.zero_point}")
+        raise ValueError(f"{where} writes {_words(output)}: expected scale {grid.scale} zero point {grid.zero_point}")
 
 
 def _grid(tensor: Tensor) -> tuple[np.float32, int]:
@@ -194,23 +219,28 @@ def _words(tensor: Tensor) -> str:
 
 def _check_weights(node: Node, real: Tensor, kernel: Tensor, bias: Tensor, where: str) -> None:
     if kernel.data is None or bias.data is None or kernel.scale is None or bias.scale is None:
-        raise ValueError(f"{where} needs constant weights and bias; {kernel.name!r} or {bias.name!r} is "
-                         "computed")
+        raise ValueError(f"{where} needs constant weights and bias; {kernel.name!r} or {bias.name!r} is computed")
     codes = per_channel(node.op, kernel.data)
     if kernel.zero_point or (codes.size and codes.min() < -127):
-        raise ValueError(f"{where} has weight codes from {codes.min()} to {codes.max()} with zero point "
-                         f"{kernel.zero_point}: expected -127 to 127 with zero point 0")
+        raise ValueError(
+            f"{where} has weight codes from {codes.min()} to {codes.max()} with zero point "
+            f"{kernel.zero_point}: expected -127 to 127 with zero point 0"
+        )
     if kernel.scale.shape != codes.shape[:1] or bias.shape != codes.shape[:1] or bias.scale.shape != codes.shape[:1]:
-        raise ValueError(f"{where} has {codes.shape[0]} output channels, weight scales of shape "
-                         f"{kernel.scale.shape}, bias "
-                         f"of shape {bias.shape} with scales of shape {bias.scale.shape}: expected "
-                         f"({codes.shape[0]},) each")
+        raise ValueError(
+            f"{where} has {codes.shape[0]} output channels, weight scales of shape "
+            f"{kernel.scale.shape}, bias "
+            f"of shape {bias.shape} with scales of shape {bias.scale.shape}: expected "
+            f"({codes.shape[0]},) each"
+        )
     expected = bias_scale(real, kernel.scale)
     if not np.array_equal(bias.scale, expected):
         c = int(np.flatnonzero(bias.scale != expected)[0])
-        raise ValueError(f"{where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input "
-                         "scale * weight "
-                         f"scale) = {expected[c]!r}")
+        raise ValueError(
+            f"{where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input "
+            "scale * weight "
+            f"scale) = {expected[c]!r}"
+        )
     check_accumulator(codes, bias.data, real.zero_point, where)
 
 
@@ -228,11 +258,13 @@ def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, wher
     reach = np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
     if reach.size and reach.max() > INT32_MAX:
         c = int(reach.argmax())
-        raise ValueError(f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code "
-                         f"{int(bias[c]):,}), beyond "
-                         f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger "
-                         "weight scale, "
-                         "or a larger input scale")
+        raise ValueError(
+            f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code "
+            f"{int(bias[c]):,}), beyond "
+            f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger "
+            "weight scale, "
+            "or a larger input scale"
+        )
 
 
 def check_graph(graph: IntegerGraph) -> None:
@@ -255,8 +287,9 @@ def _check_order(graph: IntegerGraph) -> None:
     known = {n for n, t in graph.tensors.items() if t.is_constant}
     for kind, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if not names or len(set(names)) != len(names) or any(n not in graph.tensors for n in names):
-            raise ValueError(f"graph {kind} are {names}: expected at least one, all different, all tensors "
-                             "of the graph")
+            raise ValueError(
+                f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph"
+            )
     if known & set(graph.inputs):
         raise ValueError(f"graph inputs {sorted(known & set(graph.inputs))} are constants")
     known |= set(graph.inputs)

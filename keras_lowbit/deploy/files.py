@@ -32,8 +32,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
         if not isinstance(error, OSError):
             raise
         raise type(error)(
-            error.errno, f"cannot write {target!r} ({error.strerror or error}); nothing was written. "
-                         "Expected an "
+            error.errno,
+            f"cannot write {target!r} ({error.strerror or error}); nothing was written. "
+            "Expected an "
             "existing folder that you may write to, with room for the file: create it, or choose another "
             "path",
         ) from error

@@ -39,15 +39,19 @@ def quantize_multiplier(real: ArrayLike) -> Multiplier:
     """
     real = np.asarray(real, np.float64)
     if not np.isfinite(real).all():
-        raise ValueError(f"a requantisation factor is {real[~np.isfinite(real)].ravel()[0]}; expected a "
-                         "finite number: check that every scale of the graph is finite and above 0")
+        raise ValueError(
+            f"a requantisation factor is {real[~np.isfinite(real)].ravel()[0]}; expected a "
+            "finite number: check that every scale of the graph is finite and above 0"
+        )
     fraction, exponent = np.frexp(real)
     fixed = round_half_away(fraction * 2.0**31).astype(np.int64)
     carry = fixed == 2**31
     fixed, shift = np.where(carry, 2**30, fixed), exponent.astype(np.int64) + carry
     if (shift > 31).any():
-        raise ValueError(f"a requantisation factor (input scales / output scale) is {real.max():g}; LiteRT "
-                         "takes factors below 2**31: give the output a wider range")
+        raise ValueError(
+            f"a requantisation factor (input scales / output scale) is {real.max():g}; LiteRT "
+            "takes factors below 2**31: give the output a wider range"
+        )
     flushed = (shift < -31) | (fixed == 0)
     return Multiplier(np.where(flushed, 0, fixed), np.where(flushed, 0, shift))
 
@@ -115,20 +119,25 @@ def activation_range(activation: str | None, scale: float, zero_point: int) -> t
     if activation is None:
         return QMIN, QMAX
     if activation not in ("relu", "relu6"):
-        raise ValueError(f"fused activation {activation!r} is unknown; expected None, 'relu' or 'relu6': "
-                         "run other activations as nodes of their own")
+        raise ValueError(
+            f"fused activation {activation!r} is unknown; expected None, 'relu' or 'relu6': "
+            "run other activations as nodes of their own"
+        )
     low = max(QMIN, zero_point)
     if activation == "relu":
         return low, QMAX
     steps = round_half_away(np.float32(6.0) / np.float32(scale))
     if not steps <= INT32_MAX:
-        raise ValueError(f"relu6 with scale {scale:g} needs {steps:g} steps, more than int32 holds; "
-                         "expected a usual step such as 6/255: calibrate again")
+        raise ValueError(
+            f"relu6 with scale {scale:g} needs {steps:g} steps, more than int32 holds; "
+            "expected a usual step such as 6/255: calibrate again"
+        )
     return low, min(QMAX, zero_point + int(steps))
 
 
-def requantize(total: ArrayLike, factor: Multiplier, zero_point: int,
-               limits: tuple[int, int] = (QMIN, QMAX)) -> NDArray[np.int8]:
+def requantize(
+    total: ArrayLike, factor: Multiplier, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX)
+) -> NDArray[np.int8]:
     """int8 codes of an int32 sum: `clip(total * factor + zero_point, limits)`; channels on the last axis."""
     scaled = multiply_by_quantized_multiplier(wrap(total), factor)
     return np.clip(wrap(scaled + zero_point), *limits).astype(np.int8)

@@ -68,8 +68,10 @@ class Tensor:
         """Scale and zero point of a per-tensor quantized tensor. ValueError if it has none or one per
         channel."""
         if self.scale is None or self.scale.ndim:
-            raise ValueError(f"tensor {self.name!r} has no single scale (dtype {self.dtype}, scale shape "
-                             f"{None if self.scale is None else self.scale.shape}); read .scale instead")
+            raise ValueError(
+                f"tensor {self.name!r} has no single scale (dtype {self.dtype}, scale shape "
+                f"{None if self.scale is None else self.scale.shape}); read .scale instead"
+            )
         return Range(float(self.scale), self.zero_point)
 
     def static_shape(self, batch_size: int) -> tuple[int, ...]:
@@ -80,7 +82,8 @@ class Tensor:
         """Bit equality of every field, codes and scales included."""
         plain = ("name", "shape", "dtype", "zero_point")
         return all(getattr(self, k) == getattr(other, k) for k in plain) and all(
-            _same_bits(getattr(self, k), getattr(other, k)) for k in ("scale", "data"))
+            _same_bits(getattr(self, k), getattr(other, k)) for k in ("scale", "data")
+        )
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,14 @@ class IntegerGraph:
     >>> graph.save("q.klb"); again = IntegerGraph.load("q.klb")      # bit-equal
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], nodes: tuple[Node, ...], inputs: tuple[str, ...],
-                 outputs: tuple[str, ...], metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        nodes: tuple[Node, ...],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tensors = dict(tensors)
         self.nodes = tuple(nodes)
         self.inputs = tuple(inputs)
@@ -139,17 +148,21 @@ class IntegerGraph:
     def equals(self, other: IntegerGraph) -> bool:
         """Bit equality: tensors, nodes, order, metadata."""
         plain = ("nodes", "inputs", "outputs", "metadata")
-        return (all(getattr(self, k) == getattr(other, k) for k in plain)
-                and self.tensors.keys() == other.tensors.keys()
-                and all(t.equals(other.tensors[n]) for n, t in self.tensors.items()))
+        return (
+            all(getattr(self, k) == getattr(other, k) for k in plain)
+            and self.tensors.keys() == other.tensors.keys()
+            and all(t.equals(other.tensors[n]) for n, t in self.tensors.items())
+        )
 
     def __str__(self) -> str:
         """One line per input and node: operation, name, shape, grid of the output, weight codes."""
         rows = [("op", "name", "output", "scale", "zero", "weights", "attributes")]
         rows += [("input", n, *_tensor_cells(self.tensors[n]), "", "") for n in self.inputs]
         for node in self.nodes:
-            rows += [(node.op, node.name, *_tensor_cells(self.tensors[out]), self._weight_cell(node),
-                      _attribute_cell(node)) for out in node.outputs]
+            rows += [
+                (node.op, node.name, *_tensor_cells(self.tensors[out]), self._weight_cell(node), _attribute_cell(node))
+                for out in node.outputs
+            ]
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         weights = sum(t.data.size for t in self.tensors.values() if t.data is not None and t.dtype == "int8")
@@ -158,8 +171,11 @@ class IntegerGraph:
 
     def _weight_cell(self, node: Node) -> str:
         constants = (self.tensors[n] for n in node.inputs)
-        return " ".join("x".join(map(str, t.shape)) + f" [{t.data.min()},{t.data.max()}]" for t in constants
-                        if t.data is not None and t.dtype == "int8" and t.data.size)
+        return " ".join(
+            "x".join(map(str, t.shape)) + f" [{t.data.min()},{t.data.max()}]"
+            for t in constants
+            if t.data is not None and t.dtype == "int8" and t.data.size
+        )
 
 
 def _tensor_cells(tensor: Tensor) -> tuple[str, str, str]:

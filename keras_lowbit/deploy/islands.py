@@ -32,9 +32,11 @@ def describe(model: bytes, name: str) -> Island:
     shapes = [[tuple(map(int, t.shape if t.shape is not None else ())) for t in side] for side in ends]
     batches = {s[0] if s else 0 for side in shapes for s in side}
     if len(batches) != 1 or 0 in batches:
-        raise ValueError(f"float_island {name!r} has inputs of shapes {shapes[0]} and outputs of shapes "
-                         f"{shapes[1]}: expected the "
-                         "same batch size first in all of them")
+        raise ValueError(
+            f"float_island {name!r} has inputs of shapes {shapes[0]} and outputs of shapes "
+            f"{shapes[1]}: expected the "
+            "same batch size first in all of them"
+        )
     return Island(shapes[0], shapes[1], batches.pop())
 
 
@@ -77,23 +79,25 @@ def _read(model: bytes, name: str) -> Any:
 
     where = f"float_island {name!r}"
     if len(model) < 8 or model[4:8] != b"TFL3":
-        raise ValueError(f"{where} is not a .tflite model ({len(model)} bytes): expected the bytes of a "
-                         "converted float model")
+        raise ValueError(
+            f"{where} is not a .tflite model ({len(model)} bytes): expected the bytes of a converted float model"
+        )
     try:
         island = schema.ModelT.InitFromPackedBuf(model)
         graph = island.subgraphs[0]
         ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     except Exception as error:  # the schema raises whatever the damaged bytes lead it to
-        raise ValueError(f"{where} holds a damaged .tflite model ({type(error).__name__}: {error}): convert "
-                         "it again") from error
+        raise ValueError(
+            f"{where} holds a damaged .tflite model ({type(error).__name__}: {error}): convert it again"
+        ) from error
     if len(island.subgraphs) != 1:
         raise ValueError(f"{where} has {len(island.subgraphs)} subgraphs: expected one, with no control flow")
     floats = all(t.type == schema.TensorType.FLOAT32 for t in ends)
     computed = {int(i) for op in graph.operators or () for i in op.outputs}
     if not floats or len(set(graph.outputs)) != len(graph.outputs) or not computed.issuperset(map(int, graph.outputs)):
-        raise ValueError(f"{where} must have float32 inputs and outputs, and outputs that are all different "
-                         "and all computed")
+        raise ValueError(
+            f"{where} must have float32 inputs and outputs, and outputs that are all different and all computed"
+        )
     if any(b.offset for b in island.buffers):
-        raise ValueError(f"{where} keeps its buffers outside the flatbuffer: convert it as a model below 2 "
-                         "GB")
+        raise ValueError(f"{where} keeps its buffers outside the flatbuffer: convert it as a model below 2 GB")
     return island

@@ -30,8 +30,7 @@ def check_limits(node: Node, tensors: Mapping[str, Tensor]) -> None:
     scales = [float(t.scale.max()) for t in inputs if t.scale is not None and t.scale.size]
     out = float(output.scale) if output.scale is not None else np.nan
     if node.op in _WEIGHTED:
-        _below(scales[0] * scales[1] / out, _FACTOR, f"{where}: input scale * weight scale / output "
-                                                     "scale", output)
+        _below(scales[0] * scales[1] / out, _FACTOR, f"{where}: input scale * weight scale / output scale", output)
     elif node.op == "mean":
         _below(scales[0] / out, _FACTOR, f"{where}: input scale / output scale", output)
     elif node.op in ("add", "sub"):
@@ -39,15 +38,19 @@ def check_limits(node: Node, tensors: Mapping[str, Tensor]) -> None:
     elif node.op == "hard_swish":
         _below(scales[0] / out, 128.0, f"{where}: input scale / output scale", output)
     elif node.op == "softmax" and scales[0] <= 2.0**-26:
-        raise ValueError(f"{where} reads {inputs[0].name!r} of scale {scales[0]:.3g}: LiteRT needs more than "
-                         f"{2.0**-26:.3g}. "
-                         "Calibrate the input again; a range this narrow has one value only")
+        raise ValueError(
+            f"{where} reads {inputs[0].name!r} of scale {scales[0]:.3g}: LiteRT needs more than "
+            f"{2.0**-26:.3g}. "
+            "Calibrate the input again; a range this narrow has one value only"
+        )
     if node.op == "relu6" or node.attributes.get("activation") == "relu6":
         _below(6 / out, 2.0**31 - 1, f"{where}: 6 / output scale", output)
 
 
 def _below(factor: float, limit: float, what: str, output: Tensor) -> None:
     if not factor < limit:
-        raise ValueError(f"{what} is {factor:.6g}: LiteRT takes values below {limit:.6g}. Give "
-                         f"{output.name!r} a wider range "
-                         f"(its scale is {output.range.scale:.3g}), or calibrate again")
+        raise ValueError(
+            f"{what} is {factor:.6g}: LiteRT takes values below {limit:.6g}. Give "
+            f"{output.name!r} a wider range "
+            f"(its scale is {output.range.scale:.3g}), or calibrate again"
+        )

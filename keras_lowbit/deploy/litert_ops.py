@@ -18,8 +18,11 @@ from keras_lowbit.deploy.litert_weights import BITS, Container, pack_codes
 
 DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
 _PADDING = {"same": schema.Padding.SAME, "valid": schema.Padding.VALID}
-_ACTIVATION = {None: schema.ActivationFunctionType.NONE, "relu": schema.ActivationFunctionType.RELU,
-               "relu6": schema.ActivationFunctionType.RELU6}
+_ACTIVATION = {
+    None: schema.ActivationFunctionType.NONE,
+    "relu": schema.ActivationFunctionType.RELU,
+    "relu6": schema.ActivationFunctionType.RELU6,
+}
 
 
 class Row(NamedTuple):
@@ -40,8 +43,9 @@ class Row(NamedTuple):
 class Emitter:
     """Turns nodes of `graph` into operators of `file`. containers: of each node with weights, by its name."""
 
-    def __init__(self, graph: IntegerGraph, file: FileBuilder, containers: Mapping[str, Container],
-                 batch_size: int) -> None:
+    def __init__(
+        self, graph: IntegerGraph, file: FileBuilder, containers: Mapping[str, Container], batch_size: int
+    ) -> None:
         self.graph, self.file, self.containers, self.batch_size = graph, file, containers, batch_size
         self.index: dict[str, int] = {}
         self.rows: list[Row] = []
@@ -51,16 +55,18 @@ class Emitter:
         if name not in self.index:
             t = self.graph.tensors[name]
             content = b"" if t.data is None else t.data.astype(t.data.dtype.newbyteorder("<")).tobytes()
-            self.index[name] = self.file.tensor(name, t.static_shape(self.batch_size), t.dtype.upper(), t.scale,
-                                                t.zero_point, content=content)
+            self.index[name] = self.file.tensor(
+                name, t.static_shape(self.batch_size), t.dtype.upper(), t.scale, t.zero_point, content=content
+            )
         return self.index[name]
 
     def emit(self, node: Node) -> None:
         """Append the operators of one node."""
         _EMITTERS[node.op](self, node)
 
-    def operator(self, node: Node, kind: str, version: int, options: str = "", extra: tuple[int, ...] = (),
-                 **fields: Any) -> None:
+    def operator(
+        self, node: Node, kind: str, version: int, options: str = "", extra: tuple[int, ...] = (), **fields: Any
+    ) -> None:
         """Append one operator that reads the node's inputs, then `extra`, and writes the node's outputs."""
         inputs = [*map(self.place, node.inputs), *extra]
         if "activation" in node.attributes:
@@ -88,8 +94,12 @@ class Emitter:
 
 def _windows(node: Node) -> dict[str, Any]:
     names = {"strides": "stride{}", "dilation": "dilation{}Factor", "pool_size": "filter{}"}
-    found = {name.format(side): node.attributes[key][i] for key, name in names.items() if key in node.attributes
-             for i, side in enumerate("HW")}
+    found = {
+        name.format(side): node.attributes[key][i]
+        for key, name in names.items()
+        if key in node.attributes
+        for i, side in enumerate("HW")
+    }
     return found | {"padding": _PADDING[node.attributes["padding"]]}
 
 
@@ -109,8 +119,9 @@ def _conv2d(emitter: Emitter, node: Node) -> None:
 def _depthwise(emitter: Emitter, node: Node) -> None:
     height, width, channels, multiplier = emitter.kernel_shape(node)
     emitter.kernel(node, "DEPTHWISE_CONV_2D", (0, 1, 2, 3), (1, height, width, channels * multiplier), axis=3)
-    emitter.operator(node, "DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", depthMultiplier=multiplier,
-                     **_windows(node))
+    emitter.operator(
+        node, "DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", depthMultiplier=multiplier, **_windows(node)
+    )
 
 
 def _transpose_conv(emitter: Emitter, node: Node) -> None:
@@ -120,10 +131,14 @@ def _transpose_conv(emitter: Emitter, node: Node) -> None:
     shape = emitter.file.integers(f"{node.name}/output_shape", size)
     activation = node.attributes["activation"]
     emitter.file.operator(
-        "TRANSPOSE_CONV", 4 if activation else 3,
+        "TRANSPOSE_CONV",
+        4 if activation else 3,
         [shape, weights, emitter.place(node.inputs[0]), emitter.place(node.inputs[2])],
-        [emitter.place(node.outputs[0])], "TransposeConvOptions", fusedActivationFunction=_ACTIVATION[activation],
-        **_windows(node))
+        [emitter.place(node.outputs[0])],
+        "TransposeConvOptions",
+        fusedActivationFunction=_ACTIVATION[activation],
+        **_windows(node),
+    )
 
 
 def _mul(emitter: Emitter, node: Node) -> None:
@@ -166,8 +181,16 @@ def _resize(kind: str, options: str) -> Callable[[Emitter, Node], None]:
         a = node.attributes
         size = emitter.file.integers(f"{node.name}/size", a["size"])
         new = a["half_pixel_centers"] or (a["align_corners"] and kind == "RESIZE_NEAREST_NEIGHBOR")
-        emitter.operator(node, kind, 3 if new else 2, options, (size,), alignCorners=a["align_corners"],
-                         halfPixelCenters=a["half_pixel_centers"])
+        emitter.operator(
+            node,
+            kind,
+            3 if new else 2,
+            options,
+            (size,),
+            alignCorners=a["align_corners"],
+            halfPixelCenters=a["half_pixel_centers"],
+        )
+
     return emit
 
 
@@ -181,9 +204,11 @@ def _leaky_relu(emitter: Emitter, node: Node) -> None:
 
 def _pool(kind: str) -> Callable[[Emitter, Node], None]:
     def emit(emitter: Emitter, node: Node) -> None:
-        windows = {k.replace("filterH", "filterHeight").replace("filterW", "filterWidth"): v
-                   for k, v in _windows(node).items()}
+        windows = {
+            k.replace("filterH", "filterHeight").replace("filterW", "filterWidth"): v for k, v in _windows(node).items()
+        }
         emitter.operator(node, kind, 2, "Pool2DOptions", **windows)
+
     return emit
 
 
@@ -194,23 +219,46 @@ def _plain(kind: str, version: int, options: str = "", **fields: Any) -> Callabl
 def _island(emitter: Emitter, node: Node) -> None:
     made_for = node.attributes["batch_size"]
     if made_for != emitter.batch_size:
-        raise ValueError(f"float_island {node.name!r} was converted for batch size {made_for}, the file is "
-                         "written for "
-                         f"{emitter.batch_size}: lower the model again with that batch size")
-    splice(emitter.file, node.attributes["model"], node.name, [emitter.place(n) for n in node.inputs],
-           [emitter.place(n) for n in node.outputs])
+        raise ValueError(
+            f"float_island {node.name!r} was converted for batch size {made_for}, the file is "
+            "written for "
+            f"{emitter.batch_size}: lower the model again with that batch size"
+        )
+    splice(
+        emitter.file,
+        node.attributes["model"],
+        node.name,
+        [emitter.place(n) for n in node.inputs],
+        [emitter.place(n) for n in node.outputs],
+    )
 
 
 _EMITTERS: dict[str, Callable[[Emitter, Node], None]] = {
-    "conv2d": _conv2d, "depthwise_conv2d": _depthwise, "transpose_conv": _transpose_conv,
-    "fully_connected": _fully_connected, "add": _plain("ADD", 2, "AddOptions"), "sub": _plain("SUB", 2, "SubOptions"),
-    "mul": _mul, "concatenation": _concatenation, "max_pool2d": _pool("MAX_POOL_2D"),
-    "average_pool2d": _pool("AVERAGE_POOL_2D"), "mean": _mean, "pad": _pad, "reshape": _reshape,
-    "transpose": _transpose, "strided_slice": _strided_slice,
+    "conv2d": _conv2d,
+    "depthwise_conv2d": _depthwise,
+    "transpose_conv": _transpose_conv,
+    "fully_connected": _fully_connected,
+    "add": _plain("ADD", 2, "AddOptions"),
+    "sub": _plain("SUB", 2, "SubOptions"),
+    "mul": _mul,
+    "concatenation": _concatenation,
+    "max_pool2d": _pool("MAX_POOL_2D"),
+    "average_pool2d": _pool("AVERAGE_POOL_2D"),
+    "mean": _mean,
+    "pad": _pad,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "strided_slice": _strided_slice,
     "resize_nearest": _resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
     "resize_bilinear": _resize("RESIZE_BILINEAR", "ResizeBilinearOptions"),
-    "softmax": _plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0), "logistic": _plain("LOGISTIC", 2),
-    "tanh": _plain("TANH", 2), "relu": _plain("RELU", 2), "relu6": _plain("RELU6", 2), "leaky_relu": _leaky_relu,
-    "hard_swish": _plain("HARD_SWISH", 1, "HardSwishOptions"), "quantize": _plain("QUANTIZE", 1, "QuantizeOptions"),
-    "dequantize": _plain("DEQUANTIZE", 2, "DequantizeOptions"), "float_island": _island,
+    "softmax": _plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0),
+    "logistic": _plain("LOGISTIC", 2),
+    "tanh": _plain("TANH", 2),
+    "relu": _plain("RELU", 2),
+    "relu6": _plain("RELU6", 2),
+    "leaky_relu": _leaky_relu,
+    "hard_swish": _plain("HARD_SWISH", 1, "HardSwishOptions"),
+    "quantize": _plain("QUANTIZE", 1, "QuantizeOptions"),
+    "dequantize": _plain("DEQUANTIZE", 2, "DequantizeOptions"),
+    "float_island": _island,
 }

@@ -43,7 +43,7 @@ class SharingBuilder(flatbuffers.Builder):
     def _bytes(self, content: bytes) -> int:
         self.StartVector(1, len(content), ALIGNMENT)
         self.head = self.head - len(content)
-        self.Bytes[self.head:self.head + len(content)] = content
+        self.Bytes[self.head : self.head + len(content)] = content
         return self.EndVector()
 
 
@@ -52,8 +52,15 @@ class FileBuilder:
 
     def __init__(self, description: str) -> None:
         self.graph = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name="main")
-        self.model = schema.ModelT(version=3, operatorCodes=[], subgraphs=[self.graph], description=description,
-                                   buffers=[schema.BufferT()], metadata=[], signatureDefs=[])
+        self.model = schema.ModelT(
+            version=3,
+            operatorCodes=[],
+            subgraphs=[self.graph],
+            description=description,
+            buffers=[schema.BufferT()],
+            metadata=[],
+            signatureDefs=[],
+        )
         self._codes: dict[tuple[int, int, Any], int] = {}
         self._buffers: dict[bytes, int] = {b"": 0}
 
@@ -64,19 +71,36 @@ class FileBuilder:
             self.model.buffers.append(schema.BufferT(data=np.frombuffer(content, np.uint8)))
         return self._buffers[content]
 
-    def tensor(self, name: str, shape: Sequence[int], dtype: str, scale: np.ndarray | None = None, zero_point: int = 0,
-               axis: int = 0, content: bytes = b"") -> int:
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        scale: np.ndarray | None = None,
+        zero_point: int = 0,
+        axis: int = 0,
+        content: bytes = b"",
+    ) -> int:
         """Index of a new tensor. dtype: a LiteRT type name ("INT8", "INT2", ...). scale: () or (channels
         along `axis`,)."""
         grid = None
         if scale is not None:
             scales = np.asarray(scale, np.float32).reshape(-1)
             grid = schema.QuantizationParametersT(
-                scale=scales, zeroPoint=np.full(scales.shape, zero_point, np.int64),
-                quantizedDimension=axis if np.ndim(scale) else 0)
-        return self.add_tensor(schema.TensorT(
-            shape=np.array(shape, np.int32), type=getattr(schema.TensorType, dtype), buffer=self.buffer(content),
-            name=name, quantization=grid, hasRank=True))
+                scale=scales,
+                zeroPoint=np.full(scales.shape, zero_point, np.int64),
+                quantizedDimension=axis if np.ndim(scale) else 0,
+            )
+        return self.add_tensor(
+            schema.TensorT(
+                shape=np.array(shape, np.int32),
+                type=getattr(schema.TensorType, dtype),
+                buffer=self.buffer(content),
+                name=name,
+                quantization=grid,
+                hasRank=True,
+            )
+        )
 
     def add_tensor(self, tensor: Any) -> int:
         """Index of a tensor made elsewhere."""
@@ -88,23 +112,33 @@ class FileBuilder:
         array = np.array(values, "<i4")
         return self.tensor(name, array.shape, "INT32", content=array.tobytes())
 
-    def operator(self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options: str = "",
-                 **fields: Any) -> None:
+    def operator(
+        self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **fields: Any
+    ) -> None:
         """Append an operator. kind: builtin name ("CONV_2D").   options: its table ("Conv2DOptions") and that
         table's fields."""
         code = self.code(getattr(schema.BuiltinOperator, kind), version)
         table = getattr(schema, f"{options}T")(**fields) if options else None
-        self.graph.operators.append(schema.OperatorT(
-            opcodeIndex=code, inputs=np.array(inputs, np.int32), outputs=np.array(outputs, np.int32),
-            builtinOptionsType=getattr(schema.BuiltinOptions, options) if options else 0, builtinOptions=table))
+        self.graph.operators.append(
+            schema.OperatorT(
+                opcodeIndex=code,
+                inputs=np.array(inputs, np.int32),
+                outputs=np.array(outputs, np.int32),
+                builtinOptionsType=getattr(schema.BuiltinOptions, options) if options else 0,
+                builtinOptions=table,
+            )
+        )
 
     def code(self, builtin: int, version: int, custom: Any = None) -> int:
         """Index of the operator code, added when first used."""
         key = (builtin, version, custom)
         if key not in self._codes:
             self._codes[key] = len(self.model.operatorCodes)
-            self.model.operatorCodes.append(schema.OperatorCodeT(
-                deprecatedBuiltinCode=min(builtin, 127), customCode=custom, version=version, builtinCode=builtin))
+            self.model.operatorCodes.append(
+                schema.OperatorCodeT(
+                    deprecatedBuiltinCode=min(builtin, 127), customCode=custom, version=version, builtinCode=builtin
+                )
+            )
         return self._codes[key]
 
     def metadata(self, name: str, content: bytes) -> None:
@@ -116,16 +150,19 @@ class FileBuilder:
         self.graph.inputs = np.array(list(inputs.values()), np.int32)
         self.graph.outputs = np.array(list(outputs.values()), np.int32)
         named = [[schema.TensorMapT(name=n, tensorIndex=i) for n, i in side.items()] for side in (inputs, outputs)]
-        self.model.signatureDefs = [schema.SignatureDefT(inputs=named[0], outputs=named[1],
-                                                         signatureKey="serving_default", subgraphIndex=0)]
+        self.model.signatureDefs = [
+            schema.SignatureDefT(inputs=named[0], outputs=named[1], signatureKey="serving_default", subgraphIndex=0)
+        ]
 
     def pack(self) -> bytes:
         """The file. ValueError beyond 2 GB, the largest that a flatbuffer can address."""
         size = sum(b.data.size for b in self.model.buffers if b.data is not None)
         if size > LARGEST_FILE:
-            raise ValueError(f"the constants take {size:,} bytes: a LiteRT file holds at most "
-                             f"{LARGEST_FILE:,}. "
-                             "Split the model, or use weights='int4' or 'int2'")
+            raise ValueError(
+                f"the constants take {size:,} bytes: a LiteRT file holds at most "
+                f"{LARGEST_FILE:,}. "
+                "Split the model, or use weights='int4' or 'int2'"
+            )
         builder = SharingBuilder(size + 65536)
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())

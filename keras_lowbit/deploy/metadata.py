@@ -38,8 +38,11 @@ def describe(graph: IntegerGraph) -> bytes:
     inputs = [_tensor(b, graph, n, about.get("normalization") if i == 0 else None) for i, n in enumerate(graph.inputs)]
     outputs = [_tensor(b, graph, n, labels=bool(about.get("labels")) and i == 0) for i, n in enumerate(graph.outputs)]
     subgraph = _table(b, 9, {2: _vector(b, inputs), 3: _vector(b, outputs)})
-    words = {slot: b.CreateString(str(about[key])) for slot, key in enumerate(("name", "description", "version"))
-             if isinstance(about.get(key), str)}
+    words = {
+        slot: b.CreateString(str(about[key]))
+        for slot, key in enumerate(("name", "description", "version"))
+        if isinstance(about.get(key), str)
+    }
     root = _table(b, 8, {**words, 3: _vector(b, [subgraph]), 7: b.CreateString("1.1.0")})
     b.Finish(root, file_identifier=b"M001")
     return bytes(b.Output())
@@ -73,25 +76,32 @@ def check(graph: IntegerGraph) -> None:
     if labels:
         bad = [v for v in labels if not isinstance(v, str) or len(v.splitlines()) > 1]
         if bad or len(labels) != classes:
-            raise ValueError(f"metadata has {len(labels)} labels{f', one of them {bad[0]!r}' if bad else ''}: "
-                             "expected "
-                             f"{classes} strings of one line, one for each entry of output {graph.outputs[0]!r}")
+            raise ValueError(
+                f"metadata has {len(labels)} labels{f', one of them {bad[0]!r}' if bad else ''}: "
+                "expected "
+                f"{classes} strings of one line, one for each entry of output {graph.outputs[0]!r}"
+            )
     if norm:
         channels = graph.tensors[graph.inputs[0]].shape[-1]
         values = {k: np.atleast_1d(norm.get(k, ())) for k in ("mean", "std")} if isinstance(norm, Mapping) else {}
         fits = bool(values) and all(v.size in (1, channels) and np.isfinite(v).all() for v in values.values())
         if not fits or np.any(values["std"] <= 0):
-            raise ValueError(f"metadata has normalization {norm!r}: expected {{'mean': [...], 'std': [...]}} with 1 "
-                             "or "
-                             f"{channels} finite numbers each, std above 0")
+            raise ValueError(
+                f"metadata has normalization {norm!r}: expected {{'mean': [...], 'std': [...]}} with 1 "
+                "or "
+                f"{channels} finite numbers each, std above 0"
+            )
 
 
-def _tensor(b: Any, graph: IntegerGraph, name: str, normalization: Mapping[str, Any] | None = None,
-            labels: bool = False) -> int:
+def _tensor(
+    b: Any, graph: IntegerGraph, name: str, normalization: Mapping[str, Any] | None = None, labels: bool = False
+) -> int:
     fields = {0: b.CreateString(name), 3: _content(b, graph.tensors[name].shape)}
     if normalization:
-        numbers = {i: b.CreateNumpyVector(np.atleast_1d(np.asarray(normalization[k], np.float32)))
-                   for i, k in enumerate(("mean", "std"))}
+        numbers = {
+            i: b.CreateNumpyVector(np.atleast_1d(np.asarray(normalization[k], np.float32)))
+            for i, k in enumerate(("mean", "std"))
+        }
         fields[4] = _vector(b, [_table(b, 2, {1: _table(b, 2, numbers)}, {0: _NORMALIZATION})])
     if labels:
         words = {0: b.CreateString(LABELS_FILE), 1: b.CreateString("Name of each entry of the last axis.")}

@@ -23,16 +23,32 @@ from keras_lowbit.deploy.reference_softmax import softmax
 Kernel = Callable[[Call], Any]
 
 KERNELS: dict[str, Kernel] = {
-    "conv2d": kernels.conv2d, "depthwise_conv2d": kernels.depthwise_conv2d,
-    "transpose_conv": kernels.transpose_conv, "fully_connected": kernels.fully_connected,
-    "max_pool2d": kernels.max_pool2d, "average_pool2d": kernels.average_pool2d, "mean": kernels.mean,
-    "add": elementwise.add, "sub": elementwise.sub, "mul": elementwise.mul, "relu": elementwise.relu,
-    "relu6": elementwise.relu6, "leaky_relu": elementwise.leaky_relu, "hard_swish": elementwise.hard_swish,
-    "logistic": elementwise.logistic, "tanh": elementwise.tanh, "softmax": softmax,
-    "quantize": elementwise.quantize, "dequantize": elementwise.dequantize,
-    "concatenation": shapes.concatenation, "pad": shapes.pad, "reshape": shapes.reshape,
-    "transpose": shapes.transpose, "strided_slice": shapes.strided_slice,
-    "resize_nearest": shapes.resize_nearest, "resize_bilinear": shapes.resize_bilinear,
+    "conv2d": kernels.conv2d,
+    "depthwise_conv2d": kernels.depthwise_conv2d,
+    "transpose_conv": kernels.transpose_conv,
+    "fully_connected": kernels.fully_connected,
+    "max_pool2d": kernels.max_pool2d,
+    "average_pool2d": kernels.average_pool2d,
+    "mean": kernels.mean,
+    "add": elementwise.add,
+    "sub": elementwise.sub,
+    "mul": elementwise.mul,
+    "relu": elementwise.relu,
+    "relu6": elementwise.relu6,
+    "leaky_relu": elementwise.leaky_relu,
+    "hard_swish": elementwise.hard_swish,
+    "logistic": elementwise.logistic,
+    "tanh": elementwise.tanh,
+    "softmax": softmax,
+    "quantize": elementwise.quantize,
+    "dequantize": elementwise.dequantize,
+    "concatenation": shapes.concatenation,
+    "pad": shapes.pad,
+    "reshape": shapes.reshape,
+    "transpose": shapes.transpose,
+    "strided_slice": shapes.strided_slice,
+    "resize_nearest": shapes.resize_nearest,
+    "resize_bilinear": shapes.resize_bilinear,
     "float_island": float_island,
 }
 
@@ -73,8 +89,10 @@ def trace(graph: IntegerGraph, images: Any, dense: Collection[str] = ()) -> dict
 def _kernel(node: Node, dense: bool) -> Kernel:
     """The function that runs a node."""
     if node.op not in KERNELS:
-        raise ValueError(f"node {node.name!r} has the unknown operation {node.op!r}; the reference knows "
-                         f"{', '.join(sorted(KERNELS))}")
+        raise ValueError(
+            f"node {node.name!r} has the unknown operation {node.op!r}; the reference knows "
+            f"{', '.join(sorted(KERNELS))}"
+        )
     return kernels.pointwise if dense and node.op == "conv2d" else KERNELS[node.op]
 
 
@@ -98,8 +116,10 @@ def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:
     several = isinstance(images, Sequence) and not isinstance(images, np.ndarray)
     values = list(images) if several and len(graph.inputs) > 1 else [images]
     if len(values) != len(graph.inputs):
-        raise ValueError(f"got {len(values)} inputs; the graph has {list(graph.inputs)}: pass a "
-                         "dict by name, or a list in this order")
+        raise ValueError(
+            f"got {len(values)} inputs; the graph has {list(graph.inputs)}: pass a "
+            "dict by name, or a list in this order"
+        )
     return dict(zip(graph.inputs, values, strict=True))
 
 

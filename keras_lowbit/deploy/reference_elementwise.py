@@ -29,10 +29,14 @@ def _sum(call: Call, sign: int) -> NDArray[np.int8]:
     grid = 2 * max(first, second)
     back = grid / (2.0**20 * np.float64(scale_of(call.output)))
     if back >= 1:
-        raise ValueError(f"an input scale of {first:g} and {second:g} is 2**19 or more times the output "
-                         f"scale {scale_of(call.output):g}, which LiteRT refuses: widen the output's range")
-    terms = [fp.multiply_by_quantized_multiplier(call.centered(i) * 2**20, fp.quantize_multiplier(s / grid))
-             for i, s in enumerate((first, second))]
+        raise ValueError(
+            f"an input scale of {first:g} and {second:g} is 2**19 or more times the output "
+            f"scale {scale_of(call.output):g}, which LiteRT refuses: widen the output's range"
+        )
+    terms = [
+        fp.multiply_by_quantized_multiplier(call.centered(i) * 2**20, fp.quantize_multiplier(s / grid))
+        for i, s in enumerate((first, second))
+    ]
     factor = fp.quantize_multiplier(back)
     return fp.requantize(terms[0] + sign * terms[1], factor, call.output.zero_point, call.limits())
 
@@ -77,8 +81,10 @@ def hard_swish(call: Call) -> NDArray[np.int8]:
     out_factor = fp.quantize_multiplier(fine / scale_of(call.output))
     gate_factor = fp.quantize_multiplier(fine / np.float32(3 / 32768))
     if out_factor.shift > 0:
-        raise ValueError(f"the output scale is {scale_of(call.output):g}; expected more than 1/128 of the "
-                         f"input scale {scale_of(call.inputs[0]):g}: give the output a wider range")
+        raise ValueError(
+            f"the output scale is {scale_of(call.output):g}; expected more than 1/128 of the "
+            f"input scale {scale_of(call.inputs[0]):g}: give the output a wider range"
+        )
     x = fp.wrap(call.centered() * 2**7, 16)
     value = fp.saturating_rounding_doubling_high_mul(x, _to_int16(out_factor.multiplier), 16)
     gate = _hard_swish_gate(x, gate_factor)
@@ -146,8 +152,10 @@ def quantize_real(real: np.ndarray, scale: np.float32, zero_point: int) -> NDArr
     """Codes of real numbers, as LiteRT's QUANTIZE; clipped to the range. ValueError for NaN."""
     real = np.asarray(real, np.float32)
     if np.isnan(real).any():
-        raise ValueError(f"{int(np.isnan(real).sum())} of {real.size} values are NaN; expected real "
-                         "numbers: look for a division by zero or a missing value before this point")
+        raise ValueError(
+            f"{int(np.isnan(real).sum())} of {real.size} values are NaN; expected real "
+            "numbers: look for a division by zero or a missing value before this point"
+        )
     with np.errstate(over="ignore"):
         steps = fp.round_half_away(np.clip(real / np.float32(scale), np.float32(-1e6), np.float32(1e6)))
     return np.clip(steps + zero_point, fp.QMIN, fp.QMAX).astype(np.int8)

@@ -70,8 +70,10 @@ def pointwise(call: Call) -> NDArray[np.int8]:
     """A 1x1 convolution of stride 1 and one group that the file holds as FULLY_CONNECTED."""
     kernel = call.arrays[1]
     if kernel.shape[:2] != (1, 1) or {*call.attributes["strides"], call.attributes.get("groups", 1)} != {1}:
-        raise ValueError(f"kernel {kernel.shape} with strides {tuple(call.attributes['strides'])} is no dense "
-                         "layer; expected a 1x1 convolution of stride 1, one group: leave it out of `dense`")
+        raise ValueError(
+            f"kernel {kernel.shape} with strides {tuple(call.attributes['strides'])} is no dense "
+            "layer; expected a 1x1 convolution of stride 1, one group: leave it out of `dense`"
+        )
     return fully_connected(call._replace(arrays=(call.arrays[0], kernel[0, 0], *call.arrays[2:])))
 
 
@@ -125,7 +127,7 @@ def _taps(call: Call, image: np.ndarray, kernel_shape: tuple[int, ...], fill: in
     spans = [(counts[k] - 1) * strides[k] + 1 for k in (0, 1)]
     for i, j in np.ndindex(*window):
         top, left = i * dilation[0], j * dilation[1]
-        yield i, j, image[:, top:top + spans[0]:strides[0], left:left + spans[1]:strides[1]]
+        yield i, j, image[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]]
 
 
 def _requantize_sum(call: Call, total: np.ndarray) -> NDArray[np.int8]:

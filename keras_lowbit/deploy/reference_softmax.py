@@ -13,10 +13,17 @@ from keras_lowbit.deploy import fixed_point as fp
 from keras_lowbit.deploy.reference_call import Call, scale_of
 
 _INPUT_BITS, _SUM_BITS = 5, 12
-_Q0_EXP_MINUS_EIGHTH = 1895147668        # exp(-1/8)
-_Q0_THIRD = 715827883                    # 1/3
-_Q0_EXP_MINUS_POWER = {-2: 1672461947, -1: 1302514674, 0: 790015084, 1: 290630308, 2: 39332535, 3: 720401,
-                       4: 242}           # exp(-2**k)
+_Q0_EXP_MINUS_EIGHTH = 1895147668  # exp(-1/8)
+_Q0_THIRD = 715827883  # 1/3
+_Q0_EXP_MINUS_POWER = {
+    -2: 1672461947,
+    -1: 1302514674,
+    0: 790015084,
+    1: 290630308,
+    2: 39332535,
+    3: 720401,
+    4: 242,
+}  # exp(-2**k)
 _Q2_48_17, _Q2_MINUS_32_17, _Q2_ONE = 1515870810, -1010580540, 1 << 29
 
 
@@ -70,7 +77,7 @@ def _exp_of_last_quarter(a: fp.Ints) -> fp.Ints:
 
 def _reciprocal(total: fp.Ints) -> tuple[fp.Ints, fp.Ints]:
     """(r, e) with `1 / total = r * 2**-e`, r in Q0.31; total > 0 with 19 fraction bits."""
-    headroom = 32 - np.frexp(total)[1].astype(np.int64)      # leading zero bits of an int32
+    headroom = 32 - np.frexp(total)[1].astype(np.int64)  # leading zero bits of an int32
     leading = (total << np.maximum(headroom, 0)) >> np.maximum(-headroom, 0)
     return one_over_one_plus(leading - 2**31), _SUM_BITS - headroom
 

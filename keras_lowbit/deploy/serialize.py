@@ -20,8 +20,17 @@ from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 
 FORMAT = "keras_lowbit.integer_graph"
 VERSION = 1
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, IndexError, ValueError, NotImplementedError,
-           RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    TypeError,
+    IndexError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class GraphFileError(ValueError):
@@ -34,10 +43,28 @@ def save(graph: IntegerGraph, path: str | os.PathLike[str]) -> None:
     graph.validate()
     blob = _Blob()
     tensors = [_tensor_entry(t, blob) for t in graph.tensors.values()]
-    nodes = [{"op": n.op, "name": n.name, "inputs": n.inputs, "outputs": n.outputs,
-              "attributes": {k: _pack_attribute(v, blob) for k, v in n.attributes.items()}} for n in graph.nodes]
-    text = json.dumps({"format": FORMAT, "version": VERSION, "tensors": tensors, "nodes": nodes, "inputs": graph.inputs,
-                       "outputs": graph.outputs, "metadata": graph.metadata}, allow_nan=False)
+    nodes = [
+        {
+            "op": n.op,
+            "name": n.name,
+            "inputs": n.inputs,
+            "outputs": n.outputs,
+            "attributes": {k: _pack_attribute(v, blob) for k, v in n.attributes.items()},
+        }
+        for n in graph.nodes
+    ]
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "tensors": tensors,
+            "nodes": nodes,
+            "inputs": graph.inputs,
+            "outputs": graph.outputs,
+            "metadata": graph.metadata,
+        },
+        allow_nan=False,
+    )
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (("graph.json", text.encode()), ("arrays.bin", b"".join(blob.parts))):
@@ -56,41 +83,45 @@ def load(path: str | os.PathLike[str]) -> IntegerGraph:
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise GraphFileError(f"{where} is damaged: its description is not JSON ({error}). Save the graph "
-                             "again.") from error
+        raise GraphFileError(
+            f"{where} is damaged: its description is not JSON ({error}). Save the graph again."
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise GraphFileError(f"{where} is not an integer graph: expected a file written by IntegerGraph.save")
     if not isinstance(header.get("version"), int) or header["version"] > VERSION:
-        raise GraphFileError(f"{where} has format version {header.get('version')!r}, this keras_lowbit reads "
-                             f"up to {VERSION}: "
-                             "upgrade keras_lowbit, or save the graph again with this version")
+        raise GraphFileError(
+            f"{where} has format version {header.get('version')!r}, this keras_lowbit reads "
+            f"up to {VERSION}: "
+            "upgrade keras_lowbit, or save the graph again with this version"
+        )
     try:
         graph = _read_graph(header, arrays)
         graph.validate()
     except _DAMAGE as error:
-        raise GraphFileError(f"{where} is damaged: {type(error).__name__}: {error}. Save the graph "
-                             "again.") from error
+        raise GraphFileError(f"{where} is damaged: {type(error).__name__}: {error}. Save the graph again.") from error
     return graph
 
 
 def _unzip(content: bytes, where: str) -> tuple[bytes, bytes]:
     if content[:2] != b"PK":
         kind = "empty" if not content else f"starts with {content[:8]!r}"
-        raise GraphFileError(f"{where} is not an integer graph ({kind}): expected a file written by "
-                             "IntegerGraph.save")
+        raise GraphFileError(f"{where} is not an integer graph ({kind}): expected a file written by IntegerGraph.save")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not {"graph.json", "arrays.bin"} <= set(archive.namelist()):
-                raise GraphFileError(f"{where} is a zip file but not an integer graph: it holds "
-                                     f"{archive.namelist()[:5]}, "
-                                     "expected graph.json and arrays.bin. Give a file written by "
-                                     "IntegerGraph.save")
+                raise GraphFileError(
+                    f"{where} is a zip file but not an integer graph: it holds "
+                    f"{archive.namelist()[:5]}, "
+                    "expected graph.json and arrays.bin. Give a file written by "
+                    "IntegerGraph.save"
+                )
             return archive.read("graph.json"), archive.read("arrays.bin")
     except GraphFileError:
         raise
     except _DAMAGE as error:
-        raise GraphFileError(f"{where} is damaged or cut short ({error}; {len(content)} bytes). Save the "
-                             "graph again.") from error
+        raise GraphFileError(
+            f"{where} is damaged or cut short ({error}; {len(content)} bytes). Save the graph again."
+        ) from error
 
 
 class _Blob:
@@ -114,8 +145,14 @@ def _tensor_entry(tensor: Tensor, blob: _Blob) -> dict[str, Any]:
     data = None
     if tensor.data is not None:
         data = blob.add(tensor.data.astype(tensor.data.dtype.newbyteorder("<")).tobytes())
-    return {"name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "scale": scale,
-            "zero_point": tensor.zero_point, "data": data}
+    return {
+        "name": tensor.name,
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+        "scale": scale,
+        "zero_point": tensor.zero_point,
+        "data": data,
+    }
 
 
 def _pack_attribute(value: Any, blob: _Blob) -> Any:
@@ -127,11 +164,18 @@ def _read_graph(header: dict[str, Any], arrays: bytes) -> IntegerGraph:
     if len({t.name for t in tensors}) != len(tensors):
         raise ValueError("two tensors have the same name")
     nodes = tuple(
-        Node(n["op"], n["name"], tuple(n["inputs"]), tuple(n["outputs"]),
-             {k: _cut(arrays, v["bytes_at"]) if isinstance(v, dict) else v for k, v in n["attributes"].items()})
-        for n in header["nodes"])
-    return IntegerGraph({t.name: t for t in tensors}, nodes, tuple(header["inputs"]), tuple(header["outputs"]),
-                        header["metadata"])
+        Node(
+            n["op"],
+            n["name"],
+            tuple(n["inputs"]),
+            tuple(n["outputs"]),
+            {k: _cut(arrays, v["bytes_at"]) if isinstance(v, dict) else v for k, v in n["attributes"].items()},
+        )
+        for n in header["nodes"]
+    )
+    return IntegerGraph(
+        {t.name: t for t in tensors}, nodes, tuple(header["inputs"]), tuple(header["outputs"]), header["metadata"]
+    )
 
 
 def _read_tensor(entry: dict[str, Any], arrays: bytes) -> Tensor:
@@ -148,4 +192,4 @@ def _cut(arrays: bytes, entry: dict[str, int]) -> bytes:
     start, size = entry["offset"], entry["bytes"]
     if start < 0 or size < 0 or start + size > len(arrays):
         raise ValueError(f"an array of {size} bytes at {start} lies outside the {len(arrays)} stored bytes")
-    return arrays[start:start + size]
+    return arrays[start : start + size]

@@ -15,9 +15,13 @@ REFERENCE = OpResolverType.BUILTIN_REF
 def run_litert(content, inputs, resolver=REFERENCE):
     """name -> array for every tensor of a .tflite file; inputs by name."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")          # preserving all tensors is what we are here for
-        interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=resolver,
-                                  experimental_preserve_all_tensors=True)
+        warnings.simplefilter("ignore")  # preserving all tensors is what we are here for
+        interpreter = Interpreter(
+            model_content=content,
+            num_threads=1,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=True,
+        )
     interpreter.allocate_tensors()
     for detail in interpreter.get_input_details():
         interpreter.set_tensor(detail["index"], inputs[detail["name"]])

@@ -50,8 +50,11 @@ class Source:
     def weights(self, shape, channels, fan_in, scale):
         """codes, scales, bias of a layer, and an output scale that suits it."""
         bits = self.pick([8, 8, 4, 2])
-        codes = self.codes(shape, -127) if bits == 8 else self.random.integers(
-            -(2 ** (bits - 1)), 2 ** (bits - 1), shape, np.int8)
+        codes = (
+            self.codes(shape, -127)
+            if bits == 8
+            else self.random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, np.int8)
+        )
         scales = np.float32(2.0) ** self.random.uniform(-9, -5, channels).astype(np.float32)
         spread = float(np.abs(codes.astype(float)).mean() + 1) * 60 * np.sqrt(fan_in)
         bias = None if self.integer(0, 3) == 0 else self.random.integers(-int(spread), int(spread) + 1, channels)
@@ -129,10 +132,22 @@ def _conv2d(g):
     codes, scales, bias, scale = s.weights((*kernel, channels // groups, out), out, fan_in, g.tensor(x).range.scale)
     padding = _windows(g, x, kernel, dilation)
     if s.integer(0, 4) == 0:
-        padding = [[r + s.integer(0, 2), s.integer(0, 2)] for r in ((k - 1) * d for k, d in
-                                                                  zip(kernel, dilation, strict=True))]
-    return g.builder.conv2d(x, codes, scales, bias, s.range_near(scale), g.name("conv2d"), strides, padding,
-                            dilation, groups, s.pick(ACTIVATIONS))
+        padding = [
+            [r + s.integer(0, 2), s.integer(0, 2)] for r in ((k - 1) * d for k, d in zip(kernel, dilation, strict=True))
+        ]
+    return g.builder.conv2d(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("conv2d"),
+        strides,
+        padding,
+        dilation,
+        groups,
+        s.pick(ACTIVATIONS),
+    )
 
 
 def _depthwise(g):
@@ -141,11 +156,21 @@ def _depthwise(g):
         return None
     s, channels = g.source, g.shape(x)[-1]
     kernel, dilation, multiplier = s.pair(1, 3), s.pair(1, 2), s.integer(1, 3)
-    codes, scales, bias, scale = s.weights((*kernel, channels, multiplier), channels * multiplier,
-                                           kernel[0] * kernel[1], g.tensor(x).range.scale)
-    return g.builder.depthwise_conv2d(x, codes, scales, bias, s.range_near(scale), g.name("depthwise"),
-                                      [s.integer(1, 3)] * 2, _windows(g, x, kernel, dilation), dilation,
-                                      s.pick(ACTIVATIONS))
+    codes, scales, bias, scale = s.weights(
+        (*kernel, channels, multiplier), channels * multiplier, kernel[0] * kernel[1], g.tensor(x).range.scale
+    )
+    return g.builder.depthwise_conv2d(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("depthwise"),
+        [s.integer(1, 3)] * 2,
+        _windows(g, x, kernel, dilation),
+        dilation,
+        s.pick(ACTIVATIONS),
+    )
 
 
 def _transpose_conv(g):
@@ -155,16 +180,25 @@ def _transpose_conv(g):
     s, channels, out = g.source, g.shape(x)[-1], g.source.integer(1, 5)
     kernel = s.pair(1, 4)
     codes, scales, bias, scale = s.weights((*kernel, out, channels), out, channels * 2, g.tensor(x).range.scale)
-    return g.builder.transpose_conv(x, codes, scales, bias, s.range_near(scale), g.name("transpose_conv"),
-                                    s.pair(1, 3), s.pick(["same", "valid"]), None, s.pick(ACTIVATIONS))
+    return g.builder.transpose_conv(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("transpose_conv"),
+        s.pair(1, 3),
+        s.pick(["same", "valid"]),
+        None,
+        s.pick(ACTIVATIONS),
+    )
 
 
 def _fully_connected(g):
     x = g.take()
     s, channels, out = g.source, g.shape(x)[-1], g.source.integer(1, 9)
     codes, scales, bias, scale = s.weights((channels, out), out, channels, g.tensor(x).range.scale)
-    return g.builder.fully_connected(x, codes, scales, bias, s.range_near(scale), g.name("dense"),
-                                     s.pick(ACTIVATIONS))
+    return g.builder.fully_connected(x, codes, scales, bias, s.range_near(scale), g.name("dense"), s.pick(ACTIVATIONS))
 
 
 def _arithmetic(g):
@@ -187,8 +221,13 @@ def _arithmetic(g):
 def _concatenation(g):
     x, s = g.take(), g.source
     axis = s.integer(1, len(g.shape(x)))
-    fits = [n for n in g.live if g.tensor(n).range == g.tensor(x).range and len(g.shape(n)) == len(g.shape(x))
-            and all(a == b for i, (a, b) in enumerate(zip(g.shape(n), g.shape(x), strict=True)) if i != axis - 1)]
+    fits = [
+        n
+        for n in g.live
+        if g.tensor(n).range == g.tensor(x).range
+        and len(g.shape(n)) == len(g.shape(x))
+        and all(a == b for i, (a, b) in enumerate(zip(g.shape(n), g.shape(x), strict=True)) if i != axis - 1)
+    ]
     parts = [x, *(s.pick(fits) for _ in range(s.integer(1, 2)))]
     g.read.update(parts)
     return g.builder.concatenation(parts, g.name("concatenation"), axis)
@@ -257,6 +296,24 @@ def _island(g):
     return b.quantize(value, s.range_near(2.0**-6), f"{name}/codes")
 
 
-OPERATIONS = (_conv2d, _conv2d, _conv2d, _depthwise, _depthwise, _transpose_conv, _fully_connected, _arithmetic,
-              _arithmetic, _concatenation, _pool, _pool, _mean, _move, _move, _resize, _activation, _activation,
-              _island)
+OPERATIONS = (
+    _conv2d,
+    _conv2d,
+    _conv2d,
+    _depthwise,
+    _depthwise,
+    _transpose_conv,
+    _fully_connected,
+    _arithmetic,
+    _arithmetic,
+    _concatenation,
+    _pool,
+    _pool,
+    _mean,
+    _move,
+    _move,
+    _resize,
+    _activation,
+    _activation,
+    _island,
+)

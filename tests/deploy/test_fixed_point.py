@@ -95,7 +95,7 @@ def test_two_roundings_differ_from_one():
 def test_factors_broadcast_over_channels():
     factor = fp.quantize_multiplier([0.5, 0.25, 2.0])
     x = np.array([[4, 4, 4], [-3, 6, 7]])
-    assert fp.multiply_by_quantized_multiplier(x, factor).tolist() == [[2, 1, 8], [-1, 2, 14]]    # -3 / 2: up
+    assert fp.multiply_by_quantized_multiplier(x, factor).tolist() == [[2, 1, 8], [-1, 2, 14]]  # -3 / 2: up
 
 
 @thorough
@@ -153,12 +153,19 @@ def test_left_shift_saturates(exponent):
     assert (got[inside] == x[inside] * 2**exponent).all()
 
 
-@pytest.mark.parametrize(("activation", "scale", "zero_point", "expected"), [
-    (None, 0.1, 5, (-128, 127)), ("relu", 0.1, 5, (5, 127)), ("relu", 0.1, -128, (-128, 127)),
-    ("relu6", 6 / 255, -128, (-128, 127)), ("relu6", 0.1, -128, (-128, -68)), ("relu6", 0.04, 0, (0, 127)),
-    ("relu6", 12.0, 3, (3, 4)),            # 6 / 12 is a half step: away from zero
-    ("relu6", 12.001, 127, (127, 127)),
-])
+@pytest.mark.parametrize(
+    ("activation", "scale", "zero_point", "expected"),
+    [
+        (None, 0.1, 5, (-128, 127)),
+        ("relu", 0.1, 5, (5, 127)),
+        ("relu", 0.1, -128, (-128, 127)),
+        ("relu6", 6 / 255, -128, (-128, 127)),
+        ("relu6", 0.1, -128, (-128, -68)),
+        ("relu6", 0.04, 0, (0, 127)),
+        ("relu6", 12.0, 3, (3, 4)),  # 6 / 12 is a half step: away from zero
+        ("relu6", 12.001, 127, (127, 127)),
+    ],
+)
 def test_activation_ranges(activation, scale, zero_point, expected):
     assert fp.activation_range(activation, scale, zero_point) == expected
 
@@ -173,4 +180,4 @@ def test_activation_errors_carry_values():
 def test_requantize_saturates_and_wraps_where_int32_would():
     factor = fp.quantize_multiplier(1.0)
     assert fp.requantize([500, -500, 3], factor, 1, (-128, 127)).tolist() == [127, -128, 4]
-    assert fp.requantize([2**31 - 1], factor, 127, (-128, 127)).tolist() == [126]    # 1.0 is 2**30 shifted left by 1
+    assert fp.requantize([2**31 - 1], factor, 127, (-128, 127)).tolist() == [126]  # 1.0 is 2**30 shifted left by 1

@@ -20,8 +20,16 @@ def graph():
     rng = np.random.default_rng(7)
     b = GraphBuilder(metadata={"recipe": {"name": "ternary", "ratio": 0.1}, "version": "1"})
     x = b.input("images", (6, 6, 3), range=Range(0.1, -3))
-    y = b.conv2d(x, rng.integers(-127, 128, (3, 3, 3, 4)), rng.uniform(1e-3, 1e-2, 4), np.arange(4), Range(0.3, 5),
-                 "conv", padding="same", activation="relu")
+    y = b.conv2d(
+        x,
+        rng.integers(-127, 128, (3, 3, 3, 4)),
+        rng.uniform(1e-3, 1e-2, 4),
+        np.arange(4),
+        Range(0.3, 5),
+        "conv",
+        padding="same",
+        activation="relu",
+    )
     y = b.leaky_relu(y, Range(0.2, 0), "leaky", alpha=0.1)
     y = b.mul(y, b.constant("gain", np.array([1, -128, 3, 4]), 1 / 3, 9), Range(0.3, 5), "mul")
     y = b.mean(y, Range(0.3, 5), "pool")
@@ -67,7 +75,7 @@ def test_truncated_file_is_refused(graph, tmp_path, keep):
     path = tmp_path / "q.klb"
     graph.save(path)
     content = path.read_bytes()
-    path.write_bytes(content[:int(keep * len(content)) if isinstance(keep, float) else keep])
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     with pytest.raises(GraphFileError, match=r"q\.klb.*(damaged|not an integer graph)"):
         IntegerGraph.load(path)
 
@@ -79,7 +87,7 @@ def test_no_flipped_byte_goes_unseen(graph, tmp_path):
     content = path.read_bytes()
     refused = 0
     for place in range(0, len(content), 3):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
         try:
             assert IntegerGraph.load(path).equals(graph)
         except GraphFileError:
@@ -97,8 +105,11 @@ def test_foreign_files_are_refused(graph, tmp_path):
     path = tmp_path / "q.klb"
     for content in (b"", b"\x1c\x00\x00\x00TFL3 and more", b"\x93NUMPY", b"{}"):
         path.write_bytes(content)
-        with pytest.raises(GraphFileError, match=r"not an integer graph .*expected a file written by "
-                                                  r"IntegerGraph\.save"):
+        with pytest.raises(
+            GraphFileError,
+            match=r"not an integer graph .*expected a file written by "
+            r"IntegerGraph\.save",
+        ):
             IntegerGraph.load(path)
     rewrite(path, config_json="{}")
     with pytest.raises(GraphFileError, match=r"zip file but not an integer graph.*config\.json"):
@@ -171,28 +182,31 @@ def test_unsound_graph_is_not_saved(graph, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("name", "change", "message"), [
-    ("leaky", {"scale": np.float32(np.nan)}, "'leaky' has scale nan.*finite step size"),
-    ("leaky", {"scale": np.float32(0)}, "'leaky' has scale 0.0.*Calibrate again"),
-    ("leaky", {"scale": np.float32(-1)}, "'leaky' has scale -1.0"),
-    ("leaky", {"scale": np.float32(np.inf)}, "'leaky' has scale inf"),
-    ("leaky", {"scale": None}, "int8 with scale None: integers need a scale"),
-    ("leaky", {"scale": np.ones(4)}, "activation with 4 scales"),
-    ("leaky", {"zero_point": 128}, "zero point 128: expected -128 to 127"),
-    ("leaky", {"dtype": "uint8"}, "dtype 'uint8': expected one of int8, int32, float32"),
-    ("leaky", {"shape": (None, 6, 6, 5)}, r"shape \(None, 6, 6, 5\): expected \(None, 6, 6, 4\)"),
-    ("leaky", {"shape": (1, 6, 6, 4)}, "batch axis written None"),
-    ("leaky", {"shape": (None, 6, 0, 4)}, "sizes of at least 1"),
-    ("probabilities", {"zero_point": 0}, "expected scale 0.00390625 zero point -128"),
-    ("conv/kernel", {"zero_point": 1}, "zero point 1: expected -127 to 127 with zero point 0"),
-    ("conv/kernel", {"data": np.full((3, 3, 3, 4), -128, np.int8)}, "codes from -128 to -128"),
-    ("conv/kernel", {"data": np.zeros((3, 3, 3, 4), np.int16)}, "int16 codes.*expected int8"),
-    ("conv/kernel", {"scale": np.ones(3)}, r"4 output channels, weight scales of shape \(3,\)"),
-    ("conv/kernel", {"scale": np.array([1, 1, np.nan, 1])}, "scale nan in channel 2"),
-    ("conv/bias", {"scale": np.ones(4)}, "bias scale .* in channel 0: expected float32"),
-    ("conv/bias", {"data": np.full(4, 2**31 - 1, np.int32)}, "int32 sum of channel .* could reach"),
-    ("conv/bias", {"dtype": "int8", "data": np.zeros(4, np.int8)}, "dtype int8: expected int32"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("leaky", {"scale": np.float32(np.nan)}, "'leaky' has scale nan.*finite step size"),
+        ("leaky", {"scale": np.float32(0)}, "'leaky' has scale 0.0.*Calibrate again"),
+        ("leaky", {"scale": np.float32(-1)}, "'leaky' has scale -1.0"),
+        ("leaky", {"scale": np.float32(np.inf)}, "'leaky' has scale inf"),
+        ("leaky", {"scale": None}, "int8 with scale None: integers need a scale"),
+        ("leaky", {"scale": np.ones(4)}, "activation with 4 scales"),
+        ("leaky", {"zero_point": 128}, "zero point 128: expected -128 to 127"),
+        ("leaky", {"dtype": "uint8"}, "dtype 'uint8': expected one of int8, int32, float32"),
+        ("leaky", {"shape": (None, 6, 6, 5)}, r"shape \(None, 6, 6, 5\): expected \(None, 6, 6, 4\)"),
+        ("leaky", {"shape": (1, 6, 6, 4)}, "batch axis written None"),
+        ("leaky", {"shape": (None, 6, 0, 4)}, "sizes of at least 1"),
+        ("probabilities", {"zero_point": 0}, "expected scale 0.00390625 zero point -128"),
+        ("conv/kernel", {"zero_point": 1}, "zero point 1: expected -127 to 127 with zero point 0"),
+        ("conv/kernel", {"data": np.full((3, 3, 3, 4), -128, np.int8)}, "codes from -128 to -128"),
+        ("conv/kernel", {"data": np.zeros((3, 3, 3, 4), np.int16)}, "int16 codes.*expected int8"),
+        ("conv/kernel", {"scale": np.ones(3)}, r"4 output channels, weight scales of shape \(3,\)"),
+        ("conv/kernel", {"scale": np.array([1, 1, np.nan, 1])}, "scale nan in channel 2"),
+        ("conv/bias", {"scale": np.ones(4)}, "bias scale .* in channel 0: expected float32"),
+        ("conv/bias", {"data": np.full(4, 2**31 - 1, np.int32)}, "int32 sum of channel .* could reach"),
+        ("conv/bias", {"dtype": "int8", "data": np.zeros(4, np.int8)}, "dtype int8: expected int32"),
+    ],
+)
 def test_validate_names_the_tensor_and_the_value(graph, name, change, message):
     with pytest.raises(ValueError, match=message):
         changed(graph, **{name: replace(graph.tensors[name], **change)}).validate()
@@ -221,14 +235,17 @@ def test_validate_checks_the_order_of_nodes(graph):
 def test_validate_checks_operations_and_attributes(graph):
     first, rest = graph.nodes[0], graph.nodes[1:]
     for change, message in (
-            ({"op": "conv9d"}, "unknown operation; expected one of conv2d"),
-            ({"inputs": ("images",)}, "1 inputs and 1 outputs: expected 3 and one"),
-            ({"inputs": ("images", "conv/kernel", "lost")}, r"tensors that the graph lacks|reads \['lost'\]"),
-            ({"attributes": {}}, "incomplete attributes"),
-            ({"attributes": {**first.attributes, "activation": "gelu"}}, "activation 'gelu'.*add any other as its "
-                                                                         "own node"),
-            ({"attributes": {**first.attributes, "strides": [0, 1]}}, "at least 1"),
-            ({"attributes": {**first.attributes, "padding": "full"}}, "padding 'full': expected 'same' or 'valid'")):
+        ({"op": "conv9d"}, "unknown operation; expected one of conv2d"),
+        ({"inputs": ("images",)}, "1 inputs and 1 outputs: expected 3 and one"),
+        ({"inputs": ("images", "conv/kernel", "lost")}, r"tensors that the graph lacks|reads \['lost'\]"),
+        ({"attributes": {}}, "incomplete attributes"),
+        (
+            {"attributes": {**first.attributes, "activation": "gelu"}},
+            "activation 'gelu'.*add any other as its own node",
+        ),
+        ({"attributes": {**first.attributes, "strides": [0, 1]}}, "at least 1"),
+        ({"attributes": {**first.attributes, "padding": "full"}}, "padding 'full': expected 'same' or 'valid'"),
+    ):
         with pytest.raises(ValueError, match=message):
             with_nodes(graph, replace(first, **change), *rest).validate()
 

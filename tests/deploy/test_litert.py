@@ -14,8 +14,9 @@ from keras_lowbit.deploy.reference import run_reference
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_operation_equals_the_numpy_reference(name, batch_size):
     graph = graph_of(OPERATIONS[name])
-    inputs = {n: codes(*graph.tensors[n].static_shape(batch_size), low=-128, seed=i)
-              for i, n in enumerate(graph.inputs)}
+    inputs = {
+        n: codes(*graph.tensors[n].static_shape(batch_size), low=-128, seed=i) for i, n in enumerate(graph.inputs)
+    }
     content, _ = to_bytes(graph, batch_size=batch_size)
     expected = run_reference(graph, inputs)
     [got], _ = run(content, inputs.values())
@@ -27,8 +28,17 @@ def test_operation_equals_the_numpy_reference(name, batch_size):
 
 
 # "gaps": a stride larger than the kernel.
-NOT_DELEGATED = {"transpose_conv gaps", "average_pool2d", "average_pool2d same", "strided_slice", "softmax", "relu",
-                 "relu6", "hard_swish", *(n for n in OPERATIONS if n.startswith("resize_nearest"))}
+NOT_DELEGATED = {
+    "transpose_conv gaps",
+    "average_pool2d",
+    "average_pool2d same",
+    "strided_slice",
+    "softmax",
+    "relu",
+    "relu6",
+    "hard_swish",
+    *(n for n in OPERATIONS if n.startswith("resize_nearest")),
+}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -50,8 +60,11 @@ def dense(b, kernel, bias=None):
     return b.fully_connected("x", kernel, scales(kernel.shape[1]) * 50, bias, OUT, "y")
 
 
-LAYERS = {"pointwise": ((5, 6, 16), pointwise), "dense": ((16,), lambda b, k: dense(b, k, biases(k.shape[1]))),
-          "dense 3-d": ((5, 16), dense)}
+LAYERS = {
+    "pointwise": ((5, 6, 16), pointwise),
+    "dense": ((16,), lambda b, k: dense(b, k, biases(k.shape[1]))),
+    "dense 3-d": ((5, 16), dense),
+}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -92,37 +105,49 @@ def narrow(kernel, **arguments):
 
 def ragged(channels):
     """A ternary dense layer of so many input channels."""
-    return lambda b: b.fully_connected(b.strided_slice("x", "s", (0, 0, 0), (7, 9, channels)),
-                                       codes(channels, 4, low=-1, high=1), scales(4), None, OUT, "y")
+    return lambda b: b.fully_connected(
+        b.strided_slice("x", "s", (0, 0, 0), (7, 9, channels)),
+        codes(channels, 4, low=-1, high=1),
+        scales(4),
+        None,
+        OUT,
+        "y",
+    )
 
 
 TERNARY = codes(1, 1, 8, 4, low=-1, high=1)
 
 
-@pytest.mark.parametrize(("make", "wanted", "kind", "why"), [
-    (narrow(TERNARY), "int2", "int2", "asked for"),
-    (narrow(TERNARY), "int8", "int8", "asked for"),
-    (narrow(codes(1, 1, 8, 4, low=-8, high=7)), "int2", "int4", "not int2: codes from -8 to 7 exceed -2..1"),
-    (narrow(codes(1, 1, 8, 4)), "int2", "int8", "not int4: codes from"),
-    (narrow(codes(1, 1, 8, 4)), "int4", "int8", "exceed -8..7"),
-    (narrow(np.tile(TERNARY, (3, 3, 1, 1))), "int2", "int8", "3x3 convolution"),
-    (narrow(TERNARY, strides=(2, 2)), "int2", "int8", "convolution of strides (2, 2)"),
-    (narrow(TERNARY[:, :, :4], groups=2), "int4", "int8", "convolution of 2 groups"),
-    (lambda b: b.depthwise_conv2d("x", TERNARY[..., :1], scales(8), None, OUT, "y"), "int2", "int8", "depthwise"),
-    (ragged(6), "int2", "int4", "6 input channels do not divide by 4"),
-    (ragged(7), "int2", "int8", "not int4: 7 input channels do not divide by 2"),
-])
+@pytest.mark.parametrize(
+    ("make", "wanted", "kind", "why"),
+    [
+        (narrow(TERNARY), "int2", "int2", "asked for"),
+        (narrow(TERNARY), "int8", "int8", "asked for"),
+        (narrow(codes(1, 1, 8, 4, low=-8, high=7)), "int2", "int4", "not int2: codes from -8 to 7 exceed -2..1"),
+        (narrow(codes(1, 1, 8, 4)), "int2", "int8", "not int4: codes from"),
+        (narrow(codes(1, 1, 8, 4)), "int4", "int8", "exceed -8..7"),
+        (narrow(np.tile(TERNARY, (3, 3, 1, 1))), "int2", "int8", "3x3 convolution"),
+        (narrow(TERNARY, strides=(2, 2)), "int2", "int8", "convolution of strides (2, 2)"),
+        (narrow(TERNARY[:, :, :4], groups=2), "int4", "int8", "convolution of 2 groups"),
+        (lambda b: b.depthwise_conv2d("x", TERNARY[..., :1], scales(8), None, OUT, "y"), "int2", "int8", "depthwise"),
+        (ragged(6), "int2", "int4", "6 input channels do not divide by 4"),
+        (ragged(7), "int2", "int8", "not int4: 7 input channels do not divide by 2"),
+    ],
+)
 def test_container_falls_back_and_says_why(make, wanted, kind, why):
     _, [row] = to_bytes(graph_of(make), weights=wanted)
     assert row.weight_type == kind
     assert why in row.why
 
 
-@pytest.mark.parametrize(("bits", "values", "packed"), [
-    (4, [1, -8, 7], [0x81, 0x07]),
-    (2, [1, -2, -1, 0, 1], [0b00_11_10_01, 0b01]),
-    (8, [-127, 127], [0x81, 0x7F]),
-])
+@pytest.mark.parametrize(
+    ("bits", "values", "packed"),
+    [
+        (4, [1, -8, 7], [0x81, 0x07]),
+        (2, [1, -2, -1, 0, 1], [0b00_11_10_01, 0b01]),
+        (8, [-127, 127], [0x81, 0x7F]),
+    ],
+)
 def test_packing_puts_the_first_code_lowest(bits, values, packed):
     assert list(pack_codes(np.array(values, np.int8), bits)) == packed
 

@@ -203,25 +203,31 @@ def test_tflite_metadata_has_names_normalization_and_labels(tmp_path):
         np.testing.assert_allclose(run(content, [x], resolver)[0][0], run_reference(graph, x), atol=1)
 
 
-@pytest.mark.parametrize(("metadata", "message"), [
-    ({"labels": ["a", "b"]}, "2 labels: expected 4 strings .* output 'scores'"),
-    ({"labels": ["a", "b", "c", "d\ne"]}, "one of them 'd.*ne'"),
-    ({"labels": ["a", "b", "c", 4]}, "one of them 4"),
-    ({"normalization": {"mean": [1, 2]}}, "normalization .* 1 or 3 finite numbers each"),
-    ({"normalization": {"mean": [0], "std": [0]}}, "std above 0"),
-    ({"normalization": 127.5}, "expected {'mean'"),
-])
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"labels": ["a", "b"]}, "2 labels: expected 4 strings .* output 'scores'"),
+        ({"labels": ["a", "b", "c", "d\ne"]}, "one of them 'd.*ne'"),
+        ({"labels": ["a", "b", "c", 4]}, "one of them 4"),
+        ({"normalization": {"mean": [1, 2]}}, "normalization .* 1 or 3 finite numbers each"),
+        ({"normalization": {"mean": [0], "std": [0]}}, "std above 0"),
+        ({"normalization": 127.5}, "expected {'mean'"),
+    ],
+)
 def test_metadata_that_does_not_fit_is_refused(metadata, message):
     with pytest.raises(ValueError, match=message):
         to_bytes(classifier(**metadata))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"weights": "int3"}, "weights='int3': expected one of 'int8', 'int4', 'int2'"),
-    ({"io": "uint8"}, "io='uint8': expected 'int8' or 'float32'"),
-    ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
-    ({"batch_size": None}, "batch_size=None"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": "int3"}, "weights='int3': expected one of 'int8', 'int4', 'int2'"),
+        ({"io": "uint8"}, "io='uint8': expected 'int8' or 'float32'"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
+        ({"batch_size": None}, "batch_size=None"),
+    ],
+)
 def test_wrong_arguments(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write(dense_stack(1), tmp_path / "q.tflite", **arguments)

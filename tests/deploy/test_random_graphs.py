@@ -16,9 +16,13 @@ SEEN: set[str] = set()
 
 
 def many(examples):
-    return settings(max_examples=examples, derandomize=True, deadline=None, database=None,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large,
-                                           HealthCheck.filter_too_much])
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
 
 
 @many(600)
@@ -59,8 +63,11 @@ def _layer(kind):
 def test_one_rounding_instead_of_two_is_noticed(monkeypatch):
     graph, inputs = _layer("conv2d")
     assert differing_elements(graph, inputs) == {"x": 0, "y": 0}
-    monkeypatch.setattr(fp, "multiply_by_quantized_multiplier", lambda x, f: (
-        (np.asarray(x) * f.multiplier + (np.int64(1) << (30 - f.shift))) >> (31 - f.shift)))
+    monkeypatch.setattr(
+        fp,
+        "multiply_by_quantized_multiplier",
+        lambda x, f: (np.asarray(x) * f.multiplier + (np.int64(1) << (30 - f.shift))) >> (31 - f.shift),
+    )
     assert differing_elements(graph, inputs)["y"] > 0
 
 
