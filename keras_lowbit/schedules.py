@@ -109,6 +109,55 @@ def stage_at(epoch: int, stages: int, epochs: int) -> int:
     return min(((epoch + 1) * stages - 1) // epochs, stages - 1)
 
 
+# Accumulated portions by bits: Zhou et al. 2017, arXiv:1702.03044, ResNet-18 (at 5 bits also VGG-16 and ResNet-50).
+_PORTIONS: dict[int, tuple[float, ...]] = {
+    5: (0.5, 0.75, 0.875, 1.0),
+    4: (0.3, 0.5, 0.8, 0.9, 0.95, 1.0),
+    3: (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0),
+    2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0),
+}
+
+
+def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
+    """The accumulated portions of INQ, from the bits of the weights (the paper's table) or the numbers themselves.
+
+    >>> portions(5)
+    (0.5, 0.75, 0.875, 1.0)
+
+    schedule: 5, 4, 3 or 2, or fractions that grow strictly and end with 1.
+    Raises ValueError for other bits and numbers.
+    """
+    if isinstance(schedule, int):
+        if schedule not in _PORTIONS:
+            raise ValueError(
+                f"No portions are published for {schedule} bits; there are some for {sorted(_PORTIONS)}. Give the numbers, "
+                "for example (0.5, 0.75, 0.875, 1.0)."
+            )
+        return _PORTIONS[schedule]
+    return ratios(tuple(schedule))
+
+
+def step_at(epoch: int, steps: int, epochs: int) -> int:
+    """Index of the INQ step that `epoch` belongs to: the last epoch is the last step, the others share the rest evenly.
+
+    After the last partition only biases and batch norms are left to train, so it gets one epoch.
+
+    >>> [step_at(epoch, steps=4, epochs=7) for epoch in range(7)]
+    [0, 0, 1, 1, 2, 2, 3]
+
+    epoch: counted from 0; `epochs` and later stay in the last step.   steps: how many.   epochs: in total.
+    Raises ValueError if there are fewer epochs than steps.
+    """
+    _require_stages("step_at", steps)
+    if epochs < steps:
+        raise ValueError(
+            f"{steps} steps need at least {steps} epochs, got epochs={epochs}. Train longer, or give fewer."
+        )
+    if epoch >= epochs - 1 or steps == 1:
+        return steps - 1
+    return stage_at(epoch, steps - 1, epochs - 1)
+
+
 def _require_stages(owner: str, stages: int) -> None:
     if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
         raise ValueError(f"{owner} needs a whole number of stages, 1 or more, got stages={stages!r}.")

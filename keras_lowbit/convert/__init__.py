@@ -1,8 +1,17 @@
 """Whole model in, whole model out."""
 
 from keras_lowbit.convert.apply import quantize_model
+from keras_lowbit.convert.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.calibrate import calibrate
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
-__all__ = ["ConversionReport", "LayerReport", "calibrate", "dequantize", "quantize_model", "quantized_weights"]
+__all__ = [
+    "ConversionReport",
+    "LayerReport",
+    "calibrate",
+    "dequantize",
+    "quantize_model",
+    "quantized_weights",
+    "reestimate_batch_norms",
+]

@@ -40,10 +40,28 @@ def quantized_layers(model: Any) -> dict[str, klb_layers.QuantizedLayer]:
 
 
 def kernel_codes(layer: Any) -> Quantized:
-    """Codes (int8) and scale (float32) of one layer's kernel as NumPy arrays."""
+    """Codes (int8) and scale (float32) of one layer's kernel as NumPy arrays.
+
+    Codes beyond +-127 (5-bit powers of two reach 128) are divided, filter by filter, by the largest power of two they
+    share, and the scale multiplied: the same reals, exactly. A filter that holds both ends of such a grid does not fit
+    int8; the codes are then int16.
+    """
     quantized = layer.kernel_host.encode(layer.kernel)
     codes = keras.ops.convert_to_numpy(quantized.codes)
-    return Quantized(codes.astype(np.int8), np.asarray(keras.ops.convert_to_numpy(quantized.scale), np.float32))
+    scale = np.asarray(keras.ops.convert_to_numpy(quantized.scale), np.float32)
+    if np.abs(codes).max(initial=0) > 127:
+        codes, scale = _shared_power_out(codes.astype(np.int16), scale, layer.filter_axes)
+    return Quantized(codes.astype(np.int8 if np.abs(codes).max(initial=0) <= 127 else np.int16), scale)
+
+
+def _shared_power_out(
+    codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    kept = {axis % codes.ndim for axis in filter_axes}
+    axes = tuple(axis for axis in range(codes.ndim) if axis not in kept)
+    bits = np.bitwise_or.reduce(np.abs(codes), axis=axes, keepdims=True)
+    power = np.where(bits > 0, bits & -bits, 1)  # the lowest bit any code of the filter has
+    return codes // power, (scale * power).astype(np.float32)
 
 
 def dequantize(model: keras.Model) -> keras.Model:

@@ -75,6 +75,11 @@ def fold(
 
     Raises ValueError where a bias does not fit int32 and the channel's weights are not negligible.
     """
+    if codes.dtype != np.int8:
+        raise ValueError(
+            f"{name!r} has filters whose codes reach from 1 to {int(np.abs(codes).max())}: they do not fit int8. Train with "
+            "PowerOfTwo(5, int8_exact=True) or with 4 bits or fewer to export."
+        )
     scales = channel_scales(codes, scale, filter_axes, name)
     with np.errstate(under="ignore"):
         folded = (np.abs(affine.factor) * scales).astype(np.float32)

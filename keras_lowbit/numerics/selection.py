@@ -69,3 +69,29 @@ def quantized_count(ratio: Tensor, units: int) -> Tensor:
     slack = min(max(1e-3, 2e-7 * units), 0.5)
     count = ops.clip(ops.ceil(ratio * units - slack), 0.0, float(units))
     return ops.where(ratio < 1.0, count, float(units))
+
+
+def partition_sizes(portion: float, size: int, zeros: int, frozen: int) -> int:
+    """How many more weights to freeze: ``round(portion * (size - zeros)) - (frozen - zeros)``, never below 0.
+
+    size: of the layer.   zeros: weights pruned before the first partition, which are frozen and not counted.
+    Zhou et al. 2017, arXiv:1702.03044, section 2.2.
+    """
+    return max(0, round(portion * (size - zeros)) - (frozen - zeros))
+
+
+def pick_new(
+    magnitude: np.ndarray, frozen: np.ndarray, count: int, partition: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Which free weights to freeze next (booleans in the shape of `magnitude`): exactly `count` of them.
+
+    partition: "magnitude" takes the largest, ties by position; "random" draws uniformly from `rng`.
+    """
+    free = np.flatnonzero(~frozen)
+    if partition == "random":
+        taken = rng.permutation(free)[:count]
+    else:
+        taken = free[np.argsort(-magnitude.reshape(-1)[free], kind="stable")[:count]]
+    chosen = np.zeros(magnitude.size, bool)
+    chosen[taken] = True
+    return chosen.reshape(magnitude.shape)

@@ -10,6 +10,8 @@ from keras_lowbit.quantizers.base import (
     register,
     serialize,
 )
+from keras_lowbit.quantizers.incremental import Incremental
+from keras_lowbit.quantizers.power_of_two import PowerOfTwo
 from keras_lowbit.quantizers.stochastic import Stochastic
 from keras_lowbit.quantizers.ternary import Binary, Ternary
 from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
@@ -17,6 +19,8 @@ from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 __all__ = [
     "ActivationRange",
     "Binary",
+    "Incremental",
+    "PowerOfTwo",
     "Quantized",
     "Quantizer",
     "StateSpec",

@@ -51,6 +51,10 @@ class Quantizer:
         """Codes, scale and zero point of `real`: what is deployed."""
         raise NotImplementedError(f"{type(self).__name__} does not define encode().")
 
+    def snap(self, real: Tensor, scale: Tensor) -> Tensor:
+        """Codes nearest to `real` on the grid of a given scale, for wrappers that fix the scale themselves."""
+        raise NotImplementedError(f"{type(self).__name__} has no grid with a scale of its own.")
+
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """New values of state variables after seeing `real` in a training step; none by default."""
         return {}
@@ -84,9 +88,7 @@ Q = TypeVar("Q", bound=type[Quantizer])
 def register(cls: Q) -> Q:
     """Class decorator: makes a quantizer known under its `name`."""
     if cls.name in _REGISTRY:
-        raise ValueError(
-            f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another."
-        )
+        raise ValueError(f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another.")
     _REGISTRY[cls.name] = cls
     return cls
 
@@ -122,9 +124,7 @@ def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
     if config is None:
         return None
     if "name" not in config:
-        raise ValueError(
-            f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}."
-        )
+        raise ValueError(f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}.")
     cls = _lookup(config["name"])
     arguments = {key: value for key, value in config.items() if key != "name"}
     known = {field.name for field in dataclasses.fields(cls)}

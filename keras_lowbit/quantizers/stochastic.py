@@ -53,14 +53,10 @@ class Stochastic(Quantizer):
     def __post_init__(self) -> None:
         base = get(self.base)
         if base is None or isinstance(base, Stochastic):
-            raise ValueError(
-                f"Stochastic needs a base quantizer such as Ternary() or Binary(), got {self.base!r}."
-            )
+            raise ValueError(f"Stochastic needs a base quantizer such as Ternary() or Binary(), got {self.base!r}.")
         object.__setattr__(self, "base", base)
         require_choice("Stochastic", "granularity", self.granularity, ("filter", "element"))
-        require_choice(
-            "Stochastic", "probability", self.probability, ("constant", "linear", "softmax", "sigmoid")
-        )
+        require_choice("Stochastic", "probability", self.probability, ("constant", "linear", "softmax", "sigmoid"))
         require_choice("Stochastic", "selection", self.selection, ("quantize_inv_error", "keep_error"))
 
     @property
@@ -106,9 +102,7 @@ class Stochastic(Quantizer):
         units = ops.reshape(error, (-1,))
         score = units if keep else 1.0 / (units + selection.EPSILON)
         uniform = keras.random.uniform(units.shape, seed=state["seed"])
-        ranks = ops.cast(
-            selection.draw_ranks(selection.log_weights(score, self.probability), uniform), "float32"
-        )
+        ranks = ops.cast(selection.draw_ranks(selection.log_weights(score, self.probability), uniform), "float32")
         count = selection.quantized_count(state["ratio"], units.shape[0])
         drawn = ranks >= units.shape[0] - count if keep else ranks < count
         return ops.reshape(drawn, error.shape)

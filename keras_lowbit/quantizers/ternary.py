@@ -47,6 +47,10 @@ class Binary(Quantizer):
         alpha = thresholds.mean_magnitude(real, _axes(real, filter_axes, self.scope))
         return Quantized(ops.where(real >= 0, ops.ones_like(real), -ops.ones_like(real)), alpha)
 
+    def snap(self, real: Tensor, scale: Tensor) -> Tensor:
+        """The sign of each weight, +1 for 0."""
+        return ops.where(real >= 0, ops.ones_like(real), -ops.ones_like(real))
+
 
 @register
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Ternary(Quantizer):
         support = self._support(real, axes, filter_axes)
         alpha = thresholds.masked_mean_magnitude(real, support, axes)
         return Quantized(ops.where(support, ops.sign(real), ops.zeros_like(real)), alpha)
+
+    def snap(self, real: Tensor, scale: Tensor) -> Tensor:
+        """The nearest of -1, 0, +1 for a given alpha: 0 below ``alpha / 2``."""
+        return ops.where(ops.abs(real) > 0.5 * scale, ops.sign(real), ops.zeros_like(real))
 
     def _support(self, real: Tensor, axes: Axes, filter_axes: Axes) -> Any:
         if self.optimal:

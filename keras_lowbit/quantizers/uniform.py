@@ -56,7 +56,11 @@ class Uniform(Quantizer):
             scale = thresholds.percentile_scale(real, axes, self.bits, self.percentile)
         else:
             scale = thresholds.mse_scale(ops.stop_gradient(real), axes, self.bits)
-        return Quantized(grids.encode_symmetric(real, scale, self.bits), scale)
+        return Quantized(self.snap(real, scale), scale)
+
+    def snap(self, real: Tensor, scale: Tensor) -> Tensor:
+        """``clip(round(w / s), -n, n)``, 0 where the scale is 0."""
+        return grids.encode_symmetric(real, scale, self.bits)
 
     def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
         """1 inside the range, 0 outside; None (all ones) when nothing can saturate."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
@@ -21,6 +21,16 @@ def _sq(name: str, base: Any) -> Recipe:
     return Recipe(name, rules, ActivationRange(), {"ratio": "exponential"}, SQ_TRAINING, SQ_SOURCE)
 
 
+INQ_SOURCE = "Zhou et al. 2017, arXiv:1702.03044, Incremental Network Quantization"
+# ResNet-18 on ImageNet; the learning rate and its drops are those of the float training, restarted at every step.
+INQ_TRAINING = {"optimizer": "SGD, momentum 0.9", "weight_decay": 5e-4, "batch_size": 80}
+
+
+def _inq(bits: int) -> Recipe:
+    rules = (Rule(Incremental(PowerOfTwo(bits))),)
+    return Recipe(f"inq-{bits}", rules, ActivationRange(), {"portions": bits}, INQ_TRAINING, INQ_SOURCE)
+
+
 def _plain(name: str, kernel: Any, source: str) -> Recipe:
     return Recipe(name, (Rule(kernel),), ActivationRange(), source=source)
 
@@ -29,6 +39,10 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "int8": lambda: _plain("int8", Uniform(8), "Jacob et al. 2018, arXiv:1712.05877"),
     "sq-twn": lambda: _sq("sq-twn", Ternary()),
     "sq-bwn": lambda: _sq("sq-bwn", Binary()),
+    "inq-5": lambda: _inq(5),
+    "inq-4": lambda: _inq(4),
+    "inq-3": lambda: _inq(3),
+    "inq-2": lambda: _inq(2),
     "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
     "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
 }

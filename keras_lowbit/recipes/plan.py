@@ -64,7 +64,8 @@ class Recipe:
     """A method as data: printable, comparable, JSON both ways.
 
     plan: rules, the first that matches a layer decides.   activations: quantizer of activation ranges, None for
-    float activations (the papers' SQ).   schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` or {}.
+    float activations (the papers' SQ).   schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` (SQ),
+    ``{"portions": 5}`` (INQ) or {}.
     training: defaults of the source, for people.   source: paper and section.
     """
 
@@ -81,9 +82,9 @@ class Recipe:
         for field in ("schedule", "training"):
             object.__setattr__(self, field, _plain_json(self.name, field, getattr(self, field)))
         object.__setattr__(self, "activations", quantizers.get(self.activations))
-        unknown = sorted(set(self.schedule) - {"ratio"})
+        unknown = sorted(set(self.schedule) - {"ratio", "portions"})
         if unknown:
-            raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['ratio'].")
+            raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['portions', 'ratio'].")
 
     def kernel_quantizer(self, name: str, path: str, kind: str, positions: tuple[str, ...] = ()) -> Quantizer | None:
         """The quantizer of one layer's kernel: that of the first matching rule, None if there is none."""
@@ -97,13 +98,16 @@ class Recipe:
     def callbacks(self, epochs: int, **arguments: Any) -> list[keras.callbacks.Callback]:
         """The callbacks `model.fit` needs for this recipe over `epochs` epochs; may be empty.
 
-        arguments go to the schedule's callback (`callbacks.RatioSchedule`).
+        arguments go to the schedule's callback (`callbacks.RatioSchedule`, `callbacks.PartitionSchedule`).
         """
         from keras_lowbit import callbacks
 
-        if "ratio" not in self.schedule:
-            return []
-        return [callbacks.RatioSchedule(self.schedule["ratio"], epochs=epochs, **arguments)]
+        made: list[keras.callbacks.Callback] = []
+        if "ratio" in self.schedule:
+            made.append(callbacks.RatioSchedule(self.schedule["ratio"], epochs=epochs, **arguments))
+        if "portions" in self.schedule:
+            made.append(callbacks.PartitionSchedule(self.schedule["portions"], epochs=epochs, **arguments))
+        return made
 
     def get_config(self) -> dict[str, Any]:
         """A plain JSON dict with its format version."""

@@ -1,0 +1,27 @@
+"""The integer codes of a model's kernels, and how many of them changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.host import find_layers, to_numpy
+
+
+def weight_codes(model: Any) -> list[np.ndarray]:
+    """The int8 codes of every quantized kernel of `model`, in the order of its layers and their layout."""
+    return [_codes(layer) for layer in find_layers(model, QuantizedLayer) if layer.kernel_host is not None]
+
+
+def _codes(layer: Any) -> np.ndarray:
+    codes = to_numpy(layer.kernel_host.encode(layer.kernel).codes)
+    with np.errstate(invalid="ignore"):  # NaN weights have no code; the loss will say so
+        return codes.astype(np.int8)
+
+
+def flip_rate(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
+    """Fraction (0..1) of elements that differ between two lists of equally shaped arrays; 0 if empty."""
+    total = sum(codes.size for codes in before)
+    changed = sum(int(np.count_nonzero(old != new)) for old, new in zip(before, after, strict=True))
+    return changed / total if total else 0.0

@@ -1,0 +1,87 @@
+"""PartitionSchedule: the steps of INQ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit import schedules
+from keras_lowbit.callbacks.stages import StageCallback
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.host import find_layers, to_numpy
+from keras_lowbit.quantizers import Incremental
+
+
+class PartitionSchedule(StageCallback):
+    """Freezes a growing portion of every `Incremental` kernel on its grid, and restarts the optimizer each time.
+
+    portions: accumulated, growing, ending with 1, such as (0.5, 0.75, 0.875, 1), or the bits of the paper's table (5, 4,
+    3, 2).   epochs: of all steps together, by default those of `fit`. The last step gets the last epoch alone, since
+    nothing but biases and batch norms is left to train; the others share the rest evenly.
+    seed: of partition="random"; each layer and step draws from its own stream, so a resumed fit draws the same.
+    reset_optimizer, learning_rate: see `StageCallback`. Logs ``portion`` and ``flip_rate``.
+    Raises ValueError for a model without incremental quantizers and for fewer epochs than steps.
+    Zhou et al. 2017, arXiv:1702.03044, Algorithm 1; table 8 for the portions. Differs: frozen weights never thaw, and
+    the grid is that of the first step (the official code recomputes both).
+    """
+
+    log_name = "portion"
+
+    def __init__(
+        self,
+        portions: int | Sequence[float] = 5,
+        epochs: int | None = None,
+        reset_optimizer: bool = True,
+        learning_rate: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(schedules.portions(portions), epochs, reset_optimizer, learning_rate)
+        self.seed = seed
+
+    def set_model(self, model: Any) -> None:
+        """Check that `model` has something to freeze."""
+        super().set_model(model)
+        incremental_layers(model)
+
+    def stage(self, epoch: int, epochs: int) -> int:
+        """Steps of equal length, but the last, which is one epoch."""
+        return schedules.step_at(epoch, len(self.values), epochs)
+
+    def reached(self, value: float) -> bool:
+        """Whether every layer has frozen that portion, or more."""
+        return all(
+            to_numpy(layer.kernel_host.state["portion"]) >= np.float32(value)
+            for layer in incremental_layers(self.model)
+        )
+
+    def apply(self, value: float) -> None:
+        """Freeze up to that portion of every kernel; the kernels take the frozen values."""
+        step = self.values.index(value)
+        for index, layer in enumerate(incremental_layers(self.model)):
+            freeze_portion(layer, value, np.random.default_rng([self.seed, step, index]))
+
+
+def freeze_portion(layer: QuantizedLayer, portion: float, rng: np.random.Generator) -> None:
+    """One partition of one layer: its state moves on, and its kernel takes the frozen values."""
+    host: Any = layer.kernel_host
+    state = {name: to_numpy(variable) for name, variable in host.state.items()}
+    kernel = to_numpy(layer.kernel).astype(np.float32)
+    state = host.quantizer.partitioned(kernel, state, portion, host.filter_axes, rng)
+    for name, value in state.items():
+        host.state[name].assign(value)
+    layer.kernel.assign(np.where(state["mask"] > 0, state["codes"] * state["scale"], kernel))
+
+
+def incremental_layers(model: Any) -> list[Any]:
+    """The built layers of `model` with an `Incremental` kernel; a ValueError if there are none."""
+    found = [
+        layer
+        for layer in find_layers(model, QuantizedLayer)
+        if isinstance(layer.kernel_quantizer, Incremental) and layer.built
+    ]
+    if not found:
+        raise ValueError(
+            f"Model {model.name!r} has no built layer with an incremental quantizer, so there is nothing to freeze. "
+            'Quantize it with an INQ recipe such as "inq-5", or give its layers kernel_quantizer=Incremental(PowerOfTwo(5)).'
+        )
+    return found

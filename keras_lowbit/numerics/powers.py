@@ -1,0 +1,41 @@
+"""Power-of-two grids: exact exponents by comparison, never through a logarithm.
+
+``log2`` and ``2 ** n`` round differently on different backends; comparing with a table of exact powers does not.
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+# float32 holds these exactly; weights outside them are of no use to an 8-bit runtime.
+_POWERS = np.exp2(np.arange(-100, 101)).astype(np.float32)
+
+
+def top_power(largest: Tensor) -> Tensor:
+    """``2^n1`` with ``n1 = floor(log2(4 s / 3))`` for ``s = largest`` > 0; 0 where it is 0. Shape of `largest`.
+
+    Equivalent to the power with ``0.75 * 2^n1 <= s < 1.5 * 2^n1``, so that s itself maps to the top.
+    Zhou et al. 2017, arXiv:1702.03044, eq. 2 and 3.
+    """
+    powers = ops.convert_to_tensor(_POWERS)
+    reached = ops.expand_dims(largest, -1) >= 0.75 * powers
+    return ops.max(ops.where(reached, powers, ops.zeros_like(powers)), axis=-1)
+
+
+def encode_powers(real: Tensor, scale: Tensor, magnitudes: int) -> Tensor:
+    """Codes 0 and ``+-2^k``, k = 0 .. magnitudes - 1, nearest to ``real / scale``; shape of `real`.
+
+    ``|real| / scale`` below 0.5 gives 0; the border to ``2^k``, k >= 1, is ``0.75 * 2^k`` (ties go up); beyond the
+    largest magnitude the code saturates, where eq. 4 read literally would give 0.
+    Zhou et al. 2017, eq. 4.
+    """
+    safe = ops.where(scale > 0, scale, ops.ones_like(scale))
+    size = ops.abs(real) / safe
+    code = ops.cast(size >= 0.5, size.dtype)
+    for exponent in range(1, magnitudes):
+        code = ops.where(size >= 0.75 * 2.0**exponent, 2.0**exponent, code)
+    signed = ops.where(real < 0, -code, code)
+    return ops.where(ops.logical_and(scale > 0, code > 0), signed, ops.zeros_like(code))

@@ -1,0 +1,64 @@
+"""Power-of-two weights, the grid of INQ."""
+
+import dataclasses
+from typing import ClassVar
+
+from keras import ops
+
+from keras_lowbit.numerics import powers, thresholds
+from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers.base import (
+    Axes,
+    Quantizer,
+    State,
+    Tensor,
+    as_float32,
+    register,
+    require_choice,
+)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class PowerOfTwo(Quantizer):
+    """Weights ``0`` or ``+-2^n``, ``n2 <= n <= n1``, nearest value.
+
+    ``s = max |w|``, ``n1 = floor(log2(4 s / 3))``, ``n2 = n1 + 1 - 2^(bits-1) / 2``: ``2^(bits-2)`` magnitudes, that is
+    1, 2, 4, 8 for 2, 3, 4, 5 bits. Zero below ``2^(n2-1)``; borders at ``0.75 * 2^n``, ties to the larger magnitude;
+    saturation above. As codes: 0 and ``+-2^k`` times ``scale = 2^n2``. Gradient: identity.
+    bits: 2 to 5, a flag for zero and a signed index (a variable-length code, see `deploy.storage`).
+    scope: one n1 per "layer" (the paper) or per "filter".
+    int8_exact: at 5 bits leave the lowest of the eight magnitudes out, so that codes reach 64 and fit int8.
+    Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which
+    only values that grew after n1 was fixed can reach.
+    """
+
+    name: ClassVar[str] = "power_of_two"
+    bits: int = 5
+    scope: str = "layer"
+    int8_exact: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 5:
+            raise ValueError(
+                f"PowerOfTwo needs 2 to 5 bits, got bits={self.bits!r}. 6 bits span 2^15 and fit no 8-bit runtime."
+            )
+        require_choice("PowerOfTwo", "scope", self.scope, ("layer", "filter"))
+
+    @property
+    def magnitudes(self) -> int:
+        """How many powers of two the grid has."""
+        count = 2 ** (self.bits - 2)
+        return count - 1 if self.int8_exact and self.bits == 5 else count
+
+    def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
+        """Codes 0 and +-2^k in the layout of `real`; scale 2^n2 with size 1 along the reduced axes."""
+        real = as_float32(real)
+        axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.scope == "filter" else ())
+        top = powers.top_power(ops.max(ops.abs(real), axis=axes, keepdims=True))
+        scale = top * 2.0 ** (1 - self.magnitudes)
+        return Quantized(self.snap(real, scale), scale)
+
+    def snap(self, real: Tensor, scale: Tensor) -> Tensor:
+        """Nearest codes on the grid of a given scale."""
+        return powers.encode_powers(real, scale, self.magnitudes)

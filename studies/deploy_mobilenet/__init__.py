@@ -1,0 +1,1 @@
+"""MobileNetV2 as LiteRT files: accuracy, size, latency."""
