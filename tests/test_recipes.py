@@ -101,7 +101,7 @@ def test_unknown_and_missing_fields_are_named():
         Recipe.from_config(config | {"plan": [{"kernel": "ternary", "bits": 2}]})
     with pytest.raises(ValueError, match=r"A rule needs the field \['kernel'\]"):
         Recipe.from_config(config | {"plan": [{"layers": ".*"}]})
-    with pytest.raises(ValueError, match=r"unknown schedule keys \['rate'\]; known: \['ratio'\]"):
+    with pytest.raises(ValueError, match=r"unknown schedule keys \['rate'\]; known: \['portions', 'ratio'\]"):
         Recipe.from_config(config | {"schedule": {"rate": 1}})
     with pytest.raises(ValueError, match="Unknown quantizer 'ternery'"):
         Recipe.from_config(config | {"activations": {"name": "ternery"}})

@@ -113,11 +113,13 @@ def size(model: keras.Model, calibration: np.ndarray) -> dict[str, Any]:
             klb.export_litert(quantized, container)
             codes = [FileRunner(path).run([calibration[:8]])[0] for path in (files[name], container)]
             equal[name] = bool(np.array_equal(*codes))
-    latency = klb.bench.latency([files[name] for name in files], threads=1)
+    latency = json.loads(klb.bench.latency(list(files.values()), threads=1).to_json())
+    for row in latency["rows"]:
+        row["path"] = Path(row["path"]).name
     return {
         "bytes": {name: path.stat().st_size for name, path in files.items()},
         "equal_to_int8_container": equal,
-        "latency": json.loads(latency.to_json()),
+        "latency": latency,
     }
 
 

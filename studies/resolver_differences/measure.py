@@ -26,8 +26,11 @@ from keras_lowbit.deploy.build import GraphBuilder, Range
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.reference import trace
 
-RESOLVERS = {"xnnpack": OpResolverType.BUILTIN, "optimized": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-             "reference": OpResolverType.BUILTIN_REF}
+RESOLVERS = {
+    "xnnpack": OpResolverType.BUILTIN,
+    "optimized": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
 SHAPE = (14, 14, 16)
 Case = Callable[[GraphBuilder, str, np.random.Generator], str]
 
@@ -39,6 +42,7 @@ def grid(random: np.random.Generator, scale: float) -> Range:
 
 def layer(kind: str, kernel: tuple[int, ...], channels: int, fan_in: int, low: int = -127, **arguments) -> Case:
     """A layer with random weights whose outputs fill about a third of the int8 range."""
+
     def build(b: GraphBuilder, x: str, random: np.random.Generator) -> str:
         codes = random.integers(low, -low + 1 if low < -2 else 2, kernel).astype(np.int8)
         scales = random.uniform(0.5, 1.5, channels) * 0.01
@@ -46,23 +50,28 @@ def layer(kind: str, kernel: tuple[int, ...], channels: int, fan_in: int, low: i
         out = grid(random, b.tensor(x).range.scale * 0.01 * spread / 40)
         bias = random.integers(-int(spread), int(spread) + 1, channels)
         return getattr(b, kind)(x, codes, scales, bias, out, "y", **arguments)
+
     return build
 
 
 def arithmetic(kind: str) -> Case:
     """Two activations of different grids."""
+
     def build(b: GraphBuilder, x: str, random: np.random.Generator) -> str:
         scale = b.tensor(x).range.scale
         other = b.input("x2", SHAPE, range=grid(random, scale))
         second = b.tensor(other).range.scale
         return getattr(b, kind)(x, other, grid(random, 128 * scale * second if kind == "mul" else 2 * scale), "y")
+
     return build
 
 
 def unary(kind: str, wider: float = 1.0, **arguments) -> Case:
     """One activation to another grid."""
+
     def build(b: GraphBuilder, x: str, random: np.random.Generator) -> str:
         return getattr(b, kind)(x, grid(random, b.tensor(x).range.scale * wider), "y", **arguments)
+
     return build
 
 
@@ -80,18 +89,28 @@ CASES: dict[str, Case] = {
     "fully_connected": layer("fully_connected", (16, 24), 24, 16),
     "fully_connected, int4": layer("fully_connected", (16, 24), 24, 16, low=-7),
     "fully_connected, int2": layer("fully_connected", (16, 24), 24, 16, low=-2),
-    "add": arithmetic("add"), "sub": arithmetic("sub"), "mul": arithmetic("mul"),
-    "max_pool2d": kept("max_pool2d"), "average_pool2d, valid": kept("average_pool2d", pool_size=(3, 3)),
+    "add": arithmetic("add"),
+    "sub": arithmetic("sub"),
+    "mul": arithmetic("mul"),
+    "max_pool2d": kept("max_pool2d"),
+    "average_pool2d, valid": kept("average_pool2d", pool_size=(3, 3)),
     "average_pool2d, same": kept("average_pool2d", pool_size=(3, 3), padding="same"),
-    "mean": unary("mean", 0.3, keepdims=True), "mean, last axis": unary("mean", 0.3, axes=(3,)),
+    "mean": unary("mean", 0.3, keepdims=True),
+    "mean, last axis": unary("mean", 0.3, axes=(3,)),
     "resize_nearest": kept("resize_nearest", size=(28, 28)),
     "resize_bilinear": kept("resize_bilinear", size=(28, 28)),
     "resize_bilinear, 3/2": kept("resize_bilinear", size=(21, 21)),
-    "softmax": kept("softmax"), "logistic": kept("logistic"), "tanh": kept("tanh"),
-    "relu": unary("relu"), "relu6": unary("relu6"), "leaky_relu": unary("leaky_relu", alpha=0.2),
-    "hard_swish": unary("hard_swish"), "quantize (int8 to int8)": unary("quantize"),
+    "softmax": kept("softmax"),
+    "logistic": kept("logistic"),
+    "tanh": kept("tanh"),
+    "relu": unary("relu"),
+    "relu6": unary("relu6"),
+    "leaky_relu": unary("leaky_relu", alpha=0.2),
+    "hard_swish": unary("hard_swish"),
+    "quantize (int8 to int8)": unary("quantize"),
     "concatenation": lambda b, x, random: b.concatenation([x, x], "y"),
-    "pad": kept("pad", paddings=[[1, 1], [1, 1], [0, 0]]), "reshape": kept("reshape", shape=[-1]),
+    "pad": kept("pad", paddings=[[1, 1], [1, 1], [0, 0]]),
+    "reshape": kept("reshape", shape=[-1]),
     "transpose": kept("transpose", perm=[0, 3, 1, 2]),
     "strided_slice": kept("strided_slice", begin=[1, 1, 0], end=[13, 13, 16]),
 }
@@ -145,8 +164,10 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """The results as a Markdown table."""
     lines = ["| operation | reference | optimized | XNNPACK | XNNPACK took it |", "|---|---|---|---|---|"]
     for name, counts in results.items():
-        cells = [f"{c['percent']:g} %, {c['largest_step']}" if c["differing"] else "0"
-                 for c in (counts[r] for r in ("reference", "optimized", "xnnpack"))]
+        cells = [
+            f"{c['percent']:g} %, {c['largest_step']}" if c["differing"] else "0"
+            for c in (counts[r] for r in ("reference", "optimized", "xnnpack"))
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} | {'yes' if counts['xnnpack']['delegated'] == 1 else 'no'} |")
     return "\n".join(lines)
 
@@ -158,8 +179,14 @@ def main() -> None:
     parser.add_argument("--output", default=str(Path(__file__).with_name("result.json")), help="JSON file to write")
     arguments = parser.parse_args()
     results = {name: measure(name, case, arguments.rounds) for name, case in CASES.items()}
-    report = {"rounds": arguments.rounds, "input_shape": SHAPE, "machine": platform.machine(),
-              "ai_edge_litert": version("ai-edge-litert"), "numpy": np.__version__, "operations": results}
+    report = {
+        "rounds": arguments.rounds,
+        "input_shape": SHAPE,
+        "machine": platform.machine(),
+        "ai_edge_litert": version("ai-edge-litert"),
+        "numpy": np.__version__,
+        "operations": results,
+    }
     temporary = f"{arguments.output}.part"
     with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(report, stream, indent=1)
