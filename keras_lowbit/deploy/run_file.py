@@ -62,13 +62,22 @@ def open_interpreter(reference: bool, threads: int = 1, keep_all: bool = False, 
 class FileRunner:
     """One interpreter. reference: LiteRT's reference kernels, every tensor kept; else the default XNNPACK delegate.
 
+    spare_reference: the built-in kernels in place of the reference ones, for data that would end the process there.
     resolver: the kernels it really runs on, a key of `RESOLVERS`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], reference: bool = False, threads: int = 1) -> None:
-        self.interpreter, self.resolver = open_interpreter(
-            reference, threads, keep_all=reference, model_path=os.fspath(path)
-        )
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        reference: bool = False,
+        threads: int = 1,
+        spare_reference: bool = False,
+    ) -> None:
+        source = {"model_path": os.fspath(path)}
+        if reference and spare_reference:
+            self.interpreter, self.resolver = make_interpreter("built-in", threads, True, **source), "built-in"
+        else:
+            self.interpreter, self.resolver = open_interpreter(reference, threads, keep_all=reference, **source)
         # Our writer lists both in the order of the graph, which is the model's.
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()

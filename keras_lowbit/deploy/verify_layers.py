@@ -48,8 +48,8 @@ class ReferenceParity:
     """The file on LiteRT's reference kernels against the NumPy reference, on every tensor of the graph.
 
     differing: tensor -> elements that differ (only tensors where some do).   elements: looked at in all.
-    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation of an island, and then
-    nothing is claimed.
+    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation of an island or would end
+    the process (see `softmax_overflows`), and then nothing is claimed.
     """
 
     differing: dict[str, int]
@@ -60,6 +60,26 @@ class ReferenceParity:
     def equal(self) -> bool | None:
         """Whether no element differs; None where LiteRT could not run on its reference kernels."""
         return None if self.kernels != "reference" else not self.differing
+
+
+def softmax_overflows(graph: IntegerGraph, samples: list[np.ndarray]) -> bool:
+    """Whether LiteRT's reference int8 softmax would end the process on these samples.
+
+    It does where ``sum(exp(x - max))`` of a row reaches 512, which takes 512 classes at least. A margin of 2 keeps clear
+    of the border, since an island or XNNPACK may shift a code.
+    """
+    wide = [
+        n.inputs[0] for n in graph.nodes if n.op == "softmax" and (graph.tensors[n.inputs[0]].shape[-1] or 0) >= 500
+    ]
+    if not wide:
+        return False
+    values = trace(graph, dict(zip(graph.inputs, samples, strict=True)))
+    for name in wide:
+        codes = values[name].astype(np.float64)
+        exponentials = np.exp((codes - codes.max(axis=-1, keepdims=True)) * np.float64(graph.tensors[name].range.scale))
+        if float(exponentials.sum(axis=-1).max()) > 510:
+            return True
+    return False
 
 
 def compare_reference(

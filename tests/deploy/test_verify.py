@@ -293,3 +293,19 @@ def test_random_damage_never_ends_the_process(mixed, tmp_path):
     outcomes = eval(printed.strip().splitlines()[-1])
     assert sum(outcomes.values()) == 40
     assert outcomes.get("ValueError", 0) + outcomes.get("not ok", 0) >= 20, outcomes
+
+
+@pytest.mark.parametrize(("spread", "equal"), [(0.0, None), (1.0, True)])
+def test_a_wide_softmax_that_would_end_the_process_runs_on_the_built_in_kernels(tmp_path, spread, equal):
+    """LiteRT's reference int8 softmax aborts where 1000 nearly equal logits add up to 512 or more."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(1000, activation="softmax")(inputs))
+    kernel = np.random.default_rng(0).normal(size=(4, 1000)) * 8
+    model.layers[-1].set_weights([spread * kernel, np.zeros(1000)])
+    samples = np.random.default_rng(1).uniform(-1, 1, size=(8, 4)).astype(np.float32)
+    quantized, _ = klb.quantize_model(model, "int8")
+    klb.calibrate(quantized, samples, verbose=0)
+    klb.export_litert(quantized, tmp_path / "wide.tflite")
+    parity = klb.verify(quantized, tmp_path / "wide.tflite", samples)
+    assert parity.reference_equal is equal
+    assert parity.ok, parity
