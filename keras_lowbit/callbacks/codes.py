@@ -10,14 +10,14 @@ from keras_lowbit.layers.host import find_layers, to_numpy
 
 
 def weight_codes(model: Any) -> list[np.ndarray]:
-    """The int8 codes of every quantized kernel of `model`, in the order of its layers and their layout."""
+    """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers."""
     return [_codes(layer) for layer in find_layers(model, QuantizedLayer) if layer.kernel_host is not None]
 
 
 def _codes(layer: Any) -> np.ndarray:
     codes = to_numpy(layer.kernel_host.encode(layer.kernel).codes)
     with np.errstate(invalid="ignore"):  # NaN weights have no code; the loss will say so
-        return codes.astype(np.int8)
+        return codes.astype(np.int16)
 
 
 def flip_rate(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
