@@ -15,21 +15,22 @@ _POWERS = np.exp2(np.arange(-100, 101)).astype(np.float32)
 
 
 def top_power(largest: Tensor) -> Tensor:
-    """``2^n1`` with ``n1 = floor(log2(4 s / 3))`` for ``s = largest`` > 0; 0 where it is 0. Shape of `largest`.
+    """``2^n1`` with ``n1 = floor(log2(4 s / 3))`` for ``s = largest`` > 0; 0 where it is 0, NaN where NaN. Shape of `largest`.
 
     Equivalent to the power with ``0.75 * 2^n1 <= s < 1.5 * 2^n1``, so that s itself maps to the top.
     Zhou et al. 2017, arXiv:1702.03044, eq. 2 and 3.
     """
     powers = ops.convert_to_tensor(_POWERS)
     reached = ops.expand_dims(largest, -1) >= 0.75 * powers
-    return ops.max(ops.where(reached, powers, ops.zeros_like(powers)), axis=-1)
+    power = ops.max(ops.where(reached, powers, ops.zeros_like(powers)), axis=-1)
+    return ops.where(ops.isnan(largest), largest, power)  # hidden, a diverged training would look healthy
 
 
 def encode_powers(real: Tensor, scale: Tensor, magnitudes: int) -> Tensor:
     """Codes 0 and ``+-2^k``, k = 0 .. magnitudes - 1, nearest to ``real / scale``; shape of `real`.
 
     ``|real| / scale`` below 0.5 gives 0; the border to ``2^k``, k >= 1, is ``0.75 * 2^k`` (ties go up); beyond the
-    largest magnitude the code saturates, where eq. 4 read literally would give 0.
+    largest magnitude the code saturates, where eq. 4 read literally would give 0. NaN stays NaN.
     Zhou et al. 2017, eq. 4.
     """
     safe = ops.where(scale > 0, scale, ops.ones_like(scale))
@@ -38,4 +39,5 @@ def encode_powers(real: Tensor, scale: Tensor, magnitudes: int) -> Tensor:
     for exponent in range(1, magnitudes):
         code = ops.where(size >= 0.75 * 2.0**exponent, 2.0**exponent, code)
     signed = ops.where(real < 0, -code, code)
-    return ops.where(ops.logical_and(scale > 0, code > 0), signed, ops.zeros_like(code))
+    code = ops.where(ops.logical_and(scale > 0, code > 0), signed, ops.zeros_like(code))
+    return ops.where(ops.logical_or(ops.isnan(real), ops.isnan(scale)), ops.full_like(code, float("nan")), code)
