@@ -49,7 +49,13 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
 
 
 def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> int | None:
-    """How many batches `batches` will yield, for a progress bar; None when only running out of them will tell."""
+    """How many batches `batches` will yield, for a progress bar; None when only running out of them will tell.
+
+    Raises ValueError for a batch size or a number of steps that is no positive integer, as `batches` does.
+    """
+    _check_count("batch_size", batch_size)
+    if steps is not None:
+        _check_count("steps", steps)
     if _is_tf_dataset(data):
         cardinality = int(data.cardinality())
         count = cardinality if cardinality >= 0 else None

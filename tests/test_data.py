@@ -162,6 +162,8 @@ def test_finite_float64_beyond_float32_is_refused_because_the_model_would_see_in
 def test_batch_size_is_a_positive_integer(batch_size):
     with pytest.raises(ValueError, match="batch_size must be a positive integer, got"):
         data.batches(IMAGES, batch_size)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got"):
+        data.batch_count(IMAGES, batch_size)
 
 
 def test_numpy_integer_is_a_batch_size():
