@@ -51,6 +51,7 @@ class QuantizerHost(keras.layers.Layer):
         # Quantizers compute in float32 whatever the policy: the input must not be cast on the way in.
         kwargs |= {"dtype": "float32", "autocast": False}
         super().__init__(**kwargs)
+        self.supports_masking = True  # value by value: a mask passes on as it is
         found = quantizers.get(quantizer)
         if found is None:
             raise ValueError(f"QuantizerHost needs a quantizer, got None. Known: {quantizers.known_names()}.")

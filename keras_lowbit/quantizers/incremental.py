@@ -98,8 +98,11 @@ class Incremental(Quantizer):
         real: float32 weights as they are now.   state: NumPy values of the variables.   portion: in (0, 1], not below
         the one reached.   rng: for partition="random".   Returns new values of all state variables.
         """
-        if not state["portion"] <= portion <= 1:
-            raise ValueError(f"Incremental froze {float(state['portion'])} of the weights; it cannot go to {portion}.")
+        if not (portion > 0 and np.float32(state["portion"]) <= np.float32(portion) <= 1):
+            raise ValueError(
+                f"Incremental has frozen a portion of {float(state['portion'])}; it cannot go to {portion}. Portions lie in "
+                "(0, 1] and never shrink: frozen weights do not thaw."
+            )
         state = dict(state)
         if state["portion"] == 0:
             fresh = self.base.encode(real, {}, filter_axes).scale
