@@ -1,5 +1,6 @@
 """reestimate_batch_norms: moving statistics from data, for weights that have changed under them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 from keras import tree
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of
+from keras_lowbit.convert.graph import Call, CallGraph, calls_of, functional_of
 
 
 def reestimate_batch_norms(
@@ -33,7 +34,7 @@ def reestimate_batch_norms(
     bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
     last_use = _last_use(graph)
     for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
-        _forward(graph, last_use, tree.flatten(batch), totals)
+        _forward(graph, last_use, _in_order(model, batch), totals)
         bar.update(index + 1)
     for call in norms:
         totals[id(call.operation)].write(call.operation)
@@ -60,6 +61,17 @@ class _Moments:
         layer.moving_variance.assign(np.maximum(self.squares / self.count - np.square(mean), 0.0))
 
 
+def _in_order(model: keras.Model, batch: Any) -> list[Any]:
+    """The inputs in the model's own order; a dict may name them after the model's input layers."""
+    functional = functional_of(model)
+    if isinstance(batch, Mapping) and not isinstance(functional.input, Mapping):
+        names = [tensor.name for tensor in functional.inputs]
+        if missing := [name for name in names if name not in batch]:
+            raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
+        return [batch[name] for name in names]
+    return tree.flatten(batch)
+
+
 def _forward(graph: CallGraph, last_use: dict[int, Call], inputs: list[Any], totals: dict[int, _Moments]) -> None:
     values = {key: keras.ops.convert_to_tensor(value) for key, value in zip(graph.inputs, inputs, strict=True)}
     for call in graph.calls:
@@ -77,12 +89,16 @@ def _forward(graph: CallGraph, last_use: dict[int, Call], inputs: list[Any], tot
 
 
 def _normalized(layer: Any, inputs: Any) -> Any:
-    """The layer with the statistics of this batch; its moving averages are set at the end in any case."""
+    """The layer with the statistics of this batch; its moving averages stay, so that bad data later harms nothing."""
     trainable, layer.trainable = layer.trainable, True
+    averages = (layer.moving_mean, layer.moving_variance)
+    before = [keras.ops.copy(average) for average in averages]
     try:
         return layer(inputs, training=True)
     finally:
         layer.trainable = trainable
+        for average, value in zip(averages, before, strict=True):
+            average.assign(value)
 
 
 def _last_use(graph: CallGraph) -> dict[int, Call]:
