@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 
@@ -125,7 +125,7 @@ def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
     (0.5, 0.75, 0.875, 1.0)
 
     schedule: 5, 4, 3 or 2, or fractions that grow strictly and end with 1.
-    Raises ValueError for other bits and numbers.
+    Raises ValueError for other bits and numbers, TypeError for anything else.
     """
     if isinstance(schedule, int):
         if schedule not in _PORTIONS:
@@ -134,6 +134,12 @@ def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
                 "for example (0.5, 0.75, 0.875, 1.0)."
             )
         return _PORTIONS[schedule]
+    given: object = schedule
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"Portions are the bits of the paper's table ({sorted(_PORTIONS)}) or numbers such as (0.5, 0.75, 1.0), got "
+            f"{schedule!r}."
+        )
     return ratios(tuple(schedule))
 
 
@@ -146,9 +152,11 @@ def step_at(epoch: int, steps: int, epochs: int) -> int:
     [0, 0, 1, 1, 2, 2, 3]
 
     epoch: counted from 0; `epochs` and later stay in the last step.   steps: how many.   epochs: in total.
-    Raises ValueError if there are fewer epochs than steps.
+    Raises ValueError if there are fewer epochs than steps, and for a negative epoch.
     """
     _require_stages("step_at", steps)
+    if epoch < 0:
+        raise ValueError(f"Epochs are counted from 0, got epoch={epoch}.")
     if epochs < steps:
         raise ValueError(
             f"{steps} steps need at least {steps} epochs, got epochs={epochs}. Train longer, or give fewer."
