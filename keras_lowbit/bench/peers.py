@@ -1,6 +1,7 @@
-"""Files to compare with: the float model, and TensorFlow's own post-training int8 of it."""
+"""Files to compare with: the float model, and the post-training int8 of TensorFlow and of ai-edge-quantizer."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import warnings
@@ -17,9 +18,11 @@ from keras_lowbit.deploy.files import atomic_write
 def write_peers(
     model: keras.Model, folder: str | os.PathLike[str], data: Any, *, batch_size: int = 32, steps: int | None = None
 ) -> dict[str, Path]:
-    """Write ``float.tflite`` and ``tensorflow_int8.tflite`` of a float Keras model; name -> path, float first.
+    """Write the peers' files of a float Keras model; name -> path, float first.
 
-    The second is TFLiteConverter's full-integer post-training quantization, int8 in and out, batch 1.
+    ``float.tflite``; ``tensorflow_int8.tflite``, TFLiteConverter's full-integer post-training quantization, int8 in and
+    out; and, where the package is installed (extra ``peers``), ``ai_edge_quantizer_int8.tflite`` with its recipe of
+    static 8-bit weights and activations. All batch 1.
     model: the float model, with fixed sizes.   data: images for its calibration, as for `keras_lowbit.calibrate`: give
     both the same.   Raises FileNotFoundError if the folder does not exist.
 
@@ -48,7 +51,24 @@ def write_peers(
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     atomic_write(paths["tensorflow int8"], _convert(converter))
+    if importlib.util.find_spec("ai_edge_quantizer") is not None:
+        paths["ai-edge-quantizer int8"] = target / "ai_edge_quantizer_int8.tflite"
+        atomic_write(paths["ai-edge-quantizer int8"], _ai_edge_quantized(paths["float"], list(samples())))
     return paths
+
+
+def _ai_edge_quantized(float_file: Path, samples: list[list[np.ndarray]]) -> bytes:
+    from ai_edge_quantizer import quantizer, recipe
+
+    from keras_lowbit.deploy.run_file import make_interpreter
+
+    signature = make_interpreter("xnnpack", model_path=os.fspath(float_file)).get_signature_list()["serving_default"]
+    calibration = {"serving_default": [dict(zip(signature["inputs"], sample, strict=True)) for sample in samples]}
+    quantize = quantizer.Quantizer(os.fspath(float_file), recipe.static_wi8_ai8())
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own progress and memory notices
+        found = quantize.quantize(quantize.calibrate(calibration, num_threads=1))
+    return bytes(found.quantized_model)
 
 
 def _convert(converter: Any) -> bytes:

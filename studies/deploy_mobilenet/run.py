@@ -3,8 +3,9 @@
     python -m studies.deploy_mobilenet.run              # both parts, about ten minutes on two cores
     python -m studies.deploy_mobilenet.run --parts size
 
-Part "accuracy": the published MobileNetV2, calibrated on 100 training images, against TensorFlow's own post-training
-quantization of the same model with the same images, both run by LiteRT (XNNPACK) on the 1,024 labelled images.
+Part "accuracy": the published MobileNetV2, calibrated on 100 training images, against the post-training
+quantization of TensorFlow and (with the extra `peers`) ai-edge-quantizer of the same model with the same images, all run
+by LiteRT (XNNPACK) on the 1,024 labelled images.
 Part "size": MobileNetV2 (224, 1000 classes) as float, int8, 4-bit and ternary pointwise files; latency in one run,
 interleaved; the packed files' outputs against their int8 containers.
 """
@@ -59,7 +60,8 @@ def accuracy(model: keras.Model, calibration: np.ndarray, folder: Path, count: i
     float_best = model.predict(images, batch_size=64, verbose=0).argmax(-1)
     found = {"images": count, "float": {"top1": float(np.mean(float_best == classes))}}
     files = {f"int8 ({method})": ours(model, calibration, method) for method in ("max", "percentile", "mse")}
-    files["TensorFlow post-training"] = tensorflow_post_training(model, calibration)
+    peers = klb.bench.write_peers(model, WORK, calibration)
+    files |= {name: path for name, path in peers.items() if name != "float"}
     for name, file in files.items():
         best = FileRunner(file, threads=2).run([images])[0].argmax(-1)
         found[name] = {
@@ -80,24 +82,11 @@ def ours(model: keras.Model, calibration: np.ndarray, method: str) -> Path:
     return path
 
 
-def tensorflow_post_training(model: keras.Model, calibration: np.ndarray) -> Path:
-    """TFLiteConverter with full-integer post-training quantization and the same calibration images."""
-    import tensorflow as tf
-
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    path = WORK / "tensorflow.tflite"
-    path.write_bytes(converter.convert())
-    return path
-
-
 def size(model: keras.Model, calibration: np.ndarray) -> dict[str, Any]:
     """Bytes, latency and bit-equality of the low-bit files."""
-    files = {"float": float_file(model)}
+    files = klb.bench.write_peers(model, WORK, calibration[:32])
     equal: dict[str, bool] = {}
+    verified: dict[str, Any] = {}
     for name, kernel, weights in (
         ("int8", None, "int8"),
         ("4-bit pointwise", klb.quantizers.Uniform(4), "int4"),
@@ -108,6 +97,14 @@ def size(model: keras.Model, calibration: np.ndarray) -> dict[str, Any]:
         klb.calibrate(quantized, calibration[:32], verbose=0)
         files[name] = WORK / f"{weights}.tflite"
         klb.export_litert(quantized, files[name], weights=weights)
+        parity = klb.verify(quantized, files[name], calibration[:8], layer_samples=1)
+        verified[name] = {
+            "ok": parity.ok,
+            "max_layer_steps": parity.max_layer_steps,
+            "reference_equal": parity.reference_equal,
+            "operators": parity.delegate.operators,
+            "not_on_xnnpack": parity.delegate.left_by_operator,
+        }
         if weights != "int8":
             container = WORK / f"{weights}_in_int8.tflite"
             klb.export_litert(quantized, container)
@@ -119,17 +116,9 @@ def size(model: keras.Model, calibration: np.ndarray) -> dict[str, Any]:
     return {
         "bytes": {name: path.stat().st_size for name, path in files.items()},
         "equal_to_int8_container": equal,
+        "verify": verified,
         "latency": latency,
     }
-
-
-def float_file(model: keras.Model) -> Path:
-    """The float model as TensorFlow's converter writes it."""
-    import tensorflow as tf
-
-    path = WORK / "float.tflite"
-    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-    return path
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def test_float_and_tensorflow_int8_stand_beside_ours(tmp_path):
     enliven(model)
     [images] = samples(model, 8)
     files = write_peers(model, tmp_path, images)
+    files.pop("ai-edge-quantizer int8", None)
     quantized, _ = klb.quantize_model(model, "int8")
     klb.calibrate(quantized, images, verbose=0)
     klb.export_litert(quantized, tmp_path / "ours.tflite")
@@ -27,6 +28,17 @@ def test_float_and_tensorflow_int8_stand_beside_ours(tmp_path):
     assert [row.batch_size for row in report.rows] == [1, 1, 1]
     kinds = [{LiteRTFile(path).tensors[name].type for name in LiteRTFile(path).inputs} for path in files.values()]
     assert kinds == [{"FLOAT32"}, {"INT8"}]
+
+
+def test_ai_edge_quantizer_stands_beside_them_where_it_is_installed(tmp_path):
+    pytest.importorskip("ai_edge_quantizer", reason="the extra `peers` is not installed")
+    model = ZOO["conv2d"].make()
+    enliven(model)
+    [images] = samples(model, 8)
+    file = LiteRTFile(write_peers(model, tmp_path, images)["ai-edge-quantizer int8"])
+    kernels = [tensor for tensor in file.tensors.values() if len(tensor.shape) == 4 and tensor.codes is not None]
+    assert kernels
+    assert {tensor.type for tensor in kernels} == {"INT8"}
 
 
 def test_folder_must_exist(tmp_path):
