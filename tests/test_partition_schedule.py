@@ -132,6 +132,15 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path):
         np.testing.assert_array_equal(to_numpy(left), to_numpy(right), err_msg=left.path)
 
 
+def test_a_layer_that_is_ahead_waits_for_the_others():
+    model = network()
+    callbacks.partition.freeze_portion(model.get_layer("conv"), 0.75, np.random.default_rng(0))
+    recorder = Recorder(frozen_fractions)
+    fit(model, callbacks.PartitionSchedule(PORTIONS), recorder)
+    assert [conv for conv, _ in recorder.seen] == [54, 54, 54, 54, 72]
+    assert [head for _, head in recorder.seen] == [96, 96, 144, 144, 192]
+
+
 def test_another_seed_draws_other_weights():
     masks = []
     for seed in (0, 0, 1):

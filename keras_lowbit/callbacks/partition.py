@@ -49,16 +49,18 @@ class PartitionSchedule(StageCallback):
 
     def reached(self, value: float) -> bool:
         """Whether every layer has frozen that portion, or more."""
-        return all(
-            to_numpy(layer.kernel_host.state["portion"]) >= np.float32(value)
-            for layer in incremental_layers(self.model)
-        )
+        return all(_has(layer, value) for layer in incremental_layers(self.model))
 
     def apply(self, value: float) -> None:
-        """Freeze up to that portion of every kernel; the kernels take the frozen values."""
+        """Freeze up to that portion of every kernel that has less; the kernels take the frozen values."""
         step = self.values.index(value)
         for index, layer in enumerate(incremental_layers(self.model)):
-            freeze_portion(layer, value, np.random.default_rng([self.seed, step, index]))
+            if not _has(layer, value):
+                freeze_portion(layer, value, np.random.default_rng([self.seed, step, index]))
+
+
+def _has(layer: Any, portion: float) -> bool:
+    return bool(to_numpy(layer.kernel_host.state["portion"]) >= np.float32(portion))
 
 
 def freeze_portion(layer: QuantizedLayer, portion: float, rng: np.random.Generator) -> None:
