@@ -1,14 +1,12 @@
 """reestimate_batch_norms: moving statistics from data, for weights that have changed under them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of, functional_of
+from keras_lowbit.convert.graph import Call, CallGraph, calls_of, inputs_in_order
 
 
 def reestimate_batch_norms(
@@ -34,7 +32,7 @@ def reestimate_batch_norms(
     bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
     last_use = _last_use(graph)
     for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
-        _forward(graph, last_use, _in_order(model, batch), totals)
+        _forward(graph, last_use, inputs_in_order(model, batch), totals)
         bar.update(index + 1)
     for call in norms:
         totals[id(call.operation)].write(call.operation)
@@ -59,17 +57,6 @@ class _Moments:
         mean = self.total / self.count
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(np.maximum(self.squares / self.count - np.square(mean), 0.0))
-
-
-def _in_order(model: keras.Model, batch: Any) -> list[Any]:
-    """The inputs in the model's own order; a dict may name them after the model's input layers."""
-    functional = functional_of(model)
-    if isinstance(batch, Mapping) and not isinstance(functional.input, Mapping):
-        names = [tensor.name for tensor in functional.inputs]
-        if missing := [name for name in names if name not in batch]:
-            raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
-        return [batch[name] for name in names]
-    return tree.flatten(batch)
 
 
 def _forward(graph: CallGraph, last_use: dict[int, Call], inputs: list[Any], totals: dict[int, _Moments]) -> None:

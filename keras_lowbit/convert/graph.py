@@ -109,6 +109,17 @@ def functional_of(model: Any) -> Any:
     )
 
 
+def inputs_in_order(model: keras.Model, batch: Any) -> list[Any]:
+    """The inputs in the model's own order; a dict may name them after the model's input layers."""
+    functional = functional_of(model)
+    if isinstance(batch, Mapping) and not isinstance(functional.input, Mapping):
+        names = [tensor.name for tensor in functional.inputs]
+        if missing := [name for name in names if name not in batch]:
+            raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
+        return [batch[name] for name in names]
+    return tree.flatten(batch)
+
+
 def is_graph_model(operation: Any) -> bool:
     """Whether an operation is itself a graph of operations: Functional, Sequential, or a subclass with their `call`."""
     is_graph = isinstance(operation, keras.Sequential) or (

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
+from keras_lowbit.convert.graph import inputs_in_order
 from keras_lowbit.convert.report import table
 from keras_lowbit.deploy.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.graph import IntegerGraph
@@ -150,7 +151,7 @@ def verify(
     file = LiteRTFile(path)
     lowered = lower_model(model, _input_shapes(model, file), _batch_size(file))
     containers = check_same_structure(lowered.graph, file, path)
-    inputs = [_flat(batch) for batch in klb_data.batches(data, batch_size, steps)]
+    inputs = [_flat(model, batch) for batch in klb_data.batches(data, batch_size, steps)]
     count = max(layer_samples, reference_samples, _batch_size(file))
     spare = softmax_overflows(lowered.graph, _first(inputs, count))
     runner, coverage = FileRunner(path, reference=True, spare_reference=spare), delegate_coverage(path)
@@ -169,8 +170,8 @@ def verify(
     return Parity(tuple(layers), steps_found, agreement, samples, file.size, reference, coverage)
 
 
-def _flat(batch: Any) -> list[np.ndarray]:
-    return [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(batch)]
+def _flat(model: keras.Model, batch: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float32) for leaf in inputs_in_order(model, batch)]
 
 
 def _first(batches: list[list[np.ndarray]], count: int) -> list[np.ndarray]:

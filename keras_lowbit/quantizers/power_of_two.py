@@ -26,7 +26,7 @@ class PowerOfTwo(Quantizer):
     ``s = max |w|``, ``n1 = floor(log2(4 s / 3))``, ``n2 = n1 + 1 - 2^(bits-1) / 2``: ``2^(bits-2)`` magnitudes, that is
     1, 2, 4, 8 for 2, 3, 4, 5 bits. Zero below ``2^(n2-1)``; borders at ``0.75 * 2^n``, ties to the larger magnitude;
     saturation above. As codes: 0 and ``+-2^k`` times ``scale = 2^n2``. Gradient: identity.
-    bits: 2 to 5, a flag for zero and a signed index (a variable-length code, see `deploy.storage`).
+    bits: 2 to 5, a flag for zero and a signed index (a variable-length code).
     scope: one n1 per "layer" (the paper) or per "filter".
     int8_exact: at 5 bits leave the lowest of the eight magnitudes out, so that codes reach 64 and fit int8.
     Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which

@@ -309,3 +309,19 @@ def test_a_wide_softmax_that_would_end_the_process_runs_on_the_built_in_kernels(
     parity = klb.verify(quantized, tmp_path / "wide.tflite", samples)
     assert parity.reference_equal is equal
     assert parity.ok, parity
+
+
+def test_dict_data_go_to_the_inputs_by_name(tmp_path):
+    second, first = keras.Input((4,), name="zulu"), keras.Input((4,), name="alpha")
+    model = keras.Model([second, first], keras.layers.Dense(3)(keras.layers.Subtract()([second, first])))
+    random = np.random.default_rng(0)
+    data = {"alpha": random.uniform(0, 9, (8, 4)), "zulu": random.uniform(-1, 0, (8, 4))}
+    data = {name: values.astype(np.float32) for name, values in data.items()}
+    listed = [data["zulu"], data["alpha"]]
+    quantized, _ = klb.quantize_model(model, "int8")
+    klb.calibrate(quantized, listed, verbose=0)
+    klb.export_litert(quantized, tmp_path / "two.tflite")
+    by_name = klb.verify(quantized, tmp_path / "two.tflite", data)
+    assert by_name.ok, by_name
+    assert by_name.output_steps == klb.verify(quantized, tmp_path / "two.tflite", listed).output_steps
+    assert by_name.max_output_steps <= 1
