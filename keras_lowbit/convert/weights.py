@@ -10,6 +10,7 @@ from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
 from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model, layers_of
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
+from keras_lowbit.numerics.thresholds import reduced_axes
 from keras_lowbit.quantizers import Quantized
 
 STOCK_CLASSES = {cls: getattr(keras.layers, name) for name, cls in QUANTIZED_CLASSES.items()}
@@ -57,9 +58,7 @@ def kernel_codes(layer: Any) -> Quantized:
 def _shared_power_out(
     codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    kept = {axis % codes.ndim for axis in filter_axes}
-    axes = tuple(axis for axis in range(codes.ndim) if axis not in kept)
-    bits = np.bitwise_or.reduce(np.abs(codes), axis=axes, keepdims=True)
+    bits = np.bitwise_or.reduce(np.abs(codes), axis=reduced_axes(codes.ndim, filter_axes), keepdims=True)
     power = np.where(bits > 0, bits & -bits, 1)  # the lowest bit any code of the filter has
     return codes // power, (scale * power).astype(np.float32)
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.numerics.thresholds import per_filter_shape, reduced_axes
 
 INT32_LIMIT = 2**31 - 1
 # A channel whose weights move the output by less than this share of a step, whatever the input, is a constant.
@@ -87,7 +89,7 @@ def fold(
     folded = (folded / np.abs(factors)).astype(np.float32)
     codes = (codes * along(factors, codes, filter_axes)).astype(np.int8)
     dead = _dead_channels(codes, folded, affine.offset, filter_axes, source, out, name)
-    empty = np.abs(codes).max(axis=_others(codes, filter_axes)).reshape(-1) == 0
+    empty = np.abs(codes).max(axis=reduced_axes(codes.ndim, filter_axes)).reshape(-1) == 0
     folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
     codes = np.where(along(dead, codes, filter_axes), 0, codes).astype(np.int8)
     flushed = tuple(int(c) for c in np.flatnonzero(dead & ~empty))
@@ -110,7 +112,7 @@ def affine_codes(affine: Affine, source: Range, out: Range) -> np.ndarray:
 
 def _multiples(codes: np.ndarray, bias_steps: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:
     """1, or the whole number that brings a channel's bias step below `COARSEST_BIAS_STEPS`, as far as int8 allows."""
-    largest = np.abs(codes.astype(np.int64)).max(axis=_others(codes, filter_axes)).reshape(-1)
+    largest = np.abs(codes.astype(np.int64)).max(axis=reduced_axes(codes.ndim, filter_axes)).reshape(-1)
     room = 127 // np.maximum(largest, 1)
     return np.clip(np.ceil(bias_steps / COARSEST_BIAS_STEPS), 1, room).astype(np.int64)
 
@@ -125,7 +127,7 @@ def _dead_channels(
     name: str,
 ) -> np.ndarray:
     """Channels that are constants, as booleans: what follows multiplies them with (almost) nothing."""
-    sums = np.abs(codes.astype(np.int64)).sum(axis=_others(codes, filter_axes)).reshape(-1)
+    sums = np.abs(codes.astype(np.int64)).sum(axis=reduced_axes(codes.ndim, filter_axes)).reshape(-1)
     reach = 255.0 * sums * folded * source.scale / out.scale
     bias = _biases(offset, source, folded)
     overflow = np.abs(bias) > INT32_LIMIT
@@ -143,8 +145,7 @@ def _dead_channels(
 
 def channel_scales(codes: np.ndarray, scale: np.ndarray, filter_axes: tuple[int, ...], name: str) -> np.ndarray:
     """One scale for each output channel from a scale that broadcasts against the codes."""
-    keep = _positive(filter_axes, codes.ndim)
-    shape = [codes.shape[axis] if axis in keep else 1 for axis in range(codes.ndim)]
+    shape = per_filter_shape(codes.shape, filter_axes)
     if np.ndim(scale) and any(have not in (1, want) for have, want in zip(np.shape(scale), shape, strict=True)):
         raise ValueError(
             f"The weights of {name!r} have scales of shape {np.shape(scale)}: several for one output channel. LiteRT "
@@ -161,19 +162,8 @@ def _biases(offset: np.ndarray, source: Range, scales: np.ndarray) -> np.ndarray
 
 def along(values: np.ndarray, codes: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:
     """Values for each channel in the shape that broadcasts against the codes."""
-    keep = _positive(filter_axes, codes.ndim)
-    return values.reshape([codes.shape[axis] if axis in keep else 1 for axis in range(codes.ndim)])
-
-
-def _others(codes: np.ndarray, filter_axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in range(codes.ndim) if axis not in _positive(filter_axes, codes.ndim))
-
-
-def _positive(axes: tuple[int, ...], rank: int) -> set[int]:
-    return {axis % rank for axis in axes}
+    return values.reshape(per_filter_shape(codes.shape, filter_axes))
 
 
 def _array(variable: Any) -> np.ndarray:
-    import keras
-
-    return keras.ops.convert_to_numpy(variable).astype(np.float64)
+    return to_numpy(variable).astype(np.float64)

@@ -1,18 +1,29 @@
 """Layers with weights, and per-channel affines on their own (a depthwise 1x1 convolution is exactly that)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import activation_name, stock_kind
 from keras_lowbit.convert.weights import kernel_codes
-from keras_lowbit.deploy.fold import Affine, Folded, affine_codes, fold, identity
+from keras_lowbit.deploy.fold import Affine, affine_codes, fold, identity
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.lower_islands import activation_island
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
+
+
+class Given(NamedTuple):
+    """What every weighted builder method takes first, in its order."""
+
+    tensor: str
+    codes: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray
+    grid: Range
+    name: str
 
 
 def lower_weighted(state: Lowering, call: Call) -> bool:
@@ -78,46 +89,31 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         name = state.name(call.path)
         folded = fold(codes, scale, layer.filter_axes, total or affine, sees, grid, call.path)
         state.layers[name] = LoweredLayer(call.path, name, folded.factors, folded.flushed)
-        return _NODES[kind](state, layer, source.tensor, folded, grid, name, activation)
+        given = Given(source.tensor, folded.codes, folded.scales, folded.bias, grid, name)
+        return _NODES[kind](state, layer, given, activation)
 
     return Pending(call.path, emit, source.trail.add(call=call), affine)
 
 
-def _conv2d(
-    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
-) -> str:
-    return state.builder.conv2d(
-        tensor,
-        folded.codes,
-        folded.scales,
-        folded.bias,
-        grid,
-        name,
-        strides=layer.strides,
-        padding=layer.padding,
-        dilation=layer.dilation_rate,
-        groups=layer.groups,
-        activation=activation,
-    )
+def _window(layer: Any) -> dict[str, Any]:
+    """Strides, padding and dilation of a 2-D layer, as the builder takes them."""
+    return {"strides": layer.strides, "padding": layer.padding, "dilation": layer.dilation_rate}
 
 
-def _conv1d(
-    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
-) -> str:
+def _conv2d(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
+    return state.builder.conv2d(*given, **_window(layer), groups=layer.groups, activation=activation)
+
+
+def _conv1d(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
     """A convolution of height 1 between two reshapes; causal padding goes in front."""
-    builder = state.builder
-    steps, channels = static_shape(state, tensor)
-    image = builder.reshape(tensor, state.name(f"{name}/image"), (1, steps, channels))
+    builder, name = state.builder, given.name
+    steps, channels = static_shape(state, given.tensor)
+    image = builder.reshape(given.tensor, state.name(f"{name}/image"), (1, steps, channels))
     padding: Any = layer.padding
     if padding == "causal":
         padding = ((0, 0), (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0))
     inner = builder.conv2d(
-        image,
-        folded.codes[None],
-        folded.scales,
-        folded.bias,
-        grid,
-        state.name(f"{name}/conv"),
+        *given._replace(tensor=image, codes=given.codes[None], name=state.name(f"{name}/conv")),
         strides=(1, layer.strides[0]),
         padding=padding,
         dilation=(1, layer.dilation_rate[0]),
@@ -127,43 +123,16 @@ def _conv1d(
     return builder.reshape(inner, name, static_shape(state, inner)[1:])
 
 
-def _depthwise(
-    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
-) -> str:
-    return state.builder.depthwise_conv2d(
-        tensor,
-        folded.codes,
-        folded.scales,
-        folded.bias,
-        grid,
-        name,
-        strides=layer.strides,
-        padding=layer.padding,
-        dilation=layer.dilation_rate,
-        activation=activation,
-    )
+def _depthwise(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
+    return state.builder.depthwise_conv2d(*given, **_window(layer), activation=activation)
 
 
-def _transpose(
-    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
-) -> str:
-    return state.builder.transpose_conv(
-        tensor,
-        folded.codes,
-        folded.scales,
-        folded.bias,
-        grid,
-        name,
-        strides=layer.strides,
-        padding=layer.padding,
-        activation=activation,
-    )
+def _transpose(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
+    return state.builder.transpose_conv(*given, strides=layer.strides, padding=layer.padding, activation=activation)
 
 
-def _dense(
-    state: Lowering, layer: Any, tensor: str, folded: Folded, grid: Range, name: str, activation: str | None
-) -> str:
-    return state.builder.fully_connected(tensor, folded.codes, folded.scales, folded.bias, grid, name, activation)
+def _dense(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
+    return state.builder.fully_connected(*given, activation=activation)
 
 
 _NODES = {

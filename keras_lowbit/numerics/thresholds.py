@@ -16,6 +16,12 @@ def reduced_axes(rank: int, kept: Axes) -> Axes:
     return tuple(axis for axis in range(rank) if axis not in keep)
 
 
+def per_filter_shape(shape: tuple[int, ...], kept: Axes) -> tuple[int, ...]:
+    """`shape` with size 1 along all axes but `kept`: that of one value for each filter."""
+    gone = reduced_axes(len(shape), kept)
+    return tuple(1 if axis in gone else size for axis, size in enumerate(shape))
+
+
 def mean_magnitude(weights: Tensor, axes: Axes) -> Tensor:
     """``mean |w|`` over `axes`, kept as size 1: the L2-optimal scale of a sign pattern (BWN).
 

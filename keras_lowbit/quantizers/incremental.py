@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.numerics.selection import partition_sizes, pick_new
+from keras_lowbit.numerics.thresholds import per_filter_shape
 from keras_lowbit.quantizers.base import (
     Axes,
     Quantizer,
@@ -57,8 +58,7 @@ class Incremental(Quantizer):
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """Mask and codes in the shape of the weights, a scale for each filter, two scalars."""
-        kept = {axis % len(shape) for axis in filter_axes} if shape else set()
-        scale = tuple(size if axis in kept else 1 for axis, size in enumerate(shape))
+        scale = per_filter_shape(shape, filter_axes)
         return {
             "mask": StateSpec(shape),
             "codes": StateSpec(shape),
