@@ -1,9 +1,10 @@
 """Callbacks: they apply a schedule at epoch boundaries, through variables the quantizers declared.
 
-A callback here derives what it does from the epoch and from saved variables, in `on_epoch_begin`. So it works
+A schedule here derives what it does from the epoch and from saved variables, in `on_epoch_begin`. So it works
 before or after `keras.callbacks.BackupAndRestore` in the list, and a killed training resumes where it was.
 """
 
+from keras_lowbit.callbacks.batch_norms import ReestimateBatchNorms, reestimate_batch_norms
 from keras_lowbit.callbacks.codes import flip_rate, weight_codes
 from keras_lowbit.callbacks.optimizer import plain_learning_rate, reset_optimizer
 from keras_lowbit.callbacks.partition import PartitionSchedule, freeze_portion
@@ -15,10 +16,12 @@ __all__ = [
     "FreezeRanges",
     "PartitionSchedule",
     "RatioSchedule",
+    "ReestimateBatchNorms",
     "StageCallback",
     "flip_rate",
     "freeze_portion",
     "plain_learning_rate",
+    "reestimate_batch_norms",
     "reset_optimizer",
     "weight_codes",
 ]

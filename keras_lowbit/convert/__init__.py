@@ -1,7 +1,7 @@
 """Whole model in, whole model out."""
 
+from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.apply import quantize_model
-from keras_lowbit.convert.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.calibrate import calibrate
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.weights import dequantize, quantized_weights

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from keras_lowbit import quantizers, recipes
-from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.convert.report import ConversionReport
 from keras_lowbit.convert.rewrite import Choice, Rewriter
 from keras_lowbit.convert.roles import KINDS, stock_kind
+from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.recipes import Rule
 

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.convert.graph import layers_of
 from keras_lowbit.convert.observers import make_observer
+from keras_lowbit.layers.graph import layers_of
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.quantizers import ActivationRange
 

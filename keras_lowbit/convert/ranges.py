@@ -8,8 +8,8 @@ only move or select values keep the range of their input.
 import dataclasses
 from collections.abc import Container
 
-from keras_lowbit.convert.graph import Call, CallGraph
 from keras_lowbit.convert.roles import FIXED_RANGES, KINDS, Role, activation_name, fuses, stock_kind
+from keras_lowbit.layers.graph import Call, CallGraph
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.

@@ -10,7 +10,6 @@ from keras import tree
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
-from keras_lowbit.convert.graph import Call, calls_of, fresh_name, functional_of
 from keras_lowbit.convert.ranges import RangePlan, plan_ranges
 from keras_lowbit.convert.report import LayerReport
 from keras_lowbit.convert.roles import (
@@ -25,6 +24,7 @@ from keras_lowbit.convert.roles import (
     why_island,
 )
 from keras_lowbit.convert.separable import split_separable
+from keras_lowbit.layers.graph import Call, calls_of, fresh_name, functional_of
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 from keras_lowbit.recipes import Recipe
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, is_graph_model
+from keras_lowbit.layers.graph import Call, is_graph_model
 
 
 class Role(enum.Enum):

@@ -8,8 +8,8 @@ from keras import tree
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
-from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model, layers_of
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
+from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model, layers_of
 from keras_lowbit.numerics.thresholds import reduced_axes
 from keras_lowbit.quantizers import Quantized
 

@@ -14,11 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of
 from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.graph import IntegerGraph, Range
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
+from keras_lowbit.layers.graph import Call, CallGraph, calls_of
 from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
 from keras_lowbit.quantizers import ActivationRange, serialize
 

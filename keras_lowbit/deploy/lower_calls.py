@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import Role, activation_name, role_of, stock_kind
 from keras_lowbit.deploy.fold import Affine, batch_norm_affine
 from keras_lowbit.deploy.graph import Range
@@ -15,6 +14,7 @@ from keras_lowbit.deploy.lower_moves import lower_move
 from keras_lowbit.deploy.lower_weighted import lower_weighted, pending_affine
 from keras_lowbit.deploy.values import Entry, Pending, Stored, Trail
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers.graph import Call
 
 _LEAST_SOFTMAX_SCALE = 2.0**-24
 FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}

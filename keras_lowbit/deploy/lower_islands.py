@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import Role, activation_name, role_of
 from keras_lowbit.deploy.islands_convert import convert_island
 from keras_lowbit.deploy.lower import Island, Lowering
 from keras_lowbit.deploy.values import Floating, Part, Trail
 from keras_lowbit.layers import QuantizedLayer
+from keras_lowbit.layers.graph import Call
 
 BOUNDED = ("softmax", "sigmoid")
 

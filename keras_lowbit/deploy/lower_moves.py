@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.values import Floating, Pending, Stored
+from keras_lowbit.layers.graph import Call
 
 # Nothing happens in inference: the result is the input itself.
 _ALIASES = {

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_lowbit.convert.graph import Call
 from keras_lowbit.convert.roles import activation_name, stock_kind
 from keras_lowbit.convert.weights import kernel_codes
 from keras_lowbit.deploy.fold import Affine, affine_codes, fold, identity
@@ -13,6 +12,7 @@ from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.lower_islands import activation_island
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
+from keras_lowbit.layers.graph import Call
 
 
 class Given(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.graph import Call, calls_of
 from keras_lowbit.convert.report import table
 from keras_lowbit.convert.roles import KINDS, stock_kind
 from keras_lowbit.deploy import litert
@@ -14,6 +13,7 @@ from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import lower_model
 from keras_lowbit.deploy.packed_speed import resolve_weights
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers.graph import Call, calls_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.graph import Call
 from keras_lowbit.deploy.fold import Affine
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.layers.graph import Call
 
 
 @dataclasses.dataclass(eq=False)

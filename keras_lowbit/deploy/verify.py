@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.convert.graph import inputs_in_order
 from keras_lowbit.convert.report import table
 from keras_lowbit.deploy.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.graph import IntegerGraph
@@ -30,6 +29,7 @@ from keras_lowbit.deploy.verify_layers import (
     compare_reference,
     softmax_overflows,
 )
+from keras_lowbit.layers.graph import inputs_in_order
 
 _EAGER_BATCHES = 4  # tracing a large model into a graph takes longer than so many batches without one
 

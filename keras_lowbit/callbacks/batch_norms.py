@@ -1,4 +1,4 @@
-"""reestimate_batch_norms: moving statistics from data, for weights that have changed under them."""
+"""Moving statistics of batch norms from data, for weights that have changed under them: a function and its callback."""
 
 from typing import Any
 
@@ -6,7 +6,48 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of, inputs_in_order
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.graph import Call, CallGraph, calls_of, functional_of, inputs_in_order
+from keras_lowbit.layers.host import find_layers, to_numpy
+from keras_lowbit.quantizers import Incremental
+
+
+class ReestimateBatchNorms(keras.callbacks.Callback):
+    """Takes the statistics of every batch norm anew when `fit` ends: `reestimate_batch_norms` as a callback.
+
+    The last step of INQ is followed by one epoch at most, and moving averages still remember the weights before it. While
+    an `Incremental` kernel is only partly frozen nothing happens: a fit in several pieces re-estimates once, after the
+    last step.
+    data, batch_size, steps, verbose: as for `reestimate_batch_norms`; a generator is used up by the first fit that ends.
+    Raises at the start of `fit`: ValueError for a model without batch norms, TypeError for a subclassed one.
+    """
+
+    def __init__(self, data: Any, batch_size: int = 32, steps: int | None = None, verbose: int | bool = 0) -> None:
+        super().__init__()
+        self.data, self.batch_size, self.steps, self.verbose = data, batch_size, steps, verbose
+
+    def set_model(self, model: Any) -> None:
+        """Check that there is something to re-estimate."""
+        super().set_model(model)
+        functional_of(model)
+        if not find_layers(model, keras.layers.BatchNormalization):
+            raise ValueError(
+                f"Model {model.name!r} has no batch norm, so there is nothing to re-estimate. Leave "
+                "ReestimateBatchNorms out."
+            )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Re-estimate, if all weights are frozen."""
+        if all(_frozen(layer) for layer in find_layers(self.model, QuantizedLayer)):
+            reestimate_batch_norms(
+                self.model, self.data, batch_size=self.batch_size, steps=self.steps, verbose=self.verbose
+            )
+
+
+def _frozen(layer: QuantizedLayer) -> bool:
+    if not isinstance(layer.kernel_quantizer, Incremental) or layer.kernel_host is None:
+        return True
+    return bool(to_numpy(layer.kernel_host.state["portion"]) == 1)
 
 
 def reestimate_batch_norms(
