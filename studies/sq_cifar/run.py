@@ -8,11 +8,8 @@ Two processes may share one result.json: `--threads 1` for each, on two cores, a
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -26,9 +23,18 @@ import keras_lowbit as klb
 from keras_lowbit.callbacks import reset_optimizer
 from keras_lowbit.data import data_folder, load_cifar10
 from studies.common import cifar_resnet
+from studies.common.cifar_training import (
+    CACHE,
+    Progress,
+    Results,
+    accuracy,
+    compile_model,
+    machine,
+    record_float_accuracy,
+    settings,
+)
 
 HERE = Path(__file__).resolve().parent
-CACHE = HERE / "work" / "cifar10.npz"  # decoded once; ignored by git
 FLOAT = "float"  # no quantizer, same budget: what the extra epochs alone do
 # Method -> (recipe, restarts). "-restarts" is the fairness control: the base quantizer under SQ's restarts.
 METHODS = {
@@ -53,23 +59,6 @@ class Restarts(keras.callbacks.Callback):
         """Epoch 0 starts with a fresh optimizer anyway."""
         if epoch and epoch % self.epochs_per_stage == 0:
             reset_optimizer(self.model)
-
-
-class Progress(keras.callbacks.Callback):
-    """One line per epoch."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Prints what the logs hold."""
-        values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        print(f"{self.name} epoch {epoch + 1}: {values}  ({time.perf_counter() - self.start:.0f} s)", flush=True)
 
 
 def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
@@ -110,87 +99,6 @@ def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
         "curves": {name: [round(float(value), 5) for value in values] for name, values in history.history.items()},
         "machine": machine(),
     }
-
-
-def compile_model(model: keras.Model, config: dict, schedule_steps: int) -> None:
-    """SGD with momentum and a cosine schedule of that many steps.
-
-    Keras' weight_decay is decoupled: it acts once, not through the momentum buffer. L2 of 1e-4 in a solver with
-    momentum 0.9 shrinks a weight by lr * 1e-4 / (1 - 0.9) per step in the long run, so that is the value given here.
-    """
-    rate = keras.optimizers.schedules.CosineDecay(config["learning_rate"], schedule_steps)
-    decay = config["l2"] / (1 - config["momentum"])
-    model.compile(
-        keras.optimizers.SGD(rate, momentum=config["momentum"], weight_decay=decay),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,  # XLA took over twice as long per step on two CPU cores
-    )
-
-
-def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of right classes in inference mode, where SQ quantizes everything (ratio 1)."""
-    logits = model.predict(images, batch_size=250, verbose=0)
-    return float(np.mean(logits.argmax(-1) == labels))
-
-
-def settings(config: dict) -> dict:
-    """What two runs must share to be compared; not which methods and seeds were asked for."""
-    return {name: value for name, value in config.items() if name not in ("methods", "seeds")}
-
-
-def machine() -> dict:
-    """Where a run happened."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "keras_lowbit": klb.__version__,
-    }
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-class Results:
-    """result.json, read fresh and replaced as a whole under a lock: processes can share it, a kill loses nothing."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read(self) -> dict:
-        """The stored content; an empty study if there is none."""
-        return json.loads(self.path.read_text()) if self.path.exists() else {"float_test_accuracy": {}, "runs": []}
-
-    @contextlib.contextmanager
-    def update(self):
-        """Gives the content to change, and stores it afterwards."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            content = self.read()
-            yield content
-            content["runs"].sort(
-                key=lambda run: (run["settings"]["epochs"], list(METHODS).index(run["method"]), run["seed"])
-            )
-            partial = self.path.with_suffix(".part")
-            partial.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(partial, self.path)
-
-    def has(self, method: str, seed: int, config: dict) -> bool:
-        """Whether that run is finished, with these very settings."""
-        wanted = (method, seed, settings(config))
-        return any((run["method"], run["seed"], run["settings"]) == wanted for run in self.read()["runs"])
 
 
 def summary(content: dict, epochs: int | None = None) -> str:
@@ -235,7 +143,7 @@ def main(arguments=None) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     folder = data_folder()
     data = load_cifar10(folder, cache=CACHE)
-    results = Results(parsed.output)
+    results = Results(parsed.output, METHODS)
     record_float_accuracy(results, config, data, folder)
     for seed in config["seeds"]:  # seed by seed: a study that is cut short has every method
         for method in config["methods"]:
@@ -250,19 +158,6 @@ def main(arguments=None) -> None:
             )
             keras.backend.clear_session()
     print(summary(results.read(), config["epochs"]))
-
-
-def record_float_accuracy(results: Results, config: dict, data, folder: Path) -> None:
-    """Stores the accuracy of the pretrained network, on all test images, once."""
-    name = f"resnet{config['depth']}"
-    if name in results.read()["float_test_accuracy"]:
-        return
-    model = cifar_resnet.pretrained(folder, config["depth"])
-    images, labels = data[1]
-    found = accuracy(model, cifar_resnet.normalize(images), labels)
-    with results.update() as content:
-        content["float_test_accuracy"][name] = found
-    print(f"pretrained {name}: {100 * found:.2f} %")
 
 
 if __name__ == "__main__":

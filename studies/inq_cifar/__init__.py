@@ -1,0 +1,1 @@
+"""INQ on CIFAR-10: widths and partitions."""

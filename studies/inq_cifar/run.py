@@ -1,0 +1,179 @@
+"""INQ at 5, 4, 3 and 2 bits on CIFAR-10, magnitude against random partition, from a pretrained ResNet-20.
+
+    python -m studies.inq_cifar.run                                   # everything in config.json
+    python -m studies.inq_cifar.run --methods inq-5-magnitude float-4
+
+Every finished run is in result.json at once; runs that are there are skipped, so a killed study goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_lowbit as klb
+from keras_lowbit import schedules
+from keras_lowbit.data import data_folder, load_cifar10
+from keras_lowbit.quantizers import Incremental, PowerOfTwo
+from studies.common import cifar_resnet
+from studies.common.cifar_training import (
+    CACHE,
+    Progress,
+    Results,
+    accuracy,
+    compile_model,
+    machine,
+    record_float_accuracy,
+    settings,
+)
+
+HERE = Path(__file__).resolve().parent
+PARTITIONS = ("magnitude", "random")
+# "float-10" trains the float network under the restarts of the ten steps of 2 bits: what the extra epochs alone do.
+METHODS = [f"inq-{bits}-{partition}" for bits in (5, 4, 3, 2) for partition in PARTITIONS] + ["float-4", "float-10"]
+REESTIMATION_IMAGES = 10_000
+
+
+class Restarts(keras.callbacks.Callback):
+    """Restarts the optimizer at the steps of a method that has no `PartitionSchedule`."""
+
+    def __init__(self, epochs_per_step):
+        super().__init__()
+        self.epochs_per_step = epochs_per_step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Epoch 0 starts with a fresh optimizer anyway."""
+        if epoch and epoch % self.epochs_per_step == 0:
+            klb.callbacks.reset_optimizer(self.model)
+
+
+def prepared(method: str, config: dict, folder: Path, seed: int):
+    """The model of a method, its callbacks and how many epochs it trains."""
+    model = cifar_resnet.pretrained(folder, config["depth"])
+    kind, number, *partition = method.split("-")
+    length = config["epochs_per_step"]
+    if kind == "float":
+        return model, [Restarts(length)], (int(number) - 1) * length + 1
+    steps = len(schedules.portions(int(number)))
+    kernel = Incremental(PowerOfTwo(int(number)), partition=partition[0])
+    recipe = klb.recipes.get(f"inq-{number}").replace(plan=(klb.recipes.Rule(kernel),), activations=None)
+    model, _ = klb.quantize_model(
+        model, recipe
+    )  # every convolution and the classifier; activations float, as in the paper
+    epochs = (steps - 1) * length + 1
+    return model, recipe.callbacks(epochs=epochs, seed=seed), epochs
+
+
+def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
+    """Trains one method once; returns its record for result.json."""
+    (x_train, y_train), (x_test, y_test) = data
+    started = time.perf_counter()
+    keras.utils.set_random_seed(seed)
+    model, callbacks, epochs = prepared(method, config, folder, seed)
+    train = cifar_resnet.AugmentedImages(x_train, y_train, config["batch_size"], seed)
+    compile_model(model, config, config["epochs_per_step"] * train.num_batches)
+    x_test = cifar_resnet.normalize(x_test)
+    curve = slice(config["curve_images"])  # for the plot only: nothing is chosen by it
+    history = model.fit(
+        train,
+        epochs=epochs,
+        validation_data=(x_test[curve], y_test[curve].astype(np.int32)),
+        validation_batch_size=250,
+        callbacks=[*callbacks, Progress(f"{method} seed {seed}")],
+        verbose=0,
+    )
+    trained = accuracy(model, x_test, y_test)
+    klb.reestimate_batch_norms(
+        model, cifar_resnet.normalize(x_train[:REESTIMATION_IMAGES]), batch_size=config["batch_size"]
+    )
+    return {
+        "method": method,
+        "seed": seed,
+        "settings": settings(config),
+        "epochs": epochs,
+        "test_accuracy": trained,
+        "test_accuracy_reestimated": accuracy(model, x_test, y_test),
+        "levels": levels(model),
+        "wall_s": round(time.perf_counter() - started, 1),
+        "curves": {name: [round(float(value), 5) for value in values] for name, values in history.history.items()},
+        "machine": machine(),
+    }
+
+
+def levels(model: keras.Model) -> int | None:
+    """The most magnitudes besides zero that any kernel holds: what the width promises. None for a float network."""
+    if not any(isinstance(layer, klb.layers.QuantizedLayer) for layer in model.layers):
+        return None
+    kernels = [np.asarray(weights.real) for weights in klb.quantized_weights(model).values()]
+    return max(np.unique(np.abs(kernel[kernel != 0])).size for kernel in kernels)
+
+
+def summary(content: dict) -> str:
+    """Mean and spread over the seeds, beside the float network, as a text table."""
+    groups: dict[str, list] = {}
+    for run in content["runs"]:
+        groups.setdefault(run["method"], []).append(run)
+    lines = [f"{'method':<18}{'seeds':>6}{'epochs':>8}{'test %':>9}{'std':>6}{'re-estimated %':>16}{'magnitudes':>12}"]
+    for name, value in content["float_test_accuracy"].items():
+        lines.append(f"{'pretrained ' + name:<32}{100 * value:9.2f}")
+    for method, runs in groups.items():
+        values = 100 * np.array([[run["test_accuracy"], run["test_accuracy_reestimated"]] for run in runs])
+        std = f"{values[:, 0].std(ddof=1):.2f}" if len(runs) > 1 else "-"
+        held = runs[0]["levels"] or "-"
+        lines.append(
+            f"{method:<18}{len(runs):6d}{runs[0]['epochs']:8d}{values[:, 0].mean():9.2f}{std:>6}"
+            f"{values[:, 1].mean():16.2f}{held:>12}"
+        )
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
+    """The configuration with the command line's changes, and the rest of the command line."""
+    config = json.loads((HERE / "config.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs-per-step", type=int, default=config["epochs_per_step"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=config["seeds"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=config["methods"])
+    parser.add_argument("--learning-rate", type=float, default=config["learning_rate"])
+    parser.add_argument("--threads", type=int, default=0, help="threads per operation; 0: all cores")
+    parser.add_argument("--output", type=Path, default=HERE / "result.json")
+    parsed = parser.parse_args(arguments)
+    for name in ("epochs_per_step", "seeds", "methods", "learning_rate"):
+        config[name] = getattr(parsed, name)
+    return config, parsed
+
+
+def main(arguments=None) -> None:
+    """Runs what is missing and prints the table."""
+    config, parsed = parse_arguments(arguments)
+    if parsed.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    folder = data_folder()
+    data = load_cifar10(folder, cache=CACHE)
+    results = Results(parsed.output, METHODS)
+    record_float_accuracy(results, config, data, folder)
+    for seed in config["seeds"]:
+        for method in config["methods"]:
+            if results.has(method, seed, config):
+                print(f"{method} seed {seed}: already in {parsed.output.name}")
+                continue
+            record = run_one(method, seed, config, data, folder)
+            with results.update() as content:
+                content["runs"].append(record)
+            print(
+                f"{method} seed {seed}: {100 * record['test_accuracy']:.2f} % in {record['wall_s']:.0f} s", flush=True
+            )
+            keras.backend.clear_session()
+    print(summary(results.read()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The INQ study's machinery: budgets, partitions, table, plot. The study itself takes over an hour."""
+
+import json
+
+import numpy as np
+import pytest
+
+import keras_lowbit as klb
+from studies.inq_cifar import plot, run
+
+CONFIG = json.loads((run.HERE / "config.json").read_text())
+
+
+def record(method, accuracy, levels):
+    steps = len(klb.schedules.portions(int(method.split("-")[1])))
+    curves = {"portion": list(klb.schedules.portions(int(method.split("-")[1]))), "val_accuracy": [accuracy] * steps}
+    return {
+        "method": method,
+        "seed": 0,
+        "settings": run.settings(CONFIG),
+        "epochs": steps,
+        "test_accuracy": accuracy,
+        "test_accuracy_reestimated": accuracy + 0.001,
+        "levels": levels,
+        "curves": curves,
+    }
+
+
+@pytest.fixture
+def content():
+    runs = [record("inq-5-magnitude", 0.92, 8), record("inq-5-random", 0.91, 8), record("inq-2-magnitude", 0.9, 1)]
+    return {"float_test_accuracy": {"resnet20": 0.9173}, "runs": runs}
+
+
+def test_table_has_both_measurements_and_the_levels(content):
+    lines = run.summary(content).splitlines()
+    assert lines[1].split() == ["pretrained", "resnet20", "91.73"]
+    assert lines[2].split() == ["inq-5-magnitude", "1", "4", "92.00", "-", "92.10", "8"]
+
+
+def test_plot_is_written_and_refuses_an_empty_result(content, tmp_path):
+    plot.draw(content, tmp_path / "result.png")
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no finished INQ run"):
+        plot.draw(content | {"runs": []}, tmp_path / "other.png")
+
+
+@pytest.mark.slow
+def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 16)
+    got = run.run_one("inq-5-random", 3, CONFIG | {"batch_size": 8}, ((images, labels), (images, labels)), stored_data)
+    assert got["epochs"] == 4
+    assert got["curves"]["portion"] == [0.5, 0.75, 0.875, 1.0]
+    assert 1 < got["levels"] <= 8
+    assert got["curves"]["flip_rate"][-1] == 0.0  # all frozen: nothing moves in the last epoch
+    json.dumps(got)
+
+
+def test_float_control_trains_as_long_as_the_steps_it_stands_for(stored_data):
+    model, callbacks, epochs = run.prepared("float-10", CONFIG, stored_data, 0)
+    assert (epochs, len(callbacks)) == (10, 1)
+    assert run.levels(model) is None
