@@ -3,7 +3,14 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from keras_lowbit import bench, callbacks, deploy, layers, plot, quantizers, recipes, schedules
-from keras_lowbit.convert import calibrate, dequantize, quantize_model, quantized_weights, reestimate_batch_norms
+from keras_lowbit.convert import (
+    calibrate,
+    dequantize,
+    fold_batch_norms,
+    quantize_model,
+    quantized_weights,
+    reestimate_batch_norms,
+)
 from keras_lowbit.deploy import export_litert, summary, verify
 from keras_lowbit.layers.host import freeze_ranges
 
@@ -19,6 +26,7 @@ __all__ = [
     "deploy",
     "dequantize",
     "export_litert",
+    "fold_batch_norms",
     "freeze_ranges",
     "layers",
     "plot",

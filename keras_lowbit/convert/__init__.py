@@ -3,6 +3,7 @@
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.apply import quantize_model
 from keras_lowbit.convert.calibrate import calibrate
+from keras_lowbit.convert.fold import fold_batch_norms, fold_report
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
@@ -11,6 +12,8 @@ __all__ = [
     "LayerReport",
     "calibrate",
     "dequantize",
+    "fold_batch_norms",
+    "fold_report",
     "quantize_model",
     "quantized_weights",
     "reestimate_batch_norms",

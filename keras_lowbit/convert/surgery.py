@@ -1,0 +1,99 @@
+"""Model surgery: a copy of a model in which some layers have other weights or are left out."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
+from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.layers.host import to_numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What becomes of one layer.
+
+    drop: its input passes on as it is.   config: changes of its configuration.   weights: values by the names of
+    `weights_of`; those not named are copied.
+    """
+
+    drop: bool = False
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def weights_of(layer: Any) -> dict[str, np.ndarray]:
+    """The weights of a stock layer by attribute name (kernel, bias, depthwise_kernel, pointwise_kernel), float64.
+
+    DepthwiseConv2D's is "kernel" here, as everywhere in this library.
+    """
+    names = (
+        ("depthwise_kernel", "pointwise_kernel", "bias") if hasattr(layer, "pointwise_kernel") else ("kernel", "bias")
+    )
+    found = {name: getattr(layer, name, None) for name in names}
+    return {name: to_numpy(value).astype(np.float64) for name, value in found.items() if value is not None}
+
+
+def edited(model: keras.Model, edits: Mapping[int, Edit]) -> keras.Model:
+    """A copy of a Functional or Sequential model with some layers changed; the original is not touched.
+
+    edits: id of a layer of the model or of a model inside it -> what becomes of it. Weights are stored in the layer's own
+    dtype. An operation that cannot be copied is shared with the original, as by `quantize_model`.
+    """
+    return _rebuilt(model, edits, {})
+
+
+def _rebuilt(sequence: Any, edits: Mapping[int, Edit], copies: dict[int, Any]) -> keras.Model:
+    graph, model = calls_of(sequence), functional_of(sequence)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+        for tensor in model.inputs
+    ]
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    for call in graph.calls:
+        edit = edits.get(id(call.operation))
+        outputs = [values[call.inputs[0]]] if edit is not None and edit.drop else _run(call, values, edits, copies)
+        values |= dict(zip(call.outputs, outputs, strict=True))
+    built = keras.Model(
+        tree.pack_sequence_as(model.input, inputs),
+        tree.pack_sequence_as(model.output, [values[key] for key in graph.outputs]),
+        name=sequence.name,  # the Functional inside a Sequential has another
+    )
+    copy_own_trainable(sequence, built)
+    return built
+
+
+def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: dict[int, Any]) -> list[Any]:
+    """The results of an operation's copy."""
+    operation = call.operation
+    if id(operation) in copies:
+        return call.run(values, copies[id(operation)])
+    if is_graph_model(operation):
+        copies[id(operation)] = _rebuilt(operation, edits, copies)
+        return call.run(values, copies[id(operation)])
+    if id(operation) in edits:
+        copies[id(operation)] = copy = _edited_layer(operation, edits[id(operation)])
+        return call.run(values, copy)
+    try:
+        copy = bare_copy(operation)
+        results = call.run(values, copy)  # calling it builds it, layers inside a layer included
+        if call.is_layer:
+            copy_variables(operation, copy)
+    except Exception:  # any custom layer may fail in its own way; the model must still convert
+        copy, results = operation, call.run(values, operation)
+    copies[id(operation)] = copy
+    return results
+
+
+def _edited_layer(layer: Any, edit: Edit) -> Any:
+    copy = type(layer).from_config({**layer.get_config(), **edit.config})
+    if layer.built:
+        copy.build(layer.get_build_config()["input_shape"])
+    for name, value in {**weights_of(layer), **edit.weights}.items():
+        getattr(copy, name).assign(value)
+    copy.trainable = layer.trainable
+    return copy
