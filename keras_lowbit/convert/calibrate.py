@@ -8,9 +8,9 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.convert.observers import make_observer
+from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.layers.graph import layers_of
-from keras_lowbit.layers.host import QuantizerHost
-from keras_lowbit.quantizers import ActivationRange
+from keras_lowbit.layers.host import QuantizerHost, hosts
 
 METHODS = ("max", "percentile", "mse")
 
@@ -27,7 +27,8 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Set every activation range from data: weights quantized, activations float while it looks.
 
-    Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Runs in inference mode.
+    Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Trained thresholds
+    (`quantizers.AdjustableThreshold`) start afresh, those of weights too. Runs in inference mode.
 
     data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
     batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
@@ -55,10 +56,24 @@ def calibrate(
             raise ValueError(
                 f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
             )
-        for name, value in {"minimum": low, "maximum": high, "count": float(count)}.items():
+        for name, value in host.quantizer.calibrated(low, high, count).items():
             host.state[name].assign(value)
         found[path] = (low, high)
+    _start_tuning(model)
     return found
+
+
+def _start_tuning(model: keras.Model) -> None:
+    """Trained thresholds of weights, and of ranges that the arguments fix, start afresh."""
+    for layer in quantized_layers(model).values():
+        for host, weights in ((layer.kernel_host, layer.kernel), (layer.bias_host, layer.bias)):
+            if host is not None and weights is not None:
+                for name, value in host.quantizer.tuning_start(weights, host.filter_axes).items():
+                    host.state[name].assign(value)
+    for _, host in hosts(model):
+        if host.quantizer.is_range and host.quantizer.fixed:
+            for name, value in host.quantizer.calibrated(0.0, 0.0, 0).items():
+                host.state[name].assign(value)
 
 
 def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
@@ -66,7 +81,7 @@ def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
     return {
         path: host
         for path, host in layers_of(model)
-        if isinstance(host, QuantizerHost) and isinstance(host.quantizer, ActivationRange) and not host.quantizer.fixed
+        if isinstance(host, QuantizerHost) and host.quantizer.is_range and not host.quantizer.fixed
     }
 
 

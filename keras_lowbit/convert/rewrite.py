@@ -112,8 +112,8 @@ class _Level:
         self.reasons: dict[Call, str] = {}
         self.roles = {call: self._role(call) for call in graph.calls}
         activations = rewriter.choice.recipe.activations
-        if place.shared and isinstance(activations, ActivationRange):
-            activations = dataclasses.replace(activations, hold=True)
+        if place.shared and activations is not None:
+            activations = activations.held()
         self.final = {key for index, key in enumerate(graph.outputs) if place.last is None or index in place.last}
         self.plan: RangePlan = plan_ranges(graph, self.roles, activations, self.final, nested=bool(self.prefix))
         self.names = {call.name for call in graph.calls}
@@ -168,8 +168,8 @@ class _Level:
         root = self.plan.shared.get(key, key)
         if root not in self.range_layers:
             quantizer = self.plan.after[key]
-            if key in self.plan.shared and isinstance(quantizer, ActivationRange):
-                quantizer = dataclasses.replace(quantizer, hold=True)
+            if key in self.plan.shared:
+                quantizer = quantizer.held()
             self.range_layers[root] = self._range(quantizer, f"{name}_range", dtype)
         return self.range_layers[root]
 
@@ -224,9 +224,7 @@ class _Level:
 
     def _own_range(self, call: Call) -> Quantizer:
         quantizer = self.plan.before_activation[call]
-        if self._runs_often(call) and isinstance(quantizer, ActivationRange):
-            return dataclasses.replace(quantizer, hold=True)
-        return quantizer
+        return quantizer.held() if self._runs_often(call) else quantizer
 
     def _separable(self, call: Call, path: str, changes: dict[str, Any]) -> list[Any]:
         name, pointwise_quantizer = self._fresh(f"{call.name}_depthwise"), changes["kernel_quantizer"]

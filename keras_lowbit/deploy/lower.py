@@ -15,12 +15,13 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.weights import quantized_layers
+from keras_lowbit.deploy import overflow as overflow_
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.graph import IntegerGraph, Range
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
 from keras_lowbit.layers.graph import Call, CallGraph, calls_of
 from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
-from keras_lowbit.quantizers import ActivationRange, serialize
+from keras_lowbit.quantizers import serialize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +42,34 @@ class Lowered:
     islands: list[Island]
     input_keys: dict[str, int]
 
+    @property
+    def overflows(self) -> dict[str, overflow_.Overflow]:
+        """Path of every layer whose weights were altered to fit int8 -> what that changed."""
+        return {layer.path: layer.overflow for layer in self.layers.values() if layer.overflow is not None}
 
-def lower(model: keras.Model, input_shapes: Any = None) -> IntegerGraph:
+
+def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow_.DEFAULT) -> IntegerGraph:
     """The integer graph of a quantized model: int8 codes, scales, zero points, int32 biases, nothing else.
 
     model: from `quantize_model`, or built from the drop-in layers; every range seen in `calibrate` or `fit`.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
+    overflow: what to do with codes beyond 127, as in `export_litert`; a UserWarning says what it altered.
     Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
     that does not fit int32.
     """
-    return lower_model(model, input_shapes).graph
+    lowered = lower_model(model, input_shapes, overflow=overflow)
+    overflow_.warn(lowered.overflows)
+    return lowered.graph
 
 
 def lower_model(
-    model: keras.Model, input_shapes: Any = None, batch_size: int = 1, placeholder: Range | None = None
+    model: keras.Model,
+    input_shapes: Any = None,
+    batch_size: int = 1,
+    placeholder: Range | None = None,
+    overflow: str = overflow_.DEFAULT,
 ) -> Lowered:
-    """As `lower`, with the graph's ties to the Keras model.
+    """As `lower`, with the graph's ties to the Keras model, and without the warning.
 
     batch_size: what float islands are converted for.   placeholder: stands for ranges that saw no data yet (the size
     of a file does not depend on them).
@@ -69,23 +82,34 @@ def lower_model(
             "keras_lowbit.quantize_model(model, 'int8')."
         )
     _check_finite(model)
-    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder)
+    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder, overflow)
     for call in state.calls.calls:
         lower_call(state, call)
     outputs = [state.output(key) for key in state.calls.outputs]
     graph = state.builder.build(outputs)
     graph.inputs = _in_model_order(state, graph.inputs)
     graph.metadata["islands"] = [dataclasses.asdict(island) for island in state.islands]
-    return Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
+    lowered = Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
+    if lowered.overflows:
+        altered = {path: dataclasses.asdict(found) for path, found in lowered.overflows.items()}
+        graph.metadata["overflow"] = {"policy": overflow, "layers": altered}
+    return lowered
 
 
 class Lowering:
     """The walk's state: the builder, what each Keras tensor is so far, and the ties collected."""
 
     def __init__(
-        self, model: keras.Model, calls: CallGraph, input_shapes: Any, batch_size: int, placeholder: Range | None
+        self,
+        model: keras.Model,
+        calls: CallGraph,
+        input_shapes: Any,
+        batch_size: int,
+        placeholder: Range | None,
+        overflow: str,
     ) -> None:
         self.calls, self.batch_size, self.placeholder = calls, batch_size, placeholder
+        self.overflow = overflow_.check_policy(overflow)
         self.builder = GraphBuilder(metadata=_metadata(model))
         self.values: dict[int, Value] = {}
         self.segments: list[Segment] = []
@@ -162,9 +186,9 @@ class Lowering:
     def range_of(self, host: QuantizerHost, path: str) -> Range:
         """Scale and zero point of a range, checked for export."""
         quantizer = host.quantizer
-        if not isinstance(quantizer, ActivationRange) or quantizer.bits != 8:
+        if not quantizer.is_range or quantizer.bits != 8:
             raise ValueError(
-                f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ActivationRange. "
+                f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
                 "Train with 8-bit activations to export, or leave that model in Keras."
             )
         state = host.values()

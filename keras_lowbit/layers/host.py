@@ -33,6 +33,16 @@ def to_numpy(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+class _Within(keras.constraints.Constraint):
+    """Brings a variable back into [low, high] after every step of the optimizer."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, value: Any) -> Any:
+        return ops.clip(value, self.low, self.high)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantizerHost(keras.layers.Layer):
     """Owns the state of one quantizer and applies it: ``y = quantizer(x, state)``, float32 in, float32 out.
@@ -78,6 +88,7 @@ class QuantizerHost(keras.layers.Layer):
             shape=spec.shape,
             initializer=keras.initializers.Constant(spec.initial),
             trainable=spec.trainable,
+            constraint=None if spec.limits is None else _Within(*spec.limits),
             # With the default ("none") the replicas of a MirroredStrategy keep different values, silently.
             aggregation="mean",
             dtype="float32",

@@ -58,15 +58,23 @@ def affine_parameters(minimum: Tensor, maximum: Tensor, bits: int) -> tuple[Tens
     range has been widened to contain 0. An empty range gets ``scale = 1 / (2^bits - 1)``.
     Jacob et al. 2018, arXiv:1712.05877, section 2.1 and eq. 13.
     """
-    low, levels = -(2 ** (bits - 1)), 2**bits - 1
     minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, 0.0)
-    width = maximum - minimum
+    scale = affine_scale(maximum - minimum, bits)
+    return scale, affine_zero_point(minimum, scale, bits)
+
+
+def affine_scale(width: Tensor, bits: int) -> Tensor:
+    """``width / (2^bits - 1)``, as if the width were 1 where it is 0."""
     # Not a division by a constant: compilers turn that into this multiplication, which may differ in the last bit.
-    scale = ops.where(width > 0, width, ops.ones_like(width)) * (1.0 / levels)
+    scale = ops.where(width > 0, width, ops.ones_like(width)) * (1.0 / (2**bits - 1))
     # The product can underflow to 0 when the range is denormal.
-    scale = ops.maximum(scale, float(np.finfo(np.float32).tiny))
-    zero_point = ops.clip(ops.round(low - minimum / scale), low, low + levels)
-    return scale, zero_point
+    return ops.maximum(scale, float(np.finfo(np.float32).tiny))
+
+
+def affine_zero_point(minimum: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """``round(-2^(bits-1) - minimum / scale)``, the code of 0.0 for a minimum <= 0, kept on the grid."""
+    low = -(2 ** (bits - 1))
+    return ops.clip(ops.round(low - minimum / scale), low, low + 2**bits - 1)
 
 
 def encode_affine(real: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Quantizers: frozen values that say how reals become codes, found by short name, dict or object."""
 
 from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers.adjustable import AdjustableThreshold
 from keras_lowbit.quantizers.base import (
     Quantizer,
     StateSpec,
@@ -10,6 +11,8 @@ from keras_lowbit.quantizers.base import (
     register,
     serialize,
 )
+from keras_lowbit.quantizers.clustered import ClusterCodes, Clustered
+from keras_lowbit.quantizers.fixed_point import DynamicFixedPoint
 from keras_lowbit.quantizers.incremental import Incremental
 from keras_lowbit.quantizers.power_of_two import PowerOfTwo
 from keras_lowbit.quantizers.stochastic import Stochastic
@@ -18,7 +21,11 @@ from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 
 __all__ = [
     "ActivationRange",
+    "AdjustableThreshold",
     "Binary",
+    "ClusterCodes",
+    "Clustered",
+    "DynamicFixedPoint",
     "Incremental",
     "PowerOfTwo",
     "Quantized",

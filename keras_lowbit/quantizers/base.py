@@ -23,12 +23,14 @@ class StateSpec:
     """One variable a quantizer asks its host for.
 
     shape: () for a scalar.   initial: the value it starts from.   trainable: learned by the optimizer.
+    limits: a trainable variable is brought back into this closed interval after every step of the optimizer.
     seed: the variable is a `keras.random.SeedGenerator` started from `initial` (None: a random seed).
     """
 
     shape: tuple[int, ...] = ()
     initial: float | int | None = 0.0
     trainable: bool = False
+    limits: tuple[float, float] | None = None
     seed: bool = False
 
 
@@ -36,7 +38,8 @@ class StateSpec:
 class Quantizer:
     """Base of all quantizers: a value that says how reals become codes.
 
-    Subclasses define `encode` and, where they need them, `state_specs`, `observe` and `gradient_mask`.
+    Subclasses define `encode` and, where they need them, `state_specs`, `observe`, `gradient_mask` (or, with
+    trainable state, `__call__`) and `tuning_start`; ranges of activations also `grid`, `held`, `calibrated`.
     `filter_axes` are the axes of the tensor that tell filters apart: (-1,) for Conv2D and Dense kernels,
     (2, 3) for DepthwiseConv2D, (2,) for Conv2DTranspose, () for activations and biases.
     """
@@ -58,6 +61,32 @@ class Quantizer:
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """New values of state variables after seeing `real` in a training step; none by default."""
         return {}
+
+    def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
+        """State variables as a tuning should find them, for weights `real`; `calibrate` assigns them. None by default."""
+        return {}
+
+    @property
+    def is_range(self) -> bool:
+        """Whether this is the range of an activation, with `grid`, `held` and `calibrated`."""
+        return False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the grid is given by the arguments, so that there is nothing for data to decide."""
+        return False
+
+    def grid(self, state: State) -> tuple[Tensor, Tensor]:
+        """Scale and zero point (scalars) of a range."""
+        raise NotImplementedError(f"{type(self).__name__} is not the range of an activation.")
+
+    def held(self) -> "Quantizer":
+        """The quantizer to use where several tensors share one range; itself by default."""
+        return self
+
+    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+        """State variables of a range after `count` batches whose values lay in [minimum, maximum]."""
+        raise NotImplementedError(f"{type(self).__name__} is not the range of an activation.")
 
     def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
         """What multiplies the upstream gradient (None: 1 everywhere, the plain straight-through)."""

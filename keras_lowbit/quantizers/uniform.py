@@ -110,9 +110,22 @@ class ActivationRange(Quantizer):
             raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
 
     @property
+    def is_range(self) -> bool:
+        """It is."""
+        return True
+
+    @property
     def fixed(self) -> bool:
         """Whether the range is given by the arguments and not by data."""
         return self.minimum is not None
+
+    def held(self) -> "ActivationRange":
+        """The same, only ever widening."""
+        return dataclasses.replace(self, hold=True)
+
+    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+        """The range found; `fit` goes on from it unless it is frozen. Nothing for a fixed one."""
+        return {} if self.fixed else {"minimum": minimum, "maximum": maximum, "count": float(count)}
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """Four scalars, none when the range is fixed."""
@@ -151,9 +164,13 @@ class ActivationRange(Quantizer):
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale and zero point (scalars) of the current range."""
-        low = ops.convert_to_tensor(self.minimum, "float32") if self.fixed else state["minimum"]
-        high = ops.convert_to_tensor(self.maximum, "float32") if self.fixed else state["maximum"]
-        return grids.affine_parameters(low, high, self.bits)
+        return grids.affine_parameters(*self.ends(state), self.bits)
+
+    def ends(self, state: State) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum (scalars) of the current range."""
+        if self.fixed:
+            return ops.convert_to_tensor(self.minimum, "float32"), ops.convert_to_tensor(self.maximum, "float32")
+        return state["minimum"], state["maximum"]
 
     def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
         """1 where x lies between the smallest and the largest real on the grid."""

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform
+from keras_lowbit.quantizers import (
+    ActivationRange,
+    AdjustableThreshold,
+    Binary,
+    Incremental,
+    PowerOfTwo,
+    Stochastic,
+    Ternary,
+    Uniform,
+)
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
@@ -31,6 +40,18 @@ def _inq(bits: int) -> Recipe:
     return Recipe(f"inq-{bits}", rules, ActivationRange(), {"portions": bits}, INQ_TRAINING, INQ_SOURCE)
 
 
+FAT_SOURCE = "Goncharenko et al. 2018, arXiv:1812.07872, Fast Adjustable Threshold"
+# For `distill`: thresholds alone train, without labels; cosine within restarts of 400 steps in the official code.
+FAT_TRAINING = {"optimizer": "Adam", "learning_rate": 1e-3, "epochs": 6, "calibration_images": 100}
+
+
+def _fat(name: str, **weights: Any) -> Recipe:
+    start = "max" if weights["bits"] == 8 else "mse"
+    rules = (Rule(AdjustableThreshold(Uniform(**weights), start=start)),)
+    activations = AdjustableThreshold(ActivationRange(), mode="asymmetric")
+    return Recipe(name, rules, activations, {}, FAT_TRAINING, FAT_SOURCE)
+
+
 def _plain(name: str, kernel: Any, source: str) -> Recipe:
     return Recipe(name, (Rule(kernel),), ActivationRange(), source=source)
 
@@ -43,6 +64,9 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "inq-4": lambda: _inq(4),
     "inq-3": lambda: _inq(3),
     "inq-2": lambda: _inq(2),
+    "fat": lambda: _fat("fat", bits=8),
+    "fat-scalar": lambda: _fat("fat-scalar", bits=8, granularity="tensor"),
+    "fat-w4": lambda: _fat("fat-w4", bits=4),
     "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
     "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
 }
