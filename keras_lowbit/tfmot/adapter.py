@@ -1,0 +1,113 @@
+"""LowbitQuantizer: the one adapter from a quantizer of this library to TFMOT's `Quantizer`."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from keras_lowbit import quantizers
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, SEED, check_format_version
+from keras_lowbit.quantizers import Quantized, Quantizer, StateSpec
+
+
+class VariableSeed(keras.random.SeedGenerator):
+    """A seed generator whose state is a variable that a tf_keras layer owns, trains with and saves.
+
+    Draws the same numbers as a `keras.random.SeedGenerator` that starts from the same two integers.
+    """
+
+    def __init__(self, variable: tf.Variable) -> None:
+        self.state = variable  # the base would make a Keras 3 variable, which no tf_keras model tracks
+
+    def next(self, ordered: bool = True) -> tf.Tensor:
+        """The seed of the next draw, an int vector of two; the state moves on by one."""
+        seed = tf.identity(self.state)
+        self.state.assign_add(tf.constant([0, 1], seed.dtype))
+        return seed
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """A quantizer of this library as TFMOT's `Quantizer`: declares its variables in `build`, receives them in calls.
+
+    quantizer: object, short name or plain dict.   filter_axes: axes that tell filters apart, () for activations.
+    In training the quantizer observes first. Computes in float32 with the very functions the Keras 3 layers call, and
+    hands back the dtype of its input. One object serves any number of layers.
+    """
+
+    def __init__(self, quantizer: Any, filter_axes: Any = (), format_version: int = FORMAT_VERSION) -> None:
+        check_format_version({"format_version": format_version}, "A LowbitQuantizer")
+        found = quantizers.get(quantizer)
+        if found is None:
+            raise ValueError(f"LowbitQuantizer needs a quantizer, got None. Known: {quantizers.known_names()}.")
+        self.quantizer: Quantizer = found
+        self.filter_axes = tuple(filter_axes)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """The variables the quantizer declares for that shape (None for activations), made by and owned by `layer`."""
+        shape = () if tensor_shape is None else tuple(tensor_shape)
+        specs = self.quantizer.state_specs(shape, self.filter_axes)
+        return {key: _add_variable(layer, f"{name}_{key}", spec) for key, spec in specs.items()}
+
+    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> tf.Tensor:
+        """The quantized value of `inputs`; `training` is a Python bool, as TFMOT's wrappers give it."""
+        real = tf.convert_to_tensor(inputs)
+        if training:
+            observed = self.quantizer.observe(tf.stop_gradient(real), state_values(weights))
+            for key, value in observed.items():
+                weights[key].assign(value)
+        result = self.quantizer(real, state_values(weights), self.filter_axes, bool(training))
+        return tf.cast(result, real.dtype)
+
+    def encode(self, inputs: Any, weights: dict[str, Any]) -> Quantized:
+        """Codes, scale and zero point of `inputs` under the current state: what is deployed."""
+        return self.quantizer.encode(tf.convert_to_tensor(inputs), state_values(weights), self.filter_axes)
+
+    def get_config(self) -> dict[str, Any]:
+        """The plain dict of the quantizer, its axes and the format version."""
+        config = {"quantizer": quantizers.serialize(self.quantizer), "filter_axes": list(self.filter_axes)}
+        return config | {"format_version": FORMAT_VERSION}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LowbitQuantizer) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((self.quantizer, self.filter_axes))
+
+    def __repr__(self) -> str:
+        return f"LowbitQuantizer({self.quantizer!r}, filter_axes={self.filter_axes})"
+
+
+def state_values(weights: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a quantizer as tensors, the random generator under ``"seed"`` as one."""
+    values = {key: tf.convert_to_tensor(variable) for key, variable in weights.items() if key != SEED}
+    return values | {SEED: VariableSeed(weights[SEED])} if SEED in weights else values
+
+
+def _add_variable(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
+    if spec.seed:
+        return _add_seed(layer, name, spec)
+    return layer.add_weight(
+        name=name,
+        shape=spec.shape,
+        initializer=tf_keras.initializers.Constant(spec.initial),
+        trainable=spec.trainable,
+        dtype=tf.float32,
+        # With the default the replicas of a MirroredStrategy keep different values, silently.
+        aggregation=tf.VariableAggregation.MEAN,
+    )
+
+
+def _add_seed(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
+    # The generator of Keras 3 says where a sequence starts: from the given seed, or from one that Python draws.
+    start = keras.ops.convert_to_numpy(keras.random.SeedGenerator(spec.initial).state.value)
+    return layer.add_weight(
+        name=name,
+        shape=start.shape,
+        initializer=lambda shape, dtype=None, **kwargs: tf.constant(start, dtype),
+        trainable=False,
+        dtype=tf.as_dtype(start.dtype),
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
