@@ -149,7 +149,8 @@ class AdjustableThreshold(LearnedQuantizer):
         low, high = self.left_limits
         if not -1 < low <= 0 <= high < 1:
             raise ValueError(
-                f"AdjustableThreshold needs left_limits with -1 < low <= 0 <= high < 1, got {self.left_limits}; FAT uses (-0.2, 0.4)."
+                f"AdjustableThreshold needs left_limits with -1 < low <= 0 <= high < 1, got {self.left_limits}. "
+                "Usual: (-0.2, 0.4)."
             )
         if self.signed is False and not self.is_range:
             raise ValueError(
@@ -188,8 +189,8 @@ class AdjustableThreshold(LearnedQuantizer):
         if self.start == "max":
             return {"factor": ones}
         real, axes = as_float32(real), self._axes(real, filter_axes)
-        largest = thresholds.max_scale(real, axes, self.bits)
-        best = thresholds.mse_scale(real, axes, self.bits) / ops.where(largest > 0, largest, 1.0)
+        largest = thresholds.max_scale(real, axes, self.base.bits)
+        best = thresholds.mse_scale(real, axes, self.base.bits) / ops.where(largest > 0, largest, 1.0)
         return {"factor": ops.where(largest > 0, ops.clip(best, *self.limits), ones)}
 
     def learned_grid(self, real: Tensor | None, state: State, filter_axes: Axes = ()) -> learned.LearnedGrid:
@@ -198,13 +199,13 @@ class AdjustableThreshold(LearnedQuantizer):
         if not self.symmetric:
             limits = (self.left_limits, self.limits)
             ends = learned.moved_ends(minimum, maximum, state["left"], state["width"], *limits, self.signed)
-            return learned.affine_grid(*ends, self.bits)
+            return learned.affine_grid(*ends, self.base.bits)
         signed = True if not self.is_range else (minimum < 0 if self.signed is None else self.signed)
         largest = learned.largest_magnitude(minimum, maximum, signed)
         if self.is_range:
             largest = ops.where(largest > 0, largest, ops.ones_like(largest))
         threshold = learned.clip_closed(state["factor"], *self.limits) * largest
-        return learned.symmetric_grid(threshold, self.bits, signed, full=self.is_range)
+        return learned.symmetric_grid(threshold, self.base.bits, signed, full=self.is_range)
 
     def _ends(self, real: Tensor | None, state: State, filter_axes: Axes) -> tuple[Tensor, Tensor]:
         if self.is_range:
