@@ -81,7 +81,10 @@ def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
     return {
         path: host
         for path, host in layers_of(model)
-        if isinstance(host, QuantizerHost) and host.quantizer.is_range and not host.quantizer.fixed
+        if isinstance(host, QuantizerHost)
+        # A kernel may have a quantizer that would be a range elsewhere (DynamicFixedPoint).
+        and not (host.filter_axes or host.quantizer.fixed)
+        and host.quantizer.is_range
     }
 
 

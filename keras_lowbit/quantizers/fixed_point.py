@@ -56,7 +56,8 @@ class DynamicFixedPoint(ActivationRange):
 
     def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """The range found, frozen: exponents are fixed at calibration."""
-        return {"minimum": minimum, "maximum": maximum, "count": float(count), "frozen": 1.0}
+        found = super().calibrated(minimum, maximum, count)
+        return found | {"frozen": 1.0} if "frozen" in self.state_specs(()) else found
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes in the layout of `real`, scale 2^E and zero point; of the known range, or of `real` itself."""
@@ -74,9 +75,12 @@ class DynamicFixedPoint(ActivationRange):
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale 2^E and zero point (scalars) of the known range."""
-        low = ops.convert_to_tensor(self.minimum, "float32") if self.fixed else state["minimum"]
-        high = ops.convert_to_tensor(self.maximum, "float32") if self.fixed else state["maximum"]
+        low, high = self.ends(state)
         return self._affine(low, ops.maximum(ops.abs(low), ops.abs(high)))
+
+    def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
+        """The moving average of an activation after one more batch; nothing for a kernel."""
+        return super().observe(real, state) if "count" in state else {}
 
     def snap(self, real: Tensor, scale: Tensor) -> Tensor:
         """Signed codes on the grid of a given scale."""

@@ -1,6 +1,7 @@
 """Recipes: named, printable bundles of a method, JSON both ways."""
 
 from keras_lowbit.recipes.catalog import get, names
+from keras_lowbit.recipes.dfp import dfp
 from keras_lowbit.recipes.plan import Recipe, Rule
 
-__all__ = ["Recipe", "Rule", "get", "names"]
+__all__ = ["Recipe", "Rule", "dfp", "get", "names"]

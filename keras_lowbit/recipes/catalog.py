@@ -13,6 +13,7 @@ from keras_lowbit.quantizers import (
     Ternary,
     Uniform,
 )
+from keras_lowbit.recipes.dfp import dfp, dfp8
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
@@ -57,6 +58,10 @@ def _plain(name: str, kernel: Any, source: str) -> Recipe:
 
 
 _CATALOG: dict[str, Callable[[], Recipe]] = {
+    "dfp-2w8a-n4": lambda: dfp(2, 4),
+    "dfp-2w8a-n64": lambda: dfp(2, 64),
+    "dfp-4w8a-n4": lambda: dfp(4, 4),
+    "dfp-8w8a": dfp8,
     "int8": lambda: _plain("int8", Uniform(8), "Jacob et al. 2018, arXiv:1712.05877"),
     "sq-twn": lambda: _sq("sq-twn", Ternary()),
     "sq-bwn": lambda: _sq("sq-bwn", Binary()),
