@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.host import find_layers, to_numpy
+from keras_lowbit.layers.base import kernel_layers
+from keras_lowbit.layers.host import to_numpy
 
 
 def weight_codes(model: Any) -> list[np.ndarray]:
     """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers."""
-    return [_codes(layer) for layer in find_layers(model, QuantizedLayer) if layer.kernel_host is not None]
+    return [_codes(layer) for layer in kernel_layers(model)]
 
 
 def _codes(layer: Any) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_lowbit import schedules
 from keras_lowbit.callbacks.stages import StageCallback
-from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.host import find_layers, to_numpy
+from keras_lowbit.layers.base import QuantizedLayer, kernel_layers
+from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.quantizers import Incremental
 
 
@@ -76,11 +76,8 @@ def freeze_portion(layer: QuantizedLayer, portion: float, rng: np.random.Generat
 
 def incremental_layers(model: Any) -> list[Any]:
     """The built layers of `model` with an `Incremental` kernel; a ValueError if there are none."""
-    found = [
-        layer
-        for layer in find_layers(model, QuantizedLayer)
-        if isinstance(layer.kernel_quantizer, Incremental) and layer.built
-    ]
+    layers = kernel_layers(model)
+    found = [layer for layer in layers if isinstance(layer.kernel_quantizer, Incremental) and layer.built]
     if not found:
         raise ValueError(
             f"Model {model.name!r} has no built layer with an incremental quantizer, so there is nothing to freeze. "

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version, find_layers
 
 ROLES = ("kernel", "bias", "output")
 
@@ -118,3 +118,13 @@ class QuantizedLayer(keras.layers.Layer):
         for role in ROLES:
             config[f"{role}_quantizer"] = quantizers.serialize(self._quantizers[role])
         return config | {"format_version": FORMAT_VERSION}
+
+
+def kernel_layers(model: Any) -> list[Any]:
+    """Every layer of `model` with a kernel quantizer, each once: `kernel`, `kernel_host`, `kernel_quantizer`, `built`.
+
+    A view of a model of another Keras (see `keras_lowbit.tfmot`) names its own, in `kernel_layers()`.
+    """
+    if hasattr(model, "kernel_layers"):
+        return model.kernel_layers()
+    return [layer for layer in find_layers(model, QuantizedLayer) if layer.kernel_host is not None]

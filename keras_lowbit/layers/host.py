@@ -163,8 +163,11 @@ def find_layers(model: Any, kind: type) -> list[Any]:
 def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
     """Every quantizer host inside `model`, each once, with its path.
 
-    The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``.
+    The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
+    `keras_lowbit.tfmot`) names its hosts itself, in `quantizer_hosts()`.
     """
+    if hasattr(model, "quantizer_hosts"):
+        return model.quantizer_hosts()
     return [(host.path or host.name, host) for host in find_layers(model, QuantizerHost)]
 
 
