@@ -12,6 +12,7 @@ from keras_lowbit.convert import (
     reestimate_batch_norms,
 )
 from keras_lowbit.deploy import export_litert, summary, verify
+from keras_lowbit.distill import Distiller, distill
 from keras_lowbit.layers.host import freeze_ranges
 
 try:
@@ -20,11 +21,13 @@ except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0.0.0+unknown"
 
 __all__ = [
+    "Distiller",
     "bench",
     "calibrate",
     "callbacks",
     "deploy",
     "dequantize",
+    "distill",
     "export_litert",
     "fold_batch_norms",
     "freeze_ranges",

@@ -6,6 +6,7 @@ before or after `keras.callbacks.BackupAndRestore` in the list, and a killed tra
 
 from keras_lowbit.callbacks.batch_norms import ReestimateBatchNorms, reestimate_batch_norms
 from keras_lowbit.callbacks.codes import flip_rate, weight_codes
+from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import plain_learning_rate, reset_optimizer
 from keras_lowbit.callbacks.partition import PartitionSchedule, freeze_portion
 from keras_lowbit.callbacks.ranges import FreezeRanges
@@ -13,6 +14,7 @@ from keras_lowbit.callbacks.ratio import RatioSchedule
 from keras_lowbit.callbacks.stages import StageCallback
 
 __all__ = [
+    "CosineRestarts",
     "FreezeRanges",
     "PartitionSchedule",
     "RatioSchedule",

@@ -1,0 +1,98 @@
+"""A classifier's logits: the model without the softmax it ends with."""
+
+from typing import Any
+
+import keras
+from keras import tree
+
+# Operations that move values or hand them on, through which a softmax before them is seen.
+_HANDS_ON = ("Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Permute")
+
+
+def logits_model(model: Any) -> Any:
+    """A model that shares all layers with `model` and gives a list of outputs, final softmaxes left out.
+
+    Found as a layer (Softmax, Activation), as the activation of the last layer (Dense, Conv2D, their quantized forms,
+    QuantActivation), as `keras.ops.softmax`; inside nested models, and before a Reshape, Flatten, Dropout or linear
+    Activation. An output without a softmax is given as it is, and so are the outputs of a subclassed model: its code
+    cannot be read. The model itself does not change.
+    """
+    if not _is_graph(model):
+        return _Outputs(model)
+    return keras.Model(_structure(model), [_before_softmax(output) for output in model.outputs], name=model.name)
+
+
+def _is_graph(model: Any) -> bool:
+    """Whether running the model is running its graph."""
+    defining = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
+    return defining.__module__.startswith("keras.") and bool(getattr(model, "outputs", None))
+
+
+def _structure(model: Any) -> Any:
+    return model._functional.input if isinstance(model, keras.Sequential) else model.input
+
+
+def _before_softmax(tensor: Any) -> Any:
+    """The symbolic tensor with the final softmax left out; itself if there is none."""
+    operation, node_index, tensor_index = tensor._keras_history
+    if isinstance(operation, keras.layers.InputLayer):
+        return tensor
+    node = operation._inbound_nodes[node_index]
+    kind, arguments = type(operation).__name__, node.arguments
+    if isinstance(operation, keras.Model) and _is_graph(operation):
+        inner = _before_softmax(operation.outputs[tensor_index])
+        if inner is operation.outputs[tensor_index]:
+            return tensor
+        return Run(keras.Model(_structure(operation), inner))(*arguments.args, **arguments.kwargs)
+    if _is_softmax(operation, len(tensor.shape)):
+        return node.input_tensors[0]
+    if len(node.input_tensors) == 1 and (kind in _HANDS_ON or _is_linear(operation)):
+        before = _before_softmax(node.input_tensors[0])
+        if before is not node.input_tensors[0]:
+            return Run(operation)(before, *arguments.args[1:], **arguments.kwargs)
+    elif getattr(operation, "activation", None) is keras.activations.softmax:
+        return Run(operation, linear=True)(*arguments.args, **arguments.kwargs)
+    return tensor
+
+
+def _is_softmax(operation: Any, rank: int) -> bool:
+    kind = type(operation).__name__
+    if kind == "Softmax":
+        return operation.axis in (-1, rank - 1)
+    return kind in ("Activation", "QuantActivation") and operation.activation is keras.activations.softmax
+
+
+def _is_linear(operation: Any) -> bool:
+    return type(operation).__name__ == "Activation" and operation.activation is keras.activations.linear
+
+
+class Run(keras.layers.Layer):
+    """Calls an operation of another model without adding a node to it; `linear`: as if its activation were none."""
+
+    def __init__(self, operation: Any, linear: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs | {"autocast": False})
+        self.operation, self.linear = operation, linear
+        self.built = True
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What the operation gives."""
+        if not self.linear:
+            return self.operation(*args, **kwargs)
+        # At inference a layer reads its activation only here, and nothing else runs while a call is traced.
+        activation, self.operation.activation = self.operation.activation, keras.activations.linear
+        try:
+            return self.operation(*args, **kwargs)
+        finally:
+            self.operation.activation = activation
+
+
+class _Outputs(keras.Model):
+    """The outputs of a subclassed model as a list."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(name=model.name)
+        self.model = model
+
+    def call(self, inputs: Any, training: bool = False) -> list[Any]:
+        """The outputs, flattened."""
+        return tree.flatten(self.model(inputs, training=training))

@@ -1,0 +1,85 @@
+"""Batches for distillation: shuffled and with the teacher's logits at hand for arrays, as they come for the rest."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from keras import tree
+
+from keras_lowbit import data as klb_data
+from keras_lowbit.distill.distiller import TEACHER, Distiller
+
+# Teacher logits are kept for data up to this many bytes of them.
+_CACHE_LIMIT = 2**30
+
+
+class Source:
+    """Epochs of (inputs, targets) for a distiller; an epoch of arrays is a function of (seed, epoch).
+
+    cache: compute the teacher's logits once; None: where data are arrays, epochs several and the logits below 1 GiB.
+    """
+
+    def __init__(self, data: Any, batch_size: int, steps: int | None, labels: Any, seed: int) -> None:
+        self.data, self.batch_size, self.steps, self.seed = data, batch_size, steps, seed
+        self.arrays = _arrays(data, batch_size)
+        self.labels = None if labels is None else tree.map_structure(np.asarray, labels)
+        self.teacher: list[np.ndarray] | None = None
+        self.count = klb_data.batch_count(data, batch_size, steps)
+        if self.labels is not None:
+            self._check_labels()
+
+    def _check_labels(self) -> None:
+        lengths = sorted({len(leaf) for leaf in tree.flatten(self.labels)})
+        if self.arrays is None:
+            raise ValueError("labels= needs data in arrays. For data sets use klb.Distiller and fit.")
+        if lengths != [self.samples]:
+            raise ValueError(f"labels= holds {lengths} labels for {self.samples} samples. Give one for each.")
+
+    @property
+    def samples(self) -> int:
+        """Samples in the arrays."""
+        return len(tree.flatten(self.arrays)[0])
+
+    def cache(self, distiller: Distiller, epochs: int, wanted: bool | None) -> None:
+        """Compute the teacher's logits for every sample, if that is wanted and possible."""
+        if self.arrays is None:
+            if wanted:
+                raise ValueError("cache_teacher=True needs data in arrays.")
+            return
+        shapes = [output.shape[1:] for output in tree.flatten(distiller.teacher_logits.outputs or [])]
+        known = bool(shapes) and all(None not in shape for shape in shapes)
+        small = known and 4 * self.samples * sum(int(np.prod(shape)) for shape in shapes) <= _CACHE_LIMIT
+        if wanted or (wanted is None and epochs > 1 and small):
+            found = distiller.teacher_logits.predict(self.arrays, batch_size=self.batch_size, verbose=0)
+            self.teacher = [np.asarray(logits, np.float32) for logits in tree.flatten(found)]
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Any, Any]]:
+        """Inputs and targets of each batch of one epoch."""
+        if self.arrays is None:
+            return ((batch, None) for batch in klb_data.batches(self.data, self.batch_size, self.steps))
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+        chosen = (order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size))
+        return (self._batch(rows) for _, rows in zip(range(self.count or 0), chosen, strict=False))
+
+    def _batch(self, rows: np.ndarray) -> tuple[Any, Any]:
+        targets: dict[str, Any] = {}
+        if self.teacher is not None:
+            targets[TEACHER] = [logits[rows] for logits in self.teacher]
+        if self.labels is not None:
+            targets["labels"] = tree.map_structure(lambda leaf: leaf[rows], self.labels)
+        inputs = tree.map_structure(lambda leaf: leaf[rows], self.arrays)
+        return inputs, (targets if self.teacher is not None else targets.get("labels"))
+
+
+def _arrays(data: Any, batch_size: int) -> Any:
+    """The data as NumPy arrays in their structure, looked through for bad values; None for data of another kind."""
+    is_array = hasattr(data, "shape") and hasattr(data, "dtype")
+    if not is_array and not isinstance(data, Mapping | list | tuple):
+        return None
+    for _ in klb_data.batches(data, batch_size):
+        pass
+    if is_array:
+        return np.asarray(data)
+    if isinstance(data, Mapping):
+        return {name: np.asarray(part) for name, part in data.items()}
+    return [np.asarray(part) for part in data]

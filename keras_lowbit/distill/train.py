@@ -1,0 +1,171 @@
+"""distill: train a few declared variables of a student until its logits are the teacher's."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.callbacks.cosine import CosineRestarts
+from keras_lowbit.callbacks.optimizer import reset_optimizer
+from keras_lowbit.distill.distiller import Distiller
+from keras_lowbit.distill.source import Source
+from keras_lowbit.distill.state import Snapshot, load, save
+
+# A cycle of the learning rate where the number of steps is not known: that of FAT's published code.
+_UNKNOWN_PERIOD = 400
+_MAX_RESTORES = 3
+
+
+def distill(
+    student: keras.Model,
+    teacher: keras.Model,
+    data: Any,
+    epochs: int = 6,
+    batch_size: int = 32,
+    *,
+    loss: Any = "rmse",
+    temperature: float = 1.0,
+    labels: Any = None,
+    label_weight: float | None = None,
+    variables: Any = None,
+    learning_rate: float = 1e-3,
+    period: int | None = None,
+    steps: int | None = None,
+    cache_teacher: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+    verbose: int | bool = 1,
+) -> keras.callbacks.History:
+    """Train the thresholds (or other declared variables) of a calibrated student against a teacher; no labels needed.
+
+    Minimises the distance between the logits (before a final softmax, which is found and left out on both sides) with
+    Adam; both models in inference mode. Only the declared variables change, the teacher does not. See `Distiller` for
+    `loss`, `temperature` and `variables`; "pointwise" factors are multiplied into the weights at the end.
+
+    data: arrays, dicts, tf.data and so on as for `calibrate`; arrays are shuffled, an epoch is a function of (seed, epoch).
+    labels: integer classes or probabilities beside arrays; adds `label_weight` (1 by default) times the cross-entropy.
+    learning_rate: of Adam, where every cosine cycle starts; each restart empties Adam's slots.
+    period: steps in a cycle; by default half of all steps, so one restart (400 where their number is unknown).
+    steps: batches in an epoch, all by default.
+    cache_teacher: run the teacher once for each sample of arrays and keep its logits; by default where there are several
+    epochs and less than 1 GiB of logits. Without augmentation it changes nothing but the time.
+    checkpoint: file written after every epoch; a run that finds it goes on behind its last epoch, to the same bits.
+    callbacks: Keras callbacks, of the `Distiller`.   verbose: 1 a progress bar, 0 nothing.
+    Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
+
+    After a loss or variable that is not finite the best state so far returns and Adam starts anew, with a RuntimeWarning;
+    a FloatingPointError, with the best state in place, if that happens more than three times.
+    Raises ValueError and TypeError for models that do not fit each other or the data, before anything is trained.
+    Goncharenko et al. 2018, arXiv:1812.07872.
+    """
+    _check_epochs(epochs)
+    weight = (1.0 if labels is not None else 0.0) if label_weight is None else label_weight
+    source = Source(data, batch_size, steps, labels, seed)
+    distiller = Distiller(
+        student, teacher, loss=loss, temperature=temperature, label_weight=weight, variables=variables, name="distiller"
+    )
+    distiller.compile(keras.optimizers.Adam(learning_rate), jit_compile=False)
+    if period is None:
+        period = _UNKNOWN_PERIOD if source.count is None else max(1, -(-source.count * epochs // 2))
+    rates = CosineRestarts(learning_rate, period)
+    training = _Training(distiller, source, rates, epochs, checkpoint)
+    training.resume()
+    if training.first < epochs:
+        source.cache(distiller, epochs - training.first, cache_teacher)
+    history = training.run(callbacks, verbose)
+    distiller.write_back()
+    return history
+
+
+def _check_epochs(epochs: int) -> None:
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"distill needs epochs of 1 or more, got {epochs!r}.")
+
+
+class _Training:
+    """The loop: steps, restores after NaN, checkpoints."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        source: Source,
+        rates: CosineRestarts,
+        epochs: int,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> None:
+        self.distiller, self.source, self.rates = distiller, source, rates
+        self.epochs, self.checkpoint = epochs, checkpoint
+        self.first, self.restores = 0, 0
+        self.history: dict[str, list[float]] = {}
+        self.best = Snapshot.of(distiller.trainable_variables, np.inf)
+        rates.set_model(distiller)
+
+    def resume(self) -> None:
+        """Take up the state of the checkpoint, if its file exists."""
+        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+            return
+        self.distiller.optimizer.build(self.distiller.trainable_variables)
+        found = load(self.checkpoint, self.distiller)
+        self.first, self.rates.step, self.history, self.best = found.epoch, found.step, found.history, found.best
+
+    def run(self, callbacks: Sequence[keras.callbacks.Callback], verbose: int | bool) -> keras.callbacks.History:
+        """All epochs that are left."""
+        history = keras.callbacks.History()
+        progress = keras.callbacks.CallbackList(
+            [*callbacks, self.rates, history],
+            add_progbar=bool(verbose),
+            model=self.distiller,
+            verbose=int(verbose),
+            epochs=self.epochs,
+            steps=self.source.count,
+        )
+        progress.on_train_begin()
+        for name, values in self.history.items():
+            history.history[name] = list(values)
+        history.epoch.extend(range(self.first))
+        logs: dict[str, Any] = {}
+        for epoch in range(self.first, self.epochs):
+            logs = self._epoch(epoch, progress)
+            self.history = history.history
+            self._keep(epoch, float(logs["loss"]))
+        progress.on_train_end(logs)
+        return history
+
+    def _epoch(self, epoch: int, progress: keras.callbacks.CallbackList) -> dict[str, Any]:
+        progress.on_epoch_begin(epoch)
+        self.distiller.reset_metrics()
+        logs: dict[str, Any] = {}
+        for step, (inputs, targets) in enumerate(self.source.epoch(epoch)):
+            progress.on_train_batch_begin(step)
+            logs = self.distiller.train_on_batch(inputs, targets, return_dict=True)
+            if not np.isfinite(float(logs["loss"])):
+                self._restore(epoch, step)
+            progress.on_train_batch_end(step, logs)
+        if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
+            self._restore(epoch, self.source.count or 0)
+        logs = dict(logs)
+        progress.on_epoch_end(epoch, logs)
+        return logs
+
+    def _restore(self, epoch: int, step: int) -> None:
+        self.best.restore(self.distiller.trainable_variables)
+        reset_optimizer(self.distiller)
+        self.distiller.reset_metrics()
+        self.restores += 1
+        message = f"Distillation: the loss or a variable was not finite in epoch {epoch + 1}, step {step + 1}"
+        if self.restores > _MAX_RESTORES:
+            raise FloatingPointError(
+                f"{message}, for the {self.restores}th time. The best state is in place. Lower learning_rate, or look for "
+                "samples with values far outside the calibrated ranges."
+            )
+        warnings.warn(f"{message}; the best state so far was restored.", RuntimeWarning, stacklevel=4)
+
+    def _keep(self, epoch: int, loss: float) -> None:
+        if loss < self.best.loss:
+            self.best = Snapshot.of(self.distiller.trainable_variables, loss)
+        if self.checkpoint is not None:
+            save(self.checkpoint, self.distiller, epoch + 1, self.rates.step, self.history, self.best)
