@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_lowbit.convert import report as text
 from keras_lowbit.deploy import litert
+from keras_lowbit.deploy import overflow as overflow_
 from keras_lowbit.deploy.lower import Island, lower_model
 from keras_lowbit.deploy.packed_speed import resolve_weights
 
@@ -21,6 +22,7 @@ class ExportReport:
 
     rows: name, LiteRT op, weight type, weight bytes, why.   islands: operations that run in float, with reasons.
     flushed: layer -> channels whose negligible weights became zero codes (their bias would not have fitted int32).
+    overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
     """
 
     path: str
@@ -28,6 +30,7 @@ class ExportReport:
     rows: tuple[Any, ...]
     islands: tuple[Island, ...]
     flushed: dict[str, tuple[int, ...]]
+    overflows: dict[str, overflow_.Overflow] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
@@ -35,6 +38,8 @@ class ExportReport:
         lines.append(text.table(("layer", "op", "weights", "bytes", "why"), rows))
         lines += [f"float island {island.path}: {island.reason}" for island in self.islands]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
+        lines += [f"{path}: {found}" for path, found in self.overflows.items()]
+        lines += [overflow_.sentence(self.overflows)] if self.overflows else []
         return "\n".join(lines)
 
 
@@ -49,10 +54,12 @@ def export_litert(
     table: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
+    overflow: str = overflow_.DEFAULT,
 ) -> ExportReport:
     """Write a quantized model as a .tflite file whose codes and scales are the model's own, to the bit.
 
-    Batch norms fold into scales and biases, so ternary and binary codes stay on their grid; a negative gamma flips
+    The one exception are filters whose codes do not fit int8, which only 5-bit powers of two have: see `overflow`. Batch
+    norms fold into scales and biases, so ternary and binary codes stay on their grid; a negative gamma flips
     codes; a filter of zeros becomes zero codes with a positive scale. The file is written under a temporary name and
     renamed, so that an error leaves an older file whole.
 
@@ -65,6 +72,9 @@ def export_litert(
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
     the names of inputs and outputs, the quantizer of every layer and the version of this library.
+    overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
+    "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
+    report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
     Raises ValueError before calibration, for a value without a range, and for labels or numbers that do not fit; OSError
     for a path that cannot be written.
     """
@@ -72,12 +82,14 @@ def export_litert(
         raise ValueError(
             f"export_litert got table={os.fspath(table)!r} with weights={weights!r}; only 'auto' reads it."
         )
-    lowered = lower_model(model, input_shapes, batch_size)
+    lowered = lower_model(model, input_shapes, batch_size, overflow=overflow)
     lowered.graph.metadata |= _about(labels, normalization)
     containers = resolve_weights(lowered.graph, weights, table)
     rows = litert.write(lowered.graph, path, weights=containers, io=io, batch_size=batch_size)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
-    return ExportReport(os.fspath(path), Path(path).stat().st_size, tuple(rows), tuple(lowered.islands), flushed)
+    size, islands = Path(path).stat().st_size, tuple(lowered.islands)
+    overflow_.warn(lowered.overflows)
+    return ExportReport(os.fspath(path), size, tuple(rows), islands, flushed, lowered.overflows)
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

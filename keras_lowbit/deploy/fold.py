@@ -79,8 +79,8 @@ def fold(
     """
     if codes.dtype != np.int8:
         raise ValueError(
-            f"{name!r} has filters whose codes reach from 1 to {int(np.abs(codes).max())}: they do not fit int8. Train with "
-            "PowerOfTwo(5, int8_exact=True) or with 4 bits or fewer to export."
+            f"{name!r} has codes up to {int(np.abs(codes).max())} as {codes.dtype}; the integer graph holds int8. Fit "
+            "them first: keras_lowbit.deploy.overflow.fit_int8."
         )
     scales = channel_scales(codes, scale, filter_axes, name)
     with np.errstate(under="ignore"):

@@ -10,6 +10,7 @@ from keras_lowbit.deploy.fold import Affine, affine_codes, fold, identity
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.lower_islands import activation_island
+from keras_lowbit.deploy.overflow import fit_int8
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.graph import Call
@@ -84,11 +85,11 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         affine = Affine(affine.factor, np.asarray(bias, np.float64))
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
-        codes, scale, _ = kernel_codes(layer)
+        weights, overflow = fit_int8(kernel_codes(layer), layer.filter_axes, state.overflow, call.path)
         sees = state.builder.tensor(source.tensor).range
         name = state.name(call.path)
-        folded = fold(codes, scale, layer.filter_axes, total or affine, sees, grid, call.path)
-        state.layers[name] = LoweredLayer(call.path, name, folded.factors, folded.flushed)
+        folded = fold(weights.codes, weights.scale, layer.filter_axes, total or affine, sees, grid, call.path)
+        state.layers[name] = LoweredLayer(call.path, name, folded.factors, folded.flushed, weights, overflow)
         given = Given(source.tensor, folded.codes, folded.scales, folded.bias, grid, name)
         return _NODES[kind](state, layer, given, activation)
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from keras_lowbit.deploy.fold import Affine
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.overflow import Overflow
 from keras_lowbit.layers.graph import Call
+from keras_lowbit.quantizers import Quantized
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,12 +130,17 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class LoweredLayer:
-    """How a quantized Keras layer stands in the graph. factors, flushed: as in `fold.Folded`."""
+    """How a quantized Keras layer stands in the graph. factors, flushed: as in `fold.Folded`.
+
+    weights: the layer's codes and scales before folding, fitted to int8.   overflow: what that changed, None for nothing.
+    """
 
     path: str
     node: str
     factors: np.ndarray
     flushed: tuple[int, ...]
+    weights: Quantized
+    overflow: Overflow | None = None
 
 
 def fixed_codes(real: Any, grid: Range) -> np.ndarray:

@@ -15,10 +15,12 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.convert.report import table
+from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert_read import LiteRTFile
 from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.deploy.overflow import Overflow, policy_of, sentence
 from keras_lowbit.deploy.run_file import FileRunner
 from keras_lowbit.deploy.same_file import check_same_structure
 from keras_lowbit.deploy.values import fixed_codes
@@ -43,7 +45,8 @@ class Parity:
     layers: each stored tensor against Keras on equal inputs.   reference: the file against the NumPy reference.
     delegate: which operators XNNPACK runs.   output_steps: how many output elements differ from Keras by 0, 1, 2, ...
     steps, end to end.   top1_agreement: share of samples on which file and Keras agree on the largest output, None for
-    models without classes.   samples: of the end-to-end comparison.
+    models without classes.   samples: of the end-to-end comparison.   overflows: layers whose weights export altered to
+    fit int8. Alone they are compared with the altered weights, to equality; end to end, with the model as it was trained.
     """
 
     layers: tuple[LayerParity, ...]
@@ -53,6 +56,7 @@ class Parity:
     size_bytes: int
     reference: ReferenceParity | None = None
     delegate: DelegateCoverage | None = None
+    overflows: dict[str, Overflow] = dataclasses.field(default_factory=dict)
 
     @property
     def max_layer_steps(self) -> int:
@@ -114,6 +118,7 @@ class Parity:
             f"{100 * self.exact_fraction:.3f} % of elements equal",
             *([self._reference_line(self.reference)] if self.reference is not None else []),
             f"end to end on {self.samples} samples: elements by steps {{{shares}}}, top-1 agreement {agreement}",
+            *([f"layers compared with their weights as stored: {sentence(self.overflows)}"] if self.overflows else []),
             *([str(self.delegate)] if self.delegate is not None else []),
             f"file: {self.size_bytes:,} bytes",
         ]
@@ -149,7 +154,8 @@ def verify(
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model.
     """
     file = LiteRTFile(path)
-    lowered = lower_model(model, _input_shapes(model, file), _batch_size(file))
+    policy = policy_of(litert.read_metadata(path))
+    lowered = lower_model(model, _input_shapes(model, file), _batch_size(file), overflow=policy)
     containers = check_same_structure(lowered.graph, file, path)
     inputs = [_flat(model, batch) for batch in klb_data.batches(data, batch_size, steps)]
     count = max(layer_samples, reference_samples, _batch_size(file))
@@ -167,7 +173,7 @@ def verify(
     agreement = float(np.mean(agreements)) if agreements else None
     samples = sum(len(batch[0]) for batch in inputs)
     steps_found = tuple(int(n) for n in counts)
-    return Parity(tuple(layers), steps_found, agreement, samples, file.size, reference, coverage)
+    return Parity(tuple(layers), steps_found, agreement, samples, file.size, reference, coverage, lowered.overflows)
 
 
 def _flat(model: keras.Model, batch: Any) -> list[np.ndarray]:

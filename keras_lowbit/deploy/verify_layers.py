@@ -7,11 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.weights import kernel_codes, quantized_layers
+from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy.fold import along
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert_read import LiteRTFile
 from keras_lowbit.deploy.lower import Lowered
+from keras_lowbit.deploy.overflow import stored_weights
 from keras_lowbit.deploy.reference import trace
 from keras_lowbit.deploy.run_file import FileRunner
 from keras_lowbit.deploy.values import LoweredLayer, Segment, fixed_codes
@@ -108,6 +109,7 @@ def compare_layers(
 ) -> list[LayerParity]:
     """Each stored tensor against what Keras makes of the file's own inputs of that layer.
 
+    Layers whose weights were altered to fit int8 run with the altered ones.
     taken: tensors whose operators XNNPACK runs.
     """
     graph = lowered.graph
@@ -115,12 +117,15 @@ def compare_layers(
     tensors = runner.all_tensors(samples, needed | {segment.tensor for segment in lowered.segments})
     reals = {name: _real(graph, name, value) for name, value in tensors.items()}
     weights = _weights_equal(model, lowered, file)
+    altered = {layer.path: layer.weights for layer in lowered.layers.values() if layer.overflow is not None}
+    layers = quantized_layers(model)
     found = []
-    for segment in lowered.segments:
-        op = file.operator_of(segment.tensor)
-        size, worst, exact = _steps(graph, segment, tensors, reals)
-        delegated = segment.tensor in taken if op else None
-        found.append(LayerParity(segment.tensor, size, worst, exact, weights.get(segment.tensor), op, delegated))
+    with stored_weights({layers[path]: stored for path, stored in altered.items()}):
+        for segment in lowered.segments:
+            op = file.operator_of(segment.tensor)
+            size, worst, exact = _steps(graph, segment, tensors, reals)
+            delegated = segment.tensor in taken if op else None
+            found.append(LayerParity(segment.tensor, size, worst, exact, weights.get(segment.tensor), op, delegated))
     return found
 
 
@@ -144,7 +149,7 @@ def _steps(
 
 
 def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> dict[str, bool]:
-    """Node -> whether the file's codes, times the recorded factors, are the model's, and scales and biases the graph's."""
+    """Node -> whether the file's codes are the model's, fitted to int8 and times the factors; scales, biases the graph's."""
     layers = quantized_layers(model)
     found = {}
     for layer in lowered.layers.values():
@@ -163,7 +168,7 @@ def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> di
 
 
 def _same_codes(stored: np.ndarray | None, layer: LoweredLayer, keras_layer: Any, kind: str) -> bool:
-    codes = kernel_codes(keras_layer).codes
+    codes = layer.weights.codes
     codes = np.transpose(codes * along(layer.factors, codes, keras_layer.filter_axes), _LAYOUTS[kind])
     if stored is None or stored.size != codes.size:
         return False
