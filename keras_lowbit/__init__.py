@@ -10,6 +10,7 @@ from keras_lowbit.convert import (
     quantize_model,
     quantized_weights,
     reestimate_batch_norms,
+    weight_errors,
 )
 from keras_lowbit.deploy import export_litert, summary, verify
 from keras_lowbit.distill import Distiller, distill
@@ -41,4 +42,5 @@ __all__ = [
     "schedules",
     "summary",
     "verify",
+    "weight_errors",
 ]

@@ -5,11 +5,14 @@ from keras_lowbit.convert.apply import quantize_model
 from keras_lowbit.convert.calibrate import calibrate
 from keras_lowbit.convert.fold import fold_batch_norms, fold_report
 from keras_lowbit.convert.report import ConversionReport, LayerReport
+from keras_lowbit.convert.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
 __all__ = [
     "ConversionReport",
+    "LayerError",
     "LayerReport",
+    "WeightErrors",
     "calibrate",
     "dequantize",
     "fold_batch_norms",
@@ -17,4 +20,5 @@ __all__ = [
     "quantize_model",
     "quantized_weights",
     "reestimate_batch_norms",
+    "weight_errors",
 ]

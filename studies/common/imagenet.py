@@ -32,6 +32,19 @@ def labels(folder: Path) -> list[str]:
     return [line.split(" ", 1)[1] for line in lines]
 
 
+def mobilenet_v1(folder: Path) -> keras.Model:
+    """keras.applications' MobileNet of width 0.75 with the published weights, batch norms as they were trained."""
+    with np.load(folder / "mobilenet_v1_075_224.npz") as packed:
+        weights = {name: packed[name] for name in packed.files}
+    model = keras.applications.MobileNet(alpha=0.75, weights=None)
+    for layer in model.layers:
+        if layer.weights:
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            names = ["depthwise_kernel"] if depthwise else [weight.name for weight in layer.weights]
+            layer.set_weights([weights[f"{layer.name}/{name}"] for name in names])
+    return model
+
+
 def mobilenet_v2(folder: Path) -> keras.Model:
     """keras.applications' MobileNetV2 with the published weights; their folded batch norms become pure biases."""
     with np.load(folder / "mobilenet_v2_100_224.npz") as packed:

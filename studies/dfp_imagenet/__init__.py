@@ -1,0 +1,1 @@
+"""Clustered weights with dynamic fixed point on real pretrained networks."""
