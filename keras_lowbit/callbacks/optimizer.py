@@ -1,6 +1,8 @@
 """Restarting an optimizer: slots, step count and learning rate as on its first step."""
 
 import contextlib
+import sys
+from numbers import Real
 from typing import Any
 
 import keras
@@ -11,7 +13,7 @@ from keras_lowbit.layers.host import to_numpy
 def plain_learning_rate(optimizer: Any) -> float | None:
     """The learning rate of `optimizer` if it is a number, None if it is a schedule or a function."""
     rate = innermost(optimizer).get_config().get("learning_rate")
-    return float(rate) if isinstance(rate, (int, float)) else None
+    return float(rate) if isinstance(rate, Real) else None
 
 
 def reset_optimizer(model: Any) -> None:
@@ -22,37 +24,55 @@ def reset_optimizer(model: Any) -> None:
     Moving averages of weights are left in place: at step count 0 Keras overwrites them with the weights, and
     until then they may hold the model's own weights (`SwapEMAWeights`). The learning rate is left alone.
     An optimizer that was never used is left alone. Raises ValueError for one that cannot be built again.
+    Optimizers of tf_keras are taken as they are, for `keras_lowbit.tfmot`.
     """
     optimizer = innermost(model.optimizer)
-    if not optimizer.built:
+    if not (optimizer.built if hasattr(optimizer, "built") else int(optimizer.iterations)):  # tf_keras has no `built`
         return
     strategy = getattr(model, "distribute_strategy", None)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
         fresh = _new_like(optimizer, model.trainable_variables)
-    averages = "_average" if optimizer.use_ema else None
-    for old, new in zip(optimizer.variables, fresh.variables, strict=True):
-        if averages is None or not old.name.endswith(averages):
+    for old, new in zip(_variables(optimizer), _variables(fresh), strict=True):
+        if not _is_average(optimizer, old):
             old.assign(to_numpy(new))
+
+
+def _variables(optimizer: Any) -> list[Any]:
+    found = optimizer.variables
+    return list(found() if callable(found) else found)  # a method in tf_keras
+
+
+def _is_average(optimizer: Any, slot: Any) -> bool:
+    """Whether a slot is a moving average of a weight: "conv_kernel_average", in tf_keras "SGD/average/conv/kernel:0"."""
+    if not getattr(optimizer, "use_ema", False):
+        return False
+    return slot.name.endswith("_average") or "average" in slot.name.split("/")[:2]
+
+
+def _keras_of(optimizer: Any) -> Any:
+    """The Keras that an optimizer belongs to; tf_keras is imported where there is one of its optimizers."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(optimizer).__mro__}
+    return sys.modules["tf_keras"] if "tf_keras" in packages else keras
 
 
 def _new_like(optimizer: Any, variables: list[Any]) -> Any:
     config = optimizer.get_config()
     if plain_learning_rate(optimizer) is None:
         # Any schedule will do, and this one needs no registration to be built from a configuration.
-        config["learning_rate"] = keras.optimizers.schedules.ExponentialDecay(1.0, 1, 1.0)
+        config["learning_rate"] = _keras_of(optimizer).optimizers.schedules.ExponentialDecay(1.0, 1, 1.0)
     kind = type(optimizer).__name__
     try:
         fresh = type(optimizer).from_config(config)
-        fresh.build(variables)
+        getattr(fresh, "build", getattr(fresh, "_create_all_weights", None))(variables)  # the second: tf_keras' legacy ones
     except Exception as error:
         raise ValueError(
             f"The {kind} could not be built again from its get_config(), which the reset at the start of a "
             "stage needs. Give it a complete get_config(), or use reset_optimizer=False in the callback."
         ) from error
-    if [tuple(slot.shape) for slot in fresh.variables] != [tuple(slot.shape) for slot in optimizer.variables]:
+    if [tuple(slot.shape) for slot in _variables(fresh)] != [tuple(slot.shape) for slot in _variables(optimizer)]:
         raise ValueError(
-            f"The {kind} holds {len(optimizer.variables)} variables, a new one for this model would hold "
-            f"{len(fresh.variables)}: `trainable` was changed after compile(). Call compile() again before "
+            f"The {kind} holds {len(_variables(optimizer))} variables, a new one for this model would hold "
+            f"{len(_variables(fresh))}: `trainable` was changed after compile(). Call compile() again before "
             "fit()."
         )
     return fresh
@@ -60,7 +80,7 @@ def _new_like(optimizer: Any, variables: list[Any]) -> Any:
 
 def innermost(optimizer: Any) -> Any:
     """The optimizer inside a LossScaleOptimizer, or the optimizer itself; a ValueError for a MultiOptimizer."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    if hasattr(optimizer, "inner_optimizer"):
         return innermost(optimizer.inner_optimizer)
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         raise ValueError(

@@ -8,6 +8,7 @@ if _keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow, or use the Keras 3 layers of keras_lowbit.layers."
     )
 
+from keras_lowbit.tfmot import callbacks
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import (
     INQQuantizeConfig,
@@ -25,5 +26,6 @@ __all__ = [
     "NoOpQuantizeConfig",
     "OutputQuantizeConfig",
     "SQQuantizeConfig",
+    "callbacks",
     "scope",
 ]
