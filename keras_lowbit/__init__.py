@@ -10,6 +10,7 @@ from keras_lowbit.convert import (
     quantize_model,
     quantized_weights,
     reestimate_batch_norms,
+    storage,
     weight_errors,
 )
 from keras_lowbit.deploy import export_litert, summary, verify
@@ -40,6 +41,7 @@ __all__ = [
     "recipes",
     "reestimate_batch_norms",
     "schedules",
+    "storage",
     "summary",
     "verify",
     "weight_errors",

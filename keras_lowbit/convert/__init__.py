@@ -5,6 +5,7 @@ from keras_lowbit.convert.apply import quantize_model
 from keras_lowbit.convert.calibrate import calibrate
 from keras_lowbit.convert.fold import fold_batch_norms, fold_report
 from keras_lowbit.convert.report import ConversionReport, LayerReport
+from keras_lowbit.convert.storage import LayerStorage, Storage, storage
 from keras_lowbit.convert.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
@@ -12,6 +13,8 @@ __all__ = [
     "ConversionReport",
     "LayerError",
     "LayerReport",
+    "LayerStorage",
+    "Storage",
     "WeightErrors",
     "calibrate",
     "dequantize",
@@ -20,5 +23,6 @@ __all__ = [
     "quantize_model",
     "quantized_weights",
     "reestimate_batch_norms",
+    "storage",
     "weight_errors",
 ]

@@ -20,7 +20,7 @@ from keras_lowbit.quantizers import Quantized, Quantizer
 POLICIES = ("least_error", "saturate", "drop_lowest", "error")
 DEFAULT = "least_error"
 _LIMIT = 127
-_EXACT = "Train with PowerOfTwo(5, int8_exact=True) or with 4 bits or fewer for a file that holds every weight."
+_EXACT = "Train with int8_exact=True, as in PowerOfTwo(5, int8_exact=True), or with 4 bits for a file that holds every weight."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ def fit_int8(
         return weights, None
     if policy == "error":
         raise ValueError(
-            f"{name!r} has filters whose codes reach from 1 to {int(np.abs(codes).max())}: they do not fit int8. {_EXACT} Or "
-            "let export alter the fewest weights, and report them: overflow='least_error'."
+            f"{name!r} has filters whose codes reach from 1 to {int(np.abs(codes).max())}: they do not fit int8. {_EXACT} "
+            "Or let export alter the fewest weights, and report them: overflow='least_error'."
         )
     codes, axes = codes.astype(np.int64), reduced_axes(codes.ndim, filter_axes)
     step = _coarser(np.abs(codes).max(axis=axes, keepdims=True))
