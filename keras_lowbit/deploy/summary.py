@@ -1,4 +1,4 @@
-"""summary: bits, parameters, bytes and multiply-accumulates of every layer, and the size of the file."""
+"""summary: bits, parameters, bytes, multiply-accumulates and multiplications left of every layer, and the file's size."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,7 @@ from keras_lowbit.convert.roles import KINDS, stock_kind
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.deploy.multiplications import filter_size, multiplications_left, scale_bytes
 from keras_lowbit.deploy.packed_speed import resolve_weights
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.graph import Call, calls_of
@@ -21,8 +22,9 @@ class LayerSummary:
     """One layer with weights.
 
     weight_bits, activation_bits: 32 where float.   parameters: all weights of the layer.   kilobytes: of the kernel at
-    `weight_bits` and the rest as float32, in units of 1000 bytes.   macs: multiply-accumulates for one sample, None where
-    a size is variable.
+    `weight_bits`, the scales of its clusters, and the rest as float32, in units of 1000 bytes.   macs:
+    multiply-accumulates for one sample, None where a size is variable.   multiplications: what its weights leave of
+    them; a sum of +-x has none, each scale is one.
     """
 
     path: str
@@ -32,6 +34,12 @@ class LayerSummary:
     parameters: int
     kilobytes: float
     macs: int | None
+    multiplications: int | None = None
+
+    @property
+    def multiplications_removed(self) -> float | None:
+        """Share (0 to 1) of the layer's multiplications that its weights make additions; None where macs is None or 0."""
+        return None if not self.macs or self.multiplications is None else 1.0 - self.multiplications / self.macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +67,25 @@ class Summary:
         counts = [layer.macs for layer in self.layers]
         return None if None in counts else sum(count or 0 for count in counts)
 
+    @property
+    def multiplications_removed(self) -> float | None:
+        """Share (0 to 1) of all multiplications that the weights make additions; None where a size is variable.
+
+        Clusters of N KxK slices leave ``1 / (N K^2)`` of a layer's (Mellempudi et al. 2017), N single weights ``1 / N`` (FGQ).
+        """
+        if not self.macs:
+            return None if self.macs is None else 0.0
+        return 1.0 - sum(layer.multiplications or 0 for layer in self.layers) / self.macs
+
     def __str__(self) -> str:
-        rows: list[tuple[Any, ...]] = [tuple(dataclasses.asdict(layer).values()) for layer in self.layers]
-        rows.append(("total", "", None, None, self.parameters, self.kilobytes, self.macs))
-        body = table(("layer", "class", "weight bits", "act. bits", "parameters", "kB", "MACs"), rows)
+        rows: list[tuple[Any, ...]] = [
+            (*list(dataclasses.asdict(layer).values())[:-1], _percent(layer.multiplications_removed))
+            for layer in self.layers
+        ]
+        removed = _percent(self.multiplications_removed)
+        rows.append(("total", "", None, None, self.parameters, self.kilobytes, self.macs, removed))
+        headers = ("layer", "class", "weight bits", "act. bits", "parameters", "kB", "MACs", "% mult. removed")
+        body = table(headers, rows)
         size = f"{self.file_bytes:,} bytes" if self.file_bytes is not None else f"none: {self.no_file_because}"
         return f"{self.model}\n{body}\nfloat32 weights: {4 * self.parameters / 1000:,.1f} kB; .tflite file: {size}"
 
@@ -84,6 +107,10 @@ def summary(model: keras.Model, *, weights: str = "int8", input_shapes: Any = No
     return Summary(model.name, tuple(layers), size, reason)
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share
+
+
 def _counts(call: Call) -> bool:
     return not isinstance(call.operation, QuantActivation)
 
@@ -98,10 +125,15 @@ def _layer(call: Call, activation_bits: float) -> LayerSummary:
     if isinstance(operation, QuantizedLayer) and operation.kernel_quantizer is not None:
         bits = operation.kernel_quantizer.bits
     count = sum(int(np.prod(weight.shape)) for weight in weights)
-    kilobytes = (kernel * bits / 8 + (count - kernel) * 4) / 1000
-    return LayerSummary(
-        call.path, type(operation).__name__, bits, activation_bits, count, kilobytes, _macs(call, kernel)
-    )
+    macs, scales, left = _macs(call, kernel), 0.0, 1.0
+    if bits < 32:
+        quantizer, shape = operation.kernel_quantizer, tuple(operation.kernel.shape)
+        scales = scale_bytes(quantizer, shape, operation.filter_axes)
+        left = multiplications_left(quantizer, shape, operation.filter_axes) / filter_size(shape, operation.filter_axes)
+    kilobytes = (kernel * bits / 8 + scales + (count - kernel) * 4) / 1000
+    multiplications = None if macs is None else round(macs * left)
+    kind = type(operation).__name__
+    return LayerSummary(call.path, kind, bits, activation_bits, count, kilobytes, macs, multiplications)
 
 
 def _own_weights(operation: Any) -> list[Any]:
