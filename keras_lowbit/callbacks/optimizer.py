@@ -63,7 +63,9 @@ def _new_like(optimizer: Any, variables: list[Any]) -> Any:
     kind = type(optimizer).__name__
     try:
         fresh = type(optimizer).from_config(config)
-        getattr(fresh, "build", getattr(fresh, "_create_all_weights", None))(variables)  # the second: tf_keras' legacy ones
+        getattr(fresh, "build", getattr(fresh, "_create_all_weights", None))(
+            variables
+        )  # the second: tf_keras' legacy ones
     except Exception as error:
         raise ValueError(
             f"The {kind} could not be built again from its get_config(), which the reset at the start of a "

@@ -17,6 +17,7 @@ from keras_lowbit.tfmot.configs import (
     OutputQuantizeConfig,
     SQQuantizeConfig,
 )
+from keras_lowbit.tfmot.keras3 import to_keras3
 from keras_lowbit.tfmot.scope import scope
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "SQQuantizeConfig",
     "callbacks",
     "scope",
+    "to_keras3",
 ]
