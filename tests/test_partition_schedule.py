@@ -271,8 +271,11 @@ def test_five_bits_with_both_ends_in_a_filter_do_not_fit_int8(tmp_path):
     assert set(np.unique(weights.codes[:, 0])) == {1, 128}
     np.testing.assert_array_equal(weights.real, kernel)
     with pytest.raises(ValueError, match=r"'head' has filters whose codes reach from 1 to 128.*int8_exact=True"):
-        klb.export_litert(quantized, tmp_path / "model.tflite")
+        klb.export_litert(quantized, tmp_path / "model.tflite", overflow="error")
     assert not (tmp_path / "model.tflite").exists()
+    with pytest.warns(UserWarning, match=r"1 layer with codes beyond 127: 32 of 192 weights altered to fit int8"):
+        klb.export_litert(quantized, tmp_path / "model.tflite")
+    assert klb.verify(quantized, tmp_path / "model.tflite", IMAGES[:8]).ok
 
 
 def test_five_bits_without_both_ends_in_any_filter_are_exact_int8(tmp_path):
