@@ -86,9 +86,9 @@ struct KernelInfo {
 };
 std::vector<KernelInfo> CompiledKernels();
 
-// The row in use: the forced one, else KERAS_LOWBIT_KERNEL (read at every call until one is forced), else the first
-// available. An error that lists the choices for an unknown name or one that this CPU cannot run; the layers
-// above then return the same error. An empty name in ForceKernel returns to the automatic choice.
+// The row in use: the forced one, else the environment's KERAS_LOWBIT_KERNEL (read once, at the first use), else
+// the first available. An error that lists the choices for an unknown name or one that this CPU cannot run; the
+// layers above then return the same error. An empty name in ForceKernel returns to the environment's choice.
 Status ActiveKernel(std::string* name);
 Status ForceKernel(const std::string& name);
 

@@ -1,0 +1,24 @@
+// Depthwise convolution: one block of up to 64 channels over many pixels.
+//
+//   total[p][c] = init[c] + sum over taps t of (rows[t * tap_stride + p][channel_offset + c] + activation_offset) * weight[t][c]
+//
+// weights: int8 [ceil(taps / 4)][64][4], tap 4 q + i of channel c at [q][c][i], zero beyond the last tap. The rows of
+// those missing taps are never read. `channels` bytes of each row are readable, and no more.
+#pragma once
+
+#include "kernels/int8_block/int8_block.h"
+
+namespace keras_lowbit {
+
+struct DepthwiseKernel {
+  void (*run)(const BlockArgs& args);  // BlockArgs::groups is not used
+  int32_t activation_offset;
+};
+
+DepthwiseKernel SelectDepthwise(Row row);
+
+#define KLB_KERNEL(row, function, offset) void function(const BlockArgs& args);
+#include "kernels/depthwise/kernels.inc"
+#undef KLB_KERNEL
+
+}  // namespace keras_lowbit

@@ -1,0 +1,120 @@
+// What AVX2 and AVX-VNNI share: 256-bit loads, decoding, scales, and the exact epilogue.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/simd/generic.h"
+
+namespace keras_lowbit {
+namespace {
+
+struct Avx2Common {
+  static constexpr int kChannels = 8, kBytes = 32;
+  static constexpr bool kFinishes = true;
+  using Bytes = __m256i;
+
+  static __m256i LoadVector(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+  static void StoreVector(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
+  static __m256i BroadcastFour(const int8_t* from) {
+    int32_t four;
+    std::memcpy(&four, from, 4);
+    return _mm256_set1_epi32(four);
+  }
+
+  // Four bits hold two codes: one byte shuffle looks up the lower one, another the upper one.
+  static void DecodeBytes(const uint8_t* from, Bytes* w) {
+    const __m256i lower = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2));
+    const __m256i upper = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i codes = LoadVector(from);
+    const __m256i low = _mm256_and_si256(codes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+    w[0] = _mm256_shuffle_epi8(lower, low);
+    w[1] = _mm256_shuffle_epi8(upper, low);
+    w[2] = _mm256_shuffle_epi8(lower, high);
+    w[3] = _mm256_shuffle_epi8(upper, high);
+  }
+  static void StoreBytes(int8_t* to, Bytes w) { StoreVector(to, w); }
+
+  // Each of 8 scales four times; scales are never negative, so vpsignb is the product with -1, 0, 1.
+  static Bytes SpreadScales(const int8_t* scales) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales)));
+    return _mm256_mullo_epi32(wide, _mm256_set1_epi32(0x01010101));
+  }
+  static Bytes Scale(Bytes t, Bytes scale) { return _mm256_sign_epi8(scale, t); }
+
+  // round_half_up(x * multiplier / 2**31) for |x| < 2**30: see x86_avx512.h.
+  static __m256i HighMul(__m256i x, __m256i multiplier, __m256i odd) {
+    const __m256i twice = _mm256_add_epi32(x, x), half = _mm256_set1_epi64x(int64_t{1} << 31);
+    const __m256i a = _mm256_add_epi64(_mm256_mul_epi32(twice, multiplier), half);
+    const __m256i b = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(twice, 32), odd), half);
+    return _mm256_blend_epi32(_mm256_shuffle_epi32(a, 0xF5), b, 0xAA);
+  }
+
+  static __m256i Requantize(const ChannelBlock& block, const int32_t* totals, int channel) {
+    const __m256i high = HighMul(LoadVector(totals + channel), LoadVector(block.multiplier + channel),
+                                 LoadVector(block.multiplier_odd + channel));
+    const __m256i nudge = _mm256_add_epi32(LoadVector(block.nudge + channel), _mm256_srai_epi32(high, 31));
+    return _mm256_srav_epi32(_mm256_add_epi32(high, nudge), LoadVector(block.shift + channel));
+  }
+
+  static __m256i Multiply(__m256i x, const UniformFactor& factor) {
+    const __m256i multiplier = _mm256_set1_epi32(factor.multiplier);
+    const __m256i high = HighMul(x, multiplier, multiplier);
+    const __m256i sign = _mm256_and_si256(_mm256_srai_epi32(high, 31), _mm256_set1_epi32(factor.sign_mask()));
+    const __m256i nudge = _mm256_add_epi32(_mm256_set1_epi32(factor.nudge()), sign);
+    return _mm256_sra_epi32(_mm256_add_epi32(high, nudge), _mm_cvtsi32_si128(factor.shift));
+  }
+
+  // 32 numbers to clamp(number + zero_point), in order.
+  static __m256i ToCodes(const __m256i* y, int32_t zero_point, int32_t low, int32_t high) {
+    const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(zero_point));
+    const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(y[0], y[1]), zero);
+    const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(y[2], y[3]), zero);
+    // Packing works within 128-bit lanes: doubleword 4 lane + j holds channels 8 j + 4 lane and on.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i codes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
+    const __m256i least = _mm256_set1_epi8(static_cast<char>(low)), most = _mm256_set1_epi8(static_cast<char>(high));
+    return _mm256_min_epi8(_mm256_max_epi8(codes, least), most);
+  }
+
+  static __m256i Centered(const int8_t* codes, int32_t zero_point) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    return _mm256_slli_epi32(_mm256_sub_epi32(wide, _mm256_set1_epi32(zero_point)), 20);
+  }
+
+  // 32 codes; `codes` in memory, the result in their place.
+  static void AddResidual(const OutputStage& stage, const int8_t* other, int8_t* codes) {
+    const ResidualAdd& add = stage.epilogue->residual;
+    __m256i y[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      const __m256i mine = Multiply(Centered(codes + 8 * j, stage.epilogue->requantize.zero_point), stage.first);
+      const __m256i theirs = Multiply(Centered(other + 8 * j, add.zero_point), stage.second);
+      y[j] = Multiply(_mm256_add_epi32(mine, theirs), stage.last);
+    }
+    StoreVector(codes, ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max));
+  }
+
+  // Whole halves of a block are read and written in place, the ragged end by way of a buffer.
+  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
+                        int64_t channels) {
+    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
+    for (int64_t from = 0; from < channels; from += 32) {
+      const size_t count = channels - from < 32 ? channels - from : 32;
+      alignas(32) int8_t codes[32], other[32] = {};
+      __m256i y[4];
+      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals, static_cast<int>(from) + 8 * j);
+      StoreVector(codes, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max));
+      if (stage.has_residual) {
+        std::memcpy(other, stage.epilogue->residual.codes + position + from, count);
+        AddResidual(stage, other, codes);
+      }
+      std::memcpy(static_cast<int8_t*>(stage.output) + position + from, codes, count);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace keras_lowbit

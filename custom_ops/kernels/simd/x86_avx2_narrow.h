@@ -1,0 +1,87 @@
+// Ternary weights on plain AVX2: sums in 16 bits, twice the products of x86_avx2.h in one instruction.
+//
+// vpmaddubsw adds two products of an unsigned byte by -1, 0 or 1: at most 510 in absolute value, so that 64 of them
+// stay within 16 bits. Only then are they widened and added to the int32 totals.
+#pragma once
+
+#include "kernels/simd/x86_avx2_common.h"
+
+namespace keras_lowbit {
+namespace {
+
+struct Avx2Narrow : Avx2Common {
+  using Totals = __m256i;  // 16 sums of 16 bits, two a channel
+  using Weights = __m256i;
+  static constexpr int64_t kMostSteps = 64;
+
+  static Weights Load(const int8_t* from) { return LoadVector(from); }
+  static void Decode(const uint8_t* from, Weights* w) { DecodeBytes(from, w); }
+  static __m256i Broadcast(const int8_t* from) { return _mm256_xor_si256(BroadcastFour(from), _mm256_set1_epi8(-128)); }
+};
+
+template <class Source, int kRows>
+struct Tile<Avx2Narrow, Source, kRows> {
+  using V = Avx2Narrow;
+  static constexpr int kVectors = Source::kVectors;
+  __m256i sum[kRows][kVectors];
+
+  void Clear() {
+    KLB_UNROLL for (int r = 0; r < kRows; ++r) {
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm256_setzero_si256();
+    }
+  }
+
+  void Flush(int pass, int32_t* totals) {
+    KLB_UNROLL for (int r = 0; r < kRows; ++r) {
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
+        int32_t* to = totals + 64 * r + Source::Channel(pass, v);
+        V::StoreVector(to, _mm256_add_epi32(V::LoadVector(to), _mm256_madd_epi16(sum[r][v], _mm256_set1_epi16(1))));
+      }
+    }
+    Clear();
+  }
+
+  __attribute__((always_inline)) void AddGroups(Source& source, const int8_t* const* rows, int64_t from, int64_t groups) {
+    const int8_t* x[kRows];
+    KLB_UNROLL for (int r = 0; r < kRows; ++r) x[r] = rows[r] + from;
+    for (int64_t at = 0; at < 4 * groups; at += 4) {
+      typename V::Weights w[kVectors];
+      source.Load(w);
+      KLB_UNROLL for (int r = 0; r < kRows; ++r) {
+        const __m256i four = V::Broadcast(x[r] + at);
+        KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
+          sum[r][v] = _mm256_add_epi16(sum[r][v], _mm256_maddubs_epi16(four, w[v]));
+        }
+      }
+    }
+  }
+
+  void ComputePass(const Run& run, int pass, int32_t* totals) {
+    Source source(run.weights, pass);
+    Clear();
+    int64_t steps = 0;
+    for (int64_t tap = 0; tap < run.taps; ++tap) {
+      for (int64_t g = 0; g < run.groups;) {
+        const int64_t left = run.groups - g, room = V::kMostSteps - steps, some = left < room ? left : room;
+        AddGroups(source, run.rows + tap * run.tap_stride, run.offset + 4 * g, some);
+        g += some;
+        steps += some;
+        if (steps < V::kMostSteps) continue;
+        Flush(pass, totals);
+        steps = 0;
+      }
+    }
+    Flush(pass, totals);
+  }
+
+  static void Compute(const Run& run, int32_t* totals) {
+    for (int i = 0; i < 64 * kRows; ++i) totals[i] = run.init[i % 64];
+    for (int pass = 0; pass < Source::kPasses && Source::Channel(pass, 0) < run.channels; ++pass) {
+      Tile tile;
+      tile.ComputePass(run, pass, totals);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace keras_lowbit

@@ -1,0 +1,136 @@
+// The vocabulary of generic.h for AVX512-VNNI: 16 channels of int32, 64 bytes of weights.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/simd/generic.h"
+
+namespace keras_lowbit {
+namespace {
+
+struct Avx512 {
+  static constexpr int kChannels = 16, kBytes = 64;
+  static constexpr bool kFinishes = true;
+  using Totals = __m512i;
+  using Weights = __m512i;
+  using Activations = __m512i;
+  using Bytes = __m512i;
+
+  static Totals Start(const int32_t* init) { return _mm512_load_si512(init); }
+  static Totals Zero() { return _mm512_setzero_si512(); }
+  static Totals Add(Totals a, Totals b) { return _mm512_add_epi32(a, b); }
+  static void Store(int32_t* to, Totals total) { _mm512_store_si512(to, total); }
+  static Weights Load(const int8_t* from) { return _mm512_loadu_si512(from); }
+
+  // vpdpbusd multiplies unsigned by signed bytes: x + 128, as unsigned, is x with its top bit flipped. The flip is
+  // one instruction with the broadcast, and 128 * sum(w) comes off once, in `init`.
+  static Activations Broadcast(const int8_t* from) {
+    int32_t four;
+    std::memcpy(&four, from, 4);
+    return _mm512_xor_si512(_mm512_set1_epi32(four), _mm512_set1_epi8(-128));
+  }
+  static Totals Dot(Totals total, Activations x, Weights w) { return _mm512_dpbusd_epi32(total, x, w); }
+
+  // Four bits hold two codes: one byte shuffle looks up the lower one, another the upper one.
+  static void Decode(const uint8_t* from, Weights* w) {
+    const __m512i lower = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2));
+    const __m512i upper = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2));
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const __m512i codes = _mm512_loadu_si512(from);
+    const __m512i low = _mm512_and_si512(codes, nibble), high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
+    w[0] = _mm512_shuffle_epi8(lower, low);
+    w[1] = _mm512_shuffle_epi8(upper, low);
+    w[2] = _mm512_shuffle_epi8(lower, high);
+    w[3] = _mm512_shuffle_epi8(upper, high);
+  }
+  static void DecodeBytes(const uint8_t* from, Bytes* w) { Decode(from, w); }
+  static void StoreBytes(int8_t* to, Bytes w) { _mm512_storeu_si512(to, w); }
+
+  // Each of 16 scales four times.
+  static Bytes SpreadScales(const int8_t* scales) {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+    return _mm512_mullo_epi32(wide, _mm512_set1_epi32(0x01010101));
+  }
+  static Bytes Scale(Bytes t, Bytes scale) {
+    const __mmask64 negative = _mm512_movepi8_mask(t), some = _mm512_test_epi8_mask(t, t);
+    return _mm512_maskz_mov_epi8(some, _mm512_mask_sub_epi8(scale, negative, _mm512_setzero_si512(), scale));
+  }
+
+  // round_half_up(x * multiplier / 2**31) for |x| < 2**30: (2 x * multiplier + 2**31) / 2**32, so that the result
+  // is the upper half of each product. `odd` holds the multipliers of the odd channels.
+  static __m512i HighMul(__m512i x, __m512i multiplier, __m512i odd) {
+    const __m512i twice = _mm512_add_epi32(x, x), half = _mm512_set1_epi64(int64_t{1} << 31);
+    const __m512i a = _mm512_add_epi64(_mm512_mul_epi32(twice, multiplier), half);
+    const __m512i b = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(twice, 32), odd), half);
+    return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB);
+  }
+
+  static __m512i Requantize(const ChannelBlock& block, const int32_t* totals, int channel) {
+    const __m512i high = HighMul(_mm512_load_si512(totals + channel), _mm512_load_si512(block.multiplier + channel),
+                                 _mm512_load_si512(block.multiplier_odd + channel));
+    // Halves away from zero: a nudge of one half, one less below zero, then round down.
+    const __m512i nudge = _mm512_add_epi32(_mm512_load_si512(block.nudge + channel), _mm512_srai_epi32(high, 31));
+    return _mm512_srav_epi32(_mm512_add_epi32(high, nudge), _mm512_load_si512(block.shift + channel));
+  }
+
+  static __m512i Multiply(__m512i x, const UniformFactor& factor) {
+    const __m512i multiplier = _mm512_set1_epi32(factor.multiplier);
+    const __m512i high = HighMul(x, multiplier, multiplier);
+    const __m512i sign = _mm512_and_si512(_mm512_srai_epi32(high, 31), _mm512_set1_epi32(factor.sign_mask()));
+    const __m512i nudge = _mm512_add_epi32(_mm512_set1_epi32(factor.nudge()), sign);
+    return _mm512_sra_epi32(_mm512_add_epi32(high, nudge), _mm_cvtsi32_si128(factor.shift));
+  }
+
+  // 64 numbers to clamp(number + zero_point), in order. Saturation to 16 bits on the way cannot change the result.
+  static __m512i ToCodes(const __m512i* y, int32_t zero_point, int32_t low, int32_t high) {
+    const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(zero_point));
+    const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(y[0], y[1]), zero);
+    const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(y[2], y[3]), zero);
+    // Packing works within 128-bit lanes: doubleword 4 lane + j holds channels 16 j + 4 lane and on.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(low)), most = _mm512_set1_epi8(static_cast<char>(high));
+    return _mm512_min_epi8(_mm512_max_epi8(codes, least), most);
+  }
+
+  static __m512i Centered(__m128i codes, int32_t zero_point) {
+    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepi8_epi32(codes), _mm512_set1_epi32(zero_point)), 20);
+  }
+
+  static __m512i AddResidual(const OutputStage& stage, __m512i codes, __m512i other) {
+    const ResidualAdd& add = stage.epilogue->residual;
+    alignas(64) int8_t mine[64], theirs[64];
+    _mm512_store_si512(mine, codes);
+    _mm512_store_si512(theirs, other);
+    __m512i y[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(mine) + j);
+      const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(theirs) + j);
+      const __m512i sum =
+          _mm512_add_epi32(Multiply(Centered(a, stage.epilogue->requantize.zero_point), stage.first),
+                           Multiply(Centered(b, add.zero_point), stage.second));
+      y[j] = Multiply(sum, stage.last);
+    }
+    return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
+  }
+
+  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
+                        int64_t channels) {
+    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
+    const __mmask64 real = channels >= 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1;
+    __m512i y[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals, 16 * j);
+    __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
+    if (stage.has_residual) {
+      const int8_t* other = stage.epilogue->residual.codes + position;
+      codes = AddResidual(stage, codes, _mm512_maskz_loadu_epi8(real, other));
+    }
+    _mm512_mask_storeu_epi8(static_cast<int8_t*>(stage.output) + position, real, codes);
+  }
+};
+
+}  // namespace
+}  // namespace keras_lowbit

@@ -1,0 +1,245 @@
+// Convolutions and dense layers: checks, path, blocking; the arithmetic is in kernels/.
+//
+// The work is a grid of (chunk of output pixels) x (block of 64 output channels). A chunk's pointer table is built
+// once and serves all its blocks; a ternary block is unpacked once per chunk and serves all its pixels. So weights
+// travel from memory in 2 bits and meet the activations as int8 from the second-level cache.
+#include <algorithm>
+#include <cstring>
+
+#include "core/api.h"
+#include "kernels/int8_block/int8_block.h"
+#include "kernels/ternary_block/ternary_block.h"
+#include "layers/indirection.h"
+#include "layers/output.h"
+#include "layers/scratch.h"
+
+namespace keras_lowbit {
+namespace {
+
+enum class Path { kInt8, kTernaryUnpacked, kTernaryInRegisters };
+
+// Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays.
+constexpr int64_t kFewPixels = 18;
+// Pointer table of one chunk: half of a first-level cache.
+constexpr int64_t kTableEntries = 3072;
+constexpr int64_t kMaxChunkPixels = 480;
+
+// Everything that is the same for all tasks of one group of one call.
+struct Plan {
+  ConvShape shape;
+  WeightSizes sizes;
+  Path path = Path::kInt8;
+  void (*run)(const BlockArgs& args) = nullptr;
+  TernaryBlockKernel ternary = {};
+  int32_t activation_offset = 0;
+  int64_t chunk_pixels = 0, chunks = 0;
+  ImageView image;
+  const uint8_t* codes = nullptr;
+  ClusterArgs clusters;
+  const ChannelBlock* constants = nullptr;
+  const OutputStage* stage = nullptr;
+  int64_t first_channel = 0;  // of the group, in the output
+  int64_t channels = 0;       // output channels of the group
+};
+
+Path PathOf(const ConvShape& shape, const PackedWeights& weights) {
+  if (weights.layout == WeightLayout::kInt8) return Path::kInt8;
+  return shape.out_pixels() <= kFewPixels ? Path::kTernaryInRegisters : Path::kTernaryUnpacked;
+}
+
+void ChooseKernel(Row row, const PackedWeights& weights, Plan* plan) {
+  const Int8BlockKernel int8 = SelectInt8Block(row);
+  plan->ternary = SelectTernaryBlock(row);
+  // With scales multiplied in, unpacked weights are int8, no longer -1, 0, 1.
+  const bool as_int8 = plan->path == Path::kInt8 || (plan->path == Path::kTernaryUnpacked && weights.scales != nullptr);
+  plan->run = as_int8 ? int8.run : plan->ternary.run_unpacked;
+  plan->activation_offset = as_int8 ? int8.activation_offset : plan->ternary.activation_offset;
+}
+
+void ChooseChunks(Plan* plan) {
+  const int64_t pixels = plan->shape.out_pixels();
+  const int64_t fit = std::clamp<int64_t>(kTableEntries / plan->shape.taps(), 24, kMaxChunkPixels);
+  plan->chunks = (pixels + fit - 1) / fit;
+  const int64_t even = (pixels + plan->chunks - 1) / plan->chunks;
+  plan->chunk_pixels = std::min((even + 11) / 12 * 12, pixels);  // whole tiles of 4, 6 or 12 pixels
+  plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
+}
+
+// Whether a pixel's channels can be read where they are: every cluster starts at, and ends on, a multiple of 4.
+bool IsReadInPlace(const ConvShape& shape, const WeightSizes& sizes) {
+  return sizes.tap_groups * kGroupDepth == shape.in_channels / shape.groups;
+}
+
+// One group's channels of every pixel, cluster by cluster, each padded to a multiple of 4.
+void CopyPadded(const Plan& plan, const int8_t* input, int64_t cluster_channels, int8_t* copy) {
+  const ConvShape& s = plan.shape;
+  const int64_t channels = s.in_channels / s.groups, stride = plan.sizes.tap_groups * kGroupDepth;
+  const int64_t pixels = s.batch * s.in_height * s.in_width;
+  std::memset(copy, 0, pixels * stride);
+  for (int64_t p = 0; p < pixels; ++p, input += s.in_channels, copy += stride) {
+    for (int64_t c = 0, to = 0; c < channels; c += cluster_channels, to += plan.sizes.cluster_groups * kGroupDepth) {
+      std::memcpy(copy + to, input + c, std::min(cluster_channels, channels - c));
+    }
+  }
+}
+
+// One block of ternary codes as int8 weights, [tap][group][256]: taps outermost, clusters inside.
+void UnpackBlock(const Plan& plan, const uint8_t* codes, const int8_t* scales, int8_t* weights) {
+  UnpackArgs args{codes, 0, scales, nullptr};
+  const int64_t taps = plan.shape.taps();
+  for (int64_t cluster = 0; cluster < plan.sizes.clusters; ++cluster) {
+    const bool last = cluster + 1 == plan.sizes.clusters;
+    args.groups = last ? plan.sizes.last_groups : plan.sizes.cluster_groups;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      args.weights = weights + (tap * plan.sizes.tap_groups + cluster * plan.sizes.cluster_groups) * kInt8BlockBytes;
+      plan.ternary.unpack(args);
+      args.codes += args.groups * kTernaryBlockBytes;
+      const bool next = plan.clusters.scales_per_tap || tap + 1 == taps;
+      if (scales != nullptr && next) args.scales += kBlockChannels;
+    }
+  }
+}
+
+// Of one thread: the pointer table of its chunk and the weights of its block.
+struct TaskScratch {
+  Scratch rows, weights;
+};
+
+const int8_t* BlockScales(const Plan& plan, int64_t block) {
+  if (plan.clusters.scales == nullptr) return nullptr;
+  const int64_t factors = plan.sizes.clusters * (plan.clusters.scales_per_tap ? plan.shape.taps() : 1);
+  return plan.clusters.scales + block * factors * kBlockChannels;
+}
+
+void RunBlock(const Plan& plan, BlockArgs args, int64_t block, Scratch* scratch) {
+  const bool int8 = plan.path == Path::kInt8;
+  const uint8_t* codes = plan.codes + block * plan.sizes.k_groups * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
+  args.constants = plan.constants + block;
+  args.first_channel = plan.first_channel + block * kBlockChannels;
+  args.channels = std::min(kBlockChannels, plan.channels - block * kBlockChannels);
+  args.weights = codes;
+  if (plan.path == Path::kTernaryInRegisters) {
+    ClusterArgs clusters = plan.clusters;
+    clusters.scales = BlockScales(plan, block);
+    plan.ternary.run(args, clusters);
+    return;
+  }
+  if (!int8) {
+    auto* weights = scratch->Get<int8_t>(plan.sizes.k_groups * kInt8BlockBytes);
+    UnpackBlock(plan, codes, BlockScales(plan, block), weights);
+    args.weights = weights;
+  }
+  plan.run(args);
+}
+
+// Tasks begin .. end - 1 of the grid, block index innermost.
+void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
+  static thread_local TaskScratch scratch;
+  const auto** rows = scratch.rows.Get<const int8_t*>(plan.chunk_pixels * plan.shape.taps());
+  BlockArgs args;
+  args.rows = rows;
+  args.taps = plan.shape.taps();
+  args.groups = plan.sizes.tap_groups;
+  args.output = plan.stage;
+  int64_t filled = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / plan.sizes.oc_blocks;
+    args.first_pixel = chunk * plan.chunk_pixels;
+    args.pixels = std::min(plan.chunk_pixels, plan.shape.out_pixels() - args.first_pixel);
+    args.tap_stride = args.pixels;
+    if (chunk != filled) FillRows(plan.shape, plan.image, args.first_pixel, args.pixels, rows);
+    filled = chunk;
+    RunBlock(plan, args, task % plan.sizes.oc_blocks, &scratch.weights);
+  }
+}
+
+void RunGrid(const Plan& plan, const ParallelFor& parallel) {
+  const int64_t tasks = plan.chunks * plan.sizes.oc_blocks;
+  const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
+  if (!parallel || tasks <= 1) return work(0, tasks);
+  // About 100 products a nanosecond, and at least the time to read the weights.
+  const int64_t products = plan.chunk_pixels * plan.sizes.k_groups * kGroupDepth * kBlockChannels;
+  parallel(tasks, products / 100 + plan.sizes.k_groups + 1, work);
+}
+
+// Memory of one call: constants, padding and, where channels do not come in fours, the padded image.
+struct CallScratch {
+  Scratch constants, padding, image;
+};
+
+void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8_t* input, int32_t input_zero_point,
+              CallScratch* scratch, const ParallelFor& parallel) {
+  const ConvShape& s = plan.shape;
+  plan.first_channel = group * plan.channels;
+  plan.codes = static_cast<const uint8_t*>(weights.codes) + group * (plan.sizes.codes_bytes_total / s.groups);
+  if (weights.scales != nullptr) plan.clusters.scales = weights.scales + group * (plan.sizes.scales_bytes_total / s.groups);
+  auto* constants = scratch->constants.Get<ChannelBlock>(plan.sizes.oc_blocks);
+  for (int64_t block = 0; block < plan.sizes.oc_blocks; ++block) {
+    const int64_t channel = block * kBlockChannels;
+    FillConstants(*plan.stage->epilogue, *plan.stage, weights.sums + group * plan.sizes.oc_blocks * kBlockChannels + channel,
+                  input_zero_point + plan.activation_offset, plan.first_channel + channel,
+                  std::min(kBlockChannels, plan.channels - channel), constants + block);
+  }
+  plan.constants = constants;
+  const int64_t depth = plan.sizes.tap_groups * kGroupDepth;
+  auto* padding = scratch->padding.Get<int8_t>(depth);
+  std::memset(padding, input_zero_point, depth);
+  const int64_t channels = s.in_channels / s.groups;
+  plan.image = {input + group * channels, s.in_channels, padding};
+  if (!IsReadInPlace(s, plan.sizes)) {
+    auto* copy = scratch->image.Get<int8_t>(s.batch * s.in_height * s.in_width * depth);
+    CopyPadded(plan, plan.image.pixels, weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels, copy);
+    plan.image = {copy, depth, padding};
+  }
+  RunGrid(plan, parallel);
+}
+
+Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point, const Epilogue& epilogue) {
+  KLB_RETURN_IF_ERROR(CheckConv(shape));
+  KLB_RETURN_IF_ERROR(CheckWeights(shape, weights));
+  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
+  if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
+  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) + "; expected an int8 code, -128 to 127");
+}
+
+}  // namespace
+
+Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
+              const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
+  KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
+  Row row;
+  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  if (shape.out_pixels() == 0) return Status();
+  Plan plan;
+  plan.shape = shape;
+  plan.sizes = WeightSizesOf(shape, weights);
+  plan.path = PathOf(shape, weights);
+  plan.channels = shape.out_channels / shape.groups;
+  plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_groups, plan.sizes.last_groups, nullptr, weights.scales_per_tap};
+  ChooseKernel(row, weights, &plan);
+  ChooseChunks(&plan);
+  const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
+  const OutputStage stage = MakeOutputStage(epilogue, shape.out_channels, MaxAbsAccumulator(shape, max_abs_weight), output);
+  plan.stage = &stage;
+  CallScratch scratch;
+  for (int64_t group = 0; group < shape.groups; ++group) {
+    RunGroup(plan, weights, group, input, input_zero_point, &scratch, parallel);
+  }
+  return Status();
+}
+
+Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
+             const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
+  return Conv2D(AsConv(shape), weights, input, input_zero_point, epilogue, output, parallel);
+}
+
+std::string DescribeConv2D(const ConvShape& shape, const PackedWeights& weights) {
+  switch (PathOf(shape, weights)) {
+    case Path::kInt8: return "int8";
+    case Path::kTernaryUnpacked: return weights.scales == nullptr ? "ternary, unpacked" : "ternary, unpacked with scales";
+    case Path::kTernaryInRegisters: return "ternary, in registers";
+  }
+  return "";
+}
+
+}  // namespace keras_lowbit

@@ -1,0 +1,137 @@
+// Depthwise convolution: checks, weights, blocking.
+//
+// Blocks of 64 output channels of the same depth index m: with a depth multiplier above 1 the outputs of
+// a block are not neighbours, so those layers go channel by channel through the same kernel contract.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/api.h"
+#include "core/requantize.h"
+#include "kernels/depthwise/depthwise.h"
+#include "layers/indirection.h"
+#include "layers/output.h"
+#include "layers/scratch.h"
+
+namespace keras_lowbit {
+namespace {
+
+constexpr int64_t kTableEntries = 3072;
+
+struct Plan {
+  ConvShape shape;
+  DepthwiseKernel kernel = {};
+  int64_t block_channels = 64, blocks = 0;  // output channels of a block
+  int64_t multiplier = 1;
+  int64_t chunk_pixels = 0, chunks = 0;
+  const int8_t* input = nullptr;
+  const int8_t* weights = nullptr;  // [blocks][ceil(taps / 4)][64][4]
+  const int8_t* padding = nullptr;
+  const ChannelBlock* constants = nullptr;
+  const OutputStage* stage = nullptr;
+
+  int64_t weights_of_block() const { return (shape.taps() + 3) / 4 * 256; }
+  int64_t channels_of(int64_t block) const { return std::min(block_channels, shape.out_channels - block * block_channels); }
+};
+
+// kernel [taps][out_channels] of one block, and each channel's sum of weights.
+void PackBlock(const Plan& plan, const int8_t* kernel, int64_t block, int8_t* weights, int32_t* sums) {
+  const int64_t taps = plan.shape.taps(), first = block * plan.block_channels;
+  std::memset(weights, 0, plan.weights_of_block());
+  std::fill_n(sums, 64, 0);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < plan.channels_of(block); ++c) {
+      const int8_t weight = kernel[tap * plan.shape.out_channels + first + c];
+      weights[tap / 4 * 256 + 4 * c + tap % 4] = weight;
+      sums[c] = WrapAdd(sums[c], weight);
+    }
+  }
+}
+
+void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  const auto** rows = scratch.Get<const int8_t*>(plan.chunk_pixels * plan.shape.taps());
+  BlockArgs args;
+  args.rows = rows;
+  args.taps = plan.shape.taps();
+  args.output = plan.stage;
+  const ImageView image = {plan.input, plan.shape.in_channels, plan.padding};
+  int64_t filled = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / plan.blocks, block = task % plan.blocks;
+    args.first_pixel = chunk * plan.chunk_pixels;
+    args.pixels = std::min(plan.chunk_pixels, plan.shape.out_pixels() - args.first_pixel);
+    args.tap_stride = args.pixels;
+    args.first_channel = block * plan.block_channels;
+    args.channels = plan.channels_of(block);
+    args.weights = plan.weights + block * plan.weights_of_block();
+    args.constants = plan.constants + block;
+    args.channel_offset = args.first_channel / plan.multiplier;
+    if (chunk != filled) FillRows(plan.shape, image, args.first_pixel, args.pixels, rows);
+    filled = chunk;
+    plan.kernel.run(args);
+  }
+}
+
+void PlanBlocks(Plan* plan) {
+  plan->multiplier = plan->shape.out_channels / plan->shape.in_channels;
+  plan->block_channels = plan->multiplier == 1 ? 64 : 1;
+  plan->blocks = (plan->shape.out_channels + plan->block_channels - 1) / plan->block_channels;
+  const int64_t pixels = plan->shape.out_pixels();
+  plan->chunk_pixels = std::min(std::max<int64_t>(kTableEntries / plan->shape.taps(), 8), pixels);
+  plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
+}
+
+Status Check(const ConvShape& shape, const int8_t* kernel, int32_t input_zero_point, const Epilogue& epilogue) {
+  KLB_RETURN_IF_ERROR(CheckDepthwise(shape));
+  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
+  if (kernel == nullptr) return Status::Error("a depthwise layer came without a kernel; expected int8 weights");
+  if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
+  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) + "; expected an int8 code, -128 to 127");
+}
+
+// The smallest shape with the same bound on its sums: a depthwise sum has one product a tap.
+int64_t MaxAbsSum(ConvShape shape) {
+  shape.in_channels = 1;
+  return MaxAbsAccumulator(shape, 128);
+}
+
+}  // namespace
+
+Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
+                       const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
+  KLB_RETURN_IF_ERROR(Check(shape, kernel, input_zero_point, epilogue));
+  Row row;
+  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  if (shape.out_pixels() == 0) return Status();
+  Plan plan;
+  plan.shape = shape;
+  plan.kernel = SelectDepthwise(row);
+  plan.input = input;
+  PlanBlocks(&plan);
+  const OutputStage stage = MakeOutputStage(epilogue, shape.out_channels, MaxAbsSum(shape), output);
+  plan.stage = &stage;
+  Scratch weights_scratch, constants_scratch;
+  auto* weights = weights_scratch.Get<int8_t>(plan.blocks * plan.weights_of_block());
+  auto* constants = constants_scratch.Get<ChannelBlock>(plan.blocks);
+  for (int64_t block = 0; block < plan.blocks; ++block) {
+    int32_t sums[64];
+    PackBlock(plan, kernel, block, weights + block * plan.weights_of_block(), sums);
+    FillConstants(epilogue, stage, sums, input_zero_point + plan.kernel.activation_offset, block * plan.block_channels,
+                  plan.channels_of(block), constants + block);
+  }
+  plan.weights = weights;
+  plan.constants = constants;
+  const std::vector<int8_t> padding(shape.in_channels, static_cast<int8_t>(input_zero_point));
+  plan.padding = padding.data();
+  const int64_t tasks = plan.chunks * plan.blocks;
+  const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
+  if (parallel && tasks > 1) {
+    parallel(tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / 20 + 1, work);
+  } else {
+    work(0, tasks);
+  }
+  return Status();
+}
+
+}  // namespace keras_lowbit

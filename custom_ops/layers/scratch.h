@@ -1,0 +1,35 @@
+// Memory that lives for a call, or for a thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace keras_lowbit {
+
+// 64-byte aligned memory that only grows; its contents do not survive growth. Throws std::bad_alloc.
+class Scratch {
+ public:
+  template <class T>
+  T* Get(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    if (bytes > bytes_) {
+      memory_.reset();
+      bytes_ = 0;
+      memory_.reset(::operator new(bytes, kAlignment));
+      bytes_ = bytes;
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace keras_lowbit
