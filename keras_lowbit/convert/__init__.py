@@ -2,9 +2,12 @@
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.apply import quantize_model
+from keras_lowbit.convert.biases import correct_biases
 from keras_lowbit.convert.calibrate import calibrate
+from keras_lowbit.convert.equalize import equalize
 from keras_lowbit.convert.fold import fold_batch_norms, fold_report
 from keras_lowbit.convert.report import ConversionReport, LayerReport
+from keras_lowbit.convert.rescale import rescale_depthwise
 from keras_lowbit.convert.storage import LayerStorage, Storage, storage
 from keras_lowbit.convert.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
@@ -17,12 +20,15 @@ __all__ = [
     "Storage",
     "WeightErrors",
     "calibrate",
+    "correct_biases",
     "dequantize",
+    "equalize",
     "fold_batch_norms",
     "fold_report",
     "quantize_model",
     "quantized_weights",
     "reestimate_batch_norms",
+    "rescale_depthwise",
     "storage",
     "weight_errors",
 ]
