@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from keras_lowbit import bench, callbacks, deploy, layers, plot, quantizers, recipes, schedules
+from keras_lowbit import bench, callbacks, deploy, layers, ops, plot, quantizers, recipes, schedules
 from keras_lowbit.convert import (
     calibrate,
     correct_biases,
@@ -39,6 +39,7 @@ __all__ = [
     "fold_batch_norms",
     "freeze_ranges",
     "layers",
+    "ops",
     "plot",
     "quantize_model",
     "quantized_weights",

@@ -1,0 +1,47 @@
+"""Integer layers on packed weights for TensorFlow: compiled kernels, or plain TensorFlow with equal integers.
+
+Nothing is loaded before the first call. `available_kernels()` and `active_kernel()` say what can run and what does.
+"""
+
+from keras_lowbit.ops.epilogue import Requantize, Rescale, ResidualAdd
+from keras_lowbit.ops.functions import (
+    clustered_ternary_conv2d,
+    int8_conv2d,
+    int8_dense,
+    int8_depthwise_conv2d,
+    ternary_dense,
+)
+from keras_lowbit.ops.library import (
+    LibraryError,
+    active_kernel,
+    available_kernels,
+    compiled_kernels,
+    load,
+    using_kernel,
+    why_not,
+)
+from keras_lowbit.ops.packing import Layout, PackedWeights, pack_int8, pack_kernel, pack_ternary, unpack
+
+__all__ = [
+    "Layout",
+    "LibraryError",
+    "PackedWeights",
+    "Requantize",
+    "Rescale",
+    "ResidualAdd",
+    "active_kernel",
+    "available_kernels",
+    "clustered_ternary_conv2d",
+    "compiled_kernels",
+    "int8_conv2d",
+    "int8_dense",
+    "int8_depthwise_conv2d",
+    "load",
+    "pack_int8",
+    "pack_kernel",
+    "pack_ternary",
+    "ternary_dense",
+    "unpack",
+    "using_kernel",
+    "why_not",
+]

@@ -1,0 +1,233 @@
+"""The integer layers as functions: on the compiled ops where they are, else in plain TensorFlow, with equal integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_lowbit.ops import composite, epilogue, library
+from keras_lowbit.ops.composite import Padding
+from keras_lowbit.ops.epilogue import Epilogue, Requantize, ResidualAdd
+from keras_lowbit.ops.packing import PackedWeights
+
+
+def clustered_ternary_conv2d(
+    images: Any,
+    packed: PackedWeights,
+    *,
+    input_zero_point: int = 0,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "VALID",
+    dilations: int | Sequence[int] = 1,
+    bias: Any = None,
+    output: Epilogue = None,
+    residual: ResidualAdd | None = None,
+) -> tf.Tensor:
+    """`sum (x - input_zero_point) * scale * code` over each window: a convolution on packed ternary weights.
+
+    images: int8 [N, H, W, C].   packed: from `pack_ternary` (or `pack_int8`); groups are those it was packed with.
+    padding: "SAME", "VALID" or ((top, bottom), (left, right)); padded pixels hold the zero point, real 0.   bias: int32
+    [C'], added to the sums.   output: None for int32 sums [N, H', W', C'], `Requantize` for int8, `Rescale` for float32.
+    residual: an int8 addition after `Requantize`. No gradient: integers. ValueError (InvalidArgumentError inside a graph)
+    for shapes and values that do not fit.
+
+    >>> y = clustered_ternary_conv2d(x, pack_ternary(codes, scales, 4), input_zero_point=-128, padding="SAME")
+    """
+    images, packed = _int8(images, 4), _checked(packed)
+    strides, dilations, padding = _window(strides, dilations, padding)
+    _zero_point(input_zero_point)
+    epilogue.check(output, residual)
+    channels = packed.layout.window[2] * packed.layout.groups
+    _channels(images, channels, packed.layout.kernel_shape)
+    found = library.loaded_or_none()
+    if found is not None:
+        return found.ops.keras_lowbit_packed_conv2d(
+            input=images,
+            **_packed(packed),
+            **_sliding(strides, dilations, padding),
+            groups=packed.layout.groups,
+            input_zero_point=input_zero_point,
+            **_stage(bias, output, residual),
+        )
+    total = composite.conv2d(images, packed, input_zero_point, strides, padding, dilations)
+    return epilogue.apply(total, bias, output, residual)
+
+
+def int8_conv2d(images: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
+    """As `clustered_ternary_conv2d`, on weights from `pack_int8`."""
+    return clustered_ternary_conv2d(images, packed, **arguments)
+
+
+def ternary_dense(
+    inputs: Any,
+    packed: PackedWeights,
+    *,
+    input_zero_point: int = 0,
+    bias: Any = None,
+    output: Epilogue = None,
+    residual: ResidualAdd | None = None,
+) -> tf.Tensor:
+    """`sum (x - input_zero_point) * scale * code` over the last axis: a dense layer on packed weights.
+
+    inputs: int8 [..., C].   packed: from `pack_ternary` or `pack_int8`, kernel [C, C'].   The rest, the result [..., C']
+    and the errors as in `clustered_ternary_conv2d`.
+    """
+    inputs, packed = _int8(inputs, None), _checked(packed)
+    _zero_point(input_zero_point)
+    epilogue.check(output, residual)
+    if packed.layout.window[:2] != (1, 1) or packed.layout.groups != 1:
+        raise ValueError(f"a dense layer got a kernel {packed.layout.kernel_shape}; expected [inputs, outputs]")
+    _channels(inputs, packed.layout.window[2], packed.layout.kernel_shape)
+    found = library.loaded_or_none()
+    if found is not None:
+        return found.ops.keras_lowbit_packed_dense(
+            input=inputs, **_packed(packed), input_zero_point=input_zero_point, **_stage(bias, output, residual)
+        )
+    return epilogue.apply(composite.dense(inputs, packed, input_zero_point), bias, output, residual)
+
+
+def int8_dense(inputs: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
+    """As `ternary_dense`, on weights from `pack_int8`."""
+    return ternary_dense(inputs, packed, **arguments)
+
+
+def int8_depthwise_conv2d(
+    images: Any,
+    kernel: Any,
+    *,
+    input_zero_point: int = 0,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "VALID",
+    dilations: int | Sequence[int] = 1,
+    bias: Any = None,
+    output: Epilogue = None,
+    residual: ResidualAdd | None = None,
+) -> tf.Tensor:
+    """Each input channel c with its own M windows; output channel `c * M + m`.
+
+    kernel: int8 [KH, KW, C, M], not packed. The rest as in `clustered_ternary_conv2d`; the fallback needs a known height
+    and width.
+    """
+    images, kernel = _int8(images, 4), _int8(kernel, 4)
+    strides, dilations, padding = _window(strides, dilations, padding)
+    _zero_point(input_zero_point)
+    epilogue.check(output, residual)
+    _channels(images, kernel.shape[2], tuple(kernel.shape))
+    found = library.loaded_or_none()
+    if found is not None:
+        return found.ops.keras_lowbit_depthwise_conv2d(
+            input=images,
+            kernel=kernel,
+            **_sliding(strides, dilations, padding),
+            input_zero_point=input_zero_point,
+            **_stage(bias, output, residual),
+        )
+    total = composite.depthwise_conv2d(images, kernel, input_zero_point, strides, padding, dilations)
+    return epilogue.apply(total, bias, output, residual)
+
+
+def _packed(packed: PackedWeights) -> dict[str, Any]:
+    layout = packed.layout
+    return {
+        "codes": packed.data,
+        "scales": packed.scales,
+        "sums": packed.sums,
+        "layout": layout.kind,
+        "kernel_shape": list(layout.window),
+        "cluster_size": layout.cluster_size,
+        "scales_per_tap": layout.per_tap,
+    }
+
+
+def _sliding(strides: tuple[int, int], dilations: tuple[int, int], padding: Padding) -> dict[str, Any]:
+    explicit = [] if isinstance(padding, str) else [int(edge) for pair in padding for edge in pair]
+    return {
+        "strides": list(strides),
+        "dilations": list(dilations),
+        "padding": padding if isinstance(padding, str) else "EXPLICIT",
+        "explicit_paddings": explicit,
+    }
+
+
+def _stage(bias: Any, output: Epilogue, residual: ResidualAdd | None) -> dict[str, Any]:
+    """Inputs and attributes of the output stage; empty arrays stand for what is not there."""
+    requantize = output if isinstance(output, Requantize) else None
+    rescale = output if isinstance(output, epilogue.Rescale) else None
+    stage: dict[str, Any] = {
+        "bias": _array(bias, tf.int32),
+        "multiplier": _array(requantize and requantize.multiplier, tf.int32),
+        "shift": _array(requantize and requantize.shift, tf.int32),
+        "factor": _array(requantize and requantize.factor, tf.float64),
+        "float_scale": _array(rescale and rescale.scale, tf.float32),
+        "residual": tf.zeros([0], tf.int8) if residual is None else tf.convert_to_tensor(residual.codes, tf.int8),
+        "residual_factors": [] if residual is None else [*residual.first, *residual.second, *residual.output],
+        "out_type": tf.int8 if requantize else tf.float32 if rescale else tf.int32,
+    }
+    if requantize is not None:
+        stage |= {"zero_point": requantize.zero_point, "low": requantize.low, "high": requantize.high}
+    if rescale is not None:
+        stage |= {"float_low": rescale.low, "float_high": rescale.high}
+    if residual is not None:
+        zeros = [residual.zero_point, residual.output_zero_point, residual.low, residual.high]
+        stage["residual_factors"] = [int(value) for value in (*stage["residual_factors"], *zeros)]
+    return stage
+
+
+def _array(value: Any, dtype: tf.DType) -> tf.Tensor:
+    if value is None:
+        return tf.zeros([0], dtype)
+    return tf.reshape(
+        tf.convert_to_tensor(np.asarray(value, dtype.as_numpy_dtype) if _is_plain(value) else value), [-1]
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, (tf.Tensor, tf.Variable))
+
+
+def _int8(value: Any, rank: int | None) -> tf.Tensor:
+    tensor = tf.convert_to_tensor(value)
+    if tensor.dtype != tf.int8:
+        raise TypeError(f"got a {tensor.dtype.name} tensor of shape {tensor.shape}; expected int8 codes")
+    if tensor.shape.rank is not None and (tensor.shape.rank != rank if rank else tensor.shape.rank < 1):
+        raise ValueError(f"got a tensor of shape {tensor.shape}; expected rank {rank or 'at least 1'}")
+    return tensor
+
+
+def _checked(packed: PackedWeights) -> PackedWeights:
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(
+            f"got weights of type {type(packed).__name__}; expected the result of pack_ternary or pack_int8"
+        )
+    packed.check()
+    return packed
+
+
+def _zero_point(value: int) -> None:
+    if not isinstance(value, (int, np.integer)) or not -128 <= value <= 127:
+        raise ValueError(f"input_zero_point is {value!r}; expected a whole number from -128 to 127")
+
+
+def _channels(inputs: tf.Tensor, wanted: int, kernel_shape: tuple[int, ...]) -> None:
+    if inputs.shape.rank is not None and inputs.shape[-1] not in (None, wanted):
+        raise ValueError(f"inputs of shape {inputs.shape} meet a kernel {kernel_shape}; expected {wanted} channels")
+
+
+def _window(strides: Any, dilations: Any, padding: Any) -> tuple[tuple[int, int], tuple[int, int], Padding]:
+    pairs = []
+    for name, value in (("strides", strides), ("dilations", dilations)):
+        pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+        if len(pair) != 2 or min(pair) < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1, or two of them")
+        pairs.append((int(pair[0]), int(pair[1])))
+    if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID"):
+            raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
+        return pairs[0], pairs[1], padding.upper()
+    edges = tuple(tuple(int(edge) for edge in pair) for pair in padding)
+    if len(edges) != 2 or any(len(pair) != 2 or min(pair) < 0 for pair in edges):
+        raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
+    return pairs[0], pairs[1], edges

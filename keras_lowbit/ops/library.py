@@ -1,0 +1,190 @@
+"""The compiled op library: found and loaded on first use; if that cannot be, why, in one sentence, once.
+
+Environment: `KERAS_LOWBIT_KERNEL` forces one kernel row by name ("composite" the fallback); `KERAS_LOWBIT_STRICT=1` makes
+falling back an error; `KERAS_LOWBIT_LIBRARY` names the library file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_lowbit.ops import build
+
+COMPOSITE = "composite"
+OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "AddInt8", "LookUp")
+
+
+class LibraryError(RuntimeError):
+    """The compiled op library cannot be used; the message says why and what to do."""
+
+
+class Loaded(NamedTuple):
+    """A loaded library. ops: TensorFlow's module of wrappers.   handle: for the plain C functions.   path: its file."""
+
+    ops: Any
+    handle: ctypes.CDLL
+    path: Path
+
+
+class KernelRow(NamedTuple):
+    """A compiled kernel row. needs: CPU features.   supported: this CPU has them."""
+
+    name: str
+    needs: str
+    supported: bool
+
+
+class _State:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.loaded: Loaded | None = None
+        self.failure: LibraryError | None = None
+        self.told = False
+        self.composite = False
+
+
+_STATE = _State()
+
+
+def load() -> Path:
+    """Loads the library and registers its ops, once; its path. A process that serves a SavedModel calls this first.
+
+    LibraryError if there is no library, it was built for another TensorFlow, or it does not load.
+    """
+    return _load().path
+
+
+def loaded_or_none() -> Loaded | None:
+    """The library for a call that is being made or traced; None where the composite ops stand in.
+
+    Says once why they do, unless they were asked for. LibraryError under `KERAS_LOWBIT_STRICT=1`.
+    """
+    if _composite_wanted():
+        return None
+    try:
+        return _load()
+    except LibraryError as error:
+        if os.environ.get("KERAS_LOWBIT_STRICT", "") not in ("", "0"):
+            raise
+        with _STATE.lock:
+            if not _STATE.told:
+                _STATE.told = True
+                logging.getLogger("keras_lowbit").warning("keras_lowbit runs its ops in plain TensorFlow: %s", error)
+        return None
+
+
+def why_not() -> str:
+    """Why the compiled library is not used; empty if it is."""
+    if _composite_wanted():
+        return "the composite ops were asked for by name"
+    try:
+        _load()
+    except LibraryError as error:
+        return str(error)
+    return ""
+
+
+def available_kernels() -> list[str]:
+    """Kernel rows that run on this CPU, best first; the last is "composite", the fallback in plain TensorFlow."""
+    try:
+        rows = [row.name for row in compiled_kernels() if row.supported]
+    except LibraryError:
+        rows = []
+    return [*rows, COMPOSITE]
+
+
+def compiled_kernels() -> list[KernelRow]:
+    """All rows in the library, best first. LibraryError if it cannot be loaded."""
+    lines = _text(_load().handle.KerasLowbitCompiledKernels()).splitlines()
+    return [KernelRow(name, needs, supported == "1") for name, needs, supported in (row.split("\t") for row in lines)]
+
+
+def active_kernel() -> str:
+    """The row that runs: forced by `using_kernel` or `KERAS_LOWBIT_KERNEL`, else the first available.
+
+    ValueError for a forced name that is unknown or that this CPU cannot run, with the choices.
+    """
+    loaded = loaded_or_none()
+    if loaded is None:
+        wanted = os.environ.get("KERAS_LOWBIT_KERNEL") or COMPOSITE
+        if wanted != COMPOSITE and not _STATE.composite:
+            raise ValueError(f"KERAS_LOWBIT_KERNEL={wanted!r}, but there is no compiled library: {why_not()}")
+        return COMPOSITE
+    name, _, error = _text(loaded.handle.KerasLowbitActiveKernel()).partition("\t")
+    if error:
+        raise ValueError(error)
+    return name
+
+
+@contextlib.contextmanager
+def using_kernel(name: str) -> Iterator[None]:
+    """Forces a kernel row by name inside a `with`; "composite" is decided when a call is made or traced.
+
+    For tests and measurements: it counts for all threads. ValueError for an unknown name, with the choices.
+    """
+    before = _STATE.composite
+    try:
+        if name == COMPOSITE:
+            _STATE.composite = True
+        else:
+            _STATE.composite = False
+            _force(name)
+        yield
+    finally:
+        _STATE.composite = before
+        if _STATE.loaded is not None:
+            _force("")
+
+
+def _force(name: str) -> None:
+    error = _text(_load().handle.KerasLowbitForceKernel(name.encode()))
+    if error:
+        raise ValueError(error)
+
+
+def _composite_wanted() -> bool:
+    return _STATE.composite or os.environ.get("KERAS_LOWBIT_KERNEL") == COMPOSITE
+
+
+def _load() -> Loaded:
+    with _STATE.lock:
+        if _STATE.failure is not None:
+            raise _STATE.failure
+        if _STATE.loaded is None:
+            try:
+                _STATE.loaded = _open(build.find_library())
+            except LibraryError as error:
+                _STATE.failure = error
+                raise
+        return _STATE.loaded
+
+
+def _open(path: Path | None) -> Loaded:
+    if path is None:
+        raise LibraryError(f"the op library is not built; run `{build.COMMAND}` (it needs a C++17 compiler)")
+    problem = build.mismatch(path, tf.__version__, build.abi_flags(tf.sysconfig.get_compile_flags()))
+    if problem:
+        raise LibraryError(f"{problem}; run `{build.COMMAND}` to build it again")
+    try:
+        ops, handle = tf.load_op_library(str(path)), ctypes.CDLL(str(path))
+    except (tf.errors.OpError, OSError) as error:
+        raise LibraryError(f"{path} does not load ({error}); run `{build.COMMAND} --force`") from error
+    for function in ("CompiledKernels", "ActiveKernel", "ForceKernel"):
+        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_char_p
+    handle.KerasLowbitForceKernel.argtypes = [ctypes.c_char_p]
+    for name in OP_NAMES:
+        tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
+    return Loaded(ops, handle, path)
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
