@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.ops import composite
-
 LOW, HIGH = -128, 127
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
 
@@ -40,6 +38,8 @@ class Requantize:
 
     def apply(self, total: Any) -> Any:
         """The codes in plain TensorFlow."""
+        from keras_lowbit.ops import composite
+
         if self.factor is not None:
             return composite.requantize_once(total, self.factor, self.zero_point, self.low, self.high)
         return composite.requantize(total, self.multiplier, self.shift, self.zero_point, self.low, self.high)
@@ -55,6 +55,8 @@ class Rescale:
 
     def apply(self, total: Any) -> Any:
         """The reals in plain TensorFlow."""
+        from keras_lowbit.ops import composite
+
         return composite.rescale(total, self.scale, self.low, self.high)
 
 
@@ -77,6 +79,8 @@ class ResidualAdd:
 
     def apply(self, codes: Any, zero_point: int) -> Any:
         """The sum in plain TensorFlow; codes: the layer's own, with their zero point."""
+        from keras_lowbit.ops import composite
+
         terms = (
             composite.raised(codes, zero_point, self.first),
             composite.raised(self.codes, self.zero_point, self.second),
@@ -90,6 +94,8 @@ Epilogue = Requantize | Rescale | None
 
 def apply(total: Any, bias: Any, output: Epilogue, residual: ResidualAdd | None) -> Any:
     """Bias, output stage and residual addition of an int32 sum in plain TensorFlow."""
+    from keras_lowbit.ops import composite
+
     check(output, residual)
     total = composite.add_bias(total, bias)
     if output is None:

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-
 from keras_lowbit.ops import build
 
 COMPOSITE = "composite"
@@ -169,6 +167,8 @@ def _load() -> Loaded:
 
 
 def _open(path: Path | None) -> Loaded:
+    import tensorflow as tf
+
     if path is None:
         raise LibraryError(f"the op library is not built; run `{build.COMMAND}` (it needs a C++17 compiler)")
     problem = build.mismatch(path, tf.__version__, build.abi_flags(tf.sysconfig.get_compile_flags()))
