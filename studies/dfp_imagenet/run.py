@@ -30,7 +30,7 @@ from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accurac
 from studies.dfp_imagenet.tune import tune
 
 HERE = Path(__file__).resolve().parent
-CALIBRATION_IMAGES, STATISTICS_IMAGES = 96, 320
+CALIBRATION_IMAGES, STATISTICS_IMAGES, BATCH_SIZE = 64, 192, 64  # a batch encodes every kernel once: few, large ones
 KEYS = ("network", "weights", "cluster_size", "mode", "groups", "statistics", "tuning", "last")
 DEFAULTS = {"cluster_size": None, "mode": "rms", "groups": "kernels", "statistics": "new", "tuning": None, "last": 8}
 
@@ -41,7 +41,7 @@ def plan(network: str) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = [{"weights": "float"}, {"weights": "8w8a", **old}]
     for size in (4, 64, 1, 16):
         runs += [{"weights": weights, "cluster_size": size, **old} for weights in ("4w8a", "2w8a")]
-        if network == "mobilenet_v2":
+        if network == "mobilenet_v2" and size in (4, 64):
             runs += [
                 {"weights": weights, "cluster_size": size, "statistics": "unfolded"} for weights in ("4w8a", "2w8a")
             ]
@@ -75,7 +75,7 @@ def measure(run: dict[str, Any], data: dict[str, Any], folder: Path, work: Path)
     if run["weights"] == "float":
         return {"accuracy": keras_accuracy(model, labelled, classes)}
     if run["statistics"] == "unfolded":
-        unfold_batch_norms(model, images[:STATISTICS_IMAGES])
+        unfold_batch_norms(model, images)
     started = time.perf_counter()
     quantized, _ = klb.quantize_model(model, recipe(run))
     found: dict[str, Any] = {"convert_s": round(time.perf_counter() - started, 1)}
@@ -92,10 +92,10 @@ def measure(run: dict[str, Any], data: dict[str, Any], folder: Path, work: Path)
 def prepare(quantized: keras.Model, images: Any, renew: bool) -> None:
     """Ranges, statistics with the quantized weights, ranges again."""
     calibration = images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
-    klb.calibrate(quantized, calibration, verbose=0)
+    klb.calibrate(quantized, calibration, batch_size=BATCH_SIZE, verbose=0)
     if renew:
-        klb.reestimate_batch_norms(quantized, images[:STATISTICS_IMAGES], verbose=0)
-        klb.calibrate(quantized, calibration, verbose=0)
+        klb.reestimate_batch_norms(quantized, images, batch_size=BATCH_SIZE, verbose=0)
+        klb.calibrate(quantized, calibration, batch_size=BATCH_SIZE, verbose=0)
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
