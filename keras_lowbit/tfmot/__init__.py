@@ -18,6 +18,7 @@ from keras_lowbit.tfmot.configs import (
     SQQuantizeConfig,
 )
 from keras_lowbit.tfmot.keras3 import to_keras3
+from keras_lowbit.tfmot.scheme import QuantizeScheme, quantize_model
 from keras_lowbit.tfmot.scope import scope
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "LowbitQuantizer",
     "NoOpQuantizeConfig",
     "OutputQuantizeConfig",
+    "QuantizeScheme",
     "SQQuantizeConfig",
     "callbacks",
+    "quantize_model",
     "scope",
     "to_keras3",
 ]

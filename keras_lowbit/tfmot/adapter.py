@@ -51,6 +51,7 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         specs = self.quantizer.state_specs(shape, self.filter_axes)
         return {key: _add_variable(layer, f"{name}_{key}", spec) for key, spec in specs.items()}
 
+    @tf.autograph.experimental.do_not_convert  # nothing here depends on values; tf_keras would rewrite Keras 3 itself
     def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> tf.Tensor:
         """The quantized value of `inputs`; `training` is a Python bool, as TFMOT's wrappers give it."""
         real = tf.convert_to_tensor(inputs)

@@ -17,7 +17,7 @@ from keras_lowbit.quantizers import ActivationRange
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import KERNELS
 from keras_lowbit.tfmot.sites import Kernel, input_range, kernels_in, ranges_in, require_tf_keras
-from keras_lowbit.tfmot.stock import activation_of, stock_layer
+from keras_lowbit.tfmot.stock import activation_of, keras3_name, stock_layer
 
 SEEN_BATCHES = 1000.0  # of a range that TFMOT's own quantizers learned: an average past its warm-up
 _KEEPS_GRID = ("Flatten", "Reshape", "Permute", "Dropout", "MaxPooling1D", "MaxPooling2D", "ZeroPadding2D", "ReLU")
@@ -77,14 +77,14 @@ class _Translator:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.names = {_inner(layer).name for layer in model.layers}
+        self.names = {keras3_name(_inner(layer)) for layer in model.layers}
         self.values: dict[int, Any] = {}  # id of a tf_keras tensor -> its Keras 3 tensor
         self.grids: dict[int, _Range] = {}  # id of a tf_keras tensor -> the range its values lie on
         self.parts: dict[int, list[Any]] = {}  # id of a tf_keras layer -> its layers here, so that sharing is kept
 
     def translate(self) -> keras.Model:
         for tensor in self.model.inputs:
-            name = tensor.node.layer.name
+            name = keras3_name(tensor.node.layer)
             self.values[id(tensor)] = keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype.name, name=name)
         for node in _nodes(self.model):
             self._emit(node)
@@ -194,7 +194,7 @@ def _quantized(inner: Any, kernels: list[Kernel], pre: _Range | None, source: An
     quantizers = [kernel.kernel_quantizer for kernel in kernels]
     changes = {"kernel_quantizer": quantizers[-1], "output_quantizer": None if pre is None else pre.quantizer}
     if len(kernels) == 2:
-        made = list(split_separable(stock, f"{inner.name}_depthwise", quantizers[0], changes))
+        made = list(split_separable(stock, f"{keras3_name(inner)}_depthwise", quantizers[0], changes))
     else:
         copy = QUANTIZED_CLASSES[type(stock).__name__].from_config(stock.get_config() | changes)
         copy.build(source.shape)

@@ -36,24 +36,29 @@ def activation_of(layer: Any) -> str:
     return name
 
 
+def keras3_name(layer: Any) -> str:
+    """The name of a layer in Keras 3, which takes no slash."""
+    return layer.name.replace("/", "_")
+
+
 def stock_layer(layer: Any) -> Any:
     """A Keras 3 layer of the same class, name and configuration, not built; a TypeError if there is none."""
     kind = type(layer).__name__
     cls = getattr(keras.layers, kind, None)
     if cls is None or not type(layer).__module__.startswith("tf_keras.") or kind == "Lambda":
         raise TypeError(
-            f"Layer {layer.name!r} is a {type(layer).__module__}.{kind}; to_keras3 takes stock tf_keras layers that Keras 3 has "
-            "too, and no Lambda. Replace it, or rebuild that part of the model with Keras 3."
+            f"Layer {layer.name!r} is a {type(layer).__module__}.{kind}; to_keras3 takes stock tf_keras layers that Keras 3 "
+            "has too, and no Lambda. Replace it, or rebuild that part of the model with Keras 3."
         )
     return cls.from_config(_config(layer, cls))
 
 
 def _config(layer: Any, cls: type) -> dict[str, Any]:
-    config = dict(layer.get_config())
+    config = dict(layer.get_config()) | {"name": keras3_name(layer)}
     if hasattr(layer, "activation"):
         config["activation"] = activation_of(layer)
     if isinstance(layer, tf_keras.layers.BatchNormalization):
-        config["axis"] = int(list(config["axis"])[0]) if not isinstance(config["axis"], int) else config["axis"]
+        config["axis"] = config["axis"] if isinstance(config["axis"], int) else int(next(iter(config["axis"])))
     if isinstance(layer, tf_keras.layers.LeakyReLU):
         config["negative_slope"] = float(config.pop("alpha"))
     known = {*inspect.signature(cls.__init__).parameters, *_COMMON}  # type: ignore[misc]

@@ -1,0 +1,182 @@
+"""QuantizeScheme: a recipe of this library as the scheme of TFMOT's `quantize_apply`, for whole models."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from keras_lowbit import recipes
+from keras_lowbit.convert.roles import KINDS
+from keras_lowbit.tfmot.adapter import LowbitQuantizer
+from keras_lowbit.tfmot.configs import (
+    KernelQuantizeConfig,
+    LowbitQuantizeConfig,
+    NoOpQuantizeConfig,
+    OutputQuantizeConfig,
+    kernels_of,
+)
+from keras_lowbit.tfmot.scope import scope
+from keras_lowbit.tfmot.sites import require_tf_keras
+
+_Default = tfmot.quantization.keras.default_8bit
+# Layers that make new values and that TFMOT's default scheme refuses.
+_COMPUTE = ("BatchNormalization", "Rescaling", "Normalization", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+
+
+class QuantizeScheme(tfmot.quantization.keras.QuantizeScheme):
+    """A recipe as a scheme: ``quantize_apply(annotated, scheme=QuantizeScheme("sq-twn"))``.
+
+    Kernels get the quantizers of the recipe's plan, ranges its activation quantizer. Where ranges stand, and that
+    conv-bn-relu is one operation, is decided by TFMOT's own default 8-bit layout; what that layout does not know
+    (a batch norm by itself, Multiply, ...) is quantized at its result, and any other layer stays float instead of
+    stopping the conversion. A QuantizeConfig given with an annotation wins, also in front of a relu, where TFMOT's
+    layout would replace it by nothing.
+
+    recipe: name, dict or `keras_lowbit.recipes.Recipe`.
+    """
+
+    def __init__(self, recipe: Any = "int8") -> None:
+        self.recipe = recipes.get(recipe)
+
+    def get_layout_transformer(self) -> Any:
+        """TFMOT's default layout, with the quantizers of the recipe in the places of TFMOT's."""
+        return _Layout(self.recipe)
+
+    def get_quantize_registry(self) -> Any:
+        """What stands around layers that were not annotated."""
+        return _Registry(self.recipe)
+
+
+def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()) -> Any:
+    """A quantized copy of a tf_keras model: annotated whole, `quantize_apply` with the scheme of `recipe`.
+
+    model: Functional or built Sequential tf_keras model without nested models (TFMOT takes no others).
+    skip: regular expressions; a layer whose whole name matches one is left as it is.
+    Raises TypeError for a model of another kind, ValueError for a pattern that matches no layer.
+    """
+    require_tf_keras("keras_lowbit.tfmot.quantize_model", model)
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    names = [layer.name for layer in model.layers]
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(f"The pattern {pattern!r} matches no layer; the model has for example {names[:5]}.")
+
+    def annotate(layer: Any) -> Any:
+        skipped = any(re.fullmatch(pattern, layer.name) for pattern in patterns)
+        config = NoOpQuantizeConfig() if skipped else None
+        return tfmot.quantization.keras.quantize_annotate_layer(layer, config)
+
+    with scope():
+        annotated = tf_keras.models.clone_model(model, clone_function=annotate)
+        annotated.set_weights(model.get_weights())
+        return tfmot.quantization.keras.quantize_apply(annotated, scheme=QuantizeScheme(recipe))
+
+
+class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
+    """TFMOT's default 8-bit layout; afterwards every QuantizeConfig it placed is exchanged for one of ours."""
+
+    def __init__(self, recipe: recipes.Recipe) -> None:
+        self.recipe = recipe
+
+    def apply(self, model: Any, layer_quantize_map: dict[str, dict[str, Any]]) -> tuple[Any, dict[str, dict[str, Any]]]:
+        """The transformed model and what each of its layers gets."""
+        given = {name: entry.get("quantize_config") for name, entry in layer_quantize_map.items()}
+        layout = _Default.Default8BitQuantizeLayoutTransform()
+        model, layer_quantize_map = layout.apply(model, layer_quantize_map)
+        choice = _Choice(self.recipe, model)
+        for layer in model.layers:
+            if type(layer).__name__ == "QuantizeLayer":
+                self._quantize_input(layer)
+            entry = layer_quantize_map.get(layer.name)
+            if entry is None:
+                continue
+            if given.get(layer.name) is not None:
+                entry["quantize_config"] = given[layer.name]
+            elif not isinstance(layer, tf_keras.layers.InputLayer) and type(layer).__name__ != "QuantizeLayer":
+                entry["quantize_config"] = choice.config(layer, entry.get("quantize_config"))
+        return model, layer_quantize_map
+
+    def _quantize_input(self, layer: Any) -> None:
+        """Exchange the quantizer of an input. One that several layers read TFMOT uses as it is built: it keeps its own."""
+        if self.recipe.activations is None:
+            layer.quantizer = None
+        elif len(layer._outbound_nodes) < 2:
+            layer.quantizer = LowbitQuantizer(self.recipe.activations)
+
+
+class _Registry(tfmot.quantization.keras.QuantizeRegistry):
+    """Answers for layers in front of annotated ones: their results get a range, as in TFMOT's default."""
+
+    def __init__(self, recipe: recipes.Recipe) -> None:
+        self.recipe = recipe
+
+    def supports(self, layer: Any) -> bool:
+        """Every layer: an unknown one stays float."""
+        return True
+
+    def get_quantize_config(self, layer: Any) -> Any:
+        """The config of a layer by itself."""
+        return _Choice(self.recipe, None).config(layer, None)
+
+
+class _Choice:
+    """Which of our configs a layer gets, given the one TFMOT's layout placed there (None: nothing special)."""
+
+    def __init__(self, recipe: recipes.Recipe, model: Any) -> None:
+        self.recipe = recipe
+        self.default = _Default.Default8BitQuantizeRegistry()
+        layers = [] if model is None else [layer.name for layer in model.layers if _kind(layer) is not None]
+        self.first, self.last = (layers[0], layers[-1]) if layers else ("", "")
+
+    def config(self, layer: Any, placed: Any) -> LowbitQuantizeConfig:
+        """The config; kernels by the recipe's plan, results where TFMOT quantizes them."""
+        kind = _kind(layer)
+        if kind is None:
+            return self._output() if self._makes_values(layer, placed) else NoOpQuantizeConfig()
+        positions = tuple(p for p, name in (("first", self.first), ("last", self.last)) if layer.name == name)
+        kernel = self.recipe.kernel_quantizer(layer.name, layer.name, kind, positions)
+        range_follows = type(placed).__name__ == "NoOpQuantizeConfig"
+        if kernel is None:
+            return NoOpQuantizeConfig() if range_follows else self._output()
+        return KernelQuantizeConfig(kernel, None if range_follows else self.recipe.activations)
+
+    def _output(self) -> LowbitQuantizeConfig:
+        return (
+            NoOpQuantizeConfig() if self.recipe.activations is None else OutputQuantizeConfig(self.recipe.activations)
+        )
+
+    def _makes_values(self, layer: Any, placed: Any) -> bool:
+        name = type(layer).__name__
+        if placed is not None:
+            return bool(getattr(placed, "quantize_output", False))
+        if name in _COMPUTE:
+            return not _relu_follows(layer)
+        if name == "Activation":
+            return _names(layer.activation) not in ("linear", "softmax", "sigmoid", "tanh")
+        if not self.default.supports(layer):
+            return False
+        return bool(self.default.get_quantize_config(layer).get_output_quantizers(layer))
+
+
+def _kind(layer: Any) -> str | None:
+    """The word of recipe rules for a layer with a kernel ("conv2d"), None for any other."""
+    if not kernels_of(layer):
+        return None
+    return next(KINDS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in KINDS)
+
+
+def _relu_follows(layer: Any) -> bool:
+    """Whether the only reader of a layer's result is a relu, which the integer operation takes in."""
+    nodes = layer._outbound_nodes
+    if len(nodes) != 1:
+        return False
+    reader = nodes[0].layer
+    return type(reader).__name__ == "ReLU" or (
+        type(reader).__name__ == "Activation" and _names(reader.activation) in ("relu", "relu6")
+    )
+
+
+def _names(activation: Any) -> str:
+    return getattr(activation, "__name__", type(activation).__name__)
