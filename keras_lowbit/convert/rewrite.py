@@ -25,6 +25,7 @@ from keras_lowbit.convert.roles import (
 )
 from keras_lowbit.convert.separable import split_separable
 from keras_lowbit.layers.graph import Call, calls_of, fresh_name, functional_of
+from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 from keras_lowbit.recipes import Recipe
 
@@ -292,9 +293,9 @@ def _input_shape(layer: Any) -> Any:
 
 def _copy_state(layer: Any, copy: Any) -> None:
     """Copy kernel, bias and, from a layer that is quantized already, the state of its quantizers."""
-    copy.kernel.assign(layer.kernel)
+    copy.kernel.assign(to_numpy(layer.kernel))
     if layer.bias is not None:
-        copy.bias.assign(layer.bias)
+        copy.bias.assign(to_numpy(layer.bias))
     for host in ("kernel_host", "bias_host", "output_host"):
         old, new = getattr(layer, host, None), getattr(copy, host)
         if old is not None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D
+from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D, to_numpy
 from keras_lowbit.quantizers import Quantizer
 
 
@@ -46,8 +46,8 @@ def split_separable(
     input_shape = layer.get_build_config()["input_shape"]
     first.build(input_shape)
     second.build(first.compute_output_shape(input_shape))
-    first.kernel.assign(layer.depthwise_kernel)
-    second.kernel.assign(layer.pointwise_kernel)
+    first.kernel.assign(to_numpy(layer.depthwise_kernel))
+    second.kernel.assign(to_numpy(layer.pointwise_kernel))
     if layer.use_bias:
-        second.bias.assign(layer.bias)
+        second.bias.assign(to_numpy(layer.bias))
     return first, second

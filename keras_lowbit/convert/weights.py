@@ -45,11 +45,14 @@ def kernel_codes(layer: Any) -> Quantized:
 
     Codes beyond +-127 (5-bit powers of two reach 128) are divided, filter by filter, by the largest power of two they
     share, and the scale multiplied: the same reals, exactly. A filter that holds both ends of such a grid does not fit
-    int8; the codes are then int16.
+    int8; the codes are then int16. The zero point is 0 for all but asymmetric weights (int8, per filter or tensor).
     """
     quantized = layer.kernel_host.encode(layer.kernel)
     codes = keras.ops.convert_to_numpy(quantized.codes)
     scale = np.asarray(keras.ops.convert_to_numpy(quantized.scale), np.float32)
+    zero_point = np.asarray(keras.ops.convert_to_numpy(quantized.zero_point))
+    if zero_point.any():
+        return Quantized(codes.astype(np.int8), scale, zero_point.astype(np.int8))
     if np.abs(codes).max(initial=0) > 127:
         codes, scale = _shared_power_out(codes.astype(np.int16), scale, layer.filter_axes)
     return Quantized(codes.astype(np.int8 if np.abs(codes).max(initial=0) <= 127 else np.int16), scale)

@@ -14,6 +14,7 @@ from keras_lowbit.deploy.overflow import fit_int8
 from keras_lowbit.deploy.values import LoweredLayer, Part, Pending, Stored
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.graph import Call
+from keras_lowbit.quantizers import Quantized
 
 
 class Given(NamedTuple):
@@ -85,7 +86,9 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         affine = Affine(affine.factor, np.asarray(bias, np.float64))
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
-        weights, overflow = fit_int8(kernel_codes(layer), layer.filter_axes, state.overflow, call.path)
+        weights, overflow = fit_int8(
+            _without_zero_point(layer, call.path), layer.filter_axes, state.overflow, call.path
+        )
         sees = state.builder.tensor(source.tensor).range
         name = state.name(call.path)
         folded = fold(weights.codes, weights.scale, layer.filter_axes, total or affine, sees, grid, call.path)
@@ -94,6 +97,16 @@ def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
         return _NODES[kind](state, layer, given, activation)
 
     return Pending(call.path, emit, source.trail.add(call=call), affine)
+
+
+def _without_zero_point(layer: Any, path: str) -> Quantized:
+    weights = kernel_codes(layer)
+    if np.any(weights.zero_point):
+        raise ValueError(
+            f"The weights of {path!r} are asymmetric ({layer.kernel_quantizer!r}): their grid has a zero point, and LiteRT's "
+            "int8 weights have none. Tune them with mode='symmetric' to export; activations may be asymmetric."
+        )
+    return weights
 
 
 def _window(layer: Any) -> dict[str, Any]:

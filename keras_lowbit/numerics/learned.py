@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_lowbit.numerics.gradients import straight_through
-from keras_lowbit.numerics.grids import Quantized, affine_scale, affine_zero_point
+from keras_lowbit.numerics.grids import Quantized, affine_scale, affine_zero_point, symmetric_limit
 
 Tensor = Any
 
@@ -90,15 +90,18 @@ def largest_magnitude(minimum: Tensor, maximum: Tensor, signed: Tensor | bool) -
     return ops.where(signed, ops.maximum(-minimum, maximum), ops.maximum(maximum, 0.0))
 
 
-def symmetric_grid(threshold: Tensor, bits: int, signed: Tensor | bool, full: bool) -> LearnedGrid:
-    """``s = T / q``, no left end: ``q = 2^(bits-1) - 1`` signed, zero point 0; ``q = 2^bits - 1`` unsigned.
+def step_of_one(bits: int, signed: Tensor | bool) -> Tensor:
+    """The step of threshold 1: ``1 / (2^(bits-1) - 1)`` signed, ``1 / (2^bits - 1)`` unsigned."""
+    return ops.where(signed, 1.0 / symmetric_limit(bits), 1.0 / (2.0**bits - 1))
 
-    Unsigned codes are stored as int8: lowest code -2^(bits-1), which is also their zero point.
-    full: signed codes reach down to ``-q - 1``, as int8 arithmetic does, instead of -q.
+
+def symmetric_grid(scale: Tensor, bits: int, signed: Tensor | bool, full: bool) -> LearnedGrid:
+    """Steps of `scale` on both sides of 0, codes -q .. q with ``q = 2^(bits-1) - 1``; unsigned ``2^bits`` codes from 0.
+
+    Unsigned codes are stored as int8: the lowest is -2^(bits-1), which is also their zero point.
+    full: signed codes reach down to ``-q - 1``, as int8 arithmetic does.
     """
-    lowest, limit = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
-    signed = ops.convert_to_tensor(signed, "bool")
-    scale = threshold * ops.where(signed, 1.0 / limit, 1.0 / (2.0**bits - 1))
+    lowest, limit = -(2.0 ** (bits - 1)), float(symmetric_limit(bits))
     return LearnedGrid(
         scale,
         ops.zeros_like(scale),

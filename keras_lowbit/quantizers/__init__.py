@@ -14,6 +14,7 @@ from keras_lowbit.quantizers.base import (
 from keras_lowbit.quantizers.clustered import ClusterCodes, Clustered
 from keras_lowbit.quantizers.fixed_point import DynamicFixedPoint
 from keras_lowbit.quantizers.incremental import Incremental
+from keras_lowbit.quantizers.learned_step import LearnedPowerOfTwo, LearnedStep
 from keras_lowbit.quantizers.power_of_two import PowerOfTwo
 from keras_lowbit.quantizers.stochastic import Stochastic
 from keras_lowbit.quantizers.ternary import Binary, Ternary
@@ -27,6 +28,8 @@ __all__ = [
     "Clustered",
     "DynamicFixedPoint",
     "Incremental",
+    "LearnedPowerOfTwo",
+    "LearnedStep",
     "PowerOfTwo",
     "Quantized",
     "Quantizer",

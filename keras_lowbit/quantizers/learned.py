@@ -1,0 +1,152 @@
+"""What quantizers with a trained grid share; `adjustable` and `learned_step` hold the quantizers themselves."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from keras import ops
+
+from keras_lowbit.numerics import learned, thresholds
+from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers.base import Axes, Quantizer, State, StateSpec, Tensor, as_float32, get
+from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedQuantizer(Quantizer):
+    """A symmetric grid whose threshold is a fixed T_0 moved by trained state; subclasses say how, in `step_size`.
+
+    base: `Uniform` for weights (its granularity decides between one grid per filter and one per tensor) or
+    `ActivationRange` for activations.   signed: of activations; None asks the calibrated minimum.
+    T_0: of weights what `calibrate` found in them; until then that of the kernel as it is. Of activations the calibrated
+    range. State: ``threshold`` (weights; 0 = not calibrated) or the base's minimum, maximum, count, frozen; and the
+    trained variables, which `calibrate` puts back to their start.
+    """
+
+    base: Any = "uniform"
+    signed: bool | None = dataclasses.field(default=None, kw_only=True)
+
+    #: Trained variables and the values that leave T_0 as it is.
+    start_values: ClassVar[dict[str, float]] = {"factor": 1.0}
+
+    def __post_init__(self) -> None:
+        name, base = type(self).__name__, get(self.base)
+        if type(base) not in (Uniform, ActivationRange):
+            raise ValueError(
+                f"{name} needs a base Uniform(8) for weights or ActivationRange(8) for activations, got {base!r}."
+            )
+        if isinstance(base, Uniform) and base.calibration != "max":
+            raise ValueError(
+                f"{name} trains the threshold, so its base needs calibration='max', got {base.calibration!r}. To start "
+                "from least squares write start='mse'."
+            )
+        object.__setattr__(self, "base", base)
+        if self.signed is False and not self.is_range:
+            raise ValueError(f"{name} got signed=False for weights: int8 weights are signed. Leave signed out.")
+
+    @property
+    def bits(self) -> float:
+        """The bits of the base."""
+        return self.base.bits
+
+    @property
+    def is_range(self) -> bool:
+        """Whether the base is."""
+        return self.base.is_range
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the base range is given by the arguments."""
+        return self.base.fixed
+
+    def held(self) -> Quantizer:
+        """The same over a base that only widens."""
+        return dataclasses.replace(self, base=self.base.held())
+
+    def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
+        """What data decide, then what is trained: one value for each filter or tensor."""
+        size = self.group_shape(shape, filter_axes)
+        found = self.base.state_specs(shape) if self.is_range else {"threshold": StateSpec(size)}
+        limits = self.kept_within()
+        trained = {
+            name: StateSpec(size, value, trainable=True, limits=limits.get(name))
+            for name, value in self.start_values.items()
+        }
+        return found | trained
+
+    def kept_within(self) -> dict[str, tuple[float, float]]:
+        """The closed intervals into which trained variables are brought back after each step of the optimizer."""
+        return {}
+
+    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+        """The range found, frozen since training moves it from now on, and the trained variables at their start."""
+        found = self.base.calibrated(minimum, maximum, count)
+        return found | ({"frozen": 1.0} if found else {}) | self.start_values
+
+    def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
+        """T_0 of the weights and the trained variables at their start."""
+        threshold = self.first_threshold(as_float32(real), self.reduced(real, filter_axes))
+        return {"threshold": threshold} | {
+            name: ops.full_like(threshold, value) for name, value in self.start_values.items()
+        }
+
+    def first_threshold(self, real: Tensor, axes: Axes) -> Tensor:
+        """T_0 of weights that were not calibrated, over `axes`, kept as size 1: ``max |w|``."""
+        return ops.max(ops.abs(real), axis=axes, keepdims=True)
+
+    def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
+        """Whatever the base observes: the moving average of a range that is neither calibrated nor frozen."""
+        return self.base.observe(real, state)
+
+    def step_size(self, real: Tensor | None, threshold: Tensor, signed: Any, state: State) -> Tensor:
+        """Size of one step, with its gradient to the trained variables.
+
+        real: the tensor, for its size; None if there is none.   threshold: T_0 without gradient, > 0 or, for filters of
+        zeros, 0.   signed: a boolean, of the backend where data decide.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define step_size().")
+
+    def learned_grid(self, real: Tensor | None, state: State, filter_axes: Axes = ()) -> learned.LearnedGrid:
+        """The grid of the current state. real: the tensor; None for that of a range."""
+        signed: Any = True
+        if self.is_range:
+            minimum, maximum = self.base.ends(state)
+            signed = minimum < 0 if self.signed is None else self.signed
+            threshold = learned.largest_magnitude(minimum, maximum, signed)
+            threshold = ops.where(threshold > 0, threshold, ops.ones_like(threshold))
+        else:
+            found = self.first_threshold(ops.stop_gradient(real), self.reduced(real, filter_axes))
+            threshold = ops.where(state["threshold"] > 0, state["threshold"], found)
+        scale = self.step_size(real, threshold, signed, state)
+        return learned.symmetric_grid(scale, self.base.bits, signed, full=self.is_range)
+
+    def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
+        """Codes of `real` on the current grid."""
+        real = as_float32(real)
+        return self.learned_grid(real, state, filter_axes).encode(real)
+
+    def grid(self, state: State) -> tuple[Tensor, Tensor]:
+        """Scale and zero point (scalars) of the current range."""
+        if not self.is_range:
+            return super().grid(state)
+        current = self.learned_grid(None, state)
+        return current.scale, current.zero_point
+
+    def __call__(
+        self, real: Tensor, state: State | None = None, filter_axes: Axes = (), training: bool = False
+    ) -> Tensor:
+        """Values on the grid; of activations `real` itself before there is a range."""
+        real, state = as_float32(real), state or {}
+        on_grid = self.learned_grid(real, state, filter_axes)(real)
+        if not self.is_range or self.fixed:
+            return on_grid
+        return ops.where(state["count"] > 0, on_grid, real)
+
+    def reduced(self, real: Tensor, filter_axes: Axes) -> Axes:
+        """The axes of weights that share one grid."""
+        return thresholds.reduced_axes(len(real.shape), filter_axes if self.base.granularity == "filter" else ())
+
+    def group_shape(self, shape: tuple[int, ...], filter_axes: Axes) -> tuple[int, ...]:
+        """The shape of one value for each grid."""
+        if self.is_range:
+            return ()
+        return thresholds.per_filter_shape(shape, filter_axes if self.base.granularity == "filter" else ())
