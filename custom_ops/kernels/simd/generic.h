@@ -154,7 +154,7 @@ void FinishTile(const BlockArgs& args, const int32_t* totals, int64_t pixel, int
 
 template <class V, class Source, int kRows>
 void RunInt8Block(const BlockArgs& args) {
-  alignas(64) int32_t totals[kRows * 64];
+  alignas(64) int32_t totals[kRows * 64] = {};
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
     const Run run = {args.rows + p, args.tap_stride, args.taps, args.groups, args.channel_offset, args.weights,
@@ -165,12 +165,18 @@ void RunInt8Block(const BlockArgs& args) {
   }
 }
 
-// totals += scale * partial, [rows][64].
+// totals += scale * partial, [rows][64]; no scales are ones.
 inline void AddScaled(const int32_t* partial, const int8_t* scales, int64_t rows, int32_t* totals) {
+  if (scales == nullptr) {
+    for (int64_t i = 0; i < 64 * rows; ++i) {
+      totals[i] = static_cast<int32_t>(static_cast<uint32_t>(totals[i]) + static_cast<uint32_t>(partial[i]));
+    }
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r) {
     for (int c = 0; c < 64; ++c) {
       totals[64 * r + c] = static_cast<int32_t>(static_cast<uint32_t>(totals[64 * r + c]) +
-                                                static_cast<uint32_t>(scales[c] * partial[64 * r + c]));
+                                                static_cast<uint32_t>(scales[c]) * static_cast<uint32_t>(partial[64 * r + c]));
     }
   }
 }
@@ -179,25 +185,26 @@ inline void AddScaled(const int32_t* partial, const int8_t* scales, int64_t rows
 template <class V, int kRows>
 void AddClusters(const BlockArgs& args, const ClusterArgs& clusters, int64_t p, int64_t rows, int32_t* totals) {
   alignas(64) static constexpr int32_t kZeros[64] = {};
-  alignas(64) int32_t partial[kRows * 64];
+  alignas(64) int32_t partial[kRows * 64] = {};
   const auto* codes = static_cast<const uint8_t*>(args.weights);
   const int8_t* scales = clusters.scales;
   const int64_t steps = clusters.scales_per_tap ? args.taps : 1, taps = args.taps / steps;
   for (int64_t cluster = 0; cluster < clusters.clusters; ++cluster) {
     const int64_t groups = cluster + 1 == clusters.clusters ? clusters.last_groups : clusters.cluster_groups;
     const int64_t offset = args.channel_offset + 4 * cluster * clusters.cluster_groups;
-    for (int64_t step = 0; step < steps; ++step, scales += 64, codes += taps * groups * kTernaryBlockBytes) {
+    for (int64_t step = 0; step < steps; ++step, codes += taps * groups * kTernaryBlockBytes) {
       const Run run = {args.rows + step * args.tap_stride + p, args.tap_stride, taps, groups, offset, codes, kZeros,
                        args.channels};
       ComputeTile<V, TernarySource<V>, kRows>(run, rows, partial);
       AddScaled(partial, scales, rows, totals);
+      if (scales != nullptr) scales += 64;
     }
   }
 }
 
 template <class V, int kRows>
 void RunTernaryBlock(const BlockArgs& args, const ClusterArgs& clusters) {
-  alignas(64) int32_t totals[kRows * 64];
+  alignas(64) int32_t totals[kRows * 64] = {};
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
     if (clusters.scales == nullptr && clusters.clusters == 1) {
@@ -218,7 +225,7 @@ template <class V>
 void Unpack(const UnpackArgs& args) {
   using Source = TernarySource<V>;
   for (int pass = 0; pass < Source::kPasses; ++pass) {
-    typename V::Bytes scale[4];
+    typename V::Bytes scale[4] = {};
     KLB_UNROLL for (int v = 0; v < 4; ++v) {
       if (args.scales != nullptr) scale[v] = V::SpreadScales(args.scales + Source::Channel(pass, v));
     }
