@@ -139,6 +139,7 @@ def main(arguments: Any = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=0, help="threads per operation; 0: all cores")
     parser.add_argument("--untuned", action="store_true", help="leave the runs with fine-tuning out")
+    parser.add_argument("--first", type=int, help="only so many runs of each network; the important ones come first")
     parser.add_argument("--images", type=int, default=10_000, help="labelled images to look at, at most")
     parser.add_argument("--output", type=Path, default=HERE / "result.json")
     parsed = parser.parse_args(arguments)
@@ -149,7 +150,7 @@ def main(arguments: Any = None) -> None:
     work.mkdir(exist_ok=True)
     for name in parsed.networks:
         data: dict[str, Any] = {}
-        for run in plan(name):
+        for run in plan(name)[: parsed.first]:
             if key(run) in {key(done) for done in read(parsed.output)} or (parsed.untuned and run["tuning"]):
                 continue
             if not data:
