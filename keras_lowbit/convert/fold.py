@@ -109,10 +109,10 @@ class _Plan:
             return "nothing before it: it reads an input"
         if reason := self._unfit(call):
             return f"before it {reason}"
-        if self._only(norm.inputs[0]) is None:
-            return f"the output of {call.path} has other readers"
         if activation_name(call.operation) != "linear":
             return f"the activation {activation_name(call.operation)} of {call.path} stands between"
+        if self._only(norm.inputs[0]) is None:
+            return f"the output of {call.path} has other readers"
         return _Fold(
             call, "before", multiplied_outputs(call.operation, self._weights(call), *norm_affine(norm.operation))
         )

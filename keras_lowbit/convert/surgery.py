@@ -91,7 +91,7 @@ def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: 
 
 def _edited_layer(layer: Any, edit: Edit) -> Any:
     copy = type(layer).from_config({**layer.get_config(), **edit.config})
-    if layer.built:
+    if layer.variables:
         copy.build(layer.get_build_config()["input_shape"])
     for name, value in {**weights_of(layer), **edit.weights}.items():
         getattr(copy, name).assign(value)
