@@ -63,7 +63,8 @@ def _new_like(optimizer: Any, variables: list[Any]) -> Any:
     kind = type(optimizer).__name__
     try:
         fresh = type(optimizer).from_config(config)
-        getattr(fresh, "build", getattr(fresh, "_create_all_weights", None))(
+        build = fresh.build if hasattr(fresh, "build") else fresh._create_all_weights  # the latter: tf_keras' legacy ones
+        build(variables)
             variables
         )  # the second: tf_keras' legacy ones
     except Exception as error:

@@ -87,6 +87,6 @@ def for_model(
     return made
 
 
-def _published(incremental: list[Quantizer]) -> int:
+def _published(incremental: Sequence[Quantizer]) -> int:
     """The bits whose published portions have most steps: those of the coarsest grid, in 2 to 5."""
     return int(min(max(min(quantizer.bits for quantizer in incremental), 2), 5))

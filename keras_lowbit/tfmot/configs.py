@@ -61,7 +61,7 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return {}
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.get_config() == other.get_config()  # type: ignore[attr-defined]
+        return type(other) is type(self) and self.get_config() == other.get_config()
 
     def __hash__(self) -> int:
         return hash((type(self), str(self.get_config())))

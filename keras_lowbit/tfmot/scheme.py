@@ -128,14 +128,14 @@ class _Choice:
         self.recipe = recipe
         self.default = _Default.Default8BitQuantizeRegistry()
         layers = [] if model is None else [layer.name for layer in model.layers if _kind(layer) is not None]
-        self.first, self.last = (layers[0], layers[-1]) if layers else ("", "")
+        self.ends = {"first": layers[:1], "last": layers[-1:]}
 
     def config(self, layer: Any, placed: Any) -> LowbitQuantizeConfig:
         """The config; kernels by the recipe's plan, results where TFMOT quantizes them."""
         kind = _kind(layer)
         if kind is None:
             return self._output() if self._makes_values(layer, placed) else NoOpQuantizeConfig()
-        positions = tuple(p for p, name in (("first", self.first), ("last", self.last)) if layer.name == name)
+        positions = tuple(position for position, names in self.ends.items() if layer.name in names)
         kernel = self.recipe.kernel_quantizer(layer.name, layer.name, kind, positions)
         range_follows = type(placed).__name__ == "NoOpQuantizeConfig"
         if kernel is None:

@@ -21,6 +21,8 @@ class QuantizeLayer(_TfmotQuantizeLayer):
     5 variables, but received 3".
     """
 
+    built: bool
+
     def build(self, input_shape: Any) -> None:
         """Create the variables, the first time."""
         if not self.built:
