@@ -63,10 +63,10 @@ def _new_like(optimizer: Any, variables: list[Any]) -> Any:
     kind = type(optimizer).__name__
     try:
         fresh = type(optimizer).from_config(config)
-        build = fresh.build if hasattr(fresh, "build") else fresh._create_all_weights  # the latter: tf_keras' legacy ones
+        build = (
+            fresh.build if hasattr(fresh, "build") else fresh._create_all_weights
+        )  # the latter: tf_keras' legacy ones
         build(variables)
-            variables
-        )  # the second: tf_keras' legacy ones
     except Exception as error:
         raise ValueError(
             f"The {kind} could not be built again from its get_config(), which the reset at the start of a "
