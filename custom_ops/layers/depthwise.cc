@@ -42,7 +42,7 @@ void PackBlock(const Plan& plan, const int8_t* kernel, int64_t block, int8_t* we
   for (int64_t tap = 0; tap < taps; ++tap) {
     for (int64_t c = 0; c < plan.channels_of(block); ++c) {
       const int8_t weight = kernel[tap * plan.shape.out_channels + first + c];
-      weights[tap / 4 * 256 + 4 * c + tap % 4] = weight;
+      weights[tap / 4 * 256 + 4 * plan.kernel.Slot(c) + tap % 4] = weight;
       sums[c] = WrapAdd(sums[c], weight);
     }
   }

@@ -4,7 +4,7 @@ namespace keras_lowbit {
 
 DepthwiseKernel SelectDepthwise(Row row) {
   static const TableEntry<DepthwiseKernel> kTable[] = {
-#define KLB_KERNEL(row, function, offset) {Row::row, {function, offset}},
+#define KLB_KERNEL(row, function, offset, lanes) {Row::row, {function, offset, lanes}},
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
   };

@@ -43,6 +43,23 @@ struct ArmCommon {
   }
   static Bytes Scale(Bytes t, Bytes scale) { return vmulq_s8(t, scale); }
 
+  // Depthwise: bytes of four taps, a channel's four side by side, in the order of the channels.
+  static Bytes LoadChannels(const int8_t* from, int64_t count) {
+    if (count >= kBytes) return vld1q_s8(from);
+    int8_t some[16] = {};
+    std::memcpy(some, from, static_cast<size_t>(count));
+    return vld1q_s8(some);
+  }
+  static void Interleave(const Bytes* x, Bytes* four) {
+    const int8x16x2_t first = vzipq_s8(x[0], x[1]), second = vzipq_s8(x[2], x[3]);
+    for (int half = 0; half < 2; ++half) {
+      const int16x8x2_t pairs = vzipq_s16(vreinterpretq_s16_s8(first.val[half]), vreinterpretq_s16_s8(second.val[half]));
+      four[2 * half] = vreinterpretq_s8_s16(pairs.val[0]);
+      four[2 * half + 1] = vreinterpretq_s8_s16(pairs.val[1]);
+    }
+  }
+  static Activations FromBytes(Bytes x) { return x; }
+
   // round_half_away(x / 2**shift): the halves below zero are made a little smaller first. `right` is -shift.
   static int32x4_t RoundingShift(int32x4_t x, int32x4_t right) {
     const int32x4_t fixup = vshrq_n_s32(vandq_s32(x, right), 31);

@@ -14,6 +14,9 @@ struct ArmDotprod : ArmCommon {
   static Totals Add(Totals a, Totals b) { return vaddq_s32(a, b); }
   static void Store(int32_t* to, Totals total) { vst1q_s32(to, total); }
   static Totals Dot(Totals total, Activations x, Weights w) { return vdotq_s32(total, w, x); }
+  static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
+    for (int q = 0; q < 4; ++q) Store(to + 4 * q, Add(total[q], Start(init + 4 * q)));
+  }
 };
 
 }  // namespace

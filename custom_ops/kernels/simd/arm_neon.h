@@ -24,6 +24,9 @@ struct ArmNeon : ArmCommon {
     return {vpadalq_s16(total.low, vmull_s8(vget_low_s8(x), vget_low_s8(w))),
             vpadalq_s16(total.high, vmull_high_s8(x, w))};
   }
+  static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
+    for (int q = 0; q < 4; ++q) Store(to + 4 * q, Add(total[q], Start(init + 4 * q)));
+  }
 };
 
 }  // namespace

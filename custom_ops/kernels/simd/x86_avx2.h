@@ -24,6 +24,7 @@ struct Avx2 : Avx2Common {
   static void Store(int32_t* to, Totals total) { StoreVector(to, total); }
   static Weights Load(const int8_t* from) { return Widen(LoadVector(from)); }
   static Activations Broadcast(const int8_t* from) { return Widen(BroadcastFour(from)); }
+  static Activations FromBytes(Bytes x) { return Widen(x); }
   static Totals Dot(Totals total, const Activations& x, const Weights& w) {
     total = _mm256_add_epi32(total, _mm256_madd_epi16(x.even, w.even));
     return _mm256_add_epi32(total, _mm256_madd_epi16(x.odd, w.odd));

@@ -45,6 +45,28 @@ struct Avx2Common {
   }
   static Bytes Scale(Bytes t, Bytes scale) { return _mm256_sign_epi8(scale, t); }
 
+  // Depthwise: see x86_avx512.h; lane l of result q holds channels 16 l + 4 q and on.
+  static Bytes LoadChannels(const int8_t* from, int64_t count) {
+    if (count >= kBytes) return LoadVector(from);
+    alignas(32) int8_t some[32] = {};
+    std::memcpy(some, from, static_cast<size_t>(count));
+    return LoadVector(some);
+  }
+  static void Interleave(const Bytes* x, Bytes* four) {
+    const __m256i low01 = _mm256_unpacklo_epi8(x[0], x[1]), high01 = _mm256_unpackhi_epi8(x[0], x[1]);
+    const __m256i low23 = _mm256_unpacklo_epi8(x[2], x[3]), high23 = _mm256_unpackhi_epi8(x[2], x[3]);
+    four[0] = _mm256_unpacklo_epi16(low01, low23);
+    four[1] = _mm256_unpackhi_epi16(low01, low23);
+    four[2] = _mm256_unpacklo_epi16(high01, high23);
+    four[3] = _mm256_unpackhi_epi16(high01, high23);
+  }
+  static void StoreInterleaved(int32_t* to, const int32_t* init, const __m256i* total) {
+    const __m256i lanes[4] = {
+        _mm256_permute2x128_si256(total[0], total[1], 0x20), _mm256_permute2x128_si256(total[2], total[3], 0x20),
+        _mm256_permute2x128_si256(total[0], total[1], 0x31), _mm256_permute2x128_si256(total[2], total[3], 0x31)};
+    KLB_UNROLL for (int j = 0; j < 4; ++j) StoreVector(to + 8 * j, _mm256_add_epi32(lanes[j], LoadVector(init + 8 * j)));
+  }
+
   // round_half_up(x * multiplier / 2**31) for |x| < 2**30: see x86_avx512.h.
   static __m256i HighMul(__m256i x, __m256i multiplier, __m256i odd) {
     const __m256i twice = _mm256_add_epi32(x, x), half = _mm256_set1_epi64x(int64_t{1} << 31);

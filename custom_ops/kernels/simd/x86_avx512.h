@@ -59,6 +59,29 @@ struct Avx512 {
     return _mm512_maskz_mov_epi8(some, _mm512_mask_sub_epi8(scale, negative, _mm512_setzero_si512(), scale));
   }
 
+  // Depthwise: bytes of four taps, a channel's four side by side. Unpacking works within 128-bit lanes: lane l of
+  // result q holds channels 16 l + 4 q and on.
+  static Bytes LoadChannels(const int8_t* from, int64_t count) {
+    return _mm512_maskz_loadu_epi8(count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1, from);
+  }
+  static void Interleave(const Bytes* x, Bytes* four) {
+    const __m512i low01 = _mm512_unpacklo_epi8(x[0], x[1]), high01 = _mm512_unpackhi_epi8(x[0], x[1]);
+    const __m512i low23 = _mm512_unpacklo_epi8(x[2], x[3]), high23 = _mm512_unpackhi_epi8(x[2], x[3]);
+    four[0] = _mm512_unpacklo_epi16(low01, low23);
+    four[1] = _mm512_unpackhi_epi16(low01, low23);
+    four[2] = _mm512_unpacklo_epi16(high01, high23);
+    four[3] = _mm512_unpackhi_epi16(high01, high23);
+  }
+  static Activations FromBytes(Bytes x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
+  // Back in order: a 4 x 4 transposition of lanes.
+  static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
+    const __m512i a = _mm512_shuffle_i32x4(total[0], total[1], 0x44), b = _mm512_shuffle_i32x4(total[0], total[1], 0xEE);
+    const __m512i c = _mm512_shuffle_i32x4(total[2], total[3], 0x44), d = _mm512_shuffle_i32x4(total[2], total[3], 0xEE);
+    const __m512i lanes[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
+                              _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
+    KLB_UNROLL for (int l = 0; l < 4; ++l) Store(to + 16 * l, Add(lanes[l], Start(init + 16 * l)));
+  }
+
   // round_half_up(x * multiplier / 2**31) for |x| < 2**30: (2 x * multiplier + 2**31) / 2**32, so that the result
   // is the upper half of each product. `odd` holds the multipliers of the odd channels.
   static __m512i HighMul(__m512i x, __m512i multiplier, __m512i odd) {

@@ -1,0 +1,8 @@
+#include "kernels/simd/x86_avx2.h"
+#include "kernels/simd/depthwise.h"
+
+namespace keras_lowbit {
+
+void DepthwiseAvx2(const BlockArgs& args) { RunDepthwise<Avx2>(args); }
+
+}  // namespace keras_lowbit

@@ -1,0 +1,8 @@
+#include "kernels/simd/x86_avx512.h"
+#include "kernels/simd/depthwise.h"
+
+namespace keras_lowbit {
+
+void DepthwiseAvx512Vnni(const BlockArgs& args) { RunDepthwise<Avx512>(args); }
+
+}  // namespace keras_lowbit
