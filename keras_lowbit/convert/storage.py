@@ -121,8 +121,9 @@ def storage(model: keras.Model) -> Storage:
 
 
 def _layer(path: str, layer: Any) -> LayerStorage:
-    quantizer, codes = layer.kernel_host.quantizer, kernel_codes(layer).codes
-    bits, count, zeros = quantizer.bits, codes.size, int(np.count_nonzero(codes == 0))
+    quantizer, weights = layer.kernel_host.quantizer, kernel_codes(layer)
+    bits, count = quantizer.bits, weights.codes.size
+    zeros = int(np.count_nonzero(weights.codes == weights.zero_point))
     dense = round(bits * count)
     code = count + (bits - 1) * (count - zeros) if _has_zero_flag(quantizer) else dense
     counted = layer.kernel_host.state.get("zeros")
