@@ -1,0 +1,267 @@
+"""FAT on pretrained MobileNets: what label-free tuning on 1,000 images gives back, scalar and vector, 8 and 4 bits.
+
+    python -m studies.fat_mobilenet.run                         # everything that result.json lacks
+    python -m studies.fat_mobilenet.run --cells float "fat" --threads 2
+
+Tunes on the 1,000 unlabelled training images of the data folder, reports top-1 and agreement with the float model on the
+1,024 labelled ones. Every cell is a .tflite file run by LiteRT (XNNPACK). A cell is in result.json as soon as it is done; a
+tuning that was stopped goes on behind its last epoch.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_lowbit as klb
+from keras_lowbit.bench.machine import machine
+from keras_lowbit.data import data_folder
+from keras_lowbit.deploy.run_file import FileRunner
+from studies.common import imagenet
+
+HERE = Path(__file__).resolve().parent
+WORK = HERE / "work"
+NETWORKS = {"mobilenet_v2": imagenet.mobilenet_v2, "mobilenet_v1": imagenet.mobilenet_v1}
+CELLS: dict[str, Callable[["Study"], keras.Model]] = {}
+
+
+def cell(name: str) -> Callable[[Callable], Callable]:
+    """Registers a function that makes the quantized model of one cell."""
+
+    def add(function: Callable) -> Callable:
+        CELLS[name] = function
+        return function
+
+    return add
+
+
+class Study:
+    """The float network, its images and what has been found so far."""
+
+    def __init__(self, config: dict[str, Any], output: Path) -> None:
+        self.config, self.output = config, output
+        folder = data_folder()
+        self.model = NETWORKS[config["network"]](folder)
+        self.images = _images(folder, imagenet.TRAINING)[0][: config["tuning_images"]]
+        self.validation, self.classes = _images(folder, imagenet.VALIDATION)
+        self.folded = klb.fold_batch_norms(self.model)
+        self.found = json.loads(output.read_text()) if output.exists() else {}
+        self.history: dict[str, list[float]] | None = None
+
+    def file(self, name: str) -> Path:
+        """Where a file of this network lies."""
+        return WORK / f"{self.config['network']}_{name.replace(' ', '_')}"
+
+    def quantized(self, base: keras.Model, recipe: Any) -> keras.Model:
+        """A quantized and calibrated copy."""
+        quantized, _ = klb.quantize_model(base, recipe)
+        klb.calibrate(quantized, self.images[: self.config["calibration_images"]], verbose=0)
+        return quantized
+
+    def corrected(self, quantized: keras.Model, base: keras.Model) -> keras.Model:
+        """The model with corrected biases, calibrated again."""
+        klb.correct_biases(quantized, base, self.images[: self.config["correction_images"]], verbose=0)
+        klb.calibrate(quantized, self.images[: self.config["calibration_images"]], verbose=0)
+        return quantized
+
+    def tuned(self, quantized: keras.Model, name: str, recipe: str, **options: Any) -> keras.Model:
+        """The model with thresholds tuned on all training images."""
+        history = klb.distill(
+            quantized,
+            self.model,
+            self.images,
+            epochs=self.config["epochs"][recipe],
+            batch_size=self.config["batch_size"],
+            learning_rate=self.config["learning_rate"][recipe],
+            checkpoint=self.file(f"{name}.npz"),
+            seed=self.config["seed"],
+            verbose=2,
+            **options,
+        )
+        self.history = {key: [round(float(v), 5) for v in values] for key, values in history.history.items()}
+        return quantized
+
+    def record(self, name: str, path: Path, started: tuple[float, float] | None = None, **more: Any) -> None:
+        """Store what a file does on the labelled images."""
+        logits = FileRunner(path, threads=self.config["threads"]).run([self.validation])[0]
+        best = logits.reshape(len(logits), -1).argmax(-1)
+        if name == "float":
+            np.save(self.file("float.npy"), best)
+        agreement = float(np.mean(best == np.load(self.file("float.npy"))))
+        row: dict[str, Any] = {"agreement_with_float": agreement, "bytes": path.stat().st_size}
+        row |= accuracy(best == self.classes) | more
+        if started is not None:
+            row["minutes"] = round((time.perf_counter() - started[0]) / 60, 2)
+            row["processor_minutes"] = round((time.process_time() - started[1]) / 60, 2)
+        row |= {"config": self.config, "machine": machine(), "load": [round(x, 1) for x in os.getloadavg()]}
+        self.found[f"{self.config['network']} {name}"] = row
+        self.output.write_text(json.dumps(self.found, indent=1) + "\n")
+        print(f"{name}: top-1 {100 * row['top1']:.2f} %, agreement {100 * agreement:.2f} %", flush=True)
+
+
+def accuracy(right: np.ndarray) -> dict[str, Any]:
+    """Top-1 with its 95 % confidence interval (Wilson)."""
+    n, share, z = len(right), float(np.mean(right)), 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return {"top1": share, "interval": [round(float(middle - half), 4), round(float(middle + half), 4)], "images": n}
+
+
+@cell("int8 vector")
+def int8_vector(study: Study) -> keras.Model:
+    """Naive: one scale per filter, ranges by max."""
+    return study.quantized(study.folded, "int8")
+
+
+@cell("int8 scalar")
+def int8_scalar(study: Study) -> keras.Model:
+    """Naive: one scale per tensor."""
+    return study.quantized(study.folded, "fat-scalar")
+
+
+@cell("int8 vector, biases corrected")
+def int8_corrected(study: Study) -> keras.Model:
+    """The naive vector model with corrected biases."""
+    return study.corrected(int8_vector(study), study.folded)
+
+
+@cell("int8 scalar, rescaled")
+def int8_rescaled(study: Study) -> keras.Model:
+    """FAT's rescaling before the scalar quantizer."""
+    return study.quantized(rescaled(study), "fat-scalar")
+
+
+@cell("int8 scalar, equalized")
+def int8_equalized(study: Study) -> keras.Model:
+    """Equalization of all pairs, ReLU6 kept, before the scalar quantizer."""
+    return study.quantized(equalized(study), "fat-scalar")
+
+
+@cell("int8 scalar, equalized, biases corrected")
+def int8_equalized_corrected(study: Study) -> keras.Model:
+    """The same with corrected biases."""
+    return study.corrected(int8_equalized(study), equalized(study))
+
+
+@cell("fat vector")
+def fat_vector(study: Study) -> keras.Model:
+    """The goal: per filter, biases corrected, thresholds tuned."""
+    return study.tuned(study.corrected(study.quantized(study.folded, "fat"), study.folded), "fat_vector", "fat")
+
+
+@cell("fat scalar, rescaled")
+def fat_scalar(study: Study) -> keras.Model:
+    """Per tensor, rescaled, biases corrected, thresholds tuned."""
+    base = rescaled(study)
+    return study.tuned(study.corrected(study.quantized(base, "fat-scalar"), base), "fat_scalar", "fat-scalar")
+
+
+@cell("fat-w4")
+def fat_w4(study: Study) -> keras.Model:
+    """4-bit weights per filter: equalized, biases corrected, weights and biases tuned by pointwise factors."""
+    base = equalized(study)
+    return study.tuned(
+        study.corrected(study.quantized(base, "fat-w4"), base), "fat_w4", "fat-w4", variables="pointwise"
+    )
+
+
+def rescaled(study: Study) -> keras.Model:
+    """The folded network, depthwise filters rescaled."""
+    return klb.rescale_depthwise(study.folded, study.images[: study.config["calibration_images"]], verbose=0)
+
+
+def equalized(study: Study) -> keras.Model:
+    """The folded network, equalized with ReLU6 in place."""
+    return klb.equalize(study.folded, study.images[: study.config["calibration_images"]], verbose=0)
+
+
+def _images(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised images and classes, decoded once."""
+    cache = WORK / f"{Path(name).stem}.npz"
+    if not cache.exists():
+        pixels, classes = imagenet.images(folder, name)
+        np.savez(cache, pixels=pixels, classes=classes)
+    with np.load(cache) as stored:
+        return imagenet.normalize(stored["pixels"]), stored["classes"]
+
+
+def peers(study: Study) -> None:
+    """The float file and the post-training quantization of the others, from the same calibration images."""
+    wanted = {
+        "float": "float",
+        "tensorflow int8": "tensorflow int8",
+        "ai-edge-quantizer int8": "ai-edge-quantizer int8",
+    }
+    folder = study.file("peers")
+    folder.mkdir(exist_ok=True)
+    paths = klb.bench.write_peers(study.model, folder, study.images[: study.config["calibration_images"]])
+    for name, path in paths.items():
+        study.record(wanted[name], path)
+
+
+def run_cell(study: Study, name: str) -> None:
+    """Make, export and measure one cell."""
+    keras.utils.set_random_seed(study.config["seed"])
+    study.history = None
+    started = (time.perf_counter(), time.process_time())
+    quantized = CELLS[name](study)
+    path = study.file(f"{name}.tflite")
+    klb.export_litert(quantized, path)
+    more = {} if study.history is None else {"history": study.history}
+    study.record(name, path, started, **more)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs what is missing and prints the table."""
+    config = json.loads((HERE / "config.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", choices=["peers", *CELLS], default=["peers", *CELLS])
+    parser.add_argument("--network", choices=list(NETWORKS), default=config["network"])
+    parser.add_argument("--threads", type=int, default=config["threads"])
+    parser.add_argument("--output", type=Path, default=HERE / "result.json")
+    parsed = parser.parse_args(arguments)
+    config |= {"network": parsed.network, "threads": parsed.threads}
+    tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    WORK.mkdir(exist_ok=True)
+    study = Study(config, parsed.output)
+    for name in ["peers", *(n for n in parsed.cells if n != "peers")]:
+        have = "float" if name == "peers" else name
+        if f"{config['network']} {have}" in study.found and (name != "peers" or study.file("float.npy").exists()):
+            print(f"{name}: already in {parsed.output.name}")
+        elif name == "peers":
+            peers(study)
+        else:
+            run_cell(study, name)
+        keras.backend.clear_session()
+    print(table(study.found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The cells as text."""
+    from keras_lowbit.convert.report import table as text
+
+    rows = [
+        (
+            name,
+            100 * r["top1"],
+            "{:.1f} to {:.1f}".format(*(100 * x for x in r["interval"])),
+            100 * r["agreement_with_float"],
+        )
+        + (r.get("minutes"), r.get("processor_minutes"))
+        for name, r in found.items()
+    ]
+    return text(("cell", "top-1 %", "95 % interval", "agreement %", "minutes", "processor minutes"), rows)
+
+
+if __name__ == "__main__":
+    main()
