@@ -23,6 +23,11 @@ Use the drop-in layers in its place, they take the stock arguments:
     self.act  = keras_lowbit.layers.QuantActivation("relu")
 or build the model with the Functional API."""
 
+_TF_KERAS = """either move it to Keras 3 with keras_lowbit.tfmot.to_keras3(model) and quantize that, or train it
+where it is with TFMOT:
+    import keras_lowbit.tfmot as klt  # pip install "keras_lowbit[tfmot]"
+    model = klt.quantize_model(model, "int8")"""
+
 
 def quantize_model(
     model: keras.Model,
@@ -95,7 +100,7 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         hint = ""
         if type(model).__module__.startswith(("tf_keras", "keras.engine", "keras.src.engine")):
-            hint = " It is a tf_keras (Keras 2) model; rebuild it with Keras 3."
+            hint = " It is a tf_keras (Keras 2) model: " + _TF_KERAS
         raise TypeError(
             f"quantize_model needs a Keras 3 model, got {type(model).__module__}.{type(model).__name__}.{hint}"
         )

@@ -11,6 +11,8 @@ if _keras.config.backend() != "tensorflow":
 from keras_lowbit.tfmot import callbacks
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import (
+    ClusteredQuantizeConfig,
+    FATQuantizeConfig,
     INQQuantizeConfig,
     KernelQuantizeConfig,
     NoOpQuantizeConfig,
@@ -22,6 +24,8 @@ from keras_lowbit.tfmot.scheme import QuantizeScheme, quantize_model
 from keras_lowbit.tfmot.scope import scope
 
 __all__ = [
+    "ClusteredQuantizeConfig",
+    "FATQuantizeConfig",
     "INQQuantizeConfig",
     "KernelQuantizeConfig",
     "LowbitQuantizer",

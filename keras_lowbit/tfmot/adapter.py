@@ -1,5 +1,6 @@
 """LowbitQuantizer: the one adapter from a quantizer of this library to TFMOT's `Quantizer`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -95,10 +96,15 @@ def _add_variable(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
         shape=spec.shape,
         initializer=tf_keras.initializers.Constant(spec.initial),
         trainable=spec.trainable,
+        constraint=None if spec.limits is None else _within(*spec.limits),
         dtype=tf.float32,
         # With the default the replicas of a MirroredStrategy keep different values, silently.
         aggregation=tf.VariableAggregation.MEAN,
     )
+
+
+def _within(low: float, high: float) -> Callable[[Any], tf.Tensor]:
+    return lambda variable: tf.clip_by_value(variable, low, high)
 
 
 def _add_seed(layer: Any, name: str, spec: StateSpec) -> tf.Variable:

@@ -31,6 +31,14 @@ class LowbitCallback(tf_keras.callbacks.Callback):
         super().set_model(model)
         self.callback.set_model(ModelView(model, f"keras_lowbit.tfmot.callbacks.{type(self).__name__}"))
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check the optimizer."""
+        self.callback.on_train_begin(logs)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set what changes with the step."""
+        self.callback.on_train_batch_begin(batch, logs)
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage where one begins."""
         self.callback.on_epoch_begin(epoch, logs)
@@ -59,6 +67,13 @@ class FreezeRanges(LowbitCallback):
 
     def __init__(self, epoch: int) -> None:
         super().__init__(callbacks.FreezeRanges(epoch))
+
+
+class CosineRestarts(LowbitCallback):
+    """`keras_lowbit.callbacks.CosineRestarts`, FAT's learning rate, for tf_keras; the same arguments."""
+
+    def __init__(self, learning_rate: float = 1e-3, *args: Any, **kwargs: Any) -> None:
+        super().__init__(callbacks.CosineRestarts(learning_rate, *args, **kwargs))
 
 
 def for_model(

@@ -8,7 +8,15 @@ import tf_keras
 
 from keras_lowbit import quantizers
 from keras_lowbit.layers.host import PACKAGE
-from keras_lowbit.quantizers import Incremental, PowerOfTwo, Stochastic
+from keras_lowbit.quantizers import (
+    ActivationRange,
+    AdjustableThreshold,
+    Clustered,
+    Incremental,
+    PowerOfTwo,
+    Stochastic,
+    Uniform,
+)
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 
 #: Class name of a tf_keras layer -> its kernels: attribute and the axes that tell filters apart.
@@ -194,6 +202,37 @@ class INQQuantizeConfig(KernelQuantizeConfig):
 
     def __init__(self, bits: int = 5, activation: Any = "activation", base: Any = None, **options: Any) -> None:
         super().__init__(Incremental(PowerOfTwo(bits) if base is None else base, **options), activation)
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class ClusteredQuantizeConfig(KernelQuantizeConfig):
+    """Clusters of few-bit codes with 8-bit scales: `quantizers.Clustered`; activations in dynamic fixed point.
+
+    base: "ternary" or Uniform(4).   cluster_size: input channels in a cluster.   activation: as in
+    `KernelQuantizeConfig`.   options: mode, groups, scale_bits, exponent, int8_exact of `Clustered`.
+    Mellempudi et al. 2017, arXiv:1701.08978.
+    """
+
+    def __init__(
+        self, base: Any = "ternary", cluster_size: int = 4, activation: Any = "dynamic_fixed_point", **options: Any
+    ) -> None:
+        super().__init__(Clustered(base, cluster_size, **options), activation)
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class FATQuantizeConfig(KernelQuantizeConfig):
+    """FAT, thresholds with trained factors for kernel and result: `quantizers.AdjustableThreshold`.
+
+    bits: of the kernel, 2 to 8.   granularity: thresholds per "filter" or "tensor".   activation: as in
+    `KernelQuantizeConfig`; by default an asymmetric 8-bit range with trained ends.
+    options: limits, start, project of the kernel's `AdjustableThreshold`.
+    The factors are trainable variables of the model. Goncharenko et al. 2018, arXiv:1812.07872.
+    """
+
+    def __init__(self, bits: int = 8, granularity: str = "filter", activation: Any = "fat", **options: Any) -> None:
+        if activation == "fat":
+            activation = AdjustableThreshold(ActivationRange(), mode="asymmetric")
+        super().__init__(AdjustableThreshold(Uniform(bits, granularity), **options), activation)
 
 
 def _tfmot_knows(activation: Any) -> bool:
