@@ -63,16 +63,3 @@ def mobilenet_v2(folder: Path) -> keras.Model:
             kind = "depthwise_kernel" if isinstance(layer, keras.layers.DepthwiseConv2D) else "kernel"
             layer.set_weights([weights[f"{layer.name}/{kind}"]])
     return model
-
-
-def mobilenet_v1(folder: Path) -> keras.Model:
-    """keras.applications' MobileNet, width 0.75, with the published weights and batch norms."""
-    with np.load(folder / "mobilenet_v1_075_224.npz") as packed:
-        weights = {name: packed[name] for name in packed.files}
-    model = keras.applications.MobileNet(alpha=0.75, weights=None)
-    for layer in model.layers:
-        if layer.weights:
-            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-            names = ["depthwise_kernel" if depthwise else weight.name for weight in layer.weights]
-            layer.set_weights([weights[f"{layer.name}/{name}"] for name in names])
-    return model

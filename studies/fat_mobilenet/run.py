@@ -250,16 +250,12 @@ def table(found: dict[str, Any]) -> str:
     """The cells as text."""
     from keras_lowbit.convert.report import table as text
 
-    rows = [
-        (
-            name,
-            100 * r["top1"],
-            "{:.1f} to {:.1f}".format(*(100 * x for x in r["interval"])),
-            100 * r["agreement_with_float"],
-        )
-        + (r.get("minutes"), r.get("processor_minutes"))
-        for name, r in found.items()
-    ]
+    def row(name: str, r: dict[str, Any]) -> tuple[Any, ...]:
+        low, high = (100 * end for end in r["interval"])
+        shares = (100 * r["top1"], f"{low:.1f} to {high:.1f}", 100 * r["agreement_with_float"])
+        return (name, *shares, r.get("minutes"), r.get("processor_minutes"))
+
+    rows = [row(name, r) for name, r in found.items()]
     return text(("cell", "top-1 %", "95 % interval", "agreement %", "minutes", "processor minutes"), rows)
 
 
