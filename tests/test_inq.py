@@ -1,5 +1,8 @@
 """INQ from a float network to a verified file: as its users write it, on pruned networks, under every optimizer."""
 
+import re
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -37,6 +40,14 @@ def float_network(width=8):
     hidden = kl.ReLU()(kl.BatchNormalization()(hidden))
     hidden = kl.DepthwiseConv2D(3, name="deep")(hidden)
     return keras.Model(inputs, kl.Dense(5, "softmax", name="head")(kl.Flatten()(hidden)), name="small")
+
+
+def test_the_readme_shows_it():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert SNIPPET in readme
+    plan = re.search(r"`(recipe\.replace\(plan=.*int8_exact.*)`", readme).group(1)
+    exact = eval(plan, {"klb": klb, "recipe": klb.recipes.get("inq-5")})
+    assert exact.plan[0].kernel == Incremental(PowerOfTwo(5, int8_exact=True))
 
 
 def test_it_runs_as_written(tmp_path, monkeypatch):
