@@ -57,7 +57,8 @@ def test_what_the_recipes_hold():
     for name in NAMES:
         recipe = recipes.get(name)
         assert recipe.name == name
-        assert recipe.activations == ActivationRange(8)
+        assert recipe.activations.is_range
+        assert recipe.activations.bits == 8
         assert recipe.source
 
 

@@ -213,15 +213,23 @@ def optimal_fit(magnitude: Tensor) -> tuple[Tensor, Tensor]:
 CLIP_RATIOS = tuple(round(1.0 - 0.05 * step, 2) for step in range(12))
 
 
+def _shares(limit: int) -> list[float]:
+    """What the scans multiply max |w| with: it lies on the largest level, beyond it, or on one of the lower levels."""
+    return [ratio / limit for ratio in CLIP_RATIOS] + [1.0 / level for level in range(limit - 1, 0, -1)]
+
+
 def scanned_scale(magnitude: Tensor, limit: int) -> Tensor:
-    """The scale of least squared error of each cluster among ``max |w| * c / limit``, c = 1, 0.95, ..., 0.45."""
+    """The scale of least squared error of each cluster among ``max |w| * c / limit``, c = 1, 0.95, ..., 0.45.
+
+    And among those that put max |w| on level 1 to ``limit - 1``, for clusters of few weights.
+    """
     largest = ops.max(magnitude, axis=(2, 3), keepdims=True)
 
     def error_of(scale: Tensor) -> Tensor:
         codes = ops.minimum(ops.round(magnitude / ops.where(scale > 0, scale, 1.0)), limit)
         return ops.sum(ops.square(magnitude - codes * scale), axis=(2, 3), keepdims=True)
 
-    return _scan(error_of, lambda factor: largest * factor, [ratio / limit for ratio in CLIP_RATIOS])[0]
+    return _scan(error_of, lambda factor: largest * factor, _shares(limit))[0]
 
 
 def scanned_integers(steps: Tensor, limit: int, largest_scale: int) -> tuple[Tensor, Tensor]:
@@ -239,8 +247,7 @@ def scanned_integers(steps: Tensor, limit: int, largest_scale: int) -> tuple[Ten
     def whole(factor: Tensor) -> Tensor:
         return ops.clip(ops.round(largest * factor), 1.0, largest_scale)
 
-    levels = [ratio / limit for ratio in CLIP_RATIOS] + [1.0 / level for level in range(limit - 1, 0, -1)]
-    return _scan(error_of, whole, levels)
+    return _scan(error_of, whole, _shares(limit))
 
 
 def integer_codes(steps: Tensor, scale: Tensor, limit: int) -> Tensor:

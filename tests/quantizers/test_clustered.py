@@ -224,7 +224,8 @@ def test_without_the_int8_limit_products_are_larger_and_the_fit_is_the_scan():
     real = np.asarray(Clustered(Uniform(4), 4, scale_bits=None)(weights, {}, (-1,)))
     for where in oracle.clusters(weights.shape, 4):
         group = weights[where].astype(np.float64)
-        tries = [np.abs(group).max() * ratio / 7 for ratio in np.arange(1.0, 0.44, -0.05)]
+        levels = [7 / ratio for ratio in np.arange(1.0, 0.44, -0.05)] + list(range(1, 7))
+        tries = [np.abs(group).max() / level for level in levels]
         best = min(error(weights[where], np.clip(np.round(group / s), -7, 7) * s) for s in tries)
         assert error(weights[where], real[where]) == pytest.approx(best, rel=1e-4)
 
