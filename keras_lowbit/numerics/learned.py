@@ -26,50 +26,61 @@ class LearnedGrid(NamedTuple):
     highest: Tensor
 
     def encode(self, real: Tensor) -> Quantized:
-        """The nearest codes, half to even; all at the zero point where the scale is 0."""
-        safe = ops.where(self.scale > 0, self.scale, ops.ones_like(self.scale))
-        codes = ops.clip(ops.round(real / safe) + self.zero_point, self.lowest, self.highest)
-        return Quantized(
-            ops.where(self.scale > 0, codes, self.zero_point + ops.zeros_like(codes)), self.scale, self.zero_point
-        )
+        """The nearest codes, half to even. A scale of 0 is that of a filter of zeros: codes of 0."""
+        codes = ops.clip(ops.round(real / _safe(self.scale)) + self.zero_point, self.lowest, self.highest)
+        return Quantized(codes, self.scale, self.zero_point)
 
-    def __call__(self, real: Tensor) -> Tensor:
+    def __call__(self, real: Tensor, known: Tensor | bool = True) -> Tensor:
         """The reals on the grid, bit for bit those of `encode`, in the shape of `real`.
 
         With ``v = x / s``, ``u = round(v)``, code ``c = u + zero_point`` and the residuals of both roundings held fixed:
         inside (``lowest <= c <= highest``): ``dx = 1``, ``ds = u - v``, ``dL = 0``;
         outside, c clipped: ``dx = 0``, ``ds = c - zero_point - L / s``, ``dL = 1``.
         Gradients of scale and left end are summed over the axes along which they are broadcast.
+        known: a boolean; False hands `real` on as it is, with gradient 1 and none to the grid.
         Goncharenko et al. 2018, arXiv:1812.07872; closed forms derived.
         """
-        quantized = self.encode(ops.stop_gradient(real))
-        fixed = [ops.stop_gradient(value) for value in (self.zero_point, self.lowest, self.highest)]
-        return _learned(real, self.scale, self.left, ops.stop_gradient(quantized.real), *fixed)
+        on_grid = self.encode(ops.stop_gradient(real)).real
+        known = ops.convert_to_tensor(known, "bool")
+        constants = (on_grid, self.zero_point, self.lowest, self.highest)
+        fixed = [ops.stop_gradient(ops.convert_to_tensor(value, real.dtype)) for value in constants]
+        return _learned(real, self.scale, self.left, ops.cast(known, real.dtype), *fixed)
+
+
+def _safe(scale: Tensor) -> Tensor:
+    return ops.where(scale > 0, scale, ops.ones_like(scale))
 
 
 @ops.custom_gradient
 def _learned(
-    real: Tensor, scale: Tensor, left: Tensor, on_grid: Tensor, zero_point: Tensor, lowest: Tensor, highest: Tensor
+    real: Tensor,
+    scale: Tensor,
+    left: Tensor,
+    known: Tensor,
+    on_grid: Tensor,
+    zero_point: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
 ) -> Any:
     # The backward pass computes codes once more instead of keeping them: only `real` stays in memory.
     def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
         upstream = args[0] if upstream is None else upstream
-        safe = ops.where(scale > 0, scale, ops.ones_like(scale))
-        steps = real / safe
+        steps = real / _safe(scale)
         rounded = ops.round(steps)
         codes = ops.clip(rounded + zero_point, lowest, highest)
-        inside = ops.logical_and(rounded + zero_point >= lowest, rounded + zero_point <= highest)
-        by_scale = ops.where(inside, rounded - steps, codes - zero_point - left / safe)
+        inside = ops.equal(codes, rounded + zero_point)
+        by_scale = ops.where(inside, rounded - steps, codes - zero_point - left / _safe(scale))
         nothing = ops.zeros_like(upstream)
         return (
-            ops.where(inside, upstream, nothing),
-            sum_to(upstream * by_scale, scale),
-            sum_to(ops.where(inside, nothing, upstream), left),
+            ops.where(ops.logical_or(inside, known == 0), upstream, nothing),
+            sum_to(upstream * by_scale, scale) * known,
+            sum_to(ops.where(inside, nothing, upstream), left) * known,
+            ops.zeros_like(known),
             nothing,
             *(ops.zeros_like(value) for value in (zero_point, lowest, highest)),
         )
 
-    return on_grid * 1.0, gradient
+    return ops.where(known > 0, on_grid, real), gradient
 
 
 def sum_to(value: Tensor, like: Tensor) -> Tensor:
@@ -102,13 +113,10 @@ def symmetric_grid(scale: Tensor, bits: int, signed: Tensor | bool, full: bool) 
     full: signed codes reach down to ``-q - 1``, as int8 arithmetic does.
     """
     lowest, limit = -(2.0 ** (bits - 1)), float(symmetric_limit(bits))
-    return LearnedGrid(
-        scale,
-        ops.zeros_like(scale),
-        ops.where(signed, 0.0, lowest),
-        ops.where(signed, lowest if full else -limit, lowest),
-        ops.convert_to_tensor(limit),
-    )
+    zero_point = ops.where(signed, 0.0, lowest)
+    first = ops.where(signed, lowest if full else -limit, lowest)
+    codes = [ops.cast(value, scale.dtype) for value in (zero_point, first, limit)]
+    return LearnedGrid(scale, ops.zeros_like(scale), *codes)
 
 
 def affine_grid(left: Tensor, width: Tensor, bits: int) -> LearnedGrid:
@@ -119,7 +127,7 @@ def affine_grid(left: Tensor, width: Tensor, bits: int) -> LearnedGrid:
     lowest = -(2.0 ** (bits - 1))
     scale = affine_scale(width, bits)
     zero_point = affine_zero_point(ops.stop_gradient(left), ops.stop_gradient(scale), bits)
-    limits = (ops.convert_to_tensor(lowest), ops.convert_to_tensor(lowest + 2.0**bits - 1))
+    limits = [ops.cast(value, scale.dtype) for value in (lowest, lowest + 2.0**bits - 1)]
     return LearnedGrid(scale, left, zero_point, *limits)
 
 
@@ -130,7 +138,7 @@ def moved_ends(
     width: Tensor,
     left_limits: tuple[float, float],
     width_limits: tuple[float, float],
-    signed: Tensor | bool | None = None,
+    signed: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Left end ``L = T_l + clip(a_L) R`` and width ``W = clip(a_R) R`` with ``R = T_r - T_l``, clamped to hold 0.
 
@@ -142,7 +150,7 @@ def moved_ends(
     minimum = ops.minimum(minimum, 0.0) if signed is not False else ops.zeros_like(minimum)
     maximum = ops.maximum(maximum, 0.0)
     size = maximum - minimum
-    lower = ops.where(minimum < 0, left_limits[0], 0.0)
+    lower = ops.where(minimum < 0, ops.full_like(minimum, left_limits[0]), ops.zeros_like(minimum))
     start = minimum + clip_closed(left, lower, left_limits[1]) * size
     start = clip_closed(start, -float(np.finfo(np.float32).max), 0.0)
     span = clip_closed(width, *width_limits) * size

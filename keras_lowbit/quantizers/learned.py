@@ -136,10 +136,8 @@ class LearnedQuantizer(Quantizer):
     ) -> Tensor:
         """Values on the grid; of activations `real` itself before there is a range."""
         real, state = as_float32(real), state or {}
-        on_grid = self.learned_grid(real, state, filter_axes)(real)
-        if not self.is_range or self.fixed:
-            return on_grid
-        return ops.where(state["count"] > 0, on_grid, real)
+        known = state["count"] > 0 if self.is_range and not self.fixed else True
+        return self.learned_grid(real, state, filter_axes)(real, known)
 
     def reduced(self, real: Tensor, filter_axes: Axes) -> Axes:
         """The axes of weights that share one grid."""
