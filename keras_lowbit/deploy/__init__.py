@@ -1,5 +1,8 @@
 """Deployment: the integer graph, its NumPy reference, LiteRT files, and the proof that they are what was trained."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.export import ExportReport, export_litert
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Range, Tensor
@@ -7,6 +10,9 @@ from keras_lowbit.deploy.lower import lower
 from keras_lowbit.deploy.reference import run_reference
 from keras_lowbit.deploy.summary import LayerSummary, Summary, summary
 from keras_lowbit.deploy.verify import LayerParity, Parity, verify
+
+if TYPE_CHECKING:
+    from keras_lowbit.deploy.runtime import Runtime
 
 __all__ = [
     "ExportReport",
@@ -17,6 +23,7 @@ __all__ = [
     "Node",
     "Parity",
     "Range",
+    "Runtime",
     "Summary",
     "Tensor",
     "export_litert",
@@ -25,3 +32,10 @@ __all__ = [
     "summary",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Runtime`, whose module imports TensorFlow."""
+    if name != "Runtime":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return import_module("keras_lowbit.deploy.runtime").Runtime

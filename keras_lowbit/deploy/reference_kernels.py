@@ -61,7 +61,7 @@ def fully_connected(call: Call) -> NDArray[np.int8]:
     may differ by one step where the true value is all but half a step.
     """
     total = call.centered().astype(np.float64) @ call.arrays[1].astype(np.float64)
-    scaled = fp.round_half_away(fp.wrap(total.astype(np.int64) + _bias(call)) * _effective_scale(call))
+    scaled = fp.round_half_away(fp.wrap(total.astype(np.int64) + _bias(call)) * effective_scale(call))
     codes = np.where(np.abs(scaled) < 2.0**31, scaled, fp.INT32_MIN).astype(np.int64)
     return np.clip(fp.wrap(codes + call.output.zero_point), *call.limits()).astype(np.int8)
 
@@ -103,10 +103,14 @@ def mean(call: Call) -> NDArray[np.int8]:
     axes = tuple(call.attributes["axes"])
     total = call.centered().sum(axis=axes, keepdims=bool(call.attributes["keepdims"]))
     count = int(np.prod([call.arrays[0].shape[a] for a in axes]))
+    return fp.requantize(total, mean_factor(call, count), call.output.zero_point)
+
+
+def mean_factor(call: Call, count: int) -> fp.Multiplier:
+    """`s_in / (s_out * count)`, the division by the count done in integers."""
     ratio = fp.quantize_multiplier(np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output)))
     left = min(count.bit_length() - 1, 32, 31 + int(ratio.shift))
-    factor = fp.Multiplier(np.asarray((int(ratio.multiplier) << left) // count), ratio.shift - left)
-    return fp.requantize(total, factor, call.output.zero_point)
+    return fp.Multiplier(np.asarray((int(ratio.multiplier) << left) // count), ratio.shift - left)
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
@@ -131,11 +135,11 @@ def _taps(call: Call, image: np.ndarray, kernel_shape: tuple[int, ...], fill: in
 
 
 def _requantize_sum(call: Call, total: np.ndarray) -> NDArray[np.int8]:
-    factor = fp.quantize_multiplier(_effective_scale(call))
+    factor = fp.quantize_multiplier(effective_scale(call))
     return fp.requantize(total.astype(np.int64) + _bias(call), factor, call.output.zero_point, call.limits())
 
 
-def _effective_scale(call: Call) -> NDArray[np.float64]:
+def effective_scale(call: Call) -> NDArray[np.float64]:
     """`s_in * s_w[c] / s_out`, each float32 scale widened to double first, as LiteRT has it."""
     weights: Tensor = call.inputs[1]
     scales = np.asarray(weights.scale, np.float64)

@@ -41,14 +41,14 @@ def resize_nearest(call: Call) -> np.ndarray:
     """Copies the nearest pixel; float32 positions, `floor((i + 0.5) * in / out)` with half-pixel centres."""
     image = call.arrays[0]
     for axis, size in zip((1, 2), call.attributes["size"], strict=True):
-        image = np.take(image, _nearest(image.shape[axis], size, call), axis=axis)
+        image = np.take(image, nearest_pixels(image.shape[axis], size, call), axis=axis)
     return image
 
 
 def resize_bilinear(call: Call) -> NDArray[np.int8]:
     """Weighs four pixels; positions and weights in steps of 1/1024; halves are rounded away from zero."""
     image = call.arrays[0].astype(np.int64)
-    rows, columns = (_linear(image.shape[k + 1], call.attributes["size"][k], call) for k in (0, 1))
+    rows, columns = (linear_pixels(image.shape[k + 1], call.attributes["size"][k], call) for k in (0, 1))
     total = np.zeros((), np.int64)
     for row, row_weight in rows:
         for column, column_weight in columns:
@@ -57,7 +57,7 @@ def resize_bilinear(call: Call) -> NDArray[np.int8]:
     return fp.divide_toward_zero(total + np.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20).astype(np.int8)
 
 
-def _nearest(size: int, out_size: int, call: Call) -> NDArray[np.int64]:
+def nearest_pixels(size: int, out_size: int, call: Call) -> NDArray[np.int64]:
     """For each output pixel of one axis: the input pixel that it copies."""
     aligned = bool(call.attributes.get("align_corners", False))
     corner = int(aligned and out_size > 1)
@@ -67,7 +67,7 @@ def _nearest(size: int, out_size: int, call: Call) -> NDArray[np.int64]:
     return np.minimum(whole.astype(np.int64), size - 1)
 
 
-def _linear(size: int, out_size: int, call: Call) -> list[tuple[np.ndarray, np.ndarray]]:
+def linear_pixels(size: int, out_size: int, call: Call) -> list[tuple[np.ndarray, np.ndarray]]:
     """For one axis: (lower pixels, their weights) and (upper pixels, their weights), weights in 1/1024."""
     corner = int(bool(call.attributes.get("align_corners", False)) and out_size > 1)
     scale = (1024 * (size - corner) + (out_size - corner) // 2) // (out_size - corner)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from keras_lowbit.deploy import fixed_point as fp
 from keras_lowbit.deploy.reference_call import Call, scale_of
 
-_INPUT_BITS, _SUM_BITS = 5, 12
+_INPUT_BITS, SUM_BITS = 5, 12
 _Q0_EXP_MINUS_EIGHTH = 1895147668  # exp(-1/8)
 _Q0_THIRD = 715827883  # 1/3
 _Q0_EXP_MINUS_POWER = {
@@ -24,7 +24,7 @@ _Q0_EXP_MINUS_POWER = {
     3: 720401,
     4: 242,
 }  # exp(-2**k)
-_Q2_48_17, _Q2_MINUS_32_17, _Q2_ONE = 1515870810, -1010580540, 1 << 29
+Q2_48_17, Q2_MINUS_32_17, Q2_ONE = 1515870810, -1010580540, 1 << 29
 
 
 def softmax(call: Call) -> NDArray[np.int8]:
@@ -33,22 +33,29 @@ def softmax(call: Call) -> NDArray[np.int8]:
     ValueError if the input scale is 2**-26 or less: LiteRT ends the process there. It also does where the sum of
     the exponentials reaches 512 (512 equal logits do); this function goes on with the same arithmetic.
     """
-    scale = np.float64(scale_of(call.inputs[0]))
+    codes = call.arrays[0].astype(np.int64)
+    difference = codes - codes.max(axis=-1, keepdims=True)
+    exponential, terms = exponentials(difference, np.float64(scale_of(call.inputs[0])))
+    reciprocal, exponent = _reciprocal(terms.sum(axis=-1, keepdims=True))
+    share = fp.saturating_rounding_doubling_high_mul(reciprocal, exponential)
+    share = fp.rounding_divide_by_power_of_two(share, exponent + 31 - 8, bits=63)
+    return np.clip(share - 128, fp.QMIN, fp.QMAX).astype(np.int8)
+
+
+def exponentials(difference: fp.Ints, scale: np.float64) -> tuple[fp.Ints, fp.Ints]:
+    """`exp(scale * difference)` in Q0.31, and as a term of the sum (Q12.19), for differences of codes, 0 and below.
+
+    Both are 0 where the difference is too large to count.
+    """
     real = min(scale * 2.0 ** (31 - _INPUT_BITS), 2.0**31 - 1)
     if real <= 1:
         raise ValueError(f"the input scale is {scale:g}; expected more than {2.0**-26:g}: calibrate again")
     factor = fp.quantize_multiplier(real)
     smallest = -(((2**_INPUT_BITS - 1) * 2 ** (31 - _INPUT_BITS)) >> int(factor.shift))
-    codes = call.arrays[0].astype(np.int64)
-    difference = codes - codes.max(axis=-1, keepdims=True)
     counted = difference >= smallest
     scaled = fp.multiply_by_quantized_multiplier(np.where(counted, difference, 0), factor)
-    exponential = exp_of_negative(scaled)
-    terms = np.where(counted, fp.rounding_divide_by_power_of_two(exponential, _SUM_BITS), 0)
-    reciprocal, exponent = _reciprocal(terms.sum(axis=-1, keepdims=True))
-    share = fp.saturating_rounding_doubling_high_mul(reciprocal, exponential)
-    share = fp.rounding_divide_by_power_of_two(share, exponent + 31 - 8, bits=63)
-    return np.clip(np.where(counted, share - 128, fp.QMIN), fp.QMIN, fp.QMAX).astype(np.int8)
+    exponential = np.where(counted, exp_of_negative(scaled), 0)
+    return exponential, fp.rounding_divide_by_power_of_two(exponential, SUM_BITS)
 
 
 def exp_of_negative(x: fp.Ints) -> fp.Ints:
@@ -79,15 +86,15 @@ def _reciprocal(total: fp.Ints) -> tuple[fp.Ints, fp.Ints]:
     """(r, e) with `1 / total = r * 2**-e`, r in Q0.31; total > 0 with 19 fraction bits."""
     headroom = 32 - np.frexp(total)[1].astype(np.int64)  # leading zero bits of an int32
     leading = (total << np.maximum(headroom, 0)) >> np.maximum(-headroom, 0)
-    return one_over_one_plus(leading - 2**31), _SUM_BITS - headroom
+    return one_over_one_plus(leading - 2**31), SUM_BITS - headroom
 
 
 def one_over_one_plus(x: fp.Ints) -> fp.Ints:
     """`1 / (1 + x)` in Q0.31 for x in [0, 1): three Newton steps on half the denominator."""
     times = fp.saturating_rounding_doubling_high_mul
     half = (x + fp.INT32_MAX + 1) >> 1
-    guess = _Q2_48_17 + times(half, _Q2_MINUS_32_17)
+    guess = Q2_48_17 + times(half, Q2_MINUS_32_17)
     for _ in range(3):
-        error = _Q2_ONE - times(half, guess)
+        error = Q2_ONE - times(half, guess)
         guess = fp.wrap(guess + fp.saturating_left_shift(times(guess, error), 2))
     return fp.saturating_left_shift(guess, 1)

@@ -1,6 +1,7 @@
 """Integer layers on packed weights for TensorFlow: compiled kernels, or plain TensorFlow with equal integers.
 
-Nothing is loaded before the first call, TensorFlow included. `available_kernels()` and `active_kernel()` say what can run and what does.
+Nothing is loaded before the first call, TensorFlow included. `available_kernels()` and `active_kernel()` say what can
+run and what does.
 """
 
 from importlib import import_module

@@ -129,6 +129,36 @@ def int8_depthwise_conv2d(
     return epilogue.apply(total, bias, output, residual)
 
 
+def look_up(codes: Any, table: Any) -> tf.Tensor:
+    """`table[code + 128]` for every int8 code; table: int8 [256]. Any shape, the same out."""
+    codes = _int8(codes, None)
+    found = library.loaded_or_none()
+    if found is not None:
+        return found.ops.keras_lowbit_look_up(input=codes, table=table)
+    return tf.gather(tf.convert_to_tensor(table), tf.cast(codes, tf.int32) + 128)
+
+
+def look_up_pair(first: Any, second: Any, table: Any) -> tf.Tensor:
+    """`table[first + 128, second + 128]` for int8 codes that broadcast; table: int8 [256, 256]."""
+    first, second = tf.convert_to_tensor(first), tf.convert_to_tensor(second)
+    found = library.loaded_or_none()
+    if found is not None:
+        shape = tf.broadcast_dynamic_shape(tf.shape(first), tf.shape(second))
+        first, second = (x if _same(first, second) else tf.broadcast_to(x, shape) for x in (first, second))
+        return found.ops.keras_lowbit_look_up_pair(first=first, second=second, table=table)
+    place = (tf.cast(first, tf.int32) + 128) * 256 + (tf.cast(second, tf.int32) + 128)
+    return tf.gather(tf.reshape(tf.convert_to_tensor(table), [-1]), place)
+
+
+def _same(first: tf.Tensor, second: tf.Tensor) -> bool:
+    """Whether two shapes are equal but for a batch that only running tells."""
+    return (
+        bool(first.shape.rank)
+        and first.shape[1:].is_fully_defined()
+        and first.shape.as_list() == second.shape.as_list()
+    )
+
+
 def _packed(packed: PackedWeights) -> dict[str, Any]:
     layout = packed.layout
     return {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from keras_lowbit.ops import build
 
 COMPOSITE = "composite"
-OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "AddInt8", "LookUp")
+OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "LookUp", "LookUpPair")
 
 
 class LibraryError(RuntimeError):
