@@ -14,7 +14,8 @@ set(KLB_SOURCES
   layers/conv2d.cc
   layers/depthwise.cc
   layers/indirection.cc
-  layers/output.cc)
+  layers/output.cc
+  layers/padded_image.cc)
 
 set(KLB_X86_ROWS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)

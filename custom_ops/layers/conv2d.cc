@@ -11,6 +11,7 @@
 #include "kernels/ternary_block/ternary_block.h"
 #include "layers/indirection.h"
 #include "layers/output.h"
+#include "layers/padded_image.h"
 #include "layers/scratch.h"
 
 namespace keras_lowbit {
@@ -18,8 +19,9 @@ namespace {
 
 enum class Path { kInt8, kTernaryUnpacked, kTernaryInRegisters };
 
-// Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays.
-constexpr int64_t kFewPixels = 18;
+// Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays. Sooner
+// with scales: every cluster then ends with a multiplication of its sums.
+constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12;
 // Pointer table of one chunk: half of a first-level cache.
 constexpr int64_t kTableEntries = 3072;
 constexpr int64_t kMaxChunkPixels = 480;
@@ -33,7 +35,11 @@ struct Plan {
   TernaryBlockKernel ternary = {};
   int32_t activation_offset = 0;
   int64_t chunk_pixels = 0, chunks = 0;
+  bool copies = false;
+  PaddedImage copy;
   ImageView image;
+  ConvShape view;      // the convolution as the pointer table sees it: of a padded copy, a kernel row is one tap
+  int64_t groups = 0;  // k groups of one tap of `view`
   const uint8_t* codes = nullptr;
   ClusterArgs clusters;
   const ChannelBlock* constants = nullptr;
@@ -44,7 +50,8 @@ struct Plan {
 
 Path PathOf(const ConvShape& shape, const PackedWeights& weights) {
   if (weights.layout == WeightLayout::kInt8) return Path::kInt8;
-  return shape.out_pixels() <= kFewPixels ? Path::kTernaryInRegisters : Path::kTernaryUnpacked;
+  const int64_t few = weights.scales == nullptr ? kFewPixels : kFewPixelsWithScales;
+  return shape.out_pixels() <= few ? Path::kTernaryInRegisters : Path::kTernaryUnpacked;
 }
 
 void ChooseKernel(Row row, const PackedWeights& weights, Plan* plan) {
@@ -58,29 +65,46 @@ void ChooseKernel(Row row, const PackedWeights& weights, Plan* plan) {
 
 void ChooseChunks(Plan* plan) {
   const int64_t pixels = plan->shape.out_pixels();
-  const int64_t fit = std::clamp<int64_t>(kTableEntries / plan->shape.taps(), 24, kMaxChunkPixels);
+  const int64_t fit = std::clamp<int64_t>(kTableEntries / plan->view.taps(), 24, kMaxChunkPixels);
   plan->chunks = (pixels + fit - 1) / fit;
   const int64_t even = (pixels + plan->chunks - 1) / plan->chunks;
   plan->chunk_pixels = std::min((even + 11) / 12 * 12, pixels);  // whole tiles of 4, 6 or 12 pixels
   plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
 }
 
+// Whether a row of the kernel can be one tap of a bordered copy: nothing between its pixels, their weights next to
+// each other too, and borders that do not dwarf the image.
+bool HasWholeRows(const Plan& plan, const PaddedImage& image) {
+  const ConvShape& s = plan.shape;
+  const bool one_factor = plan.sizes.clusters == 1 && !plan.clusters.scales_per_tap;
+  const bool in_order = one_factor || plan.path != Path::kTernaryInRegisters;
+  const int64_t pixels = s.in_height * s.in_width + 65536;
+  return s.dilation_width == 1 && in_order && image.height() < 2 * pixels / image.width();
+}
+
+// What to copy, and the convolution on the copy.
+PaddedImage PlanCopy(const PackedWeights& weights, Plan* plan) {
+  const int64_t channels = plan->shape.in_channels / plan->shape.groups;
+  const int64_t cluster = weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels;
+  PaddedImage image = {plan->shape, channels, cluster, plan->sizes.cluster_groups * kGroupDepth,
+                       plan->sizes.tap_groups * kGroupDepth};
+  ConvShape& view = plan->view;
+  if (!HasWholeRows(*plan, image)) {
+    image.shape.pad_top = image.shape.pad_bottom = image.shape.pad_left = image.shape.pad_right = 0;
+    return image;
+  }
+  plan->groups *= view.kernel_width;
+  plan->clusters.last_groups *= view.kernel_width;  // read only where one cluster is all
+  view.in_height = image.height();
+  view.in_width = image.width() - view.kernel_width + 1;  // where a row of the kernel may begin
+  view.kernel_width = 1;
+  view.pad_top = view.pad_bottom = view.pad_left = view.pad_right = 0;
+  return image;
+}
+
 // Whether a pixel's channels can be read where they are: every cluster starts at, and ends on, a multiple of 4.
 bool IsReadInPlace(const ConvShape& shape, const WeightSizes& sizes) {
   return sizes.tap_groups * kGroupDepth == shape.in_channels / shape.groups;
-}
-
-// One group's channels of every pixel, cluster by cluster, each padded to a multiple of 4.
-void CopyPadded(const Plan& plan, const int8_t* input, int64_t cluster_channels, int8_t* copy) {
-  const ConvShape& s = plan.shape;
-  const int64_t channels = s.in_channels / s.groups, stride = plan.sizes.tap_groups * kGroupDepth;
-  const int64_t pixels = s.batch * s.in_height * s.in_width;
-  std::memset(copy, 0, pixels * stride);
-  for (int64_t p = 0; p < pixels; ++p, input += s.in_channels, copy += stride) {
-    for (int64_t c = 0, to = 0; c < channels; c += cluster_channels, to += plan.sizes.cluster_groups * kGroupDepth) {
-      std::memcpy(copy + to, input + c, std::min(cluster_channels, channels - c));
-    }
-  }
 }
 
 // One block of ternary codes as int8 weights, [tap][group][256]: taps outermost, clusters inside.
@@ -135,11 +159,11 @@ void RunBlock(const Plan& plan, BlockArgs args, int64_t block, Scratch* scratch)
 // Tasks begin .. end - 1 of the grid, block index innermost.
 void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   static thread_local TaskScratch scratch;
-  const auto** rows = scratch.rows.Get<const int8_t*>(plan.chunk_pixels * plan.shape.taps());
+  const auto** rows = scratch.rows.Get<const int8_t*>(plan.chunk_pixels * plan.view.taps());
   BlockArgs args;
   args.rows = rows;
-  args.taps = plan.shape.taps();
-  args.groups = plan.sizes.tap_groups;
+  args.taps = plan.view.taps();
+  args.groups = plan.groups;
   args.output = plan.stage;
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
@@ -147,7 +171,7 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
     args.first_pixel = chunk * plan.chunk_pixels;
     args.pixels = std::min(plan.chunk_pixels, plan.shape.out_pixels() - args.first_pixel);
     args.tap_stride = args.pixels;
-    if (chunk != filled) FillRows(plan.shape, plan.image, args.first_pixel, args.pixels, rows);
+    if (chunk != filled) FillRows(plan.view, plan.image, args.first_pixel, args.pixels, rows);
     filled = chunk;
     RunBlock(plan, args, task % plan.sizes.oc_blocks, &scratch.weights);
   }
@@ -185,11 +209,11 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   auto* padding = scratch->padding.Get<int8_t>(depth);
   std::memset(padding, input_zero_point, depth);
   const int64_t channels = s.in_channels / s.groups;
-  plan.image = {input + group * channels, s.in_channels, padding};
-  if (!IsReadInPlace(s, plan.sizes)) {
-    auto* copy = scratch->image.Get<int8_t>(s.batch * s.in_height * s.in_width * depth);
-    CopyPadded(plan, plan.image.pixels, weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels, copy);
-    plan.image = {copy, depth, padding};
+  plan.image = {input + group * channels, s.in_channels, s.in_width, padding};
+  if (plan.copies) {
+    auto* copy = scratch->image.Get<int8_t>(plan.copy.size());
+    CopyPadded(plan.copy, plan.image.pixels, input_zero_point, copy);
+    plan.image = {copy, depth, plan.copy.width(), padding};
   }
   RunGrid(plan, parallel);
 }
@@ -216,6 +240,10 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   plan.path = PathOf(shape, weights);
   plan.channels = shape.out_channels / shape.groups;
   plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_groups, plan.sizes.last_groups, nullptr, weights.scales_per_tap};
+  plan.view = shape;
+  plan.groups = plan.sizes.tap_groups;
+  plan.copies = !IsReadInPlace(shape, plan.sizes);
+  if (plan.copies) plan.copy = PlanCopy(weights, &plan);
   ChooseKernel(row, weights, &plan);
   ChooseChunks(&plan);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;

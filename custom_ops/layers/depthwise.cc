@@ -55,7 +55,7 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   args.rows = rows;
   args.taps = plan.shape.taps();
   args.output = plan.stage;
-  const ImageView image = {plan.input, plan.shape.in_channels, plan.padding};
+  const ImageView image = {plan.input, plan.shape.in_channels, plan.shape.in_width, plan.padding};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / plan.blocks, block = task % plan.blocks;

@@ -40,7 +40,7 @@ void FillTap(const ConvShape& s, const ImageView& image, int64_t tap, int64_t fi
     const int64_t stretch = std::min(width - x, count - done);
     const int64_t in_y = y * s.stride_height + row_offset;
     const bool outside = in_y < 0 || in_y >= s.in_height;
-    const int64_t line = (n * s.in_height + in_y) * s.in_width * image.pixel_stride;
+    const int64_t line = (n * s.in_height + in_y) * image.row_pixels * image.pixel_stride;
     FillStretch(s, image, outside ? nullptr : image.pixels + line, offset, x, stretch, rows + done);
     done += stretch;
     x = 0;

@@ -7,10 +7,11 @@
 
 namespace keras_lowbit {
 
-// An image whose pixels lie `pixel_stride` bytes apart, and a row of zero points that stands for padding.
+// An image whose pixels lie `pixel_stride` bytes apart and whose batch entries follow one another, and a row of zero points that stands for padding.
 struct ImageView {
   const int8_t* pixels = nullptr;
   int64_t pixel_stride = 0;
+  int64_t row_pixels = 0;  // from one row to the next
   const int8_t* padding = nullptr;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "core/requantize.h"
@@ -51,7 +52,8 @@ bool AreFastFactors(const Requantize& requantize, int64_t out_channels) {
   for (int64_t c = 0; c < out_channels; ++c) {
     const int32_t shift = requantize.shift[c];
     if (requantize.multiplier[c] < 0) return false;
-    if (requantize.multiplier[c] != 0 && (shift < -30 || shift > -1)) return false;
+    const bool none = requantize.multiplier[c] == 0 && shift == 0;
+    if (!none && (shift < -30 || shift > -1)) return false;
   }
   return true;
 }
@@ -153,15 +155,18 @@ OutputStage MakeOutputStage(const Epilogue& epilogue, int64_t out_channels, int6
 
 void FillConstants(const Epilogue& epilogue, const OutputStage& stage, const int32_t* sums, int32_t correction,
                    int64_t channel, int64_t channels, ChannelBlock* block) {
-  for (int64_t c = 0; c < 64; ++c) {
-    const bool real = c < channels;
-    const int32_t bias = real && epilogue.bias != nullptr ? epilogue.bias[channel + c] : 0;
-    block->init[c] = real ? WrapSub(bias, WrapMul(correction, sums[c])) : 0;
-    if (!stage.fast) continue;
-    const int32_t multiplier = real ? epilogue.requantize.multiplier[channel + c] : 0;
-    block->multiplier[c] = multiplier;
-    block->multiplier_odd[c ^ 1] = multiplier;
-    block->shift[c] = multiplier == 0 ? 1 : -epilogue.requantize.shift[channel + c];
+  if (channels < 64) std::memset(block, 0, sizeof *block);
+  for (int64_t c = 0; c < channels; ++c) block->init[c] = WrapSub(0, WrapMul(correction, sums[c]));
+  for (int64_t c = 0; epilogue.bias != nullptr && c < channels; ++c) {
+    block->init[c] = WrapAdd(block->init[c], epilogue.bias[channel + c]);
+  }
+  if (!stage.fast) return;
+  const int32_t* multiplier = epilogue.requantize.multiplier + channel;
+  const int32_t* shift = epilogue.requantize.shift + channel;
+  std::copy_n(multiplier, channels, block->multiplier);
+  for (int64_t c = 0; c + 1 < channels; c += 2) block->multiplier_odd[c] = multiplier[c + 1];
+  for (int64_t c = 0; c < channels; ++c) {
+    block->shift[c] = shift[c] == 0 ? 1 : -shift[c];  // 0 goes with multiplier 0
     block->nudge[c] = int32_t{1} << (block->shift[c] - 1);
   }
 }
