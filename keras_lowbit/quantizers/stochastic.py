@@ -74,6 +74,10 @@ class Stochastic(Quantizer):
         """Whatever the base observes."""
         return {BASE_PREFIX + key: value for key, value in self.base.observe(real, self._base(state)).items()}
 
+    def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
+        """That of the base."""
+        return {BASE_PREFIX + key: value for key, value in self.base.tuning_start(real, filter_axes).items()}
+
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """The base's codes for every unit: a ratio below 1 is a state of training, not of deployment."""
         return self.base.encode(real, self._base(state), filter_axes)
