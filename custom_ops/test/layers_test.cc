@@ -1,0 +1,156 @@
+// Shapes that straddle vector widths and tile heights, threads, and inputs that must be refused.
+#include <thread>
+
+#include "test/cases.h"
+
+namespace keras_lowbit::test {
+namespace {
+
+// Channels around 4, 16, 32 and 64, pixels around the tiles of 2 to 6, by all fills.
+void CheckWidths() {
+  const int64_t channels[] = {1, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129};
+  uint32_t seed = 100;
+  for (Kind kind : {Kind::kTernary, Kind::kInt8, Kind::kDepthwise}) {
+    for (int64_t in : channels) {
+      for (int64_t out : kind == Kind::kDepthwise ? std::vector<int64_t>{in} : std::vector<int64_t>{1, 16, 33, 64, 65}) {
+        for (int64_t pixels : {1, 5, 6, 7, 13, 65}) {
+          Random random(++seed);
+          Layer layer;
+          layer.kind = kind;
+          layer.shape.in_channels = in;
+          layer.shape.out_channels = out;
+          layer.shape.in_width = pixels;
+          layer.fill_x = kFills[seed % 6];
+          layer.fill_w = kFills[seed / 6 % 6];
+          layer.zero_point = seed % 2 ? -128 : 127;
+          layer.type = OutputType::kInt8;
+          layer.has_residual = seed % 3 == 0;
+          CheckLayer(layer, random);
+        }
+      }
+    }
+  }
+}
+
+// Long sums: 16-bit partial sums must be widened in time, and 32-bit ones wrap alike on every row.
+void CheckDepths() {
+  for (int64_t depth : {252, 256, 260, 508, 512, 1024, 4608}) {
+    for (Fill x : {Fill::kAllMin, Fill::kAllMax, Fill::kAlternating}) {
+      for (Fill w : {Fill::kAllMin, Fill::kAllMax}) {
+        Random random(static_cast<uint32_t>(depth));
+        Layer layer;
+        layer.shape.in_channels = depth;
+        layer.shape.out_channels = 20;
+        layer.fill_x = x;
+        layer.fill_w = w;
+        for (int64_t pixels : {1, 70}) {
+          layer.shape.in_width = pixels;
+          layer.kind = Kind::kTernary;
+          CheckLayer(layer, random);
+          layer.kind = Kind::kInt8;
+          CheckLayer(layer, random);
+        }
+      }
+    }
+  }
+}
+
+// Four threads with an uneven share each.
+void OnThreads(int64_t count, int64_t, const Work& work) {
+  std::vector<std::thread> threads;
+  const int64_t cuts[] = {0, count / 5, count / 3, count / 2, count};
+  for (int i = 0; i < 4; ++i) {
+    if (cuts[i] < cuts[i + 1]) threads.emplace_back([&, i] { work(cuts[i], cuts[i + 1]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void CheckThreads() {
+  for (Kind kind : {Kind::kTernary, Kind::kInt8, Kind::kDepthwise}) {
+    Random random(11);
+    Layer layer;
+    layer.kind = kind;
+    layer.shape.in_height = layer.shape.in_width = 40;
+    layer.shape.in_channels = 20;
+    layer.shape.out_channels = kind == Kind::kDepthwise ? 20 : 130;
+    layer.shape.kernel_height = layer.shape.kernel_width = 3;
+    SetSamePadding(&layer.shape);
+    layer.has_scales = kind == Kind::kTernary;
+    layer.cluster_size = kind == Kind::kTernary ? 8 : 0;
+    layer.type = OutputType::kInt8;
+    CheckLayer(layer, random, OnThreads);
+  }
+}
+
+Status RunChanged(const Layer& layer, const Data& data, void (*change)(Layer*, Data*)) {
+  Layer changed = layer;
+  Data with = data;
+  with.epilogue.residual.codes = data.residual.data();
+  change(&changed, &with);
+  std::vector<uint8_t> y(4 * layer.shape.output_size());
+  return RunLayer(changed, with, y.data(), nullptr);
+}
+
+void CheckErrors() {
+  Random random(1);
+  Layer layer;
+  layer.shape.in_channels = 8;
+  layer.shape.out_channels = 8;
+  layer.type = OutputType::kInt8;
+  layer.has_residual = true;
+  const auto data = Draw(layer, random);
+  const struct {
+    const char* words;
+    void (*change)(Layer*, Data*);
+  } cases[] = {
+      {"stride_width is 0; expected 1 to", [](Layer* l, Data*) { l->shape.stride_width = 0; }},
+      {"pad_left is -1; expected 0 to", [](Layer* l, Data*) { l->shape.pad_left = -1; }},
+      {"batch is 1099511627776; expected 0 to", [](Layer* l, Data*) { l->shape.batch = int64_t{1} << 40; }},
+      {"elements is too large", [](Layer* l, Data*) { l->shape.batch = l->shape.in_height = 1 << 25; }},
+      {"elements is too large", [](Layer* l, Data*) { l->shape.kernel_width = l->shape.kernel_height = 1 << 20; }},
+      {"8 input and 8 output channels; expected multiples of groups = 3", [](Layer* l, Data*) { l->shape.groups = 3; }},
+      {"expected 192: pack the kernel again", [](Layer* l, Data*) { l->shape.in_channels = 12; }},
+      {"the input's zero point is 128", [](Layer* l, Data*) { l->zero_point = 128; }},
+      {"came without factors", [](Layer*, Data* d) { d->epilogue.requantize.shift = nullptr; }},
+      {"a shift is 32; expected -31 to 31",
+       [](Layer*, Data* d) { d->shift[7] = 32, d->epilogue.requantize.shift = d->shift.data(); }},
+      {"the activation's clamp runs from 1 down to 0",
+       [](Layer*, Data* d) { d->epilogue.requantize.clamp_min = 1, d->epilogue.requantize.clamp_max = 0; }},
+      {"the residual's zero point is -129", [](Layer*, Data* d) { d->epilogue.residual.zero_point = -129; }},
+      {"a residual came with an int32 or float output", [](Layer*, Data* d) { d->epilogue.type = OutputType::kInt32; }},
+      {"came without float_scale",
+       [](Layer*, Data* d) { d->epilogue.type = OutputType::kFloat, d->epilogue.float_scale = nullptr; }},
+  };
+  for (const auto& c : cases) KLB_CHECK_ERROR(RunChanged(layer, *data, c.change), c.words);
+  KLB_CHECK_OK(RunChanged(layer, *data, [](Layer* l, Data*) { l->shape.batch = 0; }));
+  KLB_CHECK_OK(RunChanged(layer, *data, [](Layer* l, Data*) { l->shape.pad_left = 1 << 30, l->shape.stride_width = 1 << 30; }));
+}
+
+// Pads that dwarf the image, and windows that never meet it.
+void CheckFarPadding() {
+  for (int64_t in : {3, 8}) {
+    Random random(2);
+    Layer layer;
+    layer.shape.in_width = 3;
+    layer.shape.in_channels = in;
+    layer.shape.out_channels = 5;
+    layer.shape.kernel_width = 2;
+    layer.shape.pad_left = 1000;
+    layer.shape.pad_right = 70000;
+    layer.shape.stride_width = 500;
+    layer.zero_point = 9;
+    CheckLayer(layer, random);
+  }
+}
+
+}  // namespace
+}  // namespace keras_lowbit::test
+
+int main() {
+  keras_lowbit::test::CheckErrors();
+  keras_lowbit::test::CheckFarPadding();
+  keras_lowbit::test::CheckThreads();
+  keras_lowbit::test::CheckDepths();
+  keras_lowbit::test::CheckWidths();
+  return 0;
+}

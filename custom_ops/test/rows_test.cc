@@ -1,0 +1,41 @@
+// Choosing kernel rows: by the CPU, by the environment, by force.
+#include <cstdio>
+#include <cstdlib>
+
+#include "core/api.h"
+#include "core/cpu_features.h"
+#include "test/check.h"
+
+int main() {
+  using namespace keras_lowbit;
+  setenv("KERAS_LOWBIT_KERNEL", "riscv_vector", 1);  // before the first use, which reads it once
+  std::string name;
+  KLB_CHECK_ERROR(ActiveKernel(&name), "'riscv_vector', which does not exist here; expected one of ");
+  KLB_CHECK_ERROR(ActiveKernel(&name), "reference: correct the name");
+
+  const int8_t x = 1;
+  int32_t y = 0;
+  Epilogue epilogue;
+  epilogue.type = OutputType::kInt32;
+  KLB_CHECK_ERROR(DepthwiseConv2D(ConvShape(), &x, &x, 0, epilogue, &y, nullptr), "KERAS_LOWBIT_KERNEL");
+
+  const std::vector<std::string> rows = AvailableKernels();
+  KLB_CHECK(!rows.empty() && rows.back() == "reference", "the reference runs everywhere");
+  for (const std::string& row : rows) {
+    KLB_CHECK_OK(ForceKernel(row));
+    KLB_CHECK_OK(ActiveKernel(&name));
+    KLB_CHECK(name == row, name);
+    KLB_CHECK_OK(DepthwiseConv2D(ConvShape(), &x, &x, 0, epilogue, &y, nullptr));
+    KLB_CHECK(y == 1, row);
+  }
+  KLB_CHECK_ERROR(ForceKernel("x86_mmx"), "x86_mmx");
+  KLB_CHECK_OK(ActiveKernel(&name));
+  KLB_CHECK(name == rows.back(), "a refused name leaves the choice as it was");
+
+  for (const KernelInfo& info : CompiledKernels()) {
+    std::printf("%s: needs %s; %s\n", info.name.c_str(), info.needs.c_str(), info.supported ? "runs here" : "SKIPPED: not on this CPU");
+    if (!info.supported) KLB_CHECK_ERROR(ForceKernel(info.name), info.needs);
+  }
+  KLB_CHECK(CompiledKernels().front().supported == (CompiledKernels().front().name == rows.front()), "best first");
+  return 0;
+}
