@@ -12,17 +12,30 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test lint format demo clean
+.PHONY: help test test-cpp test-sanitize test-arm bench-cpp lint format demo clean
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
+	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under ASan and UBSan, under qemu"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make clean   remove .venv and the caches"
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
+# g++-aarch64-linux-gnu and qemu-user-static.
+test-cpp: CPP_PRESET = release
+test-sanitize: CPP_PRESET = sanitize
+test-arm: CPP_PRESET = aarch64
+test-cpp test-sanitize test-arm:
+	cd custom_ops && cmake --preset $(CPP_PRESET) && cmake --build --preset $(CPP_PRESET) -j $(WORKERS) \
+	  && ctest --preset $(CPP_PRESET)
+
+bench-cpp: test-cpp
+	custom_ops/build/release/kernels_bench
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
