@@ -58,7 +58,7 @@ def export_litert(
 ) -> ExportReport:
     """Write a quantized model as a .tflite file whose codes and scales are the model's own, to the bit.
 
-    The one exception are filters whose codes do not fit int8, which only 5-bit powers of two have: see `overflow`. Batch
+    The one exception are filters whose codes do not fit int8, as 5-bit powers of two may have: see `overflow`. Batch
     norms fold into scales and biases, so ternary and binary codes stay on their grid; a negative gamma flips
     codes; a filter of zeros becomes zero codes with a positive scale. The file is written under a temporary name and
     renamed, so that an error leaves an older file whole.

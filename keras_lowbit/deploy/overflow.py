@@ -1,4 +1,5 @@
-"""Codes that do not fit int8, such as those of 5-bit powers of two: they reach from 1 to 128.
+"""Codes that do not fit int8: those of 5-bit powers of two reach from 1 to 128, those of 4-bit clusters without
+int8_exact up to 7 * 127.
 
 `convert.weights.kernel_codes` divides every filter by the power of two its codes share, which loses nothing; a filter
 that holds both ends of the grid is still too wide by one. What then happens to it is a policy, and never silent.
@@ -20,7 +21,7 @@ from keras_lowbit.quantizers import Quantized, Quantizer
 POLICIES = ("least_error", "saturate", "drop_lowest", "error")
 DEFAULT = "least_error"
 _LIMIT = 127
-_EXACT = "Train with int8_exact=True, as in PowerOfTwo(5, int8_exact=True), or with 4 bits for a file that holds every weight."
+_EXACT = "Train with int8_exact=True, as in PowerOfTwo(5, int8_exact=True), for a file that holds every weight."
 
 
 @dataclasses.dataclass(frozen=True)
