@@ -16,7 +16,7 @@ from keras_lowbit.convert import (
     storage,
     weight_errors,
 )
-from keras_lowbit.deploy import export_litert, summary, verify
+from keras_lowbit.deploy import export_litert, pack, summary, verify
 from keras_lowbit.distill import Distiller, distill
 from keras_lowbit.layers.host import freeze_ranges
 
@@ -40,6 +40,7 @@ __all__ = [
     "freeze_ranges",
     "layers",
     "ops",
+    "pack",
     "plot",
     "quantize_model",
     "quantized_weights",

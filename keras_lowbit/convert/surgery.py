@@ -18,12 +18,13 @@ class Edit:
     """What becomes of one layer.
 
     drop: its input passes on as it is.   config: changes of its configuration.   weights: values by the names of
-    `weights_of`; those not named are copied.
+    `weights_of`; those not named are copied.   replacement: a built layer that stands in its place, of any class.
     """
 
     drop: bool = False
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    replacement: Any = None
 
 
 def weights_of(layer: Any) -> dict[str, np.ndarray]:
@@ -76,7 +77,8 @@ def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: 
         copies[id(operation)] = _rebuilt(operation, edits, copies)
         return call.run(values, copies[id(operation)])
     if id(operation) in edits:
-        copies[id(operation)] = copy = _edited_layer(operation, edits[id(operation)])
+        edit = edits[id(operation)]
+        copies[id(operation)] = copy = edit.replacement or _edited_layer(operation, edit)
         return call.run(values, copy)
     try:
         copy = bare_copy(operation)

@@ -7,6 +7,8 @@ from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.export import ExportReport, export_litert
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Range, Tensor
 from keras_lowbit.deploy.lower import lower
+from keras_lowbit.deploy.pack import pack
+from keras_lowbit.deploy.packed import PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.deploy.reference import run_reference
 from keras_lowbit.deploy.summary import LayerSummary, Summary, summary
 from keras_lowbit.deploy.verify import LayerParity, Parity, verify
@@ -21,6 +23,8 @@ __all__ = [
     "LayerParity",
     "LayerSummary",
     "Node",
+    "PackedTernaryConv2D",
+    "PackedTernaryDense",
     "Parity",
     "Range",
     "Runtime",
@@ -28,6 +32,7 @@ __all__ = [
     "Tensor",
     "export_litert",
     "lower",
+    "pack",
     "run_reference",
     "summary",
     "verify",

@@ -1,0 +1,112 @@
+"""pack: a quantized Keras model becomes a Keras model whose ternary layers hold packed weights and run on the ops."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.convert.graph import layers_of
+from keras_lowbit.convert.surgery import Edit, edited
+from keras_lowbit.convert.weights import kernel_codes
+from keras_lowbit.deploy.fold import channel_scales
+from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.deploy.packed import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
+from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
+from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.ops.packing import PackedWeights, pack_kernel, pack_ternary
+
+CLUSTER_SIZES = (64, 32, 16, 8, 4)
+
+
+def pack(model: keras.Model, input_shapes: Any = None) -> keras.Model:
+    """A copy of a quantized model whose ternary and clustered convolutions and dense layers are packed at two bits.
+
+    model: from `quantize_model`, or built from the drop-in layers, calibrated; Functional or Sequential. Float in and out,
+    as before; its layers quantize their inputs to the ranges the model has learnt and sum in integers. Where the model has
+    no ranges (or a layer is shared between different ones), a packed layer computes in float and only saves memory. All
+    other layers are kept as they are. input_shapes: as in `lower`.
+
+    The result saves to a `.keras` file that loads without a scope, and predicts the same bits with and without the compiled
+    ops. Raises ValueError if no layer is ternary, and what `lower` raises before calibration.
+
+    >>> packed = keras_lowbit.pack(quantized)
+    >>> packed.save("packed.keras"); keras.saving.load_model("packed.keras").predict(images)
+    """
+    layers = [(path, layer) for path, layer in layers_of(model) if isinstance(layer, QuantizedLayer)]
+    weights = {path: packed_weights(layer) for path, layer in layers if type(layer) in (QuantConv2D, QuantDense)}
+    found = {path: packed for path, packed in weights.items() if packed is not None}
+    if not found:
+        raise ValueError(
+            f"{model.name!r} has no convolution or dense layer with ternary weights. Quantize it with a ternary recipe first, "
+            "for example keras_lowbit.quantize_model(model, 'sq-twn')."
+        )
+    ranges = input_ranges(model, input_shapes)
+    edits = {
+        id(layer): Edit(replacement=_layer(layer, *found[path], ranges.get(path)))
+        for path, layer in layers
+        if path in found
+    }
+    return edited(model, edits)
+
+
+def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:
+    """Packed kernel and real scales [channels] of a quantized layer; None if its kernel is not ternary in clusters."""
+    if layer.kernel_host is None or getattr(layer, "data_format", "channels_last") != "channels_last":
+        return None
+    groups, quantizer = getattr(layer, "groups", 1), layer.kernel_quantizer
+    if hasattr(quantizer, "structure"):
+        structure = quantizer.structure(layer.kernel, layer.kernel_host.values(), layer.filter_axes)
+        if np.abs(structure.pattern).max() > 1:
+            return None
+        packed = pack_ternary(structure.pattern, structure.alphas, quantizer.cluster_size, groups)
+        return packed, np.ldexp(np.float32(1), structure.exponent).astype(np.float32)
+    codes, scale = kernel_codes(layer)[:2]
+    if codes.dtype != np.int8:
+        return None
+    packed = pack_kernel(codes, groups, CLUSTER_SIZES)
+    scales = channel_scales(codes, scale, layer.filter_axes, layer.name)
+    return (packed, scales) if packed.layout.kind == "ternary" else None
+
+
+def input_ranges(model: keras.Model, input_shapes: Any = None) -> dict[str, tuple[float, int]]:
+    """Path of a layer -> (scale, zero point) of the int8 codes that it reads; layers without one range are left out."""
+    layers = [layer for _, layer in layers_of(model)]
+    if not any(isinstance(x, QuantActivation) or getattr(x, "output_host", None) is not None for x in layers):
+        return {}
+    lowered = lower_model(model, input_shapes)
+    nodes = {node.name: node for node in lowered.graph.nodes}
+    found: dict[str, set[tuple[float, int]]] = {}
+    for layer in lowered.layers.values():
+        if layer.node not in nodes:  # a 1-D convolution: several nodes, and not packed
+            continue
+        node = nodes[layer.node]
+        grid = lowered.graph.tensors[node.inputs[0]].range
+        found.setdefault(layer.path, set()).add((grid.scale, grid.zero_point))
+    return {path: grids.pop() for path, grids in found.items() if len(grids) == 1}
+
+
+def _layer(layer: Any, packed: PackedWeights, scale: np.ndarray, grid: tuple[float, int] | None) -> PackedLayer:
+    arguments: dict[str, Any] = {
+        "layout": packed.layout,
+        "input_range": grid,
+        "activation": layer.activation,
+        "use_bias": layer.bias is not None,
+        "output_quantizer": layer.output_quantizer,
+        "name": layer.name,
+        "dtype": layer.dtype_policy,
+    }
+    cls: type[PackedLayer] = PackedTernaryDense
+    if isinstance(layer, QuantConv2D):
+        cls = PackedTernaryConv2D
+        arguments |= {"strides": layer.strides, "padding": layer.padding, "dilation_rate": layer.dilation_rate}
+    made = cls(**arguments)
+    made.build(layer.get_build_config()["input_shape"])
+    bias = None
+    if layer.bias is not None:
+        bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
+    made.load(packed, scale, None if bias is None else to_numpy(bias))
+    if layer.output_host is not None and made.output_host is not None:
+        state: dict[str, Any] = {}
+        layer.output_host.save_own_variables(state)
+        made.output_host.load_own_variables(state)
+    return made
