@@ -14,6 +14,7 @@ struct alignas(64) ChannelBlock {
   int32_t multiplier_odd[64];  // at even positions c: the multiplier of c + 1, for 32x32->64 multiplications
   int32_t shift[64];           // right shift, 1..30
   int32_t nudge[64];           // 2**(shift - 1)
+  double factor[64];           // of dense layers, instead of multiplier and shift
 };
 
 // A multiplication by multiplier * 2**(-31 - shift) that is the same for all channels; 0 <= shift <= 30.
@@ -24,9 +25,10 @@ struct UniformFactor {
 };
 
 struct OutputStage {
-  // True: int8 output, |total| < 2**30, every right shift in 1..30 and the residual's in 0..30, so that the
-  // vector epilogues are exact. Otherwise `finish` does the work, a number at a time.
-  bool fast = false;
+  // int8 output of which the vector epilogues are exact: kFixed if |total| < 2**30, every right shift lies in 1..30
+  // and the residual's in 0..30; kDouble if |total * factor| < 2**30, and the same residual. Otherwise `finish`
+  // does the work, a number at a time.
+  enum class Fast { kNo, kFixed, kDouble } fast = Fast::kNo;
   bool has_residual = false;
   UniformFactor first, second, last;  // of the residual add
   const Epilogue* epilogue = nullptr;

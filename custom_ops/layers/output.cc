@@ -1,6 +1,7 @@
 #include "layers/output.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -58,17 +59,32 @@ bool AreFastFactors(const Requantize& requantize, int64_t out_channels) {
   return true;
 }
 
-bool IsFast(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total) {
-  if (epilogue.type != OutputType::kInt8 || epilogue.requantize.factor != nullptr) return false;
+bool IsFastResidual(const ResidualAdd& add) {
+  return add.codes == nullptr || (IsFastShift(add.first_shift) && IsFastShift(add.second_shift) &&
+                                  IsFastShift(add.output_shift) && add.first_multiplier >= 0 &&
+                                  add.second_multiplier >= 0 && add.output_multiplier >= 0);
+}
+
+// NaN factors fail the comparison and so take the slow way.
+bool AreFastDoubles(const double* factor, int64_t out_channels, double max_abs_total) {
+  for (int64_t c = 0; c < out_channels; ++c) {
+    if (!(std::fabs(factor[c]) * max_abs_total < kFastTotals)) return false;
+  }
+  return true;
+}
+
+OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total) {
+  using Fast = OutputStage::Fast;
+  if (epilogue.type != OutputType::kInt8 || !IsFastResidual(epilogue.residual)) return Fast::kNo;
   int64_t most = 0;
   for (int64_t c = 0; epilogue.bias != nullptr && c < out_channels; ++c) {
     most = std::max(most, std::abs(int64_t{epilogue.bias[c]}));
   }
-  if (max_abs_total >= kFastTotals - most || !AreFastFactors(epilogue.requantize, out_channels)) return false;
-  const ResidualAdd& add = epilogue.residual;
-  return add.codes == nullptr || (IsFastShift(add.first_shift) && IsFastShift(add.second_shift) &&
-                                  IsFastShift(add.output_shift) && add.first_multiplier >= 0 &&
-                                  add.second_multiplier >= 0 && add.output_multiplier >= 0);
+  if (max_abs_total >= kFastTotals - most) return Fast::kNo;
+  const Requantize& requantize = epilogue.requantize;
+  if (requantize.factor == nullptr) return AreFastFactors(requantize, out_channels) ? Fast::kFixed : Fast::kNo;
+  const bool fast = AreFastDoubles(requantize.factor, out_channels, static_cast<double>(max_abs_total + most));
+  return fast ? Fast::kDouble : Fast::kNo;
 }
 
 int8_t AddResidual(const ResidualAdd& add, int32_t code, int32_t zero_point, int32_t other) {
@@ -141,7 +157,7 @@ Status CheckEpilogue(const Epilogue& epilogue, int64_t out_channels) {
 
 OutputStage MakeOutputStage(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total, void* output) {
   OutputStage stage;
-  stage.fast = IsFast(epilogue, out_channels, max_abs_total);
+  stage.fast = FastOf(epilogue, out_channels, max_abs_total);
   stage.has_residual = epilogue.residual.codes != nullptr;
   stage.first = {epilogue.residual.first_multiplier, -epilogue.residual.first_shift};
   stage.second = {epilogue.residual.second_multiplier, -epilogue.residual.second_shift};
@@ -160,7 +176,8 @@ void FillConstants(const Epilogue& epilogue, const OutputStage& stage, const int
   for (int64_t c = 0; epilogue.bias != nullptr && c < channels; ++c) {
     block->init[c] = WrapAdd(block->init[c], epilogue.bias[channel + c]);
   }
-  if (!stage.fast) return;
+  if (stage.fast == OutputStage::Fast::kDouble) std::copy_n(epilogue.requantize.factor + channel, channels, block->factor);
+  if (stage.fast != OutputStage::Fast::kFixed) return;
   const int32_t* multiplier = epilogue.requantize.multiplier + channel;
   const int32_t* shift = epilogue.requantize.shift + channel;
   std::copy_n(multiplier, channels, block->multiplier);

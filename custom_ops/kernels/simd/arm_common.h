@@ -13,7 +13,6 @@ namespace {
 
 struct ArmCommon {
   static constexpr int kChannels = 4, kBytes = 16;
-  static constexpr bool kFinishes = true;
   using Bytes = int8x16_t;
   using Weights = int8x16_t;
   using Activations = int8x16_t;
@@ -70,6 +69,14 @@ struct ArmCommon {
     const int32x4_t high = vqrdmulhq_s32(vld1q_s32(totals + channel), vld1q_s32(block.multiplier + channel));
     return RoundingShift(high, vnegq_s32(vld1q_s32(block.shift + channel)));
   }
+  // vcvta rounds halves away from zero.
+  static int32x4_t RequantizeDouble(const ChannelBlock& block, const int32_t* totals, int channel) {
+    const int32x4_t total = vld1q_s32(totals + channel);
+    const float64x2_t low = vcvtq_f64_s64(vmovl_s32(vget_low_s32(total))), high = vcvtq_f64_s64(vmovl_high_s32(total));
+    const int64x2_t a = vcvtaq_s64_f64(vmulq_f64(low, vld1q_f64(block.factor + channel)));
+    const int64x2_t b = vcvtaq_s64_f64(vmulq_f64(high, vld1q_f64(block.factor + channel + 2)));
+    return vcombine_s32(vmovn_s64(a), vmovn_s64(b));
+  }
   static int32x4_t Multiply(int32x4_t x, const UniformFactor& factor) {
     return RoundingShift(vqrdmulhq_n_s32(x, factor.multiplier), vdupq_n_s32(-factor.shift));
   }
@@ -105,10 +112,14 @@ struct ArmCommon {
   static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
                         int64_t channels) {
     const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
+    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
     for (int64_t from = 0; from < channels; from += 16) {
       const size_t count = channels - from < 16 ? channels - from : 16;
       int32x4_t y[4];
-      for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals, static_cast<int>(from) + 4 * j);
+      for (int j = 0; j < 4; ++j) {
+        const int channel = static_cast<int>(from) + 4 * j;
+        y[j] = fixed ? Requantize(block, totals, channel) : RequantizeDouble(block, totals, channel);
+      }
       int8x16_t codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
       if (stage.has_residual) {
         int8_t other[16] = {};

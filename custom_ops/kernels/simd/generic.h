@@ -140,15 +140,13 @@ template <class V>
 void FinishTile(const BlockArgs& args, const int32_t* totals, int64_t pixel, int64_t rows) {
   const OutputStage& stage = *args.output;
   pixel += args.first_pixel;
-  if (!V::kFinishes || !stage.fast) {
+  if (stage.fast == OutputStage::Fast::kNo) {
     stage.finish(stage, totals, pixel, args.first_channel, rows, args.channels);
     return;
   }
-  if constexpr (V::kFinishes) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t position = (pixel + r) * stage.pixel_stride + args.first_channel;
-      V::FinishRow(*args.constants, stage, totals + 64 * r, position, args.channels);
-    }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t position = (pixel + r) * stage.pixel_stride + args.first_channel;
+    V::FinishRow(*args.constants, stage, totals + 64 * r, position, args.channels);
   }
 }
 

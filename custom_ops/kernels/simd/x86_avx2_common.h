@@ -13,7 +13,6 @@ namespace {
 
 struct Avx2Common {
   static constexpr int kChannels = 8, kBytes = 32;
-  static constexpr bool kFinishes = true;
   using Bytes = __m256i;
 
   static __m256i LoadVector(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
@@ -82,6 +81,21 @@ struct Avx2Common {
     return _mm256_srav_epi32(_mm256_add_epi32(high, nudge), LoadVector(block.shift + channel));
   }
 
+  // round_half_away(total * factor) of 4 channels: see x86_avx512.h.
+  static __m128i RoundProduct(const int32_t* totals, const double* factor) {
+    const __m256d real = _mm256_mul_pd(_mm256_cvtepi32_pd(_mm_loadu_si128(reinterpret_cast<const __m128i*>(totals))),
+                                       _mm256_loadu_pd(factor));
+    const __m256d sign = _mm256_and_pd(real, _mm256_set1_pd(-0.0));
+    const __m256d whole = _mm256_round_pd(real, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    const __m256d cut = _mm256_xor_pd(_mm256_sub_pd(real, whole), sign);
+    const __m256d up = _mm256_cmp_pd(cut, _mm256_set1_pd(0.5), _CMP_GE_OQ);
+    return _mm256_cvttpd_epi32(_mm256_add_pd(whole, _mm256_and_pd(up, _mm256_or_pd(sign, _mm256_set1_pd(1.0)))));
+  }
+  static __m256i RequantizeDouble(const ChannelBlock& block, const int32_t* totals, int channel) {
+    return _mm256_set_m128i(RoundProduct(totals + channel + 4, block.factor + channel + 4),
+                            RoundProduct(totals + channel, block.factor + channel));
+  }
+
   static __m256i Multiply(__m256i x, const UniformFactor& factor) {
     const __m256i multiplier = _mm256_set1_epi32(factor.multiplier);
     const __m256i high = HighMul(x, multiplier, multiplier);
@@ -123,11 +137,15 @@ struct Avx2Common {
   static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
                         int64_t channels) {
     const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
+    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
     for (int64_t from = 0; from < channels; from += 32) {
       const size_t count = channels - from < 32 ? channels - from : 32;
       alignas(32) int8_t codes[32], other[32] = {};
       __m256i y[4];
-      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals, static_cast<int>(from) + 8 * j);
+      KLB_UNROLL for (int j = 0; j < 4; ++j) {
+        const int channel = static_cast<int>(from) + 8 * j;
+        y[j] = fixed ? Requantize(block, totals, channel) : RequantizeDouble(block, totals, channel);
+      }
       StoreVector(codes, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max));
       if (stage.has_residual) {
         std::memcpy(other, stage.epilogue->residual.codes + position + from, count);

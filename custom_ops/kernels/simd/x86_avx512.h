@@ -13,7 +13,6 @@ namespace {
 
 struct Avx512 {
   static constexpr int kChannels = 16, kBytes = 64;
-  static constexpr bool kFinishes = true;
   using Totals = __m512i;
   using Weights = __m512i;
   using Activations = __m512i;
@@ -99,6 +98,21 @@ struct Avx512 {
     return _mm512_srav_epi32(_mm512_add_epi32(high, nudge), _mm512_load_si512(block.shift + channel));
   }
 
+  // round_half_away(total * factor) of 8 channels: cut, then one further out where a half or more was cut off.
+  static __m256i RoundProduct(__m256i totals, const double* factor) {
+    const __m512d real = _mm512_mul_pd(_mm512_cvtepi32_pd(totals), _mm512_load_pd(factor));
+    const __m512d whole = _mm512_roundscale_pd(real, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    const __m512d cut = _mm512_abs_pd(_mm512_sub_pd(real, whole));
+    const __mmask8 up = _mm512_cmp_pd_mask(cut, _mm512_set1_pd(0.5), _CMP_GE_OQ);
+    const __m512d one = _mm512_or_pd(_mm512_and_pd(real, _mm512_set1_pd(-0.0)), _mm512_set1_pd(1.0));
+    return _mm512_cvttpd_epi32(_mm512_mask_add_pd(whole, up, whole, one));
+  }
+  static __m512i RequantizeDouble(const ChannelBlock& block, const int32_t* totals, int channel) {
+    const auto* from = reinterpret_cast<const __m256i*>(totals + channel);
+    const __m256i low = RoundProduct(_mm256_load_si256(from), block.factor + channel);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), RoundProduct(_mm256_load_si256(from + 1), block.factor + channel + 8), 1);
+  }
+
   static __m512i Multiply(__m512i x, const UniformFactor& factor) {
     const __m512i multiplier = _mm512_set1_epi32(factor.multiplier);
     const __m512i high = HighMul(x, multiplier, multiplier);
@@ -145,7 +159,10 @@ struct Avx512 {
     const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
     const __mmask64 real = channels >= 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1;
     __m512i y[4];
-    KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals, 16 * j);
+    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      y[j] = fixed ? Requantize(block, totals, 16 * j) : RequantizeDouble(block, totals, 16 * j);
+    }
     __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
     if (stage.has_residual) {
       const int8_t* other = stage.epilogue->residual.codes + position;
