@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert import pairs
-from keras_lowbit.convert.graph import Call, calls_of
 from keras_lowbit.convert.pairs import Pair
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.convert.surgery import Edit, edited, weights_of
+from keras_lowbit.layers.graph import Call, calls_of
 from keras_lowbit.quantizers.base import require_choice
 
 _CONVERGED = 1e-3  # of log(s), largest over all channels of all pairs

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.roles import KINDS, activation_name, stock_kind
 from keras_lowbit.convert.surgery import Edit, edited, weights_of
+from keras_lowbit.layers.graph import Call, CallGraph, calls_of
 from keras_lowbit.layers.host import to_numpy
 
 Weights = dict[str, np.ndarray]

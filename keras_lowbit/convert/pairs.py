@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, CallGraph, inputs_in_order
 from keras_lowbit.convert.roles import activation_name, stock_kind
+from keras_lowbit.layers.graph import Call, CallGraph, inputs_in_order
 
 FIRST = ("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense")
 SECOND = ("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense")

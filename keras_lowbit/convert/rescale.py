@@ -6,10 +6,10 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert import pairs
-from keras_lowbit.convert.graph import calls_of
 from keras_lowbit.convert.pairs import Pair
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.surgery import Edit, edited, weights_of
+from keras_lowbit.layers.graph import calls_of
 
 # A dead channel (nothing above 0 on the data) or a tiny filter is not scaled up further than this.
 _LARGEST_SCALE = 1e3

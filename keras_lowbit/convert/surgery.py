@@ -9,7 +9,7 @@ import numpy as np
 from keras import tree
 
 from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
-from keras_lowbit.convert.graph import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.layers.host import to_numpy
 
 

@@ -5,13 +5,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.graph import layers_of
 from keras_lowbit.convert.surgery import Edit, edited
 from keras_lowbit.convert.weights import kernel_codes
 from keras_lowbit.deploy.fold import channel_scales
 from keras_lowbit.deploy.lower import lower_model
 from keras_lowbit.deploy.packed import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
+from keras_lowbit.layers.graph import layers_of
 from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.ops.packing import PackedWeights, pack_kernel, pack_ternary
 
