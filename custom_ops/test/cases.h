@@ -105,7 +105,8 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
   e.type = l.type;
   for (int64_t c = 0; c < outputs; ++c) {
     d->bias.push_back(static_cast<int32_t>(Between(random, -3000, 3000)));
-    d->multiplier.push_back(static_cast<int32_t>(Between(random, 1 << 30, (int64_t{1} << 31) - 1)));
+    // A power of two in four: their results are full of ties.
+    d->multiplier.push_back(random() % 4 == 0 ? 1 << 30 : static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX)));
     d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31) : Between(random, -14, -1)));
     if (random() % 16 == 0) d->multiplier[c] = 0, d->shift[c] = 0;
     d->factor.push_back(std::ldexp(d->multiplier[c], d->shift[c] - 31));

@@ -99,13 +99,41 @@ struct Tile {
     }
   }
 
-  void Store(int pass, int32_t* totals) {
+  // All chains into the first.
+  void Gather() {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
         KLB_UNROLL for (int i = 1; i < kChains; ++i) total[0][r][v] = V::Add(total[0][r][v], total[i][r][v]);
+      }
+    }
+  }
+
+  void Store(int pass, int32_t* totals) const {
+    KLB_UNROLL for (int r = 0; r < kRows; ++r) {
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
         V::Store(totals + 64 * r + Source::Channel(pass, v), total[0][r][v]);
       }
     }
+  }
+
+  // Straight from the registers to the output, where one pass holds all the channels of a row.
+  void Finish(const BlockArgs& args, int64_t pixel) const {
+    KLB_UNROLL for (int r = 0; r < kRows; ++r) {
+      typename V::Totals y[kVectors];
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v) y[v] = total[0][r][v];
+      const int64_t position = (args.first_pixel + pixel + r) * args.output->pixel_stride + args.first_channel;
+      V::template FinishTotals<kVectors>(*args.constants, *args.output, y, position, args.channels);
+    }
+  }
+  static void ComputeAndFinish(const Run& run, const BlockArgs& args, int64_t pixel) {
+    Tile tile;
+    tile.Start(run, 0);
+    Source source(run.weights, 0);
+    for (int64_t tap = 0; tap < run.taps; ++tap) {
+      tile.AddTap(source, run.rows + tap * run.tap_stride, run.offset, run.groups);
+    }
+    tile.Gather();
+    tile.Finish(args, pixel);
   }
 
   // totals: [kRows][64].
@@ -117,6 +145,7 @@ struct Tile {
       for (int64_t tap = 0; tap < run.taps; ++tap) {
         tile.AddTap(source, run.rows + tap * run.tap_stride, run.offset, run.groups);
       }
+      tile.Gather();
       tile.Store(pass, totals);
     }
   }
@@ -151,14 +180,33 @@ void FinishTile(const BlockArgs& args, const int32_t* totals, int64_t pixel, int
 }
 
 template <class V, class Source, int kRows>
+void ComputeAndFinishTile(const Run& run, int64_t rows, const BlockArgs& args, int64_t pixel) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return ComputeAndFinishTile<V, Source, kRows - 1>(run, rows, args, pixel);
+  }
+  Tile<V, Source, kRows>::ComputeAndFinish(run, args, pixel);
+}
+
+// The totals of one tile to the output, by way of memory where the machine has no room for more.
+template <class V, class Source, int kRows>
+void RunTile(const Run& run, int64_t rows, const BlockArgs& args, int64_t pixel, int32_t* totals) {
+  if constexpr (V::kFinishesInRegisters && Source::kPasses == 1) {
+    if (args.output->fast == OutputStage::Fast::kFixed) {
+      return ComputeAndFinishTile<V, Source, kRows>(run, rows, args, pixel);
+    }
+  }
+  ComputeTile<V, Source, kRows>(run, rows, totals);
+  FinishTile<V>(args, totals, pixel, rows);
+}
+
+template <class V, class Source, int kRows>
 void RunInt8Block(const BlockArgs& args) {
   alignas(64) int32_t totals[kRows * 64] = {};
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
     const Run run = {args.rows + p, args.tap_stride, args.taps, args.groups, args.channel_offset, args.weights,
                      args.constants->init, args.channels};
-    ComputeTile<V, Source, kRows>(run, rows, totals);
-    FinishTile<V>(args, totals, p, rows);
+    RunTile<V, Source, kRows>(run, rows, args, p, totals);
     p += rows;
   }
 }
@@ -208,12 +256,12 @@ void RunTernaryBlock(const BlockArgs& args, const ClusterArgs& clusters) {
     if (clusters.scales == nullptr && clusters.clusters == 1) {
       const Run run = {args.rows + p, args.tap_stride, args.taps, args.groups, args.channel_offset, args.weights,
                        args.constants->init, args.channels};
-      ComputeTile<V, TernarySource<V>, kRows>(run, rows, totals);
+      RunTile<V, TernarySource<V>, kRows>(run, rows, args, p, totals);
     } else {
       for (int64_t i = 0; i < 64 * rows; ++i) totals[i] = args.constants->init[i % 64];
       AddClusters<V, kRows>(args, clusters, p, rows, totals);
+      FinishTile<V>(args, totals, p, rows);
     }
-    FinishTile<V>(args, totals, p, rows);
     p += rows;
   }
 }

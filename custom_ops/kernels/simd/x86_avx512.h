@@ -13,6 +13,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int kChannels = 16, kBytes = 64;
+  static constexpr bool kFinishesInRegisters = true;
   using Totals = __m512i;
   using Weights = __m512i;
   using Activations = __m512i;
@@ -90,8 +91,8 @@ struct Avx512 {
     return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB);
   }
 
-  static __m512i Requantize(const ChannelBlock& block, const int32_t* totals, int channel) {
-    const __m512i high = HighMul(_mm512_load_si512(totals + channel), _mm512_load_si512(block.multiplier + channel),
+  static __m512i Requantize(const ChannelBlock& block, __m512i total, int channel) {
+    const __m512i high = HighMul(total, _mm512_load_si512(block.multiplier + channel),
                                  _mm512_load_si512(block.multiplier_odd + channel));
     // Halves away from zero: a nudge of one half, one less below zero, then round down.
     const __m512i nudge = _mm512_add_epi32(_mm512_load_si512(block.nudge + channel), _mm512_srai_epi32(high, 31));
@@ -154,21 +155,36 @@ struct Avx512 {
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
-  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
-                        int64_t channels) {
+  static void StoreCodes(const OutputStage& stage, const __m512i* y, int64_t position, int64_t channels) {
     const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
     const __mmask64 real = channels >= 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1;
-    __m512i y[4];
-    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
-    KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      y[j] = fixed ? Requantize(block, totals, 16 * j) : RequantizeDouble(block, totals, 16 * j);
-    }
     __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
     if (stage.has_residual) {
       const int8_t* other = stage.epilogue->residual.codes + position;
       codes = AddResidual(stage, codes, _mm512_maskz_loadu_epi8(real, other));
     }
     _mm512_mask_storeu_epi8(static_cast<int8_t*>(stage.output) + position, real, codes);
+  }
+
+  // The first kCount vectors of channels of one pixel, in fixed point; there are no others.
+  template <int kCount>
+  static void FinishTotals(const ChannelBlock& block, const OutputStage& stage, const Totals* totals, int64_t position,
+                           int64_t channels) {
+    __m512i y[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      y[j] = j < kCount ? Requantize(block, totals[j < kCount ? j : 0], 16 * j) : _mm512_setzero_si512();
+    }
+    StoreCodes(stage, y, position, channels);
+  }
+
+  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
+                        int64_t channels) {
+    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
+    __m512i y[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      y[j] = fixed ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j) : RequantizeDouble(block, totals, 16 * j);
+    }
+    StoreCodes(stage, y, position, channels);
   }
 };
 
