@@ -13,6 +13,7 @@ from keras_lowbit.convert import (
     quantized_weights,
     reestimate_batch_norms,
     rescale_depthwise,
+    round_weights,
     storage,
     weight_errors,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "recipes",
     "reestimate_batch_norms",
     "rescale_depthwise",
+    "round_weights",
     "schedules",
     "storage",
     "summary",

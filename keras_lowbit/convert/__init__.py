@@ -8,6 +8,7 @@ from keras_lowbit.convert.equalize import equalize
 from keras_lowbit.convert.fold import fold_batch_norms, fold_report
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.rescale import rescale_depthwise
+from keras_lowbit.convert.rounding import round_weights
 from keras_lowbit.convert.storage import LayerStorage, Storage, storage
 from keras_lowbit.convert.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
@@ -29,6 +30,7 @@ __all__ = [
     "quantized_weights",
     "reestimate_batch_norms",
     "rescale_depthwise",
+    "round_weights",
     "storage",
     "weight_errors",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.graph import Call, CallGraph, calls_of, inputs_in_order
+from keras_lowbit.layers.graph import Call, CallGraph, calls_of, inputs_in_order
 from keras_lowbit.layers.host import to_numpy
 
 
@@ -38,7 +38,7 @@ def correct_biases(
     """
     batches = list(klb_data.batches(data, batch_size, steps))
     graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
-    targets = _correctable(graphs[1], graphs[0])
+    targets = correctable(graphs[1], graphs[0])
     if not targets:
         raise ValueError(
             f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
@@ -49,20 +49,20 @@ def correct_biases(
     found: dict[str, float] = {}
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = _mean_output(call, values)
+        wanted[call.path] = mean_output(call, values)
 
     def correct(call: Call, values: list[dict[int, Any]]) -> None:
-        shift = wanted[call.path] - _mean_output(call, values)
+        shift = wanted[call.path] - mean_output(call, values)
         call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
         found[call.path] = float(np.abs(shift).max())
         bar.add(1)
 
     for model, graph, visit in zip((reference, quantized), graphs, (remember, correct), strict=True):
-        _walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
+        walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
     return found
 
 
-def _correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
+def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
     """Paths of quantized calls with a plain bias that run once and have a twin."""
     twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel")}
     runs = Counter(id(call.operation) for call in graph.calls)
@@ -79,7 +79,7 @@ def _correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
 Visit = Callable[[Call, list[dict[int, Any]]], None]
 
 
-def _walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
+def walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
     """Run all batches call by call; before the calls of some paths show call and values. Values live until last used."""
     last_use = {key: call for call in graph.calls for key in call.inputs}
     values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
@@ -93,7 +93,7 @@ def _walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit
                     known.pop(key, None)
 
 
-def _mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:
+def mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:
     """Mean of every channel before the activation, over all batches, float64."""
     total, count = np.float64(0.0), 0
     for known in values:

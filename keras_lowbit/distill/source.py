@@ -8,6 +8,7 @@ from keras import tree
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.distill.distiller import TEACHER, Distiller
+from keras_lowbit.layers.graph import inputs_in_order
 
 # Teacher logits are kept for data up to this many bytes of them.
 _CACHE_LIMIT = 2**30
@@ -19,9 +20,9 @@ class Source:
     cache: compute the teacher's logits once; None: where data are arrays, epochs several and the logits below 1 GiB.
     """
 
-    def __init__(self, data: Any, batch_size: int, steps: int | None, labels: Any, seed: int) -> None:
-        self.data, self.batch_size, self.steps, self.seed = data, batch_size, steps, seed
-        self.arrays = _arrays(data, batch_size)
+    def __init__(self, model: Any, data: Any, batch_size: int, steps: int | None, labels: Any, seed: int) -> None:
+        self.model, self.data, self.batch_size, self.steps, self.seed = model, data, batch_size, steps, seed
+        self.arrays = _for(model, _arrays(data, batch_size))
         self.labels = None if labels is None else tree.map_structure(np.asarray, labels)
         self.teacher: list[np.ndarray] | None = None
         self.count = klb_data.batch_count(data, batch_size, steps)
@@ -56,7 +57,8 @@ class Source:
     def epoch(self, epoch: int) -> Iterator[tuple[Any, Any]]:
         """Inputs and targets of each batch of one epoch."""
         if self.arrays is None:
-            return ((batch, None) for batch in klb_data.batches(self.data, self.batch_size, self.steps))
+            found = klb_data.batches(self.data, self.batch_size, self.steps)
+            return ((_for(self.model, batch), None) for batch in found)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
         chosen = (order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size))
         return (self._batch(rows) for _, rows in zip(range(self.count or 0), chosen, strict=False))
@@ -83,3 +85,12 @@ def _arrays(data: Any, batch_size: int) -> Any:
     if isinstance(data, Mapping):
         return {name: np.asarray(part) for name, part in data.items()}
     return [np.asarray(part) for part in data]
+
+
+def _for(model: Any, batch: Any) -> Any:
+    """A dict of inputs by name as the list that a model without dict inputs takes."""
+    structure = getattr(model, "input", None)
+    if not isinstance(batch, Mapping) or structure is None or isinstance(structure, Mapping):
+        return batch
+    found = inputs_in_order(model, batch)
+    return found[0] if len(found) == 1 else found

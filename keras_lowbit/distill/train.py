@@ -64,7 +64,7 @@ def distill(
     """
     _check_epochs(epochs)
     weight = (1.0 if labels is not None else 0.0) if label_weight is None else label_weight
-    source = Source(data, batch_size, steps, labels, seed)
+    source = Source(student, data, batch_size, steps, labels, seed)
     distiller = Distiller(
         student, teacher, loss=loss, temperature=temperature, label_weight=weight, variables=variables, name="distiller"
     )
@@ -143,20 +143,20 @@ class _Training:
             progress.on_train_batch_begin(step)
             logs = self.distiller.train_on_batch(inputs, targets, return_dict=True)
             if not np.isfinite(float(logs["loss"])):
-                self._restore(epoch, step)
+                self._restore(f"epoch {epoch + 1}, step {step + 1}")
             progress.on_train_batch_end(step, logs)
         if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
-            self._restore(epoch, self.source.count or 0)
+            self._restore(f"epoch {epoch + 1}")
         logs = dict(logs)
         progress.on_epoch_end(epoch, logs)
         return logs
 
-    def _restore(self, epoch: int, step: int) -> None:
+    def _restore(self, where: str) -> None:
         self.best.restore(self.distiller.trainable_variables)
         reset_optimizer(self.distiller)
         self.distiller.reset_metrics()
         self.restores += 1
-        message = f"Distillation: the loss or a variable was not finite in epoch {epoch + 1}, step {step + 1}"
+        message = f"Distillation: the loss or a variable was not finite in {where}"
         if self.restores > _MAX_RESTORES:
             raise FloatingPointError(
                 f"{message}, for the {self.restores}th time. The best state is in place. Lower learning_rate, or look for "

@@ -103,6 +103,9 @@ class Study:
             row["minutes"] = round((time.perf_counter() - started[0]) / 60, 2)
             row["processor_minutes"] = round((time.process_time() - started[1]) / 60, 2)
         row |= {"config": self.config, "machine": machine(), "load": [round(x, 1) for x in os.getloadavg()]}
+        self.found = (
+            json.loads(self.output.read_text()) if self.output.exists() else {}
+        )  # another process may write too
         self.found[f"{self.config['network']} {name}"] = row
         self.output.write_text(json.dumps(self.found, indent=1) + "\n")
         print(f"{name}: top-1 {100 * row['top1']:.2f} %, agreement {100 * agreement:.2f} %", flush=True)

@@ -1,0 +1,402 @@
+"""distill: losses against NumPy, logits found, only declared variables change, and training does what it says."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_lowbit as klb
+from keras_lowbit.distill import logits_model, losses, thresholds
+from keras_lowbit.layers import to_numpy
+from keras_lowbit.layers.host import hosts
+
+L = keras.layers
+RNG = np.random.default_rng(61)
+VECTORS = RNG.normal(size=(48, 6)).astype("float32")
+
+
+def teacher_model(classes=5):
+    """Small, since every training traces a graph: batch norm, dropout, a softmax at the end."""
+    vector = keras.Input((6,), name="vector")
+    hidden = L.ReLU()(L.BatchNormalization()(L.Dense(8, use_bias=False, name="body")(vector)))
+    hidden = L.Dropout(0.5)(hidden)
+    model = keras.Model(vector, L.Dense(classes, activation="softmax", bias_initializer="normal", name="head")(hidden))
+    model.get_layer("head").kernel.assign(2 * to_numpy(model.get_layer("head").kernel))  # logits that differ
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A teacher and a calibrated student whose ranges are much too wide, so that thresholds have something to do."""
+    keras.utils.set_random_seed(7)
+    teacher = teacher_model()
+    return teacher, inflated(teacher)
+
+
+def inflated(teacher, recipe="fat"):
+    student, _ = klb.quantize_model(klb.fold_batch_norms(teacher), recipe)
+    klb.calibrate(student, VECTORS, verbose=0)
+    for _, host in hosts(student):
+        if "maximum" in host.state:
+            for end in ("minimum", "maximum"):
+                host.state[end].assign(6 * to_numpy(host.state[end]))
+    return student
+
+
+def values(variables):
+    return [np.array(to_numpy(variable)) for variable in variables]
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def start_again(student):
+    """Factors as `calibrate` leaves them."""
+    for _, host in hosts(student):
+        for name, value in {"factor": 1.0, "left": 0.0, "width": 1.0}.items():
+            if name in host.state:
+                host.state[name].assign(np.full(host.state[name].shape, value))
+
+
+# --------------------------------------------------------------------------------------------------------- losses
+
+TEACHER, STUDENT = RNG.normal(size=(2, 7, 4))
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_losses_equal_numpy():
+    difference = TEACHER - STUDENT
+    rmse = np.sqrt((difference**2).sum() / 7)
+    np.testing.assert_allclose(losses.rmse(TEACHER.astype("float32"), STUDENT.astype("float32")), rmse, rtol=2e-6)
+    smooth = (np.sqrt(difference**2 + 1e-5) - np.sqrt(1e-5)).sum(-1).mean()
+    np.testing.assert_allclose(
+        losses.smooth_l1(TEACHER.astype("float32"), STUDENT.astype("float32")), smooth, rtol=1e-5
+    )
+    for temperature in (1.0, 4.0):
+        log_t, log_s = log_softmax(TEACHER / temperature), log_softmax(STUDENT / temperature)
+        kl = temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum(-1).mean()
+        got = losses.kl(temperature)(TEACHER.astype("float32"), STUDENT.astype("float32"))
+        np.testing.assert_allclose(got, kl, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rmse", "smooth_l1", "kl"])
+def test_loss_is_0_only_for_equal_logits_and_its_gradient_there_is_finite(name):
+    loss = losses.get(name, 2.0)
+    logits = tf.constant(TEACHER, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(tf.constant(TEACHER, tf.float32), logits)
+    assert abs(float(value)) < 1e-7
+    assert np.isfinite(tape.gradient(value, logits)).all()
+    assert float(loss(tf.constant(TEACHER, tf.float32), logits + tf.constant([0.1, 0, 0, 0]))) > 1e-3
+
+
+def test_bad_losses_are_refused():
+    with pytest.raises(ValueError, match="Choose one of 'rmse', 'smooth_l1', 'kl'"):
+        losses.get("mse", 1.0)
+    with pytest.raises(ValueError, match="above 0"):
+        losses.get("kl", 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------- logits
+
+
+def ends():
+    """Name -> a model whose every output ends with a softmax."""
+    vector = keras.Input((8,), name="vector")
+    dense = keras.Model(vector, L.Dense(4, activation="softmax")(vector), name="dense")
+    layer = keras.Sequential([keras.Input((8,)), L.Dense(4), L.Softmax()], name="layer")
+    two = keras.Model(vector, [L.Activation("softmax")(L.Dense(3)(vector)), keras.ops.softmax(L.Dense(2)(vector))])
+    handed_on = L.Activation("linear", dtype="float32")(L.Flatten()(L.Softmax()(L.Reshape((1, 4))(L.Dense(4)(vector)))))
+    quantized, _ = klb.quantize_model(dense)
+    klb.calibrate(quantized, RNG.normal(size=(9, 8)).astype("float32"), verbose=0)
+    return {
+        "activation of the last layer": dense,
+        "layer": layer,
+        "two outputs": two,
+        "before what hands on": keras.Model(vector, handed_on),
+        "nested": keras.Model(vector, L.Identity()(dense(vector))),
+        "nested in a sequential": keras.Sequential([keras.Input((8,)), L.Dense(8), layer]),
+        "only a softmax inside": keras.Model(vector, keras.Sequential([keras.Input((8,)), L.Softmax()])(vector)),
+        "quantized": quantized,
+    }
+
+
+@pytest.mark.parametrize("name", list(ends()))
+def test_final_softmax_is_left_out(name):
+    model = ends()[name]
+    inputs = RNG.normal(size=(3, 8)).astype("float32")
+    want, got = (keras.tree.flatten(m(inputs)) for m in (model, logits_model(model)))
+    for probabilities, logits in zip(want, got, strict=True):
+        np.testing.assert_allclose(keras.ops.softmax(logits), probabilities, rtol=1e-5, atol=1e-7)
+        assert np.abs(np.sum(logits, axis=-1) - 1).max() > 1e-3
+    assert {id(v) for v in model.variables} == {id(v) for v in logits_model(model).variables}
+    for layer in model.layers:
+        assert len(layer._inbound_nodes) <= 2, "it added calls to the model's own layers"
+
+
+def test_outputs_without_softmax_and_softmaxes_inside_stay():
+    vector = keras.Input((8,))
+    attention = L.Softmax()(L.Dense(8)(vector))
+    model = keras.Model(
+        vector, [L.Dense(2)(L.Multiply()([attention, vector])), L.Dense(1, activation="sigmoid")(vector)]
+    )
+    inputs = RNG.normal(size=(3, 8)).astype("float32")
+    for want, got in zip(model(inputs), logits_model(model)(inputs), strict=True):
+        np.testing.assert_array_equal(want, got)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def test_only_the_thresholds_change_and_the_loss_falls(pair):
+    teacher, student = pair
+    start_again(student)
+    learned = {id(variable) for variable in thresholds(student)}
+    others = [variable for variable in student.variables if id(variable) not in learned]
+    before, fixed, factors = values(teacher.variables), values(others), values(thresholds(student))
+    history = klb.distill(student, teacher, VECTORS, epochs=8, batch_size=16, learning_rate=0.05, verbose=0)
+    assert set(history.history) == {"loss", "agreement", "learning_rate"}
+    assert history.history["loss"][-1] < 0.7 * history.history["loss"][0]
+    assert same(before, values(teacher.variables))
+    assert same(fixed, values(others))
+    assert not same(factors, values(thresholds(student)))
+    assert all(np.isfinite(value).all() for value in values(thresholds(student)))
+
+
+def test_an_equal_student_has_loss_0_and_does_not_move(pair):
+    teacher, _ = pair
+    twin = keras.models.clone_model(teacher)
+    twin.set_weights(teacher.get_weights())
+    before = values(twin.variables)
+    kernels = [twin.get_layer("head").kernel]
+    history = klb.distill(twin, teacher, VECTORS, epochs=1, variables=kernels, verbose=0)
+    assert abs(history.history["loss"][0]) < 1e-6
+    assert history.history["agreement"] == [1.0]
+    assert all(np.abs(a - b).max() < 1e-6 for a, b in zip(before, values(twin.variables), strict=True))
+
+
+def test_cached_teacher_logits_change_nothing(pair):
+    teacher, student = pair
+    found = []
+    for cache in (True, False):
+        start_again(student)
+        klb.distill(student, teacher, VECTORS, epochs=2, batch_size=20, cache_teacher=cache, verbose=0, seed=3)
+        found.append(values(thresholds(student)))
+    for cached, computed in zip(*found, strict=True):
+        np.testing.assert_allclose(cached, computed, rtol=0, atol=1e-5)  # predict's batches round in another order
+
+
+@pytest.mark.parametrize("kind", ["dataset", "pairs", "generator function", "dict"])
+def test_takes_what_calibrate_takes(pair, kind):
+    teacher, student = pair
+    start_again(student)
+    dataset = tf.data.Dataset.from_tensor_slices(VECTORS).batch(16)
+    data = {
+        "dataset": dataset,
+        "pairs": tf.data.Dataset.from_tensor_slices((VECTORS, np.arange(48))).batch(16),
+        "generator function": lambda: (VECTORS[i : i + 16] for i in (0, 16)),
+        "dict": {"vector": VECTORS},
+    }[kind]
+    history = klb.distill(student, teacher, data, epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
+
+
+def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
+    teacher, student = pair
+    start_again(student)
+    layers = [layer for layer in student.layers if hasattr(layer, "kernel_host")]
+    weights = [weight for layer in layers for weight in (layer.kernel, layer.bias)]
+    before, factors = values(weights), values(thresholds(student))
+    history = klb.distill(
+        student, teacher, VECTORS, epochs=6, batch_size=16, variables="pointwise", learning_rate=0.05, verbose=0
+    )
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert same(factors, values(thresholds(student)))
+    old, new = (np.concatenate([value.ravel() for value in found]) for found in (before, values(weights)))
+    ratio = new[old != 0] / old[old != 0]
+    assert 0.75 - 1e-6 <= ratio.min() < 0.98
+    assert 1.02 < ratio.max() <= 1.25 + 1e-6
+    for weight, old in zip(weights, before, strict=True):
+        weight.assign(old)
+
+
+def test_labels_add_their_cross_entropy(pair):
+    teacher, student = pair
+    labels = np.arange(48) % 5
+    distiller = klb.Distiller(student, teacher, label_weight=2.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    with_labels = distiller.evaluate(VECTORS, labels, batch_size=48, verbose=0, return_dict=True)["loss"]
+    plain = klb.Distiller(student, teacher)
+    plain.compile(keras.optimizers.SGD(0.0))
+    without = plain.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)["loss"]
+    probabilities = to_numpy(student(VECTORS)).astype("float64")
+    entropy = -np.log(probabilities[np.arange(48), labels]).mean()
+    np.testing.assert_allclose(with_labels, without + 2 * entropy, rtol=1e-4)
+    np.testing.assert_allclose(losses.cross_entropy(np.eye(5)[labels], np.log(probabilities)), entropy, rtol=1e-5)
+
+
+def test_two_outputs_are_both_distilled():
+    vector = keras.Input((6,), name="vector")
+    hidden = L.Dense(8, activation="relu")(vector)
+    teacher = keras.Model(vector, [L.Dense(3, activation="softmax")(hidden), L.Softmax()(L.Dense(4)(hidden))])
+    inputs = RNG.normal(size=(32, 6)).astype("float32")
+    student, _ = klb.quantize_model(teacher, "fat-w4")
+    klb.calibrate(student, inputs, verbose=0)
+    distiller = klb.Distiller(student, teacher)
+    distiller.compile("adam")
+    loss = distiller.evaluate(inputs, batch_size=32, verbose=0, return_dict=True)["loss"]
+    want = 0.0
+    for t, s in zip(logits_model(teacher)(inputs), logits_model(student)(inputs), strict=True):
+        want += np.sqrt(((to_numpy(t).astype("float64") - to_numpy(s)) ** 2).sum() / 32)
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
+
+
+def test_distiller_fits_with_callbacks_and_restarts(pair):
+    teacher, student = pair
+    start_again(student)
+    distiller = klb.Distiller(student, teacher, loss="smooth_l1")
+    distiller.compile(keras.optimizers.Adam(0.01))
+    rates = klb.callbacks.CosineRestarts(0.01, period=4)
+    stop = keras.callbacks.EarlyStopping("loss", patience=5)
+    history = distiller.fit(VECTORS, epochs=3, batch_size=16, callbacks=[rates, stop], verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert rates.step == 9
+    # Steps 0 to 8 in cycles of 4: the last one starts the third cycle.
+    np.testing.assert_allclose(history.history["learning_rate"][-1], 0.01, rtol=1e-4)
+    assert int(to_numpy(distiller.optimizer.iterations)) == 1
+    assert len(distiller.trainable_variables) == len(thresholds(student))
+
+
+def test_loss_that_is_not_finite_brings_the_best_state_back(pair):
+    teacher, student = pair
+    start_again(student)
+
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.model.optimizer.iterations == 4:
+                variable = self.model.trainable_variables[0]
+                variable.assign(np.full(variable.shape, np.nan))
+
+    with pytest.warns(RuntimeWarning, match="not finite in epoch 2"):
+        history = klb.distill(student, teacher, VECTORS, epochs=3, batch_size=16, callbacks=[Poison()], verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(value).all() for value in values(thresholds(student)))
+
+
+def test_hopeless_training_ends_with_the_best_state(pair):
+    teacher, student = pair
+    start_again(student)
+    before = values(thresholds(student))
+
+    def broken(teacher_logits, student_logits):
+        return keras.ops.sum(student_logits) * float("nan")
+
+    with pytest.warns(RuntimeWarning), pytest.raises(FloatingPointError, match="best state is in place"):
+        klb.distill(student, teacher, VECTORS, epochs=3, batch_size=8, loss=broken, verbose=0)
+    assert same(before, values(thresholds(student)))
+
+
+def test_checkpoint_goes_on_to_the_same_bits(pair, tmp_path):
+    teacher, student = pair
+    arguments = {"epochs": 4, "batch_size": 16, "period": 5, "verbose": 0}
+    start_again(student)
+    whole = klb.distill(student, teacher, VECTORS, **arguments)
+    want = values(thresholds(student))
+
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    path = tmp_path / "tuning.npz"
+    start_again(student)
+    with pytest.raises(KeyboardInterrupt):
+        klb.distill(student, teacher, VECTORS, **arguments, checkpoint=path, callbacks=[Killed()])
+    start_again(student)
+    resumed = klb.distill(student, teacher, VECTORS, **arguments, checkpoint=path)
+    assert same(want, values(thresholds(student)))
+    assert resumed.history == whole.history
+
+
+def test_foreign_checkpoints_are_refused(pair, tmp_path):
+    teacher, student = pair
+    path = tmp_path / "tuning.npz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="no checkpoint of distill"):
+        klb.distill(student, teacher, VECTORS, epochs=1, checkpoint=path, verbose=0)
+    path.unlink()
+    klb.distill(student, teacher, VECTORS, epochs=1, checkpoint=path, verbose=0)
+    with pytest.raises(ValueError, match="other variables"):
+        klb.distill(student, teacher, VECTORS, checkpoint=path, variables=thresholds(student)[:3], verbose=0)
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda t, s: {"student": t}, ValueError, "same model"),
+        (lambda t, s: {"teacher": "mobilenet"}, TypeError, "teacher must be a Keras 3 model"),
+        (lambda t, s: {"teacher": teacher_model(classes=6)}, ValueError, "different shapes"),
+        (lambda t, s: {"student": klb.quantize_model(t, "fat")[0]}, ValueError, "klb.calibrate"),
+        (lambda t, s: {"variables": "all"}, ValueError, "'pointwise'"),
+        (lambda t, s: {"variables": t.trainable_variables}, ValueError, "variables of the student"),
+        (lambda t, s: {"variables": []}, ValueError, "at least one"),
+        (lambda t, s: {"epochs": 0}, ValueError, "epochs of 1 or more"),
+        (lambda t, s: {"data": VECTORS[:0]}, ValueError, "No data"),
+        (lambda t, s: {"data": VECTORS * np.float32("nan")}, ValueError, "not all finite"),
+        (lambda t, s: {"labels": np.zeros(3)}, ValueError, "3.* labels for 48 samples"),
+        (lambda t, s: {"label_weight": 1.0}, ValueError, "needs labels"),
+        (lambda t, s: {"label_weight": -1.0}, ValueError, "0 or more"),
+        (lambda t, s: {"data": iter([VECTORS]), "cache_teacher": True}, ValueError, "needs data in arrays"),
+        (lambda t, s: {"learning_rate": 0.0}, ValueError, "above 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(pair, make, error, words):
+    teacher, student = pair
+    arguments = {"student": student, "teacher": teacher, "data": VECTORS, "epochs": 1, "verbose": 0}
+    with pytest.raises(error, match=words):
+        klb.distill(**(arguments | make(teacher, student)))
+
+
+def test_student_without_thresholds_is_refused():
+    teacher = teacher_model()
+    plain, _ = klb.quantize_model(teacher, "int8")
+    klb.calibrate(plain, VECTORS, verbose=0)
+    with pytest.raises(ValueError, match="recipe 'fat'"):
+        klb.distill(plain, teacher, VECTORS, verbose=0)
+
+
+def test_students_that_share_weights_with_the_teacher_are_refused():
+    teacher = teacher_model()
+    sharing = keras.Model(teacher.input, teacher.output)
+    with pytest.raises(ValueError, match="share"):
+        klb.distill(sharing, teacher, VECTORS, variables=sharing.trainable_variables, verbose=0)
+
+
+# ------------------------------------------------------------------------------------------------------- the snippet
+
+
+def test_snippet_runs_as_written(tmp_path, capsys):
+    image = keras.Input((8, 8, 3), name="image")
+    hidden = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(image)))
+    hidden = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3)(hidden)))
+    model = keras.Model(image, L.Dense(5, activation="softmax")(L.GlobalAveragePooling2D()(hidden)))
+    images = RNG.normal(size=(48, 8, 8, 3)).astype("float32")
+    folded = klb.fold_batch_norms(model)
+    quantized, report = klb.quantize_model(folded, "fat")
+    klb.calibrate(quantized, images[:100])
+    history = klb.distill(quantized, teacher=model, data=images, epochs=6, batch_size=32)  # no labels
+    klb.export_litert(quantized, tmp_path / "fat.tflite")
+    parity = klb.verify(quantized, tmp_path / "fat.tflite", images)
+    assert parity.ok
+    assert len(report.outcomes("quantized")) == 3
+    assert len(history.history["loss"]) == 6
+    assert "agreement" in capsys.readouterr().out
