@@ -35,7 +35,8 @@ def round_weights(
     new kernel encodes to the new codes. Then the bias is corrected as `correct_biases` does. At 4 bits and below it
     recovers most of what nearest rounding loses; at 8 bits there is little to gain.
 
-    quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Calibrate again afterwards.
+    quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Do not calibrate it again: that may
+    look for the scales of the new kernels anew.
     reference: the float model, folded, with layers of the same paths.
     data, batch_size, steps, verbose: as for `calibrate`; 100 or more images, all in memory at once, layer by layer.
     seed: of the choice of 20,000 input vectors for each layer.
