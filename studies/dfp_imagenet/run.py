@@ -37,25 +37,21 @@ DEFAULTS = {"cluster_size": None, "mode": "rms", "groups": "kernels", "statistic
 
 def plan(network: str) -> list[dict[str, Any]]:
     """The runs of one network, the important ones first. statistics: "new" (re-estimated), "old", "unfolded"."""
-    old = {"statistics": "old"} if network == "mobilenet_v2" else {}  # its batch norms are folded: nothing to take anew
-    runs: list[dict[str, Any]] = [{"weights": "float"}, {"weights": "8w8a", **old}]
+    # Folded batch norms have nothing to take anew: as they are, and with the statistics of data put back in.
+    old, new = {"statistics": "old"}, {"statistics": "unfolded" if network == "mobilenet_v2" else "new"}
+    runs: list[dict[str, Any]] = [{"weights": "float"}, {"weights": "8w8a", **(old if "v2" in network else new)}]
     for size in (4, 64, 1, 16):
-        runs += [{"weights": weights, "cluster_size": size, **old} for weights in ("4w8a", "2w8a")]
-        if network == "mobilenet_v2" and size in (4, 64):
-            runs += [
-                {"weights": weights, "cluster_size": size, "statistics": "unfolded"} for weights in ("4w8a", "2w8a")
-            ]
-    if network != "mobilenet_v2":
-        runs += [{"weights": weights, "cluster_size": 4, "statistics": "old"} for weights in ("4w8a", "2w8a")]
-    runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", **old} for size in (4, 64)]
-    if network.startswith("resnet"):
-        runs += [{"weights": "2w8a", "cluster_size": 4, "mode": "rms_literal"}]
-        runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", "groups": "weights"} for size in (4, 64)]
-        runs += [{"weights": "2w8a", "cluster_size": 4, "last": None}]
+        runs += [{"weights": weights, "cluster_size": size, **new} for weights in ("4w8a", "2w8a")]
     if network == "resnet20":
         runs += [{"weights": "2w8a", "cluster_size": size, "tuning": "labels"} for size in (64, 4)]
-    if network == "mobilenet_v1":
-        runs += [{"weights": "2w8a", "cluster_size": 4, "tuning": "label-free"}]
+    if network == "mobilenet_v2":
+        runs += [{"weights": "8w8a", **new}]
+    runs += [{"weights": weights, "cluster_size": 4, **old} for weights in ("4w8a", "2w8a")]
+    runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", **new} for size in (4, 64)]
+    if network.startswith("resnet"):
+        runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", "groups": "weights"} for size in (4, 64)]
+        runs += [{"weights": "2w8a", "cluster_size": 4, "mode": "rms_literal"}]
+        runs += [{"weights": "2w8a", "cluster_size": 4, "last": None}]
     return [{"network": network, **DEFAULTS, **run} for run in runs]
 
 
@@ -81,7 +77,7 @@ def measure(run: dict[str, Any], data: dict[str, Any], folder: Path, work: Path)
     found: dict[str, Any] = {"convert_s": round(time.perf_counter() - started, 1)}
     prepare(quantized, images, renew=run["statistics"] != "old")
     if run["tuning"] is not None:
-        found |= tune(run["tuning"], quantized, model, folder, images)
+        found |= tune(quantized, folder)
         prepare(quantized, images, renew=True)
     errors = klb.weight_errors(quantized)
     found |= {"weight_error": errors.relative, "weight_error_to_fit_int8": errors.added}
