@@ -94,7 +94,8 @@ PaddedImage PlanCopy(const PackedWeights& weights, Plan* plan) {
     return image;
   }
   plan->groups *= view.kernel_width;
-  plan->clusters.last_groups *= view.kernel_width;  // read only where one cluster is all
+  plan->clusters.cluster_groups *= view.kernel_width;  // both read only where one cluster is all
+  plan->clusters.last_groups *= view.kernel_width;
   view.in_height = image.height();
   view.in_width = image.width() - view.kernel_width + 1;  // where a row of the kernel may begin
   view.kernel_width = 1;

@@ -13,7 +13,7 @@ namespace {
 
 struct ArmCommon {
   static constexpr int kChannels = 4, kBytes = 16;
-  static constexpr bool kFinishesInRegisters = false;
+  static constexpr bool kFinishesInRegisters = false, kScalesWeights = true;
   using Bytes = int8x16_t;
   using Weights = int8x16_t;
   using Activations = int8x16_t;

@@ -56,6 +56,42 @@ struct TernarySource {
   const uint8_t* next;
 };
 
+// 2-bit weights times the scales of small clusters: decoded and multiplied in registers. For one tap, where
+// the k groups of a cluster follow one another. Not for machines that need weights of -1, 0, 1.
+struct ScaledCodes {
+  const uint8_t* codes;
+  const int8_t* scales;  // [clusters][64]
+  int64_t cluster_groups;
+};
+
+template <class V>
+struct ScaledTernarySource {
+  static constexpr int kVectors = 4;
+  static constexpr int kPasses = 64 / V::kBytes;
+  static constexpr int Channel(int pass, int v) { return TernarySource<V>::Channel(pass, v); }
+  ScaledTernarySource(const void* weights, int pass)
+      : scaled(*static_cast<const ScaledCodes*>(weights)), codes(scaled.codes, pass), pass(pass) {}
+  void Load(typename V::Weights* w) {
+    if (left == 0) {
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v) scale[v] = V::SpreadScales(scaled.scales + Channel(pass, v));
+      scaled.scales += 64;
+      left = scaled.cluster_groups;
+    }
+    --left;
+    codes.Load(w);
+    KLB_UNROLL for (int v = 0; v < kVectors; ++v) w[v] = V::Scale(w[v], scale[v]);
+  }
+  void Prefetch() const {
+    codes.Prefetch();
+    __builtin_prefetch(scaled.scales + 2048);
+  }
+  ScaledCodes scaled;
+  TernarySource<V> codes;
+  int pass;
+  int64_t left = 0;
+  typename V::Bytes scale[4];
+};
+
 // Few totals leave the multipliers waiting for their own last result; then the k groups take turns on several sets.
 constexpr int Chains(int totals) { return totals <= 4 ? 4 : totals <= 8 ? 2 : 1; }
 
@@ -248,8 +284,19 @@ void AddClusters(const BlockArgs& args, const ClusterArgs& clusters, int64_t p, 
   }
 }
 
+// Up to this many k groups a cluster's weights are multiplied rather than its sums.
+constexpr int64_t kSmallCluster = 4;
+
 template <class V, int kRows>
 void RunTernaryBlock(const BlockArgs& args, const ClusterArgs& clusters) {
+  if constexpr (V::kScalesWeights) {
+    if (clusters.scales != nullptr && args.taps == 1 && clusters.cluster_groups <= kSmallCluster) {
+      const ScaledCodes scaled = {static_cast<const uint8_t*>(args.weights), clusters.scales, clusters.cluster_groups};
+      BlockArgs with = args;
+      with.weights = &scaled;
+      return RunInt8Block<V, ScaledTernarySource<V>, kRows>(with);
+    }
+  }
   alignas(64) int32_t totals[kRows * 64] = {};
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);

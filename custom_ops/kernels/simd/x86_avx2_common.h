@@ -13,7 +13,7 @@ namespace {
 
 struct Avx2Common {
   static constexpr int kChannels = 8, kBytes = 32;
-  static constexpr bool kFinishesInRegisters = false;
+  static constexpr bool kFinishesInRegisters = false, kScalesWeights = true;
   using Bytes = __m256i;
 
   static __m256i LoadVector(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }

@@ -13,6 +13,7 @@ struct Avx2Narrow : Avx2Common {
   using Totals = __m256i;  // 16 sums of 16 bits, two a channel
   using Weights = __m256i;
   static constexpr int64_t kMostSteps = 64;
+  static constexpr bool kScalesWeights = false;  // 255 * 127 * 2 does not fit 16 bits
 
   static Weights Load(const int8_t* from) { return LoadVector(from); }
   static void Decode(const uint8_t* from, Weights* w) { DecodeBytes(from, w); }

@@ -13,7 +13,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int kChannels = 16, kBytes = 64;
-  static constexpr bool kFinishesInRegisters = true;
+  static constexpr bool kFinishesInRegisters = true, kScalesWeights = true;
   using Totals = __m512i;
   using Weights = __m512i;
   using Activations = __m512i;
