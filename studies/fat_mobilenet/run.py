@@ -51,7 +51,7 @@ class Study:
         self.config, self.output = config, output
         folder = data_folder()
         self.model = NETWORKS[config["network"]](folder)
-        self.images = _images(folder, imagenet.TRAINING)[0][: config["tuning_images"]]
+        self.images = _images(folder, imagenet.TRAINING)[0]
         self.validation, self.classes = _images(folder, imagenet.VALIDATION)
         self.folded = klb.fold_batch_norms(self.model)
         self.found = json.loads(output.read_text()) if output.exists() else {}
@@ -80,6 +80,9 @@ class Study:
             self.model,
             self.images,
             epochs=self.config["epochs"][recipe],
+            steps=self.config["steps"],
+            period=self.config["steps"]
+            * self.config["epochs"][recipe],  # one fall of the cosine: few steps, no restart
             batch_size=self.config["batch_size"],
             learning_rate=self.config["learning_rate"][recipe],
             checkpoint=self.file(f"{name}.npz"),
@@ -168,13 +171,32 @@ def fat_scalar(study: Study) -> keras.Model:
     return study.tuned(study.corrected(study.quantized(base, "fat-scalar"), base), "fat_scalar", "fat-scalar")
 
 
-@cell("fat-w4")
-def fat_w4(study: Study) -> keras.Model:
-    """4-bit weights per filter: equalized, biases corrected, weights and biases tuned by pointwise factors."""
+@cell("w4")
+def w4(study: Study) -> keras.Model:
+    """Naive: 4-bit weights per filter, scales of least squared error, nearest rounding."""
+    return study.quantized(study.folded, "fat-w4")
+
+
+@cell("w4, equalized, biases corrected")
+def w4_corrected(study: Study) -> keras.Model:
+    """Equalized and with corrected biases, nearest rounding."""
     base = equalized(study)
-    return study.tuned(
-        study.corrected(study.quantized(base, "fat-w4"), base), "fat_w4", "fat-w4", variables="pointwise"
-    )
+    return study.corrected(study.quantized(base, "fat-w4"), base)
+
+
+@cell("w4, equalized, rounded by output")
+def w4_rounded(study: Study) -> keras.Model:
+    """Equalized, weights rounded for the least error of each layer's output."""
+    base = equalized(study)
+    quantized = study.quantized(base, "fat-w4")
+    print(klb.round_weights(quantized, base, study.images[: study.config["rounding_images"]], verbose=0))
+    return quantized
+
+
+@cell("fat-w4, equalized, rounded by output")
+def fat_w4(study: Study) -> keras.Model:
+    """The same, then the weights and biases tuned by pointwise factors."""
+    return study.tuned(w4_rounded(study), "fat_w4", "fat-w4", variables="pointwise")
 
 
 def rescaled(study: Study) -> keras.Model:
