@@ -52,6 +52,7 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
         """Put quantized tensors in the places of the variables: nothing to do."""
+        return  # AutoGraph cannot read a function of a docstring alone
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, LowbitQuantizer]]:
         """Activation functions of `layer` and the quantizer of each: none."""
@@ -59,6 +60,7 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
         """Put quantizing functions in the places of the activations: nothing to do."""
+        return
 
     def get_output_quantizers(self, layer: Any) -> list[LowbitQuantizer]:
         """The quantizer of the layer's result: none."""
