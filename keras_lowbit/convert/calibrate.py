@@ -48,6 +48,7 @@ def calibrate(
             "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
         )
     observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
+    _start_tuning(model)  # first: the activations are those of weights with thresholds at their start
     count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
     found = {}
     for path, host in ranges.items():
@@ -59,7 +60,6 @@ def calibrate(
         for name, value in host.quantizer.calibrated(low, high, count).items():
             host.state[name].assign(value)
         found[path] = (low, high)
-    _start_tuning(model)
     return found
 
 
