@@ -51,11 +51,15 @@ class Study:
         self.config, self.output = config, output
         folder = data_folder()
         self.model = NETWORKS[config["network"]](folder)
-        self.images = _images(folder, imagenet.TRAINING)[0]
-        self.validation, self.classes = _images(folder, imagenet.VALIDATION)
+        self.pixels = _pixels(folder, imagenet.TRAINING)[0]
+        self.validation, self.classes = _pixels(folder, imagenet.VALIDATION)
         self.folded = klb.fold_batch_norms(self.model)
         self.found = json.loads(output.read_text()) if output.exists() else {}
         self.history: dict[str, list[float]] | None = None
+
+    def images(self, count: int | None = None) -> np.ndarray:
+        """The first training images, normalised."""
+        return imagenet.normalize(self.pixels[:count])
 
     def file(self, name: str) -> Path:
         """Where a file of this network lies."""
@@ -64,13 +68,13 @@ class Study:
     def quantized(self, base: keras.Model, recipe: Any) -> keras.Model:
         """A quantized and calibrated copy."""
         quantized, _ = klb.quantize_model(base, recipe)
-        klb.calibrate(quantized, self.images[: self.config["calibration_images"]], verbose=0)
+        klb.calibrate(quantized, self.images(self.config["calibration_images"]), verbose=0)
         return quantized
 
     def corrected(self, quantized: keras.Model, base: keras.Model) -> keras.Model:
         """The model with corrected biases, calibrated again."""
-        klb.correct_biases(quantized, base, self.images[: self.config["correction_images"]], verbose=0)
-        klb.calibrate(quantized, self.images[: self.config["calibration_images"]], verbose=0)
+        klb.correct_biases(quantized, base, self.images(self.config["correction_images"]), verbose=0)
+        klb.calibrate(quantized, self.images(self.config["calibration_images"]), verbose=0)
         return quantized
 
     def tuned(self, quantized: keras.Model, name: str, recipe: str, **options: Any) -> keras.Model:
@@ -78,7 +82,7 @@ class Study:
         history = klb.distill(
             quantized,
             self.model,
-            self.images,
+            self.images(),
             epochs=self.config["epochs"][recipe],
             steps=self.config["steps"],
             period=self.config["steps"]
@@ -95,8 +99,9 @@ class Study:
 
     def record(self, name: str, path: Path, started: tuple[float, float] | None = None, **more: Any) -> None:
         """Store what a file does on the labelled images."""
-        logits = FileRunner(path, threads=self.config["threads"]).run([self.validation])[0]
-        best = logits.reshape(len(logits), -1).argmax(-1)
+        runner, parts = FileRunner(path, threads=self.config["threads"]), range(0, len(self.validation), 128)
+        logits = [runner.run([imagenet.normalize(self.validation[i : i + 128])])[0] for i in parts]
+        best = np.concatenate(logits).reshape(len(self.validation), -1).argmax(-1)
         if name == "float":
             np.save(self.file("float.npy"), best)
         agreement = float(np.mean(best == np.load(self.file("float.npy"))))
@@ -189,7 +194,7 @@ def w4_rounded(study: Study) -> keras.Model:
     """Equalized, weights rounded for the least error of each layer's output."""
     base = equalized(study)
     quantized = study.quantized(base, "fat-w4")
-    print(klb.round_weights(quantized, base, study.images[: study.config["rounding_images"]], verbose=0))
+    print(klb.round_weights(quantized, base, study.images(study.config["rounding_images"]), verbose=0))
     return quantized
 
 
@@ -201,22 +206,22 @@ def fat_w4(study: Study) -> keras.Model:
 
 def rescaled(study: Study) -> keras.Model:
     """The folded network, depthwise filters rescaled."""
-    return klb.rescale_depthwise(study.folded, study.images[: study.config["calibration_images"]], verbose=0)
+    return klb.rescale_depthwise(study.folded, study.images(study.config["calibration_images"]), verbose=0)
 
 
 def equalized(study: Study) -> keras.Model:
     """The folded network, equalized with ReLU6 in place."""
-    return klb.equalize(study.folded, study.images[: study.config["calibration_images"]], verbose=0)
+    return klb.equalize(study.folded, study.images(study.config["calibration_images"]), verbose=0)
 
 
-def _images(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images and classes, decoded once."""
+def _pixels(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images and classes, decoded once."""
     cache = WORK / f"{Path(name).stem}.npz"
     if not cache.exists():
         pixels, classes = imagenet.images(folder, name)
         np.savez(cache, pixels=pixels, classes=classes)
     with np.load(cache) as stored:
-        return imagenet.normalize(stored["pixels"]), stored["classes"]
+        return stored["pixels"], stored["classes"]
 
 
 def peers(study: Study) -> None:
@@ -228,7 +233,7 @@ def peers(study: Study) -> None:
     }
     folder = study.file("peers")
     folder.mkdir(exist_ok=True)
-    paths = klb.bench.write_peers(study.model, folder, study.images[: study.config["calibration_images"]])
+    paths = klb.bench.write_peers(study.model, folder, study.images(study.config["calibration_images"]))
     for name, path in paths.items():
         study.record(wanted[name], path)
 
