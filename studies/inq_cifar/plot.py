@@ -25,19 +25,21 @@ def draw(content: dict, output: Path) -> None:
         raise ValueError("The result has no finished INQ run. Run studies.inq_cifar.run first.")
     figure, (widths, curves) = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
     for run in runs:
-        _, bits, partition = run["method"].split("-")
+        _, bits, partition, *grid = run["method"].split("-")
         shift = 0.06 if partition == "random" else -0.06
-        widths.plot(int(bits) + shift, 100 * run["test_accuracy"], "o", color=COLORS[partition], label=partition)
+        label, mark = f"{partition}, grid per {grid[0] if grid else 'layer'}", "s" if grid else "o"
+        widths.plot(int(bits) + shift, 100 * run["test_accuracy"], mark, color=COLORS[partition], label=label)
         if partition == "magnitude" and run["seed"] == runs[0]["seed"]:
-            portion, value = run["curves"]["portion"], 100 * np.array(run["curves"]["val_accuracy"])
-            curves.plot(100 * np.array(portion), value, ".-", label=f"{bits} bits")
+            portion, value = run["curves"]["portion"], 100 * np.array(run["curves"]["accuracy"])
+            curves.plot(100 * np.array(portion), value, ".--" if grid else ".-", label=f"{bits} bits {' '.join(grid)}")
     for name, value in content["float_test_accuracy"].items():
         widths.axhline(100 * value, color="0.6", linestyle=":", label=f"pretrained {name}")
     once = dict(zip(*reversed(widths.get_legend_handles_labels()), strict=True))
     widths.legend(once.values(), once.keys(), loc="lower right")
     widths.set(xlabel="bits", ylabel="test accuracy, %", title="all 10,000 test images", xticks=[2, 3, 4, 5])
-    shown = runs[0]["settings"]["curve_images"]
-    curves.set(xlabel="frozen weights, %", ylabel="test accuracy, %", title=f"first {shown} test images, magnitude")
+    curves.set(
+        xlabel="frozen weights, %", ylabel="training accuracy, %", title="while that portion was frozen, magnitude"
+    )
     curves.legend()
     figure.savefig(output, dpi=120)
     plt.close(figure)

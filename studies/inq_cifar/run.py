@@ -37,7 +37,10 @@ from studies.common.cifar_training import (
 HERE = Path(__file__).resolve().parent
 PARTITIONS = ("magnitude", "random")
 # "float-10" trains the float network under the restarts of the ten steps of 2 bits: what the extra epochs alone do.
-METHODS = [f"inq-{bits}-{partition}" for bits in (5, 4, 3, 2) for partition in PARTITIONS] + ["float-4", "float-10"]
+# "-filter" has one grid per filter; without it there is one per layer, as in the paper.
+GRIDS = ("", "-filter")
+METHODS = [f"inq-{bits}-{partition}{grid}" for bits in (5, 4, 3, 2) for grid in GRIDS for partition in PARTITIONS]
+METHODS += ["float-4", "float-10"]
 REESTIMATION_IMAGES = 4_000
 
 
@@ -57,12 +60,13 @@ class Restarts(keras.callbacks.Callback):
 def prepared(method: str, config: dict, folder: Path, seed: int):
     """The model of a method, its callbacks and how many epochs it trains."""
     model = cifar_resnet.pretrained(folder, config["depth"])
-    kind, number, *partition = method.split("-")
+    kind, number, *rest = method.split("-")
     length = config["epochs_per_step"]
     if kind == "float":
         return model, [Restarts(length)], (int(number) - 1) * length + 1
     steps = len(schedules.portions(int(number)))
-    kernel = Incremental(PowerOfTwo(int(number)), partition=partition[0])
+    scope = "filter" if "filter" in rest else "layer"
+    kernel = Incremental(PowerOfTwo(int(number), scope=scope), partition=rest[0])
     recipe = klb.recipes.get(f"inq-{number}").replace(plan=(klb.recipes.Rule(kernel),), activations=None)
     model, _ = klb.quantize_model(
         model, recipe
@@ -112,11 +116,12 @@ def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
 
 
 def levels(model: keras.Model) -> int | None:
-    """The most magnitudes besides zero that any kernel holds: what the width promises. None for a float network."""
+    """The most magnitudes besides zero that any filter holds: what the width promises. None for a float network."""
     if not any(isinstance(layer, klb.layers.QuantizedLayer) for layer in model.layers):
         return None
-    kernels = [np.asarray(weights.real) for weights in klb.quantized_weights(model).values()]
-    return max(np.unique(np.abs(kernel[kernel != 0])).size for kernel in kernels)
+    kernels = [np.abs(np.asarray(weights.real)) for weights in klb.quantized_weights(model).values()]
+    filters = [row[row != 0] for kernel in kernels for row in kernel.reshape(-1, kernel.shape[-1]).T]
+    return max(np.unique(row).size for row in filters)
 
 
 def summary(content: dict) -> str:
@@ -124,16 +129,20 @@ def summary(content: dict) -> str:
     groups: dict[str, list] = {}
     for run in content["runs"]:
         groups.setdefault(run["method"], []).append(run)
-    lines = [f"{'method':<18}{'seeds':>6}{'epochs':>8}{'test %':>9}{'std':>6}{'re-estimated %':>16}{'magnitudes':>12}"]
+    lines = [
+        f"{'method':<24}{'seeds':>6}{'epochs':>8}{'test %':>9}{'std':>6}{'held out %':>12}{'re-estimated %':>16}{'magnitudes':>12}"
+    ]
     for name, value in content["float_test_accuracy"].items():
-        lines.append(f"{'pretrained ' + name:<32}{100 * value:9.2f}")
+        lines.append(f"{'pretrained ' + name:<38}{100 * value:9.2f}")
     for method, runs in groups.items():
-        values = 100 * np.array([[run["test_accuracy"], run["test_accuracy_reestimated"]] for run in runs])
+        values = 100 * np.array(
+            [[run["test_accuracy"], run["held_out_accuracy"], run["held_out_accuracy_reestimated"]] for run in runs]
+        )
         std = f"{values[:, 0].std(ddof=1):.2f}" if len(runs) > 1 else "-"
         held = runs[0]["levels"] or "-"
         lines.append(
-            f"{method:<18}{len(runs):6d}{runs[0]['epochs']:8d}{values[:, 0].mean():9.2f}{std:>6}"
-            f"{values[:, 1].mean():16.2f}{held:>12}"
+            f"{method:<24}{len(runs):6d}{runs[0]['epochs']:8d}{values[:, 0].mean():9.2f}{std:>6}"
+            f"{values[:, 1].mean():12.2f}{values[:, 2].mean():16.2f}{held:>12}"
         )
     return "\n".join(lines)
 
