@@ -41,22 +41,34 @@ Status CheckResidual(const ResidualAdd& add) {
   return CheckShift("the residual's output shift", add.output_shift);
 }
 
+// Runs at every call over all channels, so these loops have no branch that would keep them from being vectorised.
 Status CheckShifts(const Epilogue& epilogue, int64_t out_channels) {
-  for (int64_t c = 0; c < out_channels; ++c) KLB_RETURN_IF_ERROR(CheckShift("a shift", epilogue.requantize.shift[c]));
-  return Status();
+  const int32_t* shift = epilogue.requantize.shift;
+  int32_t least = 0, most = 0;
+  for (int64_t c = 0; c < out_channels; ++c) least = std::min(least, shift[c]), most = std::max(most, shift[c]);
+  KLB_RETURN_IF_ERROR(CheckShift("a shift", least));
+  return CheckShift("a shift", most);
 }
 
 bool IsFastShift(int32_t shift) { return -30 <= shift && shift <= 0; }
 
 // A right shift of 0 would need a mask in the vector epilogue; factors of one half and more are rare enough.
 bool AreFastFactors(const Requantize& requantize, int64_t out_channels) {
+  bool fast = true;
   for (int64_t c = 0; c < out_channels; ++c) {
-    const int32_t shift = requantize.shift[c];
-    if (requantize.multiplier[c] < 0) return false;
-    const bool none = requantize.multiplier[c] == 0 && shift == 0;
-    if (!none && (shift < -30 || shift > -1)) return false;
+    const int32_t multiplier = requantize.multiplier[c], shift = requantize.shift[c];
+    const bool usual = (multiplier >= 0) & (shift >= -30) & (shift <= -1);
+    fast &= usual | ((multiplier == 0) & (shift == 0));
   }
-  return true;
+  return fast;
+}
+
+int64_t MaxAbsBias(const Epilogue& epilogue, int64_t out_channels) {
+  int32_t least = 0, most = 0;
+  for (int64_t c = 0; epilogue.bias != nullptr && c < out_channels; ++c) {
+    least = std::min(least, epilogue.bias[c]), most = std::max(most, epilogue.bias[c]);
+  }
+  return std::max(-int64_t{least}, int64_t{most});
 }
 
 bool IsFastResidual(const ResidualAdd& add) {
@@ -76,10 +88,7 @@ bool AreFastDoubles(const double* factor, int64_t out_channels, double max_abs_t
 OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total) {
   using Fast = OutputStage::Fast;
   if (epilogue.type != OutputType::kInt8 || !IsFastResidual(epilogue.residual)) return Fast::kNo;
-  int64_t most = 0;
-  for (int64_t c = 0; epilogue.bias != nullptr && c < out_channels; ++c) {
-    most = std::max(most, std::abs(int64_t{epilogue.bias[c]}));
-  }
+  const int64_t most = MaxAbsBias(epilogue, out_channels);
   if (max_abs_total >= kFastTotals - most) return Fast::kNo;
   const Requantize& requantize = epilogue.requantize;
   if (requantize.factor == nullptr) return AreFastFactors(requantize, out_channels) ? Fast::kFixed : Fast::kNo;
