@@ -78,7 +78,7 @@ def unfold_batch_norms(model: keras.Model, images: np.ndarray, batch_size: int =
     ``y = sqrt(v + eps) * (x - m) / sqrt(v + eps) + (b + m)``, and m and v can be taken anew once weights are quantized.
     """
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    watch = keras.Model(model.inputs, [norm.input for norm in norms])
+    watch = keras.Model(model.input, [norm.input for norm in norms])
     sums: list[Any] = [np.zeros((2, norm.input.shape[-1])) for norm in norms]
     count = [0] * len(norms)
     for start in range(0, len(images), batch_size):

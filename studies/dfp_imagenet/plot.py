@@ -43,7 +43,7 @@ def draw(runs: list[dict], output: Path) -> None:
     for column, network in enumerate(networks):
         _column(axes[:, column], runs, network)
     axes[0, 0].set_ylabel("top-1 of the int8 file, %")
-    axes[1, 0].set_ylabel("squared error of the weights, relative")
+    axes[1, 0].set_ylabel("relative squared error of clustered layers, mean")
     handles = {}
     for axis in axes.ravel():
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

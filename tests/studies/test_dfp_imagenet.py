@@ -1,0 +1,53 @@
+"""The clustered study's own pieces, on networks small enough for a test."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lowbit as klb
+from studies.dfp_imagenet import plot, run
+from studies.dfp_imagenet.networks import NETWORKS, unfold_batch_norms
+
+kl = keras.layers
+
+
+def test_unfolded_batch_norms_hold_the_statistics_of_the_data_and_change_nothing():
+    rng = np.random.default_rng(0)
+    image = keras.Input((6, 6, 3))
+    value = kl.BatchNormalization(name="one")(kl.Conv2D(4, 3, use_bias=False, name="conv")(image))
+    model = keras.Model(image, kl.BatchNormalization(name="two")(kl.Conv2D(5, 1)(kl.ReLU()(value))))
+    for name in ("one", "two"):
+        norm = model.get_layer(name)
+        size = norm.gamma.shape[0]
+        norm.set_weights([np.ones(size), rng.normal(size=size), np.zeros(size), np.full(size, 1 - norm.epsilon)])
+    images = rng.normal(size=(40, 6, 6, 3)).astype("float32")
+    before = model.predict(images, verbose=0)
+    seen = keras.Model(image, model.get_layer("one").input).predict(images, verbose=0).reshape(-1, 4)
+    unfold_batch_norms(model, images, batch_size=16)
+    np.testing.assert_allclose(model.predict(images, verbose=0), before, atol=2e-5)
+    np.testing.assert_allclose(model.get_layer("one").moving_mean, seen.mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.get_layer("one").moving_variance, seen.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_run_is_planned_once_and_has_a_recipe(network):
+    runs = run.plan(network)
+    assert len({run.key(each) for each in runs}) == len(runs)
+    assert runs[0]["weights"] == "float"
+    for each in runs[1:]:
+        assert run.recipe(each).activations == klb.quantizers.DynamicFixedPoint(8)
+
+
+def test_finished_runs_are_kept_listed_and_drawn(tmp_path):
+    path = tmp_path / "result.json"
+    for each in run.plan("resnet20"):
+        with run.update(path) as runs:
+            runs.append(each | {"accuracy": 0.5, "weight_error": 0.1})
+    found = run.read(path)
+    assert [run.key(each) for each in found] == [run.key(each) for each in run.plan("resnet20")]
+    assert len(run.table(found).splitlines()) == len(found) + 1
+    plot.main(["--result", str(path), "--output", str(tmp_path / "result.png")])
+    assert (tmp_path / "result.png").stat().st_size > 10_000
+    assert json.loads(path.read_text()).keys() == {"runs"}
