@@ -129,21 +129,16 @@ def summary(content: dict) -> str:
     groups: dict[str, list] = {}
     for run in content["runs"]:
         groups.setdefault(run["method"], []).append(run)
-    lines = [
-        f"{'method':<24}{'seeds':>6}{'epochs':>8}{'test %':>9}{'std':>6}{'held out %':>12}{'re-estimated %':>16}{'magnitudes':>12}"
-    ]
+    titles = ("epochs", "test %", "std", "held out %", "re-estimated %", "magnitudes")
+    lines = [f"{'method':<24}{'seeds':>6}" + "".join(f"{title:>{len(title) + 3}}" for title in titles)]
     for name, value in content["float_test_accuracy"].items():
-        lines.append(f"{'pretrained ' + name:<38}{100 * value:9.2f}")
+        lines.append(f"{'pretrained ' + name:<39}{100 * value:9.2f}")
+    measured = ("test_accuracy", "held_out_accuracy", "held_out_accuracy_reestimated")
     for method, runs in groups.items():
-        values = 100 * np.array(
-            [[run["test_accuracy"], run["held_out_accuracy"], run["held_out_accuracy_reestimated"]] for run in runs]
-        )
-        std = f"{values[:, 0].std(ddof=1):.2f}" if len(runs) > 1 else "-"
-        held = runs[0]["levels"] or "-"
-        lines.append(
-            f"{method:<24}{len(runs):6d}{runs[0]['epochs']:8d}{values[:, 0].mean():9.2f}{std:>6}"
-            f"{values[:, 1].mean():12.2f}{values[:, 2].mean():16.2f}{held:>12}"
-        )
+        test, held_out, anew = (100 * np.array([run[name] for run in runs]) for name in measured)
+        spread = f"{test.std(ddof=1):.2f}" if len(runs) > 1 else "-"
+        numbers = f"{test.mean():9.2f}{spread:>6}{held_out.mean():13.2f}{anew.mean():17.2f}"
+        lines.append(f"{method:<24}{len(runs):6d}{runs[0]['epochs']:9d}{numbers}{runs[0]['levels'] or '-':>13}")
     return "\n".join(lines)
 
 
