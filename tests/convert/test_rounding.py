@@ -75,6 +75,23 @@ def test_output_error_is_lower_than_that_of_nearest_rounding():
     assert np.mean(ratios) < 0.7
 
 
+def test_descent_never_grows_the_error_and_finds_the_best_of_small_filters():
+    rng = np.random.default_rng(4)
+    for seed in range(5):
+        vectors = correlated(100, 3, seed)
+        moments = (vectors.T @ vectors / 100)[None]
+        weights = rng.normal(size=(1, 3, 1))
+        steps = np.broadcast_to(np.abs(weights).max(1, keepdims=True), weights.shape)
+        greedy = rounding.rounded(weights, steps, moments, 1)
+        codes = rounding.descended(weights, steps, moments, 1, greedy)
+        errors = [rounding.output_error(weights, c * steps, moments) for c in (greedy, codes)]
+        assert errors[1] <= errors[0] + 1e-12
+        fixed = int(np.abs(weights).argmax())
+        neighbours = [codes + step * np.eye(3)[i][None, :, None] for i in range(3) if i != fixed for step in (-1, 1)]
+        allowed = [c for c in neighbours if np.abs(c).max() <= 1]
+        assert all(rounding.output_error(weights, c * steps, moments) >= errors[1] - 1e-12 for c in allowed)
+
+
 LAYERS = {
     "conv2d": ((9, 9, 4), klb.layers.QuantConv2D, (5, 3), {"padding": "same", "strides": 2}),
     "conv2d-dilated": ((9, 9, 4), klb.layers.QuantConv2D, (5, 3), {"dilation_rate": 2}),
