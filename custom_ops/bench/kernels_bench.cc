@@ -29,15 +29,15 @@ Case Conv(int64_t size, int64_t in, int64_t out, int64_t kernel, int64_t stride)
   c.shape.kernel_height = c.shape.kernel_width = kernel;
   c.shape.stride_height = c.shape.stride_width = stride;
   SetSamePadding(&c.shape);
-  c.name = std::to_string(kernel) + "x" + std::to_string(kernel) + "/" + std::to_string(stride) + " " + std::to_string(size) +
-           "x" + std::to_string(size) + " " + std::to_string(in) + "->" + std::to_string(out);
+  c.name = std::to_string(kernel) + "x" + std::to_string(kernel) + "/" + std::to_string(stride) + " " +
+           std::to_string(size) + "x" + std::to_string(size) + " " + std::to_string(in) + "->" + std::to_string(out);
   return c;
 }
 
 // The distinct convolutions of Keras' ResNet50 at 224 x 224.
 std::vector<Case> ResNet50() {
-  std::vector<Case> cases = {Conv(224, 3, 64, 7, 2), Conv(56, 64, 64, 1, 1), Conv(56, 64, 256, 1, 1), Conv(56, 64, 64, 3, 1),
-                             Conv(56, 256, 64, 1, 1)};
+  std::vector<Case> cases = {Conv(224, 3, 64, 7, 2), Conv(56, 64, 64, 1, 1), Conv(56, 64, 256, 1, 1),
+                             Conv(56, 64, 64, 3, 1), Conv(56, 256, 64, 1, 1)};
   for (int64_t out = 128, size = 56; out <= 512; out *= 2, size /= 2) {
     cases.push_back(Conv(size, 2 * out, out, 1, 2));
     cases.push_back(Conv(size, 2 * out, 4 * out, 1, 2));
@@ -48,12 +48,15 @@ std::vector<Case> ResNet50() {
   return cases;
 }
 
-Case DenseCase(int64_t in, int64_t out) { return {"dense " + std::to_string(in) + "->" + std::to_string(out), AsConv({1, in, out})}; }
+Case DenseCase(int64_t in, int64_t out) {
+  return {"dense " + std::to_string(in) + "->" + std::to_string(out), AsConv({1, in, out})};
+}
 
 // One kernel of one layer with random weights, ready to run.
 class Variant {
  public:
-  Variant(const char* name, const ConvShape& shape, bool ternary, int64_t cluster_size, const std::vector<int8_t>& kernel)
+  Variant(const char* name, const ConvShape& shape, bool ternary, int64_t cluster_size,
+          const std::vector<int8_t>& kernel)
       : name_(name), shape_(shape) {
     weights_.layout = ternary ? WeightLayout::kTernary2Bit : WeightLayout::kInt8;
     weights_.cluster_size = cluster_size;
@@ -156,7 +159,8 @@ int main(int argc, char** argv) {
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 9;
   std::string row;
   const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&row);
-  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? row : status.message()).c_str(), rounds);
+  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? row : status.message()).c_str(),
+              rounds);
   if (HasPeak()) std::printf("vpdpbusd peak %.0f GMAC/s\n", PeakGmacs());
   std::printf("reads %.0f GB/s from 256 MB, %.0f GB/s from 4 MB\n", ReadGigabytes(256 << 20), ReadGigabytes(4 << 20));
   MeasureAll("ResNet-50", ResNet50(), filter, rounds);

@@ -51,9 +51,9 @@ struct ResidualAdd {
 
 struct Epilogue {
   OutputType type = OutputType::kInt8;
-  const int32_t* bias = nullptr;  // [out_channels], null: zeros
-  Requantize requantize;          // kInt8
-  ResidualAdd residual;           // kInt8
+  const int32_t* bias = nullptr;       // [out_channels], null: zeros
+  Requantize requantize;               // kInt8
+  ResidualAdd residual;                // kInt8
   const float* float_scale = nullptr;  // kFloat, [out_channels]
   float float_min = -3.402823466e38f, float_max = 3.402823466e38f;
 };

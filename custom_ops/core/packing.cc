@@ -60,8 +60,9 @@ void ForEachWeight(const ConvShape& shape, const PackedWeights& weights, const V
 
 Status CheckCount(const char* name, const void* data, int64_t got, int64_t expected) {
   if (data != nullptr && got == expected) return Status();
-  return Status::Error(std::string(name) + " of packed weights has " + (data == nullptr ? "no data" : std::to_string(got)) +
-                       "; expected " + std::to_string(expected) + ": pack the kernel again for this shape");
+  return Status::Error(std::string(name) + " of packed weights has " +
+                       (data == nullptr ? "no data" : std::to_string(got)) + "; expected " + std::to_string(expected) +
+                       ": pack the kernel again for this shape");
 }
 
 Status CheckValues(const ConvShape& shape, const PackedWeights& weights, const int8_t* kernel) {

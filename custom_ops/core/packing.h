@@ -31,8 +31,8 @@
 
 namespace keras_lowbit {
 
-constexpr int64_t kBlockChannels = 64;   // output channels of one block
-constexpr int64_t kGroupDepth = 4;       // consecutive k of one block
+constexpr int64_t kBlockChannels = 64;  // output channels of one block
+constexpr int64_t kGroupDepth = 4;      // consecutive k of one block
 constexpr int64_t kTernaryBlockBytes = 64;
 constexpr int64_t kInt8BlockBytes = 256;
 
@@ -41,12 +41,12 @@ enum class WeightLayout : int32_t { kTernary2Bit = 0, kInt8 = 1 };
 // How many of everything one packed kernel holds. `WeightSizesOf` fills it; all fields are per call, groups
 // included where the name says total.
 struct WeightSizes {
-  int64_t oc_blocks = 0;        // blocks of 64 output channels, of one group
-  int64_t clusters = 0;         // of one group
-  int64_t cluster_groups = 0;   // k groups of one tap of a full cluster: ceil(cluster_size / 4)
-  int64_t last_groups = 0;      // the same of the last cluster
-  int64_t tap_groups = 0;       // k groups of one tap over all clusters
-  int64_t k_groups = 0;         // taps * tap_groups
+  int64_t oc_blocks = 0;       // blocks of 64 output channels, of one group
+  int64_t clusters = 0;        // of one group
+  int64_t cluster_groups = 0;  // k groups of one tap of a full cluster: ceil(cluster_size / 4)
+  int64_t last_groups = 0;     // the same of the last cluster
+  int64_t tap_groups = 0;      // k groups of one tap over all clusters
+  int64_t k_groups = 0;        // taps * tap_groups
   int64_t codes_bytes_total = 0;
   int64_t scales_bytes_total = 0;
   int64_t sums_count_total = 0;
@@ -56,7 +56,7 @@ struct WeightSizes {
 // needed.
 struct PackedWeights {
   WeightLayout layout = WeightLayout::kTernary2Bit;
-  int64_t cluster_size = 0;     // input channels of one cluster; 0: no clusters
+  int64_t cluster_size = 0;  // input channels of one cluster; 0: no clusters
   bool scales_per_tap = false;
   const void* codes = nullptr;
   int64_t codes_bytes = 0;
@@ -73,8 +73,8 @@ WeightSizes WeightSizesOf(const ConvShape& shape, const PackedWeights& weights);
 Status CheckWeights(const ConvShape& shape, const PackedWeights& weights);
 
 // Packs `kernel` int8 [kernel_height, kernel_width, in_channels / groups, out_channels] (HWIO; dense: [in, out])
-// with values -1, 0, 1 (kTernary2Bit) or any (kInt8). `layout`, `cluster_size`, `scales_per_tap`, `scales` are read from
-// `weights`; codes and sums go to the caller's buffers of the sizes above. ERROR for a value that does not fit.
+// with values -1, 0, 1 (kTernary2Bit) or any (kInt8). `layout`, `cluster_size`, `scales_per_tap`, `scales` are read
+// from `weights`; codes and sums go to the caller's buffers of the sizes above. An error for a value that does not fit.
 Status PackWeights(const ConvShape& shape, const PackedWeights& weights, const int8_t* kernel, void* codes,
                    int32_t* sums);
 

@@ -18,8 +18,8 @@ int64_t OutSize(int64_t in, int64_t pads, int64_t kernel, int64_t stride, int64_
 
 Status CheckRange(const char* name, int64_t value, int64_t low, int64_t high) {
   if (low <= value && value <= high) return Status();
-  return Status::Error(std::string(name) + " is " + std::to_string(value) + "; expected " + std::to_string(low) + " to " +
-                       std::to_string(high) + ": check the shapes and attributes of the layer");
+  return Status::Error(std::string(name) + " is " + std::to_string(value) + "; expected " + std::to_string(low) +
+                       " to " + std::to_string(high) + ": check the shapes and attributes of the layer");
 }
 
 // The product of all sizes, or -1 beyond kMaxElements.
@@ -36,7 +36,8 @@ Status CheckProduct(const char* name, std::initializer_list<int64_t> sizes) {
   if (Product(sizes) >= 0) return Status();
   std::string text;
   for (int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
-  return Status::Error(std::string(name) + " of " + text + " elements is too large; expected at most 2**40: split the layer");
+  return Status::Error(std::string(name) + " of " + text +
+                       " elements is too large; expected at most 2**40: split the layer");
 }
 
 Status CheckSizes(const ConvShape& s) {

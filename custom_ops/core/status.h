@@ -24,8 +24,8 @@ class Status {
 }  // namespace keras_lowbit
 
 // Leaves the calling function with the error, if `expression` gives one.
-#define KLB_RETURN_IF_ERROR(expression)          \
-  do {                                           \
+#define KLB_RETURN_IF_ERROR(expression)            \
+  do {                                             \
     ::keras_lowbit::Status status_ = (expression); \
-    if (!status_.ok()) return status_;           \
+    if (!status_.ok()) return status_;             \
   } while (false)

@@ -53,8 +53,9 @@ Status Find(const std::string& name, const char* asked_by, const RowInfo** found
                            "; this CPU runs " + Listed(AvailableKernels()) + ": choose one of these");
     }
   }
-  return Status::Error(std::string(asked_by) + " asks for kernel '" + name + "', which does not exist here; expected one of " +
-                       Listed(AvailableKernels()) + ": correct the name or leave it empty");
+  return Status::Error(std::string(asked_by) + " asks for kernel '" + name +
+                       "', which does not exist here; expected one of " + Listed(AvailableKernels()) +
+                       ": correct the name or leave it empty");
 }
 
 Status FindActive(const RowInfo** info) {

@@ -197,11 +197,13 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   const ConvShape& s = plan.shape;
   plan.first_channel = group * plan.channels;
   plan.codes = static_cast<const uint8_t*>(weights.codes) + group * (plan.sizes.codes_bytes_total / s.groups);
-  if (weights.scales != nullptr) plan.clusters.scales = weights.scales + group * (plan.sizes.scales_bytes_total / s.groups);
+  if (weights.scales != nullptr)
+    plan.clusters.scales = weights.scales + group * (plan.sizes.scales_bytes_total / s.groups);
   auto* constants = scratch->constants.Get<ChannelBlock>(plan.sizes.oc_blocks);
   for (int64_t block = 0; block < plan.sizes.oc_blocks; ++block) {
     const int64_t channel = block * kBlockChannels;
-    FillConstants(*plan.stage->epilogue, *plan.stage, weights.sums + group * plan.sizes.oc_blocks * kBlockChannels + channel,
+    FillConstants(*plan.stage->epilogue, *plan.stage,
+                  weights.sums + group * plan.sizes.oc_blocks * kBlockChannels + channel,
                   input_zero_point + plan.activation_offset, plan.first_channel + channel,
                   std::min(kBlockChannels, plan.channels - channel), constants + block);
   }
@@ -219,12 +221,14 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   RunGrid(plan, parallel);
 }
 
-Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point, const Epilogue& epilogue) {
+Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point,
+                 const Epilogue& epilogue) {
   KLB_RETURN_IF_ERROR(CheckConv(shape));
   KLB_RETURN_IF_ERROR(CheckWeights(shape, weights));
   KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
   if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
-  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) + "; expected an int8 code, -128 to 127");
+  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) +
+                       "; expected an int8 code, -128 to 127");
 }
 
 }  // namespace
@@ -240,7 +244,8 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   plan.sizes = WeightSizesOf(shape, weights);
   plan.path = PathOf(shape, weights);
   plan.channels = shape.out_channels / shape.groups;
-  plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_groups, plan.sizes.last_groups, nullptr, weights.scales_per_tap};
+  plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_groups, plan.sizes.last_groups, nullptr,
+                   weights.scales_per_tap};
   plan.view = shape;
   plan.groups = plan.sizes.tap_groups;
   plan.copies = !IsReadInPlace(shape, plan.sizes);
@@ -248,7 +253,8 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   ChooseKernel(row, weights, &plan);
   ChooseChunks(&plan);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
-  const OutputStage stage = MakeOutputStage(epilogue, shape.out_channels, MaxAbsAccumulator(shape, max_abs_weight), output);
+  const OutputStage stage =
+      MakeOutputStage(epilogue, shape.out_channels, MaxAbsAccumulator(shape, max_abs_weight), output);
   plan.stage = &stage;
   CallScratch scratch;
   for (int64_t group = 0; group < shape.groups; ++group) {
@@ -264,9 +270,12 @@ Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t
 
 std::string DescribeConv2D(const ConvShape& shape, const PackedWeights& weights) {
   switch (PathOf(shape, weights)) {
-    case Path::kInt8: return "int8";
-    case Path::kTernaryUnpacked: return weights.scales == nullptr ? "ternary, unpacked" : "ternary, unpacked with scales";
-    case Path::kTernaryInRegisters: return "ternary, in registers";
+    case Path::kInt8:
+      return "int8";
+    case Path::kTernaryUnpacked:
+      return weights.scales == nullptr ? "ternary, unpacked" : "ternary, unpacked with scales";
+    case Path::kTernaryInRegisters:
+      return "ternary, in registers";
   }
   return "";
 }

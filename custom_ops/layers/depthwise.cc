@@ -31,7 +31,9 @@ struct Plan {
   const OutputStage* stage = nullptr;
 
   int64_t weights_of_block() const { return (shape.taps() + 3) / 4 * 256; }
-  int64_t channels_of(int64_t block) const { return std::min(block_channels, shape.out_channels - block * block_channels); }
+  int64_t channels_of(int64_t block) const {
+    return std::min(block_channels, shape.out_channels - block * block_channels);
+  }
 };
 
 // kernel [taps][out_channels] of one block, and each channel's sum of weights.
@@ -87,7 +89,8 @@ Status Check(const ConvShape& shape, const int8_t* kernel, int32_t input_zero_po
   KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
   if (kernel == nullptr) return Status::Error("a depthwise layer came without a kernel; expected int8 weights");
   if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
-  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) + "; expected an int8 code, -128 to 127");
+  return Status::Error("the input's zero point is " + std::to_string(input_zero_point) +
+                       "; expected an int8 code, -128 to 127");
 }
 
 // The smallest shape with the same bound on its sums: a depthwise sum has one product a tap.

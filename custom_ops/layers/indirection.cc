@@ -31,7 +31,8 @@ void FillStretch(const ConvShape& s, const ImageView& image, const int8_t* line,
   std::fill_n(rows + hi, count - hi, image.padding);
 }
 
-void FillTap(const ConvShape& s, const ImageView& image, int64_t tap, int64_t first, int64_t count, const int8_t** rows) {
+void FillTap(const ConvShape& s, const ImageView& image, int64_t tap, int64_t first, int64_t count,
+             const int8_t** rows) {
   const int64_t width = s.out_width(), height = s.out_height();
   const int64_t row_offset = tap / s.kernel_width * s.dilation_height - s.pad_top;
   const int64_t offset = tap % s.kernel_width * s.dilation_width - s.pad_left;

@@ -7,7 +7,8 @@
 
 namespace keras_lowbit {
 
-// An image whose pixels lie `pixel_stride` bytes apart and whose batch entries follow one another, and a row of zero points that stands for padding.
+// An image whose pixels lie `pixel_stride` bytes apart and whose batch entries follow one another, and a row of zero
+// points that stands for padding.
 struct ImageView {
   const int8_t* pixels = nullptr;
   int64_t pixel_stride = 0;

@@ -72,9 +72,9 @@ int64_t MaxAbsBias(const Epilogue& epilogue, int64_t out_channels) {
 }
 
 bool IsFastResidual(const ResidualAdd& add) {
-  return add.codes == nullptr || (IsFastShift(add.first_shift) && IsFastShift(add.second_shift) &&
-                                  IsFastShift(add.output_shift) && add.first_multiplier >= 0 &&
-                                  add.second_multiplier >= 0 && add.output_multiplier >= 0);
+  return add.codes == nullptr ||
+         (IsFastShift(add.first_shift) && IsFastShift(add.second_shift) && IsFastShift(add.output_shift) &&
+          add.first_multiplier >= 0 && add.second_multiplier >= 0 && add.output_multiplier >= 0);
 }
 
 // NaN factors fail the comparison and so take the slow way.
@@ -97,8 +97,10 @@ OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t
 }
 
 int8_t AddResidual(const ResidualAdd& add, int32_t code, int32_t zero_point, int32_t other) {
-  const int32_t first = MultiplyByQuantizedMultiplier((code - zero_point) * (1 << 20), add.first_multiplier, add.first_shift);
-  const int32_t second = MultiplyByQuantizedMultiplier((other - add.zero_point) * (1 << 20), add.second_multiplier, add.second_shift);
+  const int32_t first =
+      MultiplyByQuantizedMultiplier((code - zero_point) * (1 << 20), add.first_multiplier, add.first_shift);
+  const int32_t second =
+      MultiplyByQuantizedMultiplier((other - add.zero_point) * (1 << 20), add.second_multiplier, add.second_shift);
   const int32_t sum = MultiplyByQuantizedMultiplier(WrapAdd(first, second), add.output_multiplier, add.output_shift);
   return ToCode(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
 }
@@ -117,7 +119,8 @@ void FinishInt8(const OutputStage& stage, const int32_t* totals, int64_t positio
   for (int64_t c = 0; c < channels; ++c) {
     y[c] = Requantized(epilogue.requantize, totals[c], channel + c);
     if (stage.has_residual) {
-      y[c] = AddResidual(epilogue.residual, y[c], epilogue.requantize.zero_point, epilogue.residual.codes[position + c]);
+      y[c] =
+          AddResidual(epilogue.residual, y[c], epilogue.requantize.zero_point, epilogue.residual.codes[position + c]);
     }
   }
 }
@@ -136,9 +139,15 @@ void Finish(const OutputStage& stage, const int32_t* totals, int64_t pixel, int6
   for (int64_t r = 0; r < rows; ++r, totals += 64) {
     const int64_t position = (pixel + r) * stage.pixel_stride + channel;
     switch (stage.epilogue->type) {
-      case OutputType::kInt8: FinishInt8(stage, totals, position, channel, channels); break;
-      case OutputType::kInt32: std::copy_n(totals, channels, static_cast<int32_t*>(stage.output) + position); break;
-      case OutputType::kFloat: FinishFloat(stage, totals, position, channel, channels); break;
+      case OutputType::kInt8:
+        FinishInt8(stage, totals, position, channel, channels);
+        break;
+      case OutputType::kInt32:
+        std::copy_n(totals, channels, static_cast<int32_t*>(stage.output) + position);
+        break;
+      case OutputType::kFloat:
+        FinishFloat(stage, totals, position, channel, channels);
+        break;
     }
   }
 }
@@ -185,7 +194,8 @@ void FillConstants(const Epilogue& epilogue, const OutputStage& stage, const int
   for (int64_t c = 0; epilogue.bias != nullptr && c < channels; ++c) {
     block->init[c] = WrapAdd(block->init[c], epilogue.bias[channel + c]);
   }
-  if (stage.fast == OutputStage::Fast::kDouble) std::copy_n(epilogue.requantize.factor + channel, channels, block->factor);
+  if (stage.fast == OutputStage::Fast::kDouble)
+    std::copy_n(epilogue.requantize.factor + channel, channels, block->factor);
   if (stage.fast != OutputStage::Fast::kFixed) return;
   const int32_t* multiplier = epilogue.requantize.multiplier + channel;
   const int32_t* shift = epilogue.requantize.shift + channel;

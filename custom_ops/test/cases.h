@@ -49,13 +49,37 @@ struct Layer {
 
 inline std::string Describe(const Layer& l) {
   const ConvShape& s = l.shape;
-  const int64_t numbers[] = {s.batch, s.in_height, s.in_width, s.in_channels, s.out_channels, s.kernel_height, s.kernel_width,
-                             s.stride_height, s.stride_width, s.dilation_height, s.dilation_width, s.pad_top, s.pad_bottom,
-                             s.pad_left, s.pad_right, s.groups, l.cluster_size, l.has_scales, l.scales_per_tap,
-                             static_cast<int64_t>(l.fill_x), static_cast<int64_t>(l.fill_w), l.zero_point,
-                             static_cast<int64_t>(l.type), l.in_double, l.has_bias, l.has_residual, l.odd_factors};
+  const int64_t numbers[] = {s.batch,
+                             s.in_height,
+                             s.in_width,
+                             s.in_channels,
+                             s.out_channels,
+                             s.kernel_height,
+                             s.kernel_width,
+                             s.stride_height,
+                             s.stride_width,
+                             s.dilation_height,
+                             s.dilation_width,
+                             s.pad_top,
+                             s.pad_bottom,
+                             s.pad_left,
+                             s.pad_right,
+                             s.groups,
+                             l.cluster_size,
+                             l.has_scales,
+                             l.scales_per_tap,
+                             static_cast<int64_t>(l.fill_x),
+                             static_cast<int64_t>(l.fill_w),
+                             l.zero_point,
+                             static_cast<int64_t>(l.type),
+                             l.in_double,
+                             l.has_bias,
+                             l.has_residual,
+                             l.odd_factors};
   std::string text = l.kind == Kind::kTernary ? "ternary" : l.kind == Kind::kInt8 ? "int8" : "depthwise";
-  text += " n,h,w,ic,oc,kh,kw,sh,sw,dh,dw,pt,pb,pl,pr,groups,cluster,scales,per_tap,fill_x,fill_w,zp,type,double,bias,res,odd";
+  text +=
+      " n,h,w,ic,oc,kh,kw,sh,sw,dh,dw,pt,pb,pl,pr,groups,cluster,scales,per_tap,fill_x,fill_w,zp,type,double,bias,res,"
+      "odd";
   for (int64_t number : numbers) text += " " + std::to_string(number);
   return text;
 }
@@ -81,7 +105,8 @@ inline void DrawWeights(const Layer& l, Random& random, Data* d) {
     d->kernel = Filled(random, s.taps() * s.out_channels, l.fill_w, -128, 127);
     return;
   }
-  d->kernel = l.kind == Kind::kTernary ? Filled(random, count, l.fill_w, -1, 1) : Filled(random, count, l.fill_w, -128, 127);
+  d->kernel =
+      l.kind == Kind::kTernary ? Filled(random, count, l.fill_w, -1, 1) : Filled(random, count, l.fill_w, -128, 127);
   const WeightSizes sizes = WeightSizesOf(s, d->weights);
   if (l.has_scales) {
     d->scales = Filled(random, sizes.scales_bytes_total, random() % 4 == 0 ? Fill::kAllMax : Fill::kRandom, 0, 127);

@@ -12,7 +12,8 @@ void CheckWidths() {
   uint32_t seed = 100;
   for (Kind kind : {Kind::kTernary, Kind::kInt8, Kind::kDepthwise}) {
     for (int64_t in : channels) {
-      for (int64_t out : kind == Kind::kDepthwise ? std::vector<int64_t>{in} : std::vector<int64_t>{1, 16, 33, 64, 65}) {
+      for (int64_t out :
+           kind == Kind::kDepthwise ? std::vector<int64_t>{in} : std::vector<int64_t>{1, 16, 33, 64, 65}) {
         for (int64_t pixels : {1, 5, 6, 7, 13, 65}) {
           Random random(++seed);
           Layer layer;
@@ -123,7 +124,8 @@ void CheckErrors() {
   };
   for (const auto& c : cases) KLB_CHECK_ERROR(RunChanged(layer, *data, c.change), c.words);
   KLB_CHECK_OK(RunChanged(layer, *data, [](Layer* l, Data*) { l->shape.batch = 0; }));
-  KLB_CHECK_OK(RunChanged(layer, *data, [](Layer* l, Data*) { l->shape.pad_left = 1 << 30, l->shape.stride_width = 1 << 30; }));
+  KLB_CHECK_OK(
+      RunChanged(layer, *data, [](Layer* l, Data*) { l->shape.pad_left = 1 << 30, l->shape.stride_width = 1 << 30; }));
 }
 
 // Pads that dwarf the image, and windows that never meet it.

@@ -59,7 +59,8 @@ inline double Output(const Epilogue& e, int64_t total, int64_t oc, int64_t posit
 inline int64_t Sum(const ConvShape& s, const int8_t* kernel, const int8_t* x, int32_t zero_point, bool depthwise,
                    int64_t n, int64_t oy, int64_t ox, int64_t oc) {
   const int64_t per_group = depthwise ? 1 : s.in_channels / s.groups;
-  const int64_t first = depthwise ? oc / (s.out_channels / s.in_channels) : oc / (s.out_channels / s.groups) * per_group;
+  const int64_t first =
+      depthwise ? oc / (s.out_channels / s.in_channels) : oc / (s.out_channels / s.groups) * per_group;
   int64_t sum = 0;
   for (int64_t i = 0; i < s.kernel_height; ++i) {
     for (int64_t j = 0; j < s.kernel_width; ++j) {
@@ -68,7 +69,8 @@ inline int64_t Sum(const ConvShape& s, const int8_t* kernel, const int8_t* x, in
       if (iy < 0 || iy >= s.in_height || ix < 0 || ix >= s.in_width) continue;
       for (int64_t c = 0; c < per_group; ++c) {
         const int64_t pixel = ((n * s.in_height + iy) * s.in_width + ix) * s.in_channels + first + c;
-        sum += (int64_t{x[pixel]} - zero_point) * kernel[((i * s.kernel_width + j) * per_group + c) * s.out_channels + oc];
+        sum +=
+            (int64_t{x[pixel]} - zero_point) * kernel[((i * s.kernel_width + j) * per_group + c) * s.out_channels + oc];
       }
     }
   }
@@ -82,7 +84,8 @@ inline std::vector<double> Conv(const ConvShape& s, const int8_t* kernel, const 
     for (int64_t oy = 0; oy < s.out_height(); ++oy) {
       for (int64_t ox = 0; ox < s.out_width(); ++ox) {
         for (int64_t oc = 0; oc < s.out_channels; ++oc) {
-          y.push_back(Output(e, Sum(s, kernel, x, zero_point, depthwise, n, oy, ox, oc), oc, static_cast<int64_t>(y.size())));
+          y.push_back(
+              Output(e, Sum(s, kernel, x, zero_point, depthwise, n, oy, ox, oc), oc, static_cast<int64_t>(y.size())));
         }
       }
     }

@@ -27,8 +27,10 @@ ConvShape DrawShape(Random& random) {
   s.pad_bottom = Between(random, 0, 3);
   s.pad_left = Between(random, 0, 3);
   s.pad_right = Between(random, 0, 3);
-  const int64_t inputs[] = {Between(random, 1, 8), Between(random, 9, 40), 4 * Between(random, 1, 20), Between(random, 60, 300)};
-  const int64_t outputs[] = {Between(random, 1, 20), Between(random, 1, 70), 16 * Between(random, 1, 5), Between(random, 60, 140)};
+  const int64_t inputs[] = {Between(random, 1, 8), Between(random, 9, 40), 4 * Between(random, 1, 20),
+                            Between(random, 60, 300)};
+  const int64_t outputs[] = {Between(random, 1, 20), Between(random, 1, 70), 16 * Between(random, 1, 5),
+                             Between(random, 60, 140)};
   s.in_channels = inputs[random() % 4];
   s.out_channels = outputs[random() % 4];
   return s;

@@ -33,7 +33,8 @@ int main() {
   KLB_CHECK(name == rows.back(), "a refused name leaves the choice as it was");
 
   for (const KernelInfo& info : CompiledKernels()) {
-    std::printf("%s: needs %s; %s\n", info.name.c_str(), info.needs.c_str(), info.supported ? "runs here" : "SKIPPED: not on this CPU");
+    std::printf("%s: needs %s; %s\n", info.name.c_str(), info.needs.c_str(),
+                info.supported ? "runs here" : "SKIPPED: not on this CPU");
     if (!info.supported) KLB_CHECK_ERROR(ForceKernel(info.name), info.needs);
   }
   KLB_CHECK(CompiledKernels().front().supported == (CompiledKernels().front().name == rows.front()), "best first");

@@ -10,11 +10,12 @@ void DepthwiseReference(const BlockArgs& args) {
     for (int64_t c = 0; c < args.channels; ++c) {
       total[c] = args.constants->init[c];
       for (int64_t tap = 0; tap < args.taps; ++tap) {
-        total[c] += args.rows[tap * args.tap_stride + p][args.channel_offset + c] * weights[tap / 4 * 256 + 4 * c + tap % 4];
+        total[c] +=
+            args.rows[tap * args.tap_stride + p][args.channel_offset + c] * weights[tap / 4 * 256 + 4 * c + tap % 4];
       }
     }
-    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p,
-                        args.first_channel, 1, args.channels);
+    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p, args.first_channel,
+                        1, args.channels);
   }
 }
 

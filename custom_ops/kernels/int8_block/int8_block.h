@@ -1,7 +1,8 @@
 // int8 weights: one block of 64 output channels over many pixels.
 //
 //   total[p][c] = init[c] + sum over taps t, k groups g, i = 0..3 of
-//                 (rows[t * tap_stride + p][channel_offset + 4 g + i] + activation_offset) * weights[t][g][c][i]       modulo 2**32
+//                 (rows[t * tap_stride + p][channel_offset + 4 g + i] + activation_offset) * weights[t][g][c][i]
+//                 modulo 2**32
 //
 // weights: the kInt8 layout of core/packing.h, [taps * groups][256] bytes, any alignment. rows point at
 // 4 * groups readable bytes each, never one more. activation_offset is 128 where the machine multiplies unsigned

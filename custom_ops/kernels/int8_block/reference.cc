@@ -17,8 +17,8 @@ void Int8BlockReference(const BlockArgs& args) {
         }
       }
     }
-    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p,
-                        args.first_channel, 1, args.channels);
+    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p, args.first_channel,
+                        1, args.channels);
   }
 }
 

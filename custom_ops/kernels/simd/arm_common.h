@@ -53,7 +53,8 @@ struct ArmCommon {
   static void Interleave(const Bytes* x, Bytes* four) {
     const int8x16x2_t first = vzipq_s8(x[0], x[1]), second = vzipq_s8(x[2], x[3]);
     for (int half = 0; half < 2; ++half) {
-      const int16x8x2_t pairs = vzipq_s16(vreinterpretq_s16_s8(first.val[half]), vreinterpretq_s16_s8(second.val[half]));
+      const int16x8x2_t pairs =
+          vzipq_s16(vreinterpretq_s16_s8(first.val[half]), vreinterpretq_s16_s8(second.val[half]));
       four[2 * half] = vreinterpretq_s8_s16(pairs.val[0]);
       four[2 * half + 1] = vreinterpretq_s8_s16(pairs.val[1]);
     }

@@ -12,7 +12,8 @@ namespace {
 template <class V>
 void DepthwiseChunk(const BlockArgs& args, int64_t p, int64_t first, int32_t* totals) {
   typename V::Totals total[4];
-  KLB_UNROLL for (int q = 0; q < 4; ++q) total[q] = V::Zero();
+  KLB_UNROLL for (int q = 0; q < 4; ++q)
+    total[q] = V::Zero();
   const auto* weights = static_cast<const int8_t*>(args.weights) + 4 * first;
   const int64_t count = args.channels - first;
   for (int64_t tap = 0; tap < args.taps; tap += 4, weights += 256) {

@@ -18,7 +18,7 @@ namespace {
 
 // The k groups of one tile that share one scale.
 struct Run {
-  const int8_t* const* rows;  // rows[tap * tap_stride + r]
+  const int8_t* const* rows;                 // rows[tap * tap_stride + r]
   int64_t tap_stride, taps, groups, offset;  // offset: bytes from a row's start to its first channel
   const void* weights;
   const int32_t* init;  // [64]
@@ -33,7 +33,8 @@ struct Int8Source {
   static constexpr int Channel(int pass, int v) { return (pass * kCount + v) * V::kChannels; }
   Int8Source(const void* weights, int pass) : next(static_cast<const int8_t*>(weights) + 4 * Channel(pass, 0)) {}
   void Load(typename V::Weights* w) {
-    KLB_UNROLL for (int v = 0; v < kCount; ++v) w[v] = V::Load(next + v * V::kBytes);
+    KLB_UNROLL for (int v = 0; v < kCount; ++v)
+      w[v] = V::Load(next + v * V::kBytes);
     next += kInt8BlockBytes;
   }
   void Prefetch() const {}  // four cache lines in a row: the machine's own prefetcher keeps up
@@ -73,13 +74,15 @@ struct ScaledTernarySource {
       : scaled(*static_cast<const ScaledCodes*>(weights)), codes(scaled.codes, pass), pass(pass) {}
   void Load(typename V::Weights* w) {
     if (left == 0) {
-      KLB_UNROLL for (int v = 0; v < kVectors; ++v) scale[v] = V::SpreadScales(scaled.scales + Channel(pass, v));
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v)
+        scale[v] = V::SpreadScales(scaled.scales + Channel(pass, v));
       scaled.scales += 64;
       left = scaled.cluster_groups;
     }
     --left;
     codes.Load(w);
-    KLB_UNROLL for (int v = 0; v < kVectors; ++v) w[v] = V::Scale(w[v], scale[v]);
+    KLB_UNROLL for (int v = 0; v < kVectors; ++v)
+      w[v] = V::Scale(w[v], scale[v]);
   }
   void Prefetch() const {
     codes.Prefetch();
@@ -105,7 +108,8 @@ struct Tile {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
         total[0][r][v] = V::Start(run.init + Source::Channel(pass, v));
-        KLB_UNROLL for (int i = 1; i < kChains; ++i) total[i][r][v] = V::Zero();
+        KLB_UNROLL for (int i = 1; i < kChains; ++i)
+          total[i][r][v] = V::Zero();
       }
     }
   }
@@ -115,13 +119,16 @@ struct Tile {
     source.Load(w);
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       const typename V::Activations four = V::Broadcast(x[r] + at);
-      KLB_UNROLL for (int v = 0; v < kVectors; ++v) total[chain][r][v] = V::Dot(total[chain][r][v], four, w[v]);
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v)
+        total[chain][r][v] = V::Dot(total[chain][r][v], four, w[v]);
     }
   }
 
-  __attribute__((always_inline)) void AddTap(Source& source, const int8_t* const* rows, int64_t offset, int64_t groups) {
+  __attribute__((always_inline)) void AddTap(Source& source, const int8_t* const* rows, int64_t offset,
+                                             int64_t groups) {
     const int8_t* x[kRows];
-    KLB_UNROLL for (int r = 0; r < kRows; ++r) x[r] = rows[r] + offset;
+    KLB_UNROLL for (int r = 0; r < kRows; ++r)
+      x[r] = rows[r] + offset;
     int64_t at = 0;
     const int64_t end = 4 * groups, whole = 4 * (groups - groups % kChains);
     for (; at < whole; at += 4 * kChains) {
@@ -139,7 +146,8 @@ struct Tile {
   void Gather() {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
-        KLB_UNROLL for (int i = 1; i < kChains; ++i) total[0][r][v] = V::Add(total[0][r][v], total[i][r][v]);
+        KLB_UNROLL for (int i = 1; i < kChains; ++i)
+          total[0][r][v] = V::Add(total[0][r][v], total[i][r][v]);
       }
     }
   }
@@ -156,7 +164,8 @@ struct Tile {
   void Finish(const BlockArgs& args, int64_t pixel) const {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       typename V::Totals y[kVectors];
-      KLB_UNROLL for (int v = 0; v < kVectors; ++v) y[v] = total[0][r][v];
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v)
+        y[v] = total[0][r][v];
       const int64_t position = (args.first_pixel + pixel + r) * args.output->pixel_stride + args.first_channel;
       V::template FinishTotals<kVectors>(*args.constants, *args.output, y, position, args.channels);
     }
@@ -240,8 +249,8 @@ void RunInt8Block(const BlockArgs& args) {
   alignas(64) int32_t totals[kRows * 64] = {};
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
-    const Run run = {args.rows + p, args.tap_stride, args.taps, args.groups, args.channel_offset, args.weights,
-                     args.constants->init, args.channels};
+    const Run run = {args.rows + p, args.tap_stride,      args.taps,    args.groups, args.channel_offset,
+                     args.weights,  args.constants->init, args.channels};
     RunTile<V, Source, kRows>(run, rows, args, p, totals);
     p += rows;
   }
@@ -257,8 +266,9 @@ inline void AddScaled(const int32_t* partial, const int8_t* scales, int64_t rows
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int c = 0; c < 64; ++c) {
-      totals[64 * r + c] = static_cast<int32_t>(static_cast<uint32_t>(totals[64 * r + c]) +
-                                                static_cast<uint32_t>(scales[c]) * static_cast<uint32_t>(partial[64 * r + c]));
+      totals[64 * r + c] =
+          static_cast<int32_t>(static_cast<uint32_t>(totals[64 * r + c]) +
+                               static_cast<uint32_t>(scales[c]) * static_cast<uint32_t>(partial[64 * r + c]));
     }
   }
 }
@@ -275,8 +285,8 @@ void AddClusters(const BlockArgs& args, const ClusterArgs& clusters, int64_t p, 
     const int64_t groups = cluster + 1 == clusters.clusters ? clusters.last_groups : clusters.cluster_groups;
     const int64_t offset = args.channel_offset + 4 * cluster * clusters.cluster_groups;
     for (int64_t step = 0; step < steps; ++step, codes += taps * groups * kTernaryBlockBytes) {
-      const Run run = {args.rows + step * args.tap_stride + p, args.tap_stride, taps, groups, offset, codes, kZeros,
-                       args.channels};
+      const Run run = {
+          args.rows + step * args.tap_stride + p, args.tap_stride, taps, groups, offset, codes, kZeros, args.channels};
       ComputeTile<V, TernarySource<V>, kRows>(run, rows, partial);
       AddScaled(partial, scales, rows, totals);
       if (scales != nullptr) scales += 64;
@@ -301,8 +311,8 @@ void RunTernaryBlock(const BlockArgs& args, const ClusterArgs& clusters) {
   for (int64_t p = 0; p < args.pixels;) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
     if (clusters.scales == nullptr && clusters.clusters == 1) {
-      const Run run = {args.rows + p, args.tap_stride, args.taps, args.groups, args.channel_offset, args.weights,
-                       args.constants->init, args.channels};
+      const Run run = {args.rows + p, args.tap_stride,      args.taps,    args.groups, args.channel_offset,
+                       args.weights,  args.constants->init, args.channels};
       RunTile<V, TernarySource<V>, kRows>(run, rows, args, p, totals);
     } else {
       for (int64_t i = 0; i < 64 * rows; ++i) totals[i] = args.constants->init[i % 64];

@@ -16,7 +16,9 @@ struct Avx2 : Avx2Common {
   using Weights = Pair;
   using Activations = Pair;
 
-  static Pair Widen(__m256i bytes) { return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)}; }
+  static Pair Widen(__m256i bytes) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+  }
 
   static Totals Start(const int32_t* init) { return LoadVector(init); }
   static Totals Zero() { return _mm256_setzero_si256(); }

@@ -26,8 +26,10 @@ struct Avx2Common {
 
   // Four bits hold two codes: one byte shuffle looks up the lower one, another the upper one.
   static void DecodeBytes(const uint8_t* from, Bytes* w) {
-    const __m256i lower = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2));
-    const __m256i upper = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2));
+    const __m256i lower =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2));
+    const __m256i upper =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2));
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i codes = LoadVector(from);
     const __m256i low = _mm256_and_si256(codes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
@@ -64,7 +66,8 @@ struct Avx2Common {
     const __m256i lanes[4] = {
         _mm256_permute2x128_si256(total[0], total[1], 0x20), _mm256_permute2x128_si256(total[2], total[3], 0x20),
         _mm256_permute2x128_si256(total[0], total[1], 0x31), _mm256_permute2x128_si256(total[2], total[3], 0x31)};
-    KLB_UNROLL for (int j = 0; j < 4; ++j) StoreVector(to + 8 * j, _mm256_add_epi32(lanes[j], LoadVector(init + 8 * j)));
+    KLB_UNROLL for (int j = 0; j < 4; ++j)
+      StoreVector(to + 8 * j, _mm256_add_epi32(lanes[j], LoadVector(init + 8 * j)));
   }
 
   // round_half_up(x * multiplier / 2**31) for |x| < 2**30: see x86_avx512.h.

@@ -28,7 +28,8 @@ struct Tile<Avx2Narrow, Source, kRows> {
 
   void Clear() {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
-      KLB_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm256_setzero_si256();
+      KLB_UNROLL for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = _mm256_setzero_si256();
     }
   }
 
@@ -42,9 +43,11 @@ struct Tile<Avx2Narrow, Source, kRows> {
     Clear();
   }
 
-  __attribute__((always_inline)) void AddGroups(Source& source, const int8_t* const* rows, int64_t from, int64_t groups) {
+  __attribute__((always_inline)) void AddGroups(Source& source, const int8_t* const* rows, int64_t from,
+                                                int64_t groups) {
     const int8_t* x[kRows];
-    KLB_UNROLL for (int r = 0; r < kRows; ++r) x[r] = rows[r] + from;
+    KLB_UNROLL for (int r = 0; r < kRows; ++r)
+      x[r] = rows[r] + from;
     for (int64_t at = 0; at < 4 * groups; at += 4) {
       typename V::Weights w[kVectors];
       source.Load(w);

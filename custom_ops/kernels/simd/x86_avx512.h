@@ -75,11 +75,14 @@ struct Avx512 {
   static Activations FromBytes(Bytes x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
   // Back in order: a 4 x 4 transposition of lanes.
   static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
-    const __m512i a = _mm512_shuffle_i32x4(total[0], total[1], 0x44), b = _mm512_shuffle_i32x4(total[0], total[1], 0xEE);
-    const __m512i c = _mm512_shuffle_i32x4(total[2], total[3], 0x44), d = _mm512_shuffle_i32x4(total[2], total[3], 0xEE);
+    const __m512i a = _mm512_shuffle_i32x4(total[0], total[1], 0x44),
+                  b = _mm512_shuffle_i32x4(total[0], total[1], 0xEE);
+    const __m512i c = _mm512_shuffle_i32x4(total[2], total[3], 0x44),
+                  d = _mm512_shuffle_i32x4(total[2], total[3], 0xEE);
     const __m512i lanes[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
                               _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
-    KLB_UNROLL for (int l = 0; l < 4; ++l) Store(to + 16 * l, Add(lanes[l], Start(init + 16 * l)));
+    KLB_UNROLL for (int l = 0; l < 4; ++l)
+      Store(to + 16 * l, Add(lanes[l], Start(init + 16 * l)));
   }
 
   // round_half_up(x * multiplier / 2**31) for |x| < 2**30: (2 x * multiplier + 2**31) / 2**32, so that the result
@@ -111,7 +114,8 @@ struct Avx512 {
   static __m512i RequantizeDouble(const ChannelBlock& block, const int32_t* totals, int channel) {
     const auto* from = reinterpret_cast<const __m256i*>(totals + channel);
     const __m256i low = RoundProduct(_mm256_load_si256(from), block.factor + channel);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), RoundProduct(_mm256_load_si256(from + 1), block.factor + channel + 8), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
+                              RoundProduct(_mm256_load_si256(from + 1), block.factor + channel + 8), 1);
   }
 
   static __m512i Multiply(__m512i x, const UniformFactor& factor) {
@@ -147,9 +151,8 @@ struct Avx512 {
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
       const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(mine) + j);
       const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(theirs) + j);
-      const __m512i sum =
-          _mm512_add_epi32(Multiply(Centered(a, stage.epilogue->requantize.zero_point), stage.first),
-                           Multiply(Centered(b, add.zero_point), stage.second));
+      const __m512i sum = _mm512_add_epi32(Multiply(Centered(a, stage.epilogue->requantize.zero_point), stage.first),
+                                           Multiply(Centered(b, add.zero_point), stage.second));
       y[j] = Multiply(sum, stage.last);
     }
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
@@ -182,7 +185,8 @@ struct Avx512 {
     const bool fixed = stage.fast == OutputStage::Fast::kFixed;
     __m512i y[4];
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      y[j] = fixed ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j) : RequantizeDouble(block, totals, 16 * j);
+      y[j] = fixed ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
+                   : RequantizeDouble(block, totals, 16 * j);
     }
     StoreCodes(stage, y, position, channels);
   }

@@ -19,7 +19,9 @@ struct AvxVnni : Avx2Common {
   static void Decode(const uint8_t* from, Weights* w) { DecodeBytes(from, w); }
 
   // See x86_avx512.h: x + 128 as an unsigned byte.
-  static Activations Broadcast(const int8_t* from) { return _mm256_xor_si256(BroadcastFour(from), _mm256_set1_epi8(-128)); }
+  static Activations Broadcast(const int8_t* from) {
+    return _mm256_xor_si256(BroadcastFour(from), _mm256_set1_epi8(-128));
+  }
   static Activations FromBytes(Bytes x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
   static Totals Dot(Totals total, Activations x, Weights w) { return _mm256_dpbusd_avx_epi32(total, x, w); }
 };

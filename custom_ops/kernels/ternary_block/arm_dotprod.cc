@@ -2,7 +2,9 @@
 
 namespace keras_lowbit {
 
-void TernaryBlockDotprod(const BlockArgs& args, const ClusterArgs& clusters) { RunTernaryBlock<ArmDotprod, 5>(args, clusters); }
+void TernaryBlockDotprod(const BlockArgs& args, const ClusterArgs& clusters) {
+  RunTernaryBlock<ArmDotprod, 5>(args, clusters);
+}
 
 void UnpackTernaryDotprod(const UnpackArgs& args) { Unpack<ArmDotprod>(args); }
 

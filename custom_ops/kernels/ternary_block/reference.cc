@@ -29,14 +29,15 @@ void TernaryBlockReference(const BlockArgs& args, const ClusterArgs& clusters) {
     for (int64_t cluster = 0; cluster < clusters.clusters; ++cluster) {
       const int64_t groups = cluster + 1 == clusters.clusters ? clusters.last_groups : clusters.cluster_groups;
       for (int64_t tap = 0; tap < args.taps; ++tap) {
-        const int8_t* x = args.rows[tap * args.tap_stride + p] + args.channel_offset + 4 * cluster * clusters.cluster_groups;
+        const int8_t* x =
+            args.rows[tap * args.tap_stride + p] + args.channel_offset + 4 * cluster * clusters.cluster_groups;
         AddTap(codes, groups, x, scales, total);
         codes += 64 * groups;
         if (scales != nullptr && (clusters.scales_per_tap || tap + 1 == args.taps)) scales += 64;
       }
     }
-    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p,
-                        args.first_channel, 1, args.channels);
+    args.output->finish(*args.output, reinterpret_cast<const int32_t*>(total), args.first_pixel + p, args.first_channel,
+                        1, args.channels);
   }
 }
 

@@ -16,7 +16,7 @@ namespace keras_lowbit {
 
 struct ClusterArgs {
   int64_t clusters = 1, cluster_groups = 0, last_groups = 0;  // k groups of one tap of one cluster
-  const int8_t* scales = nullptr;  // [clusters][taps or 1][64], null: all ones
+  const int8_t* scales = nullptr;                             // [clusters][taps or 1][64], null: all ones
   bool scales_per_tap = false;
 };
 
@@ -38,7 +38,7 @@ struct TernaryBlockKernel {
 
 TernaryBlockKernel SelectTernaryBlock(Row row);
 
-#define KLB_KERNEL(row, suffix, run_unpacked, offset)                              \
+#define KLB_KERNEL(row, suffix, run_unpacked, offset)                            \
   void TernaryBlock##suffix(const BlockArgs& args, const ClusterArgs& clusters); \
   void UnpackTernary##suffix(const UnpackArgs& args);                            \
   void run_unpacked(const BlockArgs& args);

@@ -2,7 +2,9 @@
 
 namespace keras_lowbit {
 
-void TernaryBlockAvx2(const BlockArgs& args, const ClusterArgs& clusters) { RunTernaryBlock<Avx2Narrow, 2>(args, clusters); }
+void TernaryBlockAvx2(const BlockArgs& args, const ClusterArgs& clusters) {
+  RunTernaryBlock<Avx2Narrow, 2>(args, clusters);
+}
 
 void UnpackTernaryAvx2(const UnpackArgs& args) { Unpack<Avx2Narrow>(args); }
 

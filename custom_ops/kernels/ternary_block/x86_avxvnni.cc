@@ -2,7 +2,9 @@
 
 namespace keras_lowbit {
 
-void TernaryBlockAvxVnni(const BlockArgs& args, const ClusterArgs& clusters) { RunTernaryBlock<AvxVnni, 2>(args, clusters); }
+void TernaryBlockAvxVnni(const BlockArgs& args, const ClusterArgs& clusters) {
+  RunTernaryBlock<AvxVnni, 2>(args, clusters);
+}
 
 void UnpackTernaryAvxVnni(const UnpackArgs& args) { Unpack<AvxVnni>(args); }
 
