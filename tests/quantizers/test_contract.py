@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from keras_lowbit import quantizers, schedules
-from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform, base, ternary
+from keras_lowbit.quantizers import (
+    ActivationRange,
+    AdjustableThreshold,
+    Binary,
+    LearnedPowerOfTwo,
+    LearnedStep,
+    Stochastic,
+    Ternary,
+    Uniform,
+    base,
+    ternary,
+)
 
 EXAMPLES = [
     Binary(),
@@ -23,6 +34,12 @@ EXAMPLES = [
     Stochastic(),
     Stochastic(Binary(), "element", "softmax", "keep_error", hybrid_evaluation=True, seed=7),
     Stochastic(Uniform(bits=4)),
+    AdjustableThreshold(),
+    AdjustableThreshold(Uniform(4, "tensor"), limits=(0.4, 1.3), start="mse", project=False),
+    AdjustableThreshold(ActivationRange(hold=True), mode="asymmetric", left_limits=(-0.1, 0.2), signed=False),
+    LearnedStep(Uniform(3), start="max"),
+    LearnedStep(ActivationRange(4), signed=True),
+    LearnedPowerOfTwo(),
 ]
 
 
