@@ -7,6 +7,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OPS := $(VENV)/.ops
+OP_SOURCES := $(shell find custom_ops -name build -prune -o \( -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name '*.cmake' \) -print)
 WORKERS ?= 2
 
 # Quieter TensorFlow: errors only.
@@ -18,11 +20,12 @@ help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under ASan and UBSan, under qemu"
+	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make clean   remove .venv and the caches"
 
-test: lint
+test: lint $(OPS)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 # The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
@@ -46,7 +49,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-demo: $(INSTALLED)
+demo: $(INSTALLED) $(OPS)
 	$(BIN)/keras-lowbit demo
 
 # The stamp is touched last, so a set-up that was interrupted starts again.
@@ -67,5 +70,12 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,demo]"
 	@touch $(INSTALLED)
 
+# The compiled ops: without a C++ compiler one sentence is printed, and the ops run in plain TensorFlow.
+$(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
+	$(BIN)/python keras_lowbit/ops/build.py --if-possible
+	@touch $(OPS)
+
+ops: $(OPS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

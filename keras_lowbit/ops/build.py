@@ -159,11 +159,14 @@ def build(target: Path | None = None, force: bool = False, say=print) -> Path:
     BuildError without sources, compiler or TensorFlow, and with the compiler's words if it fails.
     """
     folder, compiler, version = source_folder(), find_compiler(), installed_tensorflow()
+    if not version:
+        raise BuildError(f"no TensorFlow in the environment of {sys.executable}")
     target = target or _writable_folder()
     library = target / NAME
     print_of = fingerprint(folder, compiler, version)
-    if not force and library.is_file() and read_info(library).get("fingerprint") == print_of:
-        return library
+    for ready in () if force else (target, NATIVE):
+        if (ready / NAME).is_file() and read_info(ready / NAME).get("fingerprint") == print_of:
+            return _copied(ready, target)
     tensorflow, start = ask_tensorflow(), time.monotonic()
     say(f"building the op library with {compiler} for TensorFlow {tensorflow['version']}")
     target.mkdir(parents=True, exist_ok=True)
@@ -181,6 +184,22 @@ def build(target: Path | None = None, force: bool = False, say=print) -> Path:
         os.replace(Path(work, INFO), target / INFO)
     say(f"built {library} in {time.monotonic() - start:.0f} s")
     return library
+
+
+def can_build() -> bool:
+    """Whether there are sources, a compiler and TensorFlow."""
+    try:
+        return bool(source_folder() and find_compiler() and installed_tensorflow())
+    except BuildError:
+        return False
+
+
+def _copied(source: Path, target: Path) -> Path:
+    if source != target:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (NAME, INFO):
+            shutil.copy2(source / name, target / name)
+    return target / NAME
 
 
 def _compile(folder: Path, compiler: str, tensorflow: dict[str, Any], work: Path) -> Path:
