@@ -181,6 +181,18 @@ def test_an_equal_student_has_loss_0_and_does_not_move(pair):
     assert all(np.abs(a - b).max() < 1e-6 for a, b in zip(before, values(twin.variables), strict=True))
 
 
+def test_history_holds_means_over_the_epoch(pair):
+    teacher, student = pair
+    start_again(student)
+    frozen = klb.Distiller(student, teacher, loss="smooth_l1")
+    frozen.compile("sgd")
+    want = frozen.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)
+    arguments = {"loss": "smooth_l1", "learning_rate": 1e-12, "verbose": 0}
+    history = klb.distill(student, teacher, VECTORS, epochs=1, batch_size=20, **arguments)
+    for name in ("loss", "agreement"):
+        np.testing.assert_allclose(history.history[name], [want[name]], rtol=1e-4)
+
+
 def test_cached_teacher_logits_change_nothing(pair):
     teacher, student = pair
     found = []

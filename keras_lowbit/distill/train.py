@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
@@ -86,6 +87,19 @@ def _check_epochs(epochs: int) -> None:
         raise ValueError(f"distill needs epochs of 1 or more, got {epochs!r}.")
 
 
+class _Means:
+    """Means of the logs over the samples of an epoch; `train_on_batch` gives those of one batch."""
+
+    def __init__(self) -> None:
+        self.samples, self.sums = 0, dict[str, float]()
+
+    def update(self, logs: dict[str, Any], samples: int) -> dict[str, float]:
+        """The means with one more batch."""
+        self.samples += samples
+        self.sums = {name: self.sums.get(name, 0.0) + float(value) * samples for name, value in logs.items()}
+        return {name: total / self.samples for name, total in self.sums.items()}
+
+
 class _Training:
     """The loop: steps, restores after NaN, checkpoints."""
 
@@ -131,18 +145,20 @@ class _Training:
         for epoch in range(self.first, self.epochs):
             logs = self._epoch(epoch, progress)
             self.history = history.history
-            self._keep(epoch, float(logs["loss"]))
+            self._keep(epoch, float(logs.get("loss", np.inf)))
         progress.on_train_end(logs)
         return history
 
     def _epoch(self, epoch: int, progress: keras.callbacks.CallbackList) -> dict[str, Any]:
         progress.on_epoch_begin(epoch)
-        self.distiller.reset_metrics()
+        means = _Means()
         logs: dict[str, Any] = {}
         for step, (inputs, targets) in enumerate(self.source.epoch(epoch)):
             progress.on_train_batch_begin(step)
-            logs = self.distiller.train_on_batch(inputs, targets, return_dict=True)
-            if not np.isfinite(float(logs["loss"])):
+            batch = self.distiller.train_on_batch(inputs, targets, return_dict=True)
+            if np.isfinite(float(batch["loss"])):
+                logs = means.update(batch, len(tree.flatten(inputs)[0]))
+            else:
                 self._restore(f"epoch {epoch + 1}, step {step + 1}")
             progress.on_train_batch_end(step, logs)
         if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
@@ -154,7 +170,6 @@ class _Training:
     def _restore(self, where: str) -> None:
         self.best.restore(self.distiller.trainable_variables)
         reset_optimizer(self.distiller)
-        self.distiller.reset_metrics()
         self.restores += 1
         message = f"Distillation: the loss or a variable was not finite in {where}"
         if self.restores > _MAX_RESTORES:
