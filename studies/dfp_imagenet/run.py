@@ -30,7 +30,7 @@ from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accurac
 from studies.dfp_imagenet.tune import tune
 
 HERE = Path(__file__).resolve().parent
-CALIBRATION_IMAGES, STATISTICS_IMAGES, BATCH_SIZE = 64, 192, 64  # a batch encodes every kernel once: few, large ones
+CALIBRATION_IMAGES, BATCH_SIZE = 64, 64  # a batch encodes every kernel once: few, large ones
 KEYS = ("network", "weights", "cluster_size", "mode", "groups", "statistics", "tuning", "last")
 DEFAULTS = {"cluster_size": None, "mode": "rms", "groups": "kernels", "statistics": "new", "tuning": None, "last": 8}
 
@@ -162,7 +162,7 @@ def main(arguments: Any = None) -> None:
             if not data:
                 network = NETWORKS[name]
                 data = {
-                    "tuning": network.tuning(folder, STATISTICS_IMAGES),
+                    "tuning": network.tuning(folder, network.statistics),
                     "labelled": network.labelled(folder, parsed.images),
                 }
             started = time.perf_counter()
