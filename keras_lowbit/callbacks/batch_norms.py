@@ -61,7 +61,8 @@ def reestimate_batch_norms(
     Quantizing weights shifts these statistics; without retraining accuracy collapses unless they are taken anew. Do it
     before folding or export, and calibrate before and after where activations are quantized.
 
-    data, batch_size, steps: as for `calibrate`; a few hundred batches of training data.
+    data, batch_size, steps: as for `calibrate`; a few hundred batches of training data, augmented as in training:
+    statistics of the bare images cost a CIFAR-10 ResNet-20 three points (studies/dfp_imagenet).
     Returns how many batch norms were set; 0 for a model without any.
     Raises ValueError for empty data, TypeError for a subclassed model.
     """
