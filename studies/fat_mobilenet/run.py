@@ -77,8 +77,10 @@ class Study:
         klb.calibrate(quantized, self.images(self.config["calibration_images"]), verbose=0)
         return quantized
 
-    def tuned(self, quantized: keras.Model, name: str, recipe: str, **options: Any) -> keras.Model:
-        """The model with thresholds tuned on all training images."""
+    def tuned(
+        self, quantized: keras.Model, base: keras.Model | None, name: str, recipe: str, **options: Any
+    ) -> keras.Model:
+        """The model with thresholds (or other variables) tuned on the training images, then biases corrected anew."""
         history = klb.distill(
             quantized,
             self.model,
@@ -95,6 +97,8 @@ class Study:
             **options,
         )
         self.history = {key: [round(float(v), 5) for v in values] for key, values in history.history.items()}
+        if base is not None:
+            klb.correct_biases(quantized, base, self.images(self.config["correction_images"]), verbose=0)
         return quantized
 
     def record(self, name: str, path: Path, started: tuple[float, float] | None = None, **more: Any) -> None:
@@ -166,14 +170,29 @@ def int8_equalized_corrected(study: Study) -> keras.Model:
 @cell("fat vector")
 def fat_vector(study: Study) -> keras.Model:
     """The goal: per filter, biases corrected, thresholds tuned."""
-    return study.tuned(study.corrected(study.quantized(study.folded, "fat"), study.folded), "fat_vector", "fat")
+    base = study.folded
+    return study.tuned(study.corrected(study.quantized(base, "fat"), base), base, "fat_vector", "fat")
+
+
+@cell("fat vector, biases as they are")
+def fat_vector_alone(study: Study) -> keras.Model:
+    """Thresholds tuned and nothing else, as published."""
+    return study.tuned(study.quantized(study.folded, "fat"), None, "fat_vector_alone", "fat-scalar")
 
 
 @cell("fat scalar, rescaled")
 def fat_scalar(study: Study) -> keras.Model:
     """Per tensor, rescaled, biases corrected, thresholds tuned."""
     base = rescaled(study)
-    return study.tuned(study.corrected(study.quantized(base, "fat-scalar"), base), "fat_scalar", "fat-scalar")
+    quantized = study.corrected(study.quantized(base, "fat-scalar"), base)
+    return study.tuned(quantized, base, "fat_scalar", "fat-scalar")
+
+
+@cell("int8 scalar, rescaled, biases corrected")
+def int8_rescaled_corrected(study: Study) -> keras.Model:
+    """Per tensor, rescaled, biases corrected."""
+    base = rescaled(study)
+    return study.corrected(study.quantized(base, "fat-scalar"), base)
 
 
 @cell("w4")
@@ -201,7 +220,7 @@ def w4_rounded(study: Study) -> keras.Model:
 @cell("fat-w4, equalized, rounded by output")
 def fat_w4(study: Study) -> keras.Model:
     """The same, then the weights and biases tuned by pointwise factors."""
-    return study.tuned(w4_rounded(study), "fat_w4", "fat-w4", variables="pointwise")
+    return study.tuned(w4_rounded(study), None, "fat_w4", "fat-w4", variables="pointwise")
 
 
 def rescaled(study: Study) -> keras.Model:
