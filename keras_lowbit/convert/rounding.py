@@ -1,5 +1,6 @@
 """round_weights: codes chosen so that a layer's outputs, not its weights, come out nearest."""
 
+import zlib
 from typing import Any
 
 import keras
@@ -13,8 +14,9 @@ from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.layers.graph import Call, calls_of, inputs_in_order
 from keras_lowbit.layers.host import to_numpy
 
-# Input vectors that the second moments of a layer are taken over: 20 for each dimension, within these limits.
-_ROWS = (2_000, 20_000)
+# Input vectors that the second moments of a layer are taken over: 30 for each dimension, within these limits.
+_ROWS = (4_000, 20_000)
+_SAMPLES = 8  # of each batch that they come from, at least: positions of one image hang together
 _DAMPING = 0.01  # of the mean second moment, added to the diagonal
 
 
@@ -32,15 +34,16 @@ def round_weights(
 
     Nearest rounding treats every weight alone. Here the weights of a filter are rounded one after the other, those on the
     strongest inputs first, and the error of each is made up for by the ones still free, as far as the inputs correlate:
-    ``min Var(x (w - s q))`` over the inputs x that the layer sees in the quantized model, greedily (GPTQ), then by three sweeps
-    of coordinate descent. The mean is left to the bias, which is corrected as `correct_biases` does. Scales stay; the new
-    kernel encodes to the new codes. It is for 4 bits and below; at 8 bits there is little to gain.
+    ``min Var(x w - x' s q)``, x the inputs of the layer in the float model, x' those in the quantized one, greedily (GPTQ),
+    then by three sweeps of coordinate descent. So a layer makes up for the errors before it, too. The mean is left to the bias,
+    which is corrected as `correct_biases` does. Scales stay; the new kernel encodes to the new codes. It is for 4 bits and
+    below; at 8 bits there is little to gain.
 
     quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Do not calibrate it again: that may
     look for the scales of the new kernels anew.
     reference: the float model, folded, with layers of the same paths.
     data, batch_size, steps, verbose: as for `calibrate`; 100 or more images, all in memory at once, layer by layer.
-    seed: of the choice of 2,000 to 20,000 input vectors for each layer.
+    seed: of the choice of 4,000 to 20,000 input vectors for each layer.
     Returns a report: "rounded" with the error before and after (relative to the output), or "left" and why.
     Works for Conv1D, Conv2D, DepthwiseConv2D and Dense kernels on symmetric even grids (Uniform, AdjustableThreshold).
     Raises ValueError if no layer of the two models matches.
@@ -55,17 +58,21 @@ def round_weights(
             "Give the model that was quantized, its batch norms folded."
         )
     bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
-    wanted: dict[str, np.ndarray] = {}
+    wanted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
     rows: list[LayerReport] = []
-    rng = np.random.default_rng(seed)
+
+    def vectors(call: Call, values: list[dict[int, Any]]) -> np.ndarray | None:
+        rng = np.random.default_rng((seed, zlib.crc32(call.path.encode())))  # the same choice in both models
+        return input_vectors(call.operation, [known[call.inputs[0]] for known in values], rng)
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = mean_output(call, values)
+        wanted[call.path] = mean_output(call, values), vectors(call, values)
 
     def change(call: Call, values: list[dict[int, Any]]) -> None:
-        rows.append(_round_layer(call, [known[call.inputs[0]] for known in values], rng))
+        mean, real = wanted.pop(call.path)
+        rows.append(_round_layer(call, vectors(call, values), real))
         bias = call.operation.bias
-        bias.assign(to_numpy(bias) + (wanted[call.path] - mean_output(call, values)).astype(np.float32))
+        bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
         bar.add(1)
 
     for model, graph, visit in zip((reference, quantized), graphs, (remember, change), strict=True):
@@ -73,50 +80,68 @@ def round_weights(
     return ConversionReport(quantized.name, "round_weights", tuple(rows))
 
 
-def _round_layer(call: Call, inputs: list[Any], rng: np.random.Generator) -> LayerReport:
+def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -> LayerReport:
+    """Give a layer its new kernel. seen, real: its inputs in the quantized and in the float model, the same samples."""
     layer, old = call.operation, to_numpy(call.operation.kernel)
-    vectors = input_vectors(layer, inputs, rng)
-    if vectors is None:
+    if seen is None or real is None:
         return LayerReport(call.path, call.kind, "left", f"{call.kind} is not covered")
     encoded = layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
     weights, scales = (_grouped(layer, value) for value in (old.astype(np.float64), scale))
     limit = 2 ** (int(layer.kernel_quantizer.bits) - 1) - 1
-    vectors = vectors - vectors.mean(axis=1, keepdims=True)  # the bias makes up for the error of the mean
-    moments = np.matmul(vectors.transpose(0, 2, 1), vectors).astype(np.float64) / vectors.shape[1]
-    codes = descended(weights, scales, moments, limit, rounded(weights, scales, moments, limit))
+    moments, target = regressed(weights, seen, real)
     nearest = np.clip(np.round(weights / np.where(scales > 0, scales, 1.0)), -limit, limit)
     kept = _largest(weights)
+    full = np.where(kept, nearest, 0)
+    codes = descended(target, scales, moments, limit, rounded(target, scales, moments, limit, full), full)
     latent = np.where(kept, weights, codes * scales)
     layer.kernel.assign(_ungrouped(layer, latent, old.shape))
     found = _grouped(layer, keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
     if not np.array_equal(found, codes):
         layer.kernel.assign(old)
         return LayerReport(call.path, call.kind, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
-    errors = [output_error(weights, c * scales, moments) for c in (nearest, codes)]
+    errors = [output_error(target, c * scales, moments) for c in (nearest, codes)]
     return LayerReport(call.path, call.kind, "rounded", f"relative output error {errors[0]:.3g} -> {errors[1]:.3g}")
 
 
-def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
+def regressed(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances C of the inputs seen, and the float weights that make of them what `weights` make of the real ones.
+
+    ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself. weights: [groups, inputs, outputs];
+    seen, real: [groups, vectors, inputs], centred here, since the bias makes up for the error of the mean.
+    """
+    seen, real = (part - part.mean(axis=1, keepdims=True) for part in (seen, real))
+    moments, mixed = (
+        np.matmul(seen.transpose(0, 2, 1), part).astype(np.float64) / seen.shape[1] for part in (seen, real)
+    )
+    damping = _damping(moments)
+    return moments, np.linalg.solve(moments + damping, np.matmul(mixed + damping, weights))
+
+
+def _damping(moments: np.ndarray) -> np.ndarray:
+    """A share of the mean variance on the diagonal."""
+    mean = np.einsum("gii->gi", moments).mean(1)
+    return np.eye(moments.shape[1]) * np.maximum(_DAMPING * mean, 1e-12)[:, None, None]
+
+
+def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, full: np.ndarray) -> np.ndarray:
     """Codes in [-limit, limit] by greedy error compensation. weights, scales: [groups, inputs, outputs], float64.
 
-    moments: [groups, inputs, inputs], ``E[x x^T]``.   The largest weight of a filter is rounded as it is: it sets the
-    scale of quantizers that go by max |w|.
+    moments: [groups, inputs, inputs], ``E[x x^T]``.   full: True where a weight takes the end of the grid whatever the
+    error: the largest of a filter, which sets the scale of quantizers that go by max |w|.
     """
     groups, count, _ = weights.shape
     diagonal = np.einsum("gii->gi", moments)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     rows = np.arange(groups)[:, None]
-    damped = moments + np.eye(count) * np.maximum(_DAMPING * diagonal.mean(1), 1e-12)[:, None, None]
-    sorted_moments = damped[rows[:, :, None], order[:, :, None], order[:, None, :]]
+    sorted_moments = (moments + _damping(moments))[rows[:, :, None], order[:, :, None], order[:, None, :]]
     upper = np.linalg.cholesky(np.linalg.inv(sorted_moments)).transpose(0, 2, 1)
-    left, original, steps = (value[rows, order].copy() for value in (weights, weights, scales))
+    left, steps, ends = (value[rows, order].copy() for value in (weights, scales, full))
     steps = np.where(steps > 0, steps, 1.0)
-    keep = _largest(weights)[rows, order]
     codes = np.empty_like(left)
     for i in range(count):
-        source = np.where(keep[:, i], original[:, i], left[:, i])
-        codes[:, i] = np.clip(np.round(source / steps[:, i]), -limit, limit)
+        nearest = np.clip(np.round(left[:, i] / steps[:, i]), -limit, limit)
+        codes[:, i] = np.where(ends[:, i] != 0, ends[:, i], nearest)
         error = (left[:, i] - codes[:, i] * steps[:, i]) / upper[:, i, i, None]
         left[:, i + 1 :] -= upper[:, i, i + 1 :, None] * error[:, None, :]
     result = np.empty_like(codes)
@@ -125,21 +150,26 @@ def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit:
 
 
 def descended(
-    weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, codes: np.ndarray, sweeps: int = 3
+    weights: np.ndarray,
+    scales: np.ndarray,
+    moments: np.ndarray,
+    limit: int,
+    codes: np.ndarray,
+    full: np.ndarray,
+    sweeps: int = 3,
 ) -> np.ndarray:
     """Codes after some sweeps of coordinate descent: each in turn takes its best value while the others stay.
 
-    Arguments as for `rounded`; the error never grows. The largest weight of a filter keeps its code.
+    Arguments as for `rounded`; the error never grows.
     """
     codes, steps = codes.copy(), np.where(scales > 0, scales, 1.0)
     slopes = np.matmul(moments, weights - codes * scales)  # [groups, inputs, outputs]
-    kept = _largest(weights)
     diagonal = np.einsum("gii->gi", moments)
     for _ in range(sweeps):
         for i in np.argsort(-diagonal.mean(axis=0)):
             curvature = np.maximum(diagonal[:, i, None], 1e-12)
             best = np.clip(np.round(codes[:, i] + slopes[:, i] / (curvature * steps[:, i])), -limit, limit)
-            best = np.where(kept[:, i] | (diagonal[:, i, None] <= 0), codes[:, i], best)
+            best = np.where((full[:, i] != 0) | (diagonal[:, i, None] <= 0), codes[:, i], best)
             change = (best - codes[:, i]) * scales[:, i]
             if change.any():
                 codes[:, i] = best
@@ -159,7 +189,7 @@ def input_vectors(layer: Any, inputs: list[Any], rng: np.random.Generator) -> np
     if kind not in ("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D") or getattr(layer, "groups", 1) > 1:
         return None
     dimensions = _grouped(layer, to_numpy(layer.kernel)).shape[1]
-    share = -(-min(max(20 * dimensions, _ROWS[0]), _ROWS[1]) // len(inputs))
+    share = -(-min(max(30 * dimensions, _ROWS[0]), _ROWS[1]) // len(inputs))
     vectors = np.concatenate([_some(_patches(layer, kind, batch, 4 * share), share, rng) for batch in inputs])
     if kind == "DepthwiseConv2D":
         channels = inputs[0].shape[-1]
@@ -168,10 +198,10 @@ def input_vectors(layer: Any, inputs: list[Any], rng: np.random.Generator) -> np
 
 
 def _patches(layer: Any, kind: str, batch: Any, enough: int) -> np.ndarray:
-    """Rows [vectors, window * channels] of the first samples of one batch, of all unless some are `enough`."""
+    """Rows [vectors, window * channels] of the first samples of one batch: of all unless some are `enough`."""
     if kind != "Dense":
         outputs = layer.compute_output_shape(batch.shape)
-        batch = batch[: -(-enough // int(np.prod(outputs[1:-1])))]
+        batch = batch[: max(_SAMPLES, -(-enough // int(np.prod(outputs[1:-1]))))]
     if kind == "Dense" or all(size == 1 for size in (*layer.kernel_size, *layer.strides)):
         return keras.ops.convert_to_numpy(keras.ops.reshape(batch, (-1, batch.shape[-1])))
     windows: Any = batch

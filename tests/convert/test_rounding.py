@@ -39,6 +39,25 @@ def oracle(weights, steps, moments, limit, damping=0.01):
     return codes
 
 
+def ends(weights, steps):
+    """The code of the largest weight of every filter, 0 elsewhere."""
+    largest = np.abs(weights) == np.abs(weights).max(axis=1, keepdims=True)
+    return np.where(largest, np.clip(np.round(weights / steps), -7, 7), 0)
+
+
+def test_regressed_weights_make_up_for_other_inputs():
+    real = correlated(400, 6, 1)[None].astype("float32")
+    mixing = np.eye(6) + 0.1 * np.random.default_rng(2).normal(size=(6, 6))
+    seen = (real @ mixing).astype("float32") + 3
+    weights = RNG.normal(size=(1, 6, 2))
+    moments, target = rounding.regressed(weights, seen, real)
+    np.testing.assert_allclose(moments[0], np.cov(seen[0].T.astype("float64"), bias=True), rtol=1e-4, atol=1e-5)
+    centred = [part - part.mean(axis=1, keepdims=True) for part in (seen.astype("float64"), real.astype("float64"))]
+    errors = [np.square(centred[0] @ w - centred[1] @ weights).mean() for w in (weights, target)]
+    assert errors[1] < 0.05 * errors[0]
+    np.testing.assert_allclose(rounding.regressed(weights, real, real)[1], weights, rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_codes_equal_the_least_squares_oracle(seed):
     rng = np.random.default_rng(seed)
@@ -46,7 +65,8 @@ def test_codes_equal_the_least_squares_oracle(seed):
     moments = vectors.T @ vectors / 200
     weights = rng.normal(size=(12, 3))
     steps = np.abs(weights).max(0) * rng.uniform(0.6, 1, 3) / 7
-    found = rounding.rounded(weights[None], np.broadcast_to(steps, (1, 12, 3)), moments[None], 7)[0]
+    full = ends(weights[None], steps)
+    found = rounding.rounded(weights[None], np.broadcast_to(steps, (1, 12, 3)), moments[None], 7, full)[0]
     for column in range(3):
         np.testing.assert_array_equal(found[:, column], oracle(weights[:, column], steps[column], moments, 7))
 
@@ -54,7 +74,8 @@ def test_codes_equal_the_least_squares_oracle(seed):
 def test_independent_inputs_give_nearest_rounding():
     weights = RNG.normal(size=(2, 9, 4))
     steps = np.full(weights.shape, 0.1)
-    found = rounding.rounded(weights, steps, np.stack([np.diag(RNG.uniform(0.1, 3, 9))] * 2), 7)
+    none = np.zeros(weights.shape)
+    found = rounding.rounded(weights, steps, np.stack([np.diag(RNG.uniform(0.1, 3, 9))] * 2), 7, none)
     np.testing.assert_array_equal(found, np.clip(np.round(weights / 0.1), -7, 7))
 
 
@@ -66,7 +87,7 @@ def test_output_error_is_lower_than_that_of_nearest_rounding():
         weights = np.random.default_rng(seed).normal(size=(1, 16, 8))
         steps = np.broadcast_to(np.abs(weights).max(1, keepdims=True) / 3, weights.shape)
         nearest = np.clip(np.round(weights / steps), -3, 3)
-        codes = rounding.rounded(weights, steps, moments, 3)
+        codes = rounding.rounded(weights, steps, moments, 3, ends(weights, steps))
         ratios.append(
             rounding.output_error(weights, codes * steps, moments)
             / rounding.output_error(weights, nearest * steps, moments)
@@ -82,8 +103,9 @@ def test_descent_never_grows_the_error_and_finds_the_best_of_small_filters():
         moments = (vectors.T @ vectors / 100)[None]
         weights = rng.normal(size=(1, 3, 1))
         steps = np.broadcast_to(np.abs(weights).max(1, keepdims=True), weights.shape)
-        greedy = rounding.rounded(weights, steps, moments, 1)
-        codes = rounding.descended(weights, steps, moments, 1, greedy)
+        full = ends(weights, steps)
+        greedy = rounding.rounded(weights, steps, moments, 1, full)
+        codes = rounding.descended(weights, steps, moments, 1, greedy, full)
         errors = [rounding.output_error(weights, c * steps, moments) for c in (greedy, codes)]
         assert errors[1] <= errors[0] + 1e-12
         fixed = int(np.abs(weights).argmax())
