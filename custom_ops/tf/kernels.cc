@@ -208,6 +208,14 @@ absl::Status CheckRank4(const Tensor& tensor, const char* name) {
 }
 
 absl::Status CheckOutputSize(const ConvShape& shape) {
+  // A kernel may copy the image with its padding.
+  const int64_t rows = shape.in_height + shape.pad_top + shape.pad_bottom;
+  const int64_t columns = shape.in_width + shape.pad_left + shape.pad_right;
+  const int64_t most = kMaxOutput / std::max<int64_t>(1, shape.in_channels);
+  if (rows > most || columns > most || rows * columns > most) {
+    return absl::InvalidArgumentError(absl::StrCat("an image with its padding has ", rows, " x ", columns, " pixels of ",
+                                                   shape.in_channels, " channels; expected at most ", kMaxOutput, " values"));
+  }
   if (shape.output_size() <= kMaxOutput) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("the output would have ", shape.output_size(), " elements; expected at most ", kMaxOutput));

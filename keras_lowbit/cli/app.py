@@ -13,6 +13,7 @@ from absl import flags
 
 COMMANDS = {
     "demo": "train, quantize, export and verify a small network on real handwritten digits",
+    "doctor": "show whether the compiled ops run here, and why not",
 }
 
 

@@ -1,0 +1,78 @@
+"""Shows what the compiled ops need and whether they run here: Python, TensorFlow, the library, the CPU, the kernel row.
+
+    keras-lowbit doctor
+
+Exit status 0 if the compiled ops run, 1 if plain TensorFlow stands in for them (the last line says why and what to do).
+"""
+
+import os
+import platform
+import subprocess
+
+from absl import flags
+
+from keras_lowbit import ops
+from keras_lowbit.bench.machine import machine
+from keras_lowbit.ops import build
+
+FLAGS = flags.FlagValues()
+
+
+def run(values) -> int:
+    """Prints the report; 0 if the compiled ops run, 1 if not."""
+    reason = ops.why_not()
+    for name, value in report(reason):
+        print(f"{name:<18}{value}")
+    if reason:
+        print(f"\nThe ops run in plain TensorFlow (same integers, slower): {reason}.")
+    return 1 if reason else 0
+
+
+def report(reason: str) -> list[tuple[str, str]]:
+    """(what, value) rows; reason: why the library is not used, empty if it is."""
+    import tensorflow as tf
+
+    library = build.find_library()
+    info = {} if library is None else build.read_info(library)
+    rows = [
+        ("Python", platform.python_version()),
+        ("TensorFlow", f"{tf.__version__}, {' '.join(build.abi_flags(tf.sysconfig.get_compile_flags()))}"),
+        ("compiler", _compiler()),
+        ("library", str(library) if library else "none"),
+        ("built for", f"TensorFlow {info['tensorflow']}, {info['machine']}" if info else "nothing says"),
+        ("CPU", f"{machine()['cpu']}, {platform.machine()}"),
+        ("CPU features", " ".join(_features()) or "unknown"),
+    ]
+    if not reason:
+        rows += [(f"row {row.name}", f"{'runs' if row.supported else 'not on this CPU'} ({row.needs or 'any CPU'})") for row in
+                 ops.compiled_kernels()]  # fmt: skip
+    return [*rows, ("available", ", ".join(ops.available_kernels())), ("active", _active())]
+
+
+def _active() -> str:
+    forced = os.environ.get("KERAS_LOWBIT_KERNEL")
+    try:
+        return ops.active_kernel() + (f" (KERAS_LOWBIT_KERNEL={forced})" if forced else "")
+    except ValueError as error:
+        return f"none: {error}"
+
+
+def _compiler() -> str:
+    try:
+        found = build.find_compiler()
+    except build.BuildError as error:
+        return str(error)
+    shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"{found}: {(shown.splitlines() or ['no version'])[0]}"
+
+
+def _features() -> list[str]:
+    """The CPU features that kernel rows ask for, of those the system names."""
+    wanted = ("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_vbmi", "asimd", "asimddp")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if line.startswith(("flags", "Features"))]
+    except OSError:
+        return []
+    words = set(lines[0].split()) if lines else set()
+    return [name for name in wanted if name in words]

@@ -1,0 +1,128 @@
+"""The library's ways to be there and not: forced rows, no compiler, another TensorFlow, strict mode; its C++ tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from process import ROOT, run_python
+
+from keras_lowbit import ops
+from keras_lowbit.ops import build, library
+
+CUSTOM_OPS = ROOT / "custom_ops"
+
+# The same integers whatever runs them.
+DIGEST = """
+import hashlib, numpy as np
+import keras_lowbit as klb
+rng = np.random.default_rng(0)
+x = rng.integers(-128, 128, (2, 9, 7, 21)).astype(np.int8)
+packed = klb.ops.pack_ternary(rng.integers(-1, 2, (3, 3, 21, 70)), rng.integers(0, 128, (6, 70)), 4)
+y = klb.ops.clustered_ternary_conv2d(x, packed, input_zero_point=-128, strides=2, padding="SAME")
+print(klb.ops.active_kernel(), hashlib.sha256(np.array(y).tobytes()).hexdigest())
+"""
+
+
+@pytest.fixture
+def without_library(monkeypatch, tmp_path):
+    """A process state in which no library has been found."""
+    monkeypatch.setattr(library, "_STATE", library._State())
+    monkeypatch.setenv("KERAS_LOWBIT_LIBRARY", str(tmp_path / "none.so"))
+
+
+def test_no_compiler_on_the_path_is_no_failure_and_gives_the_same_integers(tmp_path):
+    """What an install on such a machine does: the build says so and succeeds, the ops fall back."""
+    environment = {"PATH": str(tmp_path), "KERAS_LOWBIT_LIBRARY": str(tmp_path / "none.so"), "CXX": ""}
+    command = [sys.executable, str(ROOT / "keras_lowbit" / "ops" / "build.py"), "--if-possible"]
+    built = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert "no C++ compiler" in built.stderr
+    row, fallback = run_python(DIGEST, **environment).split()
+    assert row == "composite"
+    row, here = run_python(DIGEST).split()
+    assert here == fallback, row
+
+
+def test_falling_back_speaks_once(without_library, caplog):
+    assert library.loaded_or_none() is None
+    assert library.loaded_or_none() is None
+    said = [record.message for record in caplog.records if record.name == "keras_lowbit"]
+    assert len(said) == 1
+    assert "run `python -m keras_lowbit.ops.build`" in said[0]
+
+
+def test_strict_mode_forbids_it(without_library, monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_STRICT", "1")
+    with pytest.raises(ops.LibraryError, match="the op library is not built"):
+        library.loaded_or_none()
+
+
+UNKNOWN = """
+import keras_lowbit as klb
+try:
+    klb.ops.active_kernel()
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_unknown_row_is_an_error():
+    assert "sse9" in run_python(UNKNOWN, KERAS_LOWBIT_KERNEL="sse9")
+
+
+def test_unknown_row_without_a_library_is_an_error(without_library, monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "x86_avx2")
+    with pytest.raises(ValueError, match="there is no compiled library"):
+        ops.active_kernel()
+
+
+def test_composite_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "composite")
+    assert ops.active_kernel() == "composite"
+    assert library.loaded_or_none() is None
+
+
+def test_flags_are_those_of_the_file_alone():
+    files = build.sources(CUSTOM_OPS, "x86_64")
+    flags = {path.name: build.file_flags(CUSTOM_OPS, path) for path in files}
+    assert not any(name.startswith("arm_") for name in flags)
+    assert not any("test" in path.parts or "bench" in path.parts for path in (p.relative_to(CUSTOM_OPS) for p in files))
+    assert "-mavx512vnni" in flags["x86_avx512vnni.cc"]
+    assert "-mavx512vnni" not in flags["x86_avx2.cc"]
+    assert all(not found for name, found in flags.items() if not name.startswith("x86_"))
+
+
+def test_fingerprint_changes_with_a_source(tmp_path):
+    for part in ("tf", "core"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "sources.cmake").write_text("set(KLB_FLAGS_avx2 -mavx2)")
+    source = tmp_path / "core" / "a.cc"
+    source.write_text("int a;")
+    first = build.fingerprint(tmp_path, sys.executable, "2.21.0")
+    assert build.fingerprint(tmp_path, sys.executable, "2.21.0") == first
+    assert build.fingerprint(tmp_path, sys.executable, "2.22.0") != first
+    source.write_text("int b;")
+    assert build.fingerprint(tmp_path, sys.executable, "2.21.0") != first
+
+
+@pytest.mark.slow
+def test_cpp_tests(tmp_path):
+    """ctest of custom_ops, in the build folder it already has or a fresh one."""
+    missing = [tool for tool in ("cmake", "ctest") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not on the PATH")
+    try:
+        build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    folder = Path(tmp_path, "build")
+    for command in (
+        ["cmake", "-S", str(CUSTOM_OPS), "-B", str(folder)],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+        ["ctest", "--test-dir", str(folder), "--output-on-failure"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
