@@ -72,7 +72,7 @@ MOBILENET_V2 = tuple(
     )
 )
 DENSE = tuple(Shape("dense", 0, 1, inputs, 4096) for inputs in (4096, 9216, 25088))
-SHAPES = (*RESNET50, *MOBILENET_V2, *DENSE)
+SHAPES = tuple(dict.fromkeys((*RESNET50, *MOBILENET_V2, *DENSE)))
 KINDS = ("ternary", "int8", "tf_float32", "litert_int8")
 
 
