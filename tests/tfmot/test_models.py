@@ -115,6 +115,8 @@ def test_tfmots_own_models_reload_from_keras_files_under_our_scope(tmp_path):
     model.save(tmp_path / "model.keras")
     with klt.scope():
         assert_equal_models(tf_keras.models.load_model(tmp_path / "model.keras"), model)
+    with tfmot.quantization.keras.quantize_scope(), pytest.raises(ValueError, match="expected 5 variables"):
+        tf_keras.models.load_model(tmp_path / "model.keras")
 
 
 def network_for_tfmot():
@@ -149,6 +151,10 @@ def test_a_config_given_with_an_annotation_wins_over_the_recipe():
     )
     with klt.scope():
         applied = tfmot.quantization.keras.quantize_apply(model, scheme=klt.QuantizeScheme("twn"))
+        default = tfmot.quantization.keras.quantize_apply(model)
+    assert (
+        type(configs(default)["conv"]).__name__ == "NoOpQuantizeConfig"
+    )  # TFMOT's layout forgets it in front of a relu
     assert configs(applied) == {
         "conv": klt.KernelQuantizeConfig("binary", None),
         "relu": klt.OutputQuantizeConfig(),
