@@ -20,13 +20,15 @@ class Network:
     """A pretrained network and where its images come from.
 
     make: builds it.   tuning: images for calibration and statistics, [n, h, w, 3] ready for the network; never the
-    labelled ones.   statistics: how many of them.   labelled: images and classes that accuracy is measured on.
+    labelled ones.   statistics: how many of them.
+    batch_size: few, large batches, since every batch encodes every kernel.   labelled: images and classes that accuracy is measured on.
     """
 
     make: Callable[[Path], keras.Model]
     tuning: Callable[[Path, int], np.ndarray]
     labelled: Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
     statistics: int
+    batch_size: int
 
 
 def _imagenet_tuning(folder: Path, count: int) -> np.ndarray:
@@ -56,10 +58,10 @@ def _spread(size: int, count: int) -> np.ndarray:
 
 
 NETWORKS = {
-    "resnet20": Network(lambda folder: cifar_resnet.pretrained(folder, 20), _cifar_tuning, _cifar_labelled, 2048),
-    "resnet56": Network(lambda folder: cifar_resnet.pretrained(folder, 56), _cifar_tuning, _cifar_labelled, 2048),
-    "mobilenet_v1": Network(imagenet.mobilenet_v1, _imagenet_tuning, _imagenet_labelled, 192),
-    "mobilenet_v2": Network(imagenet.mobilenet_v2, _imagenet_tuning, _imagenet_labelled, 192),
+    "resnet20": Network(lambda folder: cifar_resnet.pretrained(folder, 20), _cifar_tuning, _cifar_labelled, 2048, 256),
+    "resnet56": Network(lambda folder: cifar_resnet.pretrained(folder, 56), _cifar_tuning, _cifar_labelled, 2048, 256),
+    "mobilenet_v1": Network(imagenet.mobilenet_v1, _imagenet_tuning, _imagenet_labelled, 192, 64),
+    "mobilenet_v2": Network(imagenet.mobilenet_v2, _imagenet_tuning, _imagenet_labelled, 192, 64),
 }
 
 

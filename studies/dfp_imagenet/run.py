@@ -30,7 +30,7 @@ from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accurac
 from studies.dfp_imagenet.tune import tune
 
 HERE = Path(__file__).resolve().parent
-CALIBRATION_IMAGES, BATCH_SIZE = 64, 64  # a batch encodes every kernel once: few, large ones
+CALIBRATION_IMAGES = 64
 KEYS = ("network", "weights", "cluster_size", "mode", "groups", "statistics", "tuning", "last")
 DEFAULTS = {"cluster_size": None, "mode": "rms", "groups": "kernels", "statistics": "new", "tuning": None, "last": 8}
 
@@ -75,10 +75,10 @@ def measure(run: dict[str, Any], data: dict[str, Any], folder: Path, work: Path)
     started = time.perf_counter()
     quantized, _ = klb.quantize_model(model, recipe(run))
     found: dict[str, Any] = {"convert_s": round(time.perf_counter() - started, 1)}
-    prepare(quantized, images, renew=run["statistics"] != "old")
+    prepare(quantized, images, network.batch_size, renew=run["statistics"] != "old")
     if run["tuning"] is not None:
         found |= tune(quantized, folder)
-        prepare(quantized, images, renew=True)
+        prepare(quantized, images, network.batch_size, renew=True)
     found |= clustered_errors(quantized)
     file = work / f"{run['network']}_{os.getpid()}.tflite"
     return found | {"accuracy": file_accuracy(quantized, file, labelled, classes), "bytes": file.stat().st_size}
@@ -95,13 +95,13 @@ def clustered_errors(quantized: keras.Model) -> dict[str, float]:
     }
 
 
-def prepare(quantized: keras.Model, images: Any, renew: bool) -> None:
+def prepare(quantized: keras.Model, images: Any, batch_size: int, renew: bool) -> None:
     """Ranges, statistics with the quantized weights, ranges again."""
     calibration = images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
-    klb.calibrate(quantized, calibration, batch_size=BATCH_SIZE, verbose=0)
+    klb.calibrate(quantized, calibration, batch_size=batch_size, verbose=0)
     if renew:
-        klb.reestimate_batch_norms(quantized, images, batch_size=BATCH_SIZE, verbose=0)
-        klb.calibrate(quantized, calibration, batch_size=BATCH_SIZE, verbose=0)
+        klb.reestimate_batch_norms(quantized, images, batch_size=batch_size, verbose=0)
+        klb.calibrate(quantized, calibration, batch_size=batch_size, verbose=0)
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
