@@ -20,8 +20,8 @@ class Network:
     """A pretrained network and where its images come from.
 
     make: builds it.   tuning: images for calibration and statistics, [n, h, w, 3] ready for the network; never the
-    labelled ones.   statistics: how many of them.
-    batch_size: few, large batches, since every batch encodes every kernel.   labelled: images and classes that accuracy is measured on.
+    labelled ones.   statistics: how many of them.   batch_size: of their forward passes; every batch encodes every
+    kernel, so few, large ones.   labelled: images and classes that accuracy is measured on.
     """
 
     make: Callable[[Path], keras.Model]
