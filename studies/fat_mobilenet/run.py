@@ -56,6 +56,7 @@ class Study:
         self.folded = klb.fold_batch_norms(self.model)
         self.found = json.loads(output.read_text()) if output.exists() else {}
         self.history: dict[str, list[float]] | None = None
+        self.rounded: keras.Model | None = None  # two cells start from it
 
     def images(self, count: int | None = None) -> np.ndarray:
         """The first training images, normalised."""
@@ -211,10 +212,11 @@ def w4_corrected(study: Study) -> keras.Model:
 @cell("w4, equalized, rounded by output")
 def w4_rounded(study: Study) -> keras.Model:
     """Equalized, weights rounded for the least error of each layer's output."""
-    base = equalized(study)
-    quantized = study.quantized(base, "fat-w4")
-    print(klb.round_weights(quantized, base, study.images(study.config["rounding_images"]), verbose=0))
-    return quantized
+    if study.rounded is None:
+        base = equalized(study)
+        study.rounded = study.quantized(base, "fat-w4")
+        print(klb.round_weights(study.rounded, base, study.images(study.config["rounding_images"]), verbose=0))
+    return study.rounded
 
 
 @cell("fat-w4, equalized, rounded by output")
