@@ -139,7 +139,7 @@ def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     scales, bias = np.full(shape.outputs, 0.01, np.float32), np.zeros(shape.outputs, np.int32)
     x = builder.input("x", _image(shape)[1:], range=grid)
     if shape.side:
-        y = builder.conv2d(x, kernel, scales, bias, Range(0.5, 0), "y", shape.stride, "same")
+        y = builder.conv2d(x, kernel, scales, bias, Range(0.5, 0), "y", (shape.stride, shape.stride), "same")
     else:
         y = builder.fully_connected(x, kernel[0, 0], scales, bias, Range(0.5, 0), "y")
     content = litert.to_bytes(builder.build([y]), weights="int8")[0]
