@@ -48,12 +48,12 @@ def ends(weights, steps):
 def test_regressed_weights_make_up_for_other_inputs():
     real = correlated(400, 6, 1)[None].astype("float32")
     mixing = np.eye(6) + 0.1 * np.random.default_rng(2).normal(size=(6, 6))
-    seen = (real @ mixing).astype("float32") + 3
+    seen = (real @ mixing).astype("float32")
     weights = RNG.normal(size=(1, 6, 2))
     moments, target = rounding.regressed(weights, seen, real)
-    np.testing.assert_allclose(moments[0], np.cov(seen[0].T.astype("float64"), bias=True), rtol=1e-4, atol=1e-5)
-    centred = [part - part.mean(axis=1, keepdims=True) for part in (seen.astype("float64"), real.astype("float64"))]
-    errors = [np.square(centred[0] @ w - centred[1] @ weights).mean() for w in (weights, target)]
+    double = [part[0].astype("float64") for part in (seen, real)]
+    np.testing.assert_allclose(moments[0], double[0].T @ double[0] / 400, rtol=1e-4, atol=1e-5)
+    errors = [np.square(double[0] @ w[0] - double[1] @ weights[0]).mean() for w in (weights, target)]
     assert errors[1] < 0.05 * errors[0]
     np.testing.assert_allclose(rounding.regressed(weights, real, real)[1], weights, rtol=1e-6)
 
