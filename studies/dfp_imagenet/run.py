@@ -42,8 +42,8 @@ def plan(network: str) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = [{"weights": "float"}, {"weights": "8w8a", **(old if "v2" in network else new)}]
     for size in (4, 64, 1, 16):
         runs += [{"weights": weights, "cluster_size": size, **new} for weights in ("4w8a", "2w8a")]
-    if network == "resnet20":
-        runs += [{"weights": "2w8a", "cluster_size": size, "tuning": "labels"} for size in (64, 4)]
+        if network == "resnet20" and size == 64:
+            runs += [{"weights": "2w8a", "cluster_size": tuned, "tuning": "labels"} for tuned in (64, 4)]
     if network == "mobilenet_v2":
         runs += [{"weights": "8w8a", **new}]
     runs += [{"weights": weights, "cluster_size": 4, **old} for weights in ("4w8a", "2w8a")]
