@@ -1,4 +1,4 @@
-"""Shows what the compiled ops need and whether they run here: Python, TensorFlow, the library, the CPU, the kernel row.
+"""keras-lowbit doctor: shows what the compiled ops need and whether they run here, and which kernel row does.
 
     keras-lowbit doctor
 
