@@ -31,7 +31,7 @@ def test_config_covers_every_recipe_that_is_tuned():
     config = json.loads((run.HERE / "config.json").read_text())
     assert set(config["epochs"]) == set(config["learning_rate"])
     assert config["network"] in run.NETWORKS
-    assert {"fat vector", "fat scalar, rescaled", "fat-w4", "int8 scalar", "int8 vector"} <= set(run.CELLS)
+    assert {"fat vector", "fat scalar, rescaled", "w4", "int8 scalar", "int8 vector"} <= set(run.CELLS)
 
 
 def test_table_names_every_cell():
