@@ -69,7 +69,9 @@ def _column(axes, runs, network):
                 continue
             sizes = [run["cluster_size"] for run in points]
             name = label + (", batch norms as they were" if statistics == "old" else "")
-            accuracy.plot(sizes, [100 * run["accuracy"] for run in points], f"o{line}", color=color, label=name)
+            fill = "none" if statistics == "old" else color
+            tops = [100 * run["accuracy"] for run in points]
+            accuracy.plot(sizes, tops, f"o{line}", color=color, markerfacecolor=fill, label=name)
             if statistics != "unfolded":
                 error.plot(sizes, [run["weight_error"] for run in points], f"o{line}", color=color)
     for run in runs:
