@@ -57,7 +57,8 @@ class Clustered(Quantizer):
     is the same with the whole of it as threshold, a literal and much worse reading of the paper, for comparison;
     "optimal" is the exact least-squares fit of each cluster (FGQ). Scales are rounded after T is found.
     4 bits: scales by scan. Codes times scale would reach 7 * 127; with int8_exact (default) the scan takes whole scales
-    whose products fit int8, with int8_exact=False the best free scales (trains, does not export as it is; `keras_lowbit.weight_errors` compares).
+    whose products fit int8, with int8_exact=False the best free scales (export then alters the weights that do not fit and
+    counts them, see `export_litert(overflow=)`; `keras_lowbit.weight_errors` compares).
     scale_bits: 2 to 8, None for real scales (does not export).
     Mellempudi et al. 2017, arXiv:1701.08978; FGQ: arXiv:1705.01462. Only abstracts and notes of both were at hand: "rms"
     is a reconstruction, with the support of the nearest value where the literal reading fits badly.
