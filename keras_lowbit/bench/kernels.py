@@ -8,6 +8,7 @@ against the fastest int8 product that was measured here, weight bytes against th
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -76,8 +77,13 @@ SHAPES = tuple(dict.fromkeys((*RESNET50, *MOBILENET_V2, *DENSE)))
 KINDS = ("ternary", "int8", "tf_float32", "litert_int8")
 
 
+# A call of a tf.function costs about 0.13 ms by itself, more than a small layer: so one call runs this many copies of the
+# layer in a chain, and the LiteRT file is invoked as often. Times are of one copy.
+COPIES = 16
+
+
 def runs_of(shape: Shape) -> list[Callable[[], Any]]:
-    """Calls of one layer in the order of `KINDS`."""
+    """Calls of `COPIES` copies of one layer in the order of `KINDS`."""
     rng = np.random.default_rng(0)
     size = (shape.window, shape.window, shape.inputs, shape.outputs)
     ternary = rng.integers(-1, 2, size).astype(np.int8)
@@ -93,6 +99,22 @@ def _codes(shape: Shape) -> np.ndarray:
     return np.random.default_rng(1).integers(-128, 128, _image(shape)).astype(np.int8)
 
 
+def _chain(operation: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
+    """A traced function that runs an operation `COPIES` times, each after the last."""
+    import tensorflow as tf
+
+    @tf.function
+    def run(x: Any) -> Any:
+        result = operation(x)
+        for _ in range(COPIES - 1):
+            with tf.control_dependencies([result]):
+                result = operation(x)
+        return result
+
+    concrete = run.get_concrete_function(x)
+    return lambda: concrete(x)
+
+
 def _own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     import tensorflow as tf
 
@@ -100,34 +122,26 @@ def _own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     from keras_lowbit.ops import functions
 
     pack = ops.pack_kernel if np.abs(kernel).max() <= 1 else ops.pack_int8
+    packed = pack(kernel if shape.side else kernel[0, 0])
+    arrays = {name: tf.constant(getattr(packed, name)) for name in ("data", "scales", "sums")}
+    packed = dataclasses.replace(packed, **arrays)
     factor = fp.quantize_multiplier(np.full(shape.outputs, 1e-3))
-    bias = np.zeros(shape.outputs, np.int32)
-    x = tf.constant(_codes(shape))
-    if shape.side:
-        packed, output = pack(kernel), ops.Requantize(factor.multiplier, factor.shift)
-        run = tf.function(
-            lambda x: functions.clustered_ternary_conv2d(
-                x, packed, strides=shape.stride, padding="SAME", bias=bias, output=output
-            )
-        )
-    else:
-        packed, output = pack(kernel[0, 0]), ops.Requantize(factor=np.full(shape.outputs, 1e-3))
-        run = tf.function(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output))
-    concrete = run.get_concrete_function(x)
-    return lambda: concrete(x)
+    bias, x = tf.zeros(shape.outputs, tf.int32), tf.constant(_codes(shape))
+    if not shape.side:
+        output = ops.Requantize(factor=np.full(shape.outputs, 1e-3))
+        return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x)
+    output, options = ops.Requantize(factor.multiplier, factor.shift), {"strides": shape.stride, "padding": "SAME"}
+    return _chain(lambda x: functions.clustered_ternary_conv2d(x, packed, bias=bias, output=output, **options), x)
 
 
 def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     import tensorflow as tf
 
-    x, weights = tf.constant(_codes(shape), tf.float32), tf.Variable(kernel.astype(np.float32))
+    x = tf.constant(_codes(shape), tf.float32)
+    weights = tf.constant((kernel if shape.side else kernel[0, 0]).astype(np.float32))
     if shape.side:
-        run = tf.function(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"))
-    else:
-        matrix = tf.Variable(kernel[0, 0].astype(np.float32))
-        run = tf.function(lambda x: tf.matmul(x, matrix))
-    concrete = run.get_concrete_function(x)
-    return lambda: concrete(x)
+        return _chain(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"), x)
+    return _chain(lambda x: tf.matmul(x, weights), x)
 
 
 def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
@@ -145,7 +159,12 @@ def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     content = litert.to_bytes(builder.build([y]), weights="int8")[0]
     interpreter = make_interpreter("xnnpack", 1, model_content=content)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _codes(shape))
-    return interpreter.invoke
+
+    def run() -> None:
+        for _ in range(COPIES):
+            interpreter.invoke()
+
+    return run
 
 
 def bandwidth_gbs(megabytes: int = 256) -> float:
@@ -166,6 +185,9 @@ def measure(shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: f
 
     from keras_lowbit import ops
 
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )  # it would merge equal copies into one
     rows = []
     for shape in shapes:
         runs = runs_of(shape)
@@ -173,7 +195,7 @@ def measure(shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: f
         times = interleaved(runs, repeats, 2, inner)
         row: dict[str, Any] = {**shape._asdict(), "macs": shape.macs}
         for kind, samples in zip(KINDS, times, strict=True):
-            row[f"{kind}_ms"] = round(float(np.median(samples)), 5)
+            row[f"{kind}_ms"] = round(float(np.median(samples)) / COPIES, 5)
             if kind != "ternary":
                 low, middle, high = np.percentile(samples / times[0], [10, 50, 90])
                 row[f"times_{kind}"] = [round(float(v), 3) for v in (middle, low, high)]
@@ -227,6 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--repeats {given.repeats} must be at least 1")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )  # it would merge equal copies into one
     report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats)
     atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
     heads = ("layer", "ternary ms", "int8", "TF float32", "LiteRT int8", "GMAC/s", "weights GB/s")

@@ -22,7 +22,7 @@ def run(values) -> int:
     """Prints the report; 0 if the compiled ops run, 1 if not."""
     reason = ops.why_not()
     for name, value in report(reason):
-        print(f"{name:<18}{value}")
+        print(f"{name:<20}{value}")
     if reason:
         print(f"\nThe ops run in plain TensorFlow (same integers, slower): {reason}.")
     return 1 if reason else 0
