@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import keras
@@ -14,9 +14,24 @@ import numpy as np
 import tensorflow as tf
 
 import keras_lowbit as klb
+from keras_lowbit.callbacks import reset_optimizer
+from keras_lowbit.data import data_folder, load_cifar10
 from studies.common import cifar_resnet
 
 CACHE = Path(__file__).resolve().parent / "work" / "cifar10.npz"  # the images, decoded once; ignored by git
+
+
+class Restarts(keras.callbacks.Callback):
+    """Restarts the optimizer (slots, step count, so also its schedule) when a stage begins, as staged methods do."""
+
+    def __init__(self, epochs_per_stage):
+        super().__init__()
+        self.epochs_per_stage = epochs_per_stage
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Epoch 0 starts with a fresh optimizer anyway."""
+        if epoch and epoch % self.epochs_per_stage == 0:
+            reset_optimizer(self.model)
 
 
 class Progress(keras.callbacks.Callback):
@@ -129,3 +144,30 @@ def record_float_accuracy(results: Results, config: dict, data, folder: Path) ->
     with results.update() as content:
         content["float_test_accuracy"][name] = found
     print(f"pretrained {name}: {100 * found:.2f} %")
+
+
+def run_missing(config: dict, parsed, methods: Iterable[str], run_one: Callable[..., dict]) -> dict:
+    """Runs every seed and method that the result file lacks, seed by seed, and gives the file's content.
+
+    parsed: the command line, with `threads` and `output`.   run_one: (method, seed, config, data, folder) -> record.
+    """
+    if parsed.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    folder = data_folder()
+    data = load_cifar10(folder, cache=CACHE)
+    results = Results(parsed.output, methods)
+    record_float_accuracy(results, config, data, folder)
+    for seed in config["seeds"]:  # seed by seed: a study that is cut short has every method
+        for method in config["methods"]:
+            if results.has(method, seed, config):
+                print(f"{method} seed {seed}: already in {parsed.output.name}")
+                continue
+            record = run_one(method, seed, config, data, folder)
+            with results.update() as content:
+                content["runs"].append(record)
+            print(
+                f"{method} seed {seed}: {100 * record['test_accuracy']:.2f} % in {record['wall_s']:.0f} s", flush=True
+            )
+            keras.backend.clear_session()
+    return results.read()

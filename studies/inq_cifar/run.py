@@ -16,23 +16,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit import schedules
-from keras_lowbit.data import data_folder, load_cifar10
 from keras_lowbit.quantizers import Incremental, PowerOfTwo
 from studies.common import cifar_resnet
-from studies.common.cifar_training import (
-    CACHE,
-    Progress,
-    Results,
-    accuracy,
-    compile_model,
-    machine,
-    record_float_accuracy,
-    settings,
-)
+from studies.common.cifar_training import Progress, Restarts, accuracy, compile_model, machine, run_missing, settings
 
 HERE = Path(__file__).resolve().parent
 PARTITIONS = ("magnitude", "random")
@@ -42,19 +31,6 @@ GRIDS = ("", "-filter")
 METHODS = [f"inq-{bits}-{partition}{grid}" for bits in (5, 4, 3, 2) for grid in GRIDS for partition in PARTITIONS]
 METHODS += ["float-4", "float-10"]
 REESTIMATION_IMAGES = 4_000
-
-
-class Restarts(keras.callbacks.Callback):
-    """Restarts the optimizer at the steps of a method that has no `PartitionSchedule`."""
-
-    def __init__(self, epochs_per_step):
-        super().__init__()
-        self.epochs_per_step = epochs_per_step
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Epoch 0 starts with a fresh optimizer anyway."""
-        if epoch and epoch % self.epochs_per_step == 0:
-            klb.callbacks.reset_optimizer(self.model)
 
 
 def prepared(method: str, config: dict, folder: Path, seed: int):
@@ -161,26 +137,7 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
 def main(arguments=None) -> None:
     """Runs what is missing and prints the table."""
     config, parsed = parse_arguments(arguments)
-    if parsed.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    folder = data_folder()
-    data = load_cifar10(folder, cache=CACHE)
-    results = Results(parsed.output, METHODS)
-    record_float_accuracy(results, config, data, folder)
-    for seed in config["seeds"]:
-        for method in config["methods"]:
-            if results.has(method, seed, config):
-                print(f"{method} seed {seed}: already in {parsed.output.name}")
-                continue
-            record = run_one(method, seed, config, data, folder)
-            with results.update() as content:
-                content["runs"].append(record)
-            print(
-                f"{method} seed {seed}: {100 * record['test_accuracy']:.2f} % in {record['wall_s']:.0f} s", flush=True
-            )
-            keras.backend.clear_session()
-    print(summary(results.read()))
+    print(summary(run_missing(config, parsed, METHODS, run_one)))
 
 
 if __name__ == "__main__":

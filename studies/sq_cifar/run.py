@@ -17,22 +17,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_lowbit as klb
-from keras_lowbit.callbacks import reset_optimizer
-from keras_lowbit.data import data_folder, load_cifar10
 from studies.common import cifar_resnet
-from studies.common.cifar_training import (
-    CACHE,
-    Progress,
-    Results,
-    accuracy,
-    compile_model,
-    machine,
-    record_float_accuracy,
-    settings,
-)
+from studies.common.cifar_training import Progress, Restarts, accuracy, compile_model, machine, run_missing, settings
 
 HERE = Path(__file__).resolve().parent
 FLOAT = "float"  # no quantizer, same budget: what the extra epochs alone do
@@ -46,19 +34,6 @@ METHODS = {
     "bwn-restarts": ("bwn", True),
     "sq-bwn": ("sq-bwn", True),
 }
-
-
-class Restarts(keras.callbacks.Callback):
-    """Restarts the optimizer (slots, step count, so also its schedule) when a stage begins, as SQ does."""
-
-    def __init__(self, epochs_per_stage):
-        super().__init__()
-        self.epochs_per_stage = epochs_per_stage
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Epoch 0 starts with a fresh optimizer anyway."""
-        if epoch and epoch % self.epochs_per_stage == 0:
-            reset_optimizer(self.model)
 
 
 def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
@@ -138,26 +113,7 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
 def main(arguments=None) -> None:
     """Runs what is missing, seed by seed, and prints the table."""
     config, parsed = parse_arguments(arguments)
-    if parsed.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    folder = data_folder()
-    data = load_cifar10(folder, cache=CACHE)
-    results = Results(parsed.output, METHODS)
-    record_float_accuracy(results, config, data, folder)
-    for seed in config["seeds"]:  # seed by seed: a study that is cut short has every method
-        for method in config["methods"]:
-            if results.has(method, seed, config):
-                print(f"{method} seed {seed}: already in {parsed.output.name}")
-                continue
-            record = run_one(method, seed, config, data, folder)
-            with results.update() as content:
-                content["runs"].append(record)
-            print(
-                f"{method} seed {seed}: {100 * record['test_accuracy']:.2f} % in {record['wall_s']:.0f} s", flush=True
-            )
-            keras.backend.clear_session()
-    print(summary(results.read(), config["epochs"]))
+    print(summary(run_missing(config, parsed, METHODS, run_one), config["epochs"]))
 
 
 if __name__ == "__main__":

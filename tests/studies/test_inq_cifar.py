@@ -54,7 +54,13 @@ def test_plot_is_written_and_refuses_an_empty_result(content, tmp_path):
 def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 16)
-    got = run.run_one("inq-5-random", 3, CONFIG | {"batch_size": 8}, ((images, labels), (images, labels)), stored_data)
+    got = run.run_one(
+        "inq-5-random",
+        3,
+        CONFIG | {"batch_size": 8, "curve_images": 4},
+        ((images, labels), (images, labels)),
+        stored_data,
+    )
     assert got["epochs"] == 4
     assert got["curves"]["portion"] == [0.5, 0.75, 0.875, 1.0]
     assert 1 < got["levels"] <= 8

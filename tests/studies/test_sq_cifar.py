@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from studies.common.cifar_training import Results
 from studies.sq_cifar import plot, run
 
 CONFIG = json.loads((run.HERE / "config.json").read_text())
@@ -19,7 +20,7 @@ def record(method, seed, accuracy, epochs=8):
 
 @pytest.fixture
 def results(tmp_path):
-    results = run.Results(tmp_path / "deep" / "result.json", run.METHODS)
+    results = Results(tmp_path / "deep" / "result.json", run.METHODS)
     with results.update() as content:
         content["float_test_accuracy"]["resnet20"] = 0.9173
     for method, seed, accuracy in [("sq-twn", 1, 0.90), ("twn", 0, 0.88), ("sq-twn", 0, 0.91)]:
