@@ -130,8 +130,13 @@ def _own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     if not shape.side:
         output = ops.Requantize(factor=np.full(shape.outputs, 1e-3))
         return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x)
-    output, options = ops.Requantize(factor.multiplier, factor.shift), {"strides": shape.stride, "padding": "SAME"}
-    return _chain(lambda x: functions.clustered_ternary_conv2d(x, packed, bias=bias, output=output, **options), x)
+    output = ops.Requantize(factor.multiplier, factor.shift)
+    return _chain(
+        lambda x: functions.clustered_ternary_conv2d(
+            x, packed, strides=shape.stride, padding="SAME", bias=bias, output=output
+        ),
+        x,
+    )
 
 
 def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
