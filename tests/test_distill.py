@@ -285,6 +285,51 @@ def test_distiller_fits_with_callbacks_and_restarts(pair):
     assert len(distiller.trainable_variables) == len(thresholds(student))
 
 
+def validation_loss(student, teacher, inputs):
+    """RMSE of the logits, in float64."""
+    t, s = (to_numpy(keras.tree.flatten(logits_model(m)(inputs))[0]).astype("float64") for m in (teacher, student))
+    return np.sqrt(np.square(t - s).sum(-1).mean())
+
+
+def test_state_of_the_least_loss_on_held_back_samples_stays(pair):
+    teacher, student = pair
+    start_again(student)
+    held_back = np.random.default_rng(4).normal(size=(16, 6)).astype("float32")
+    before = validation_loss(student, teacher, held_back)
+
+    class Derailed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 5:
+                for variable in self.model.trainable_variables:
+                    variable.assign(0.5 + 0 * to_numpy(variable))
+
+    arguments = {"batch_size": 16, "learning_rate": 0.05, "callbacks": [Derailed()], "verbose": 0}
+    history = klb.distill(student, teacher, VECTORS, epochs=6, validation_data=held_back, **arguments).history
+    assert len(history["val_loss"]) == len(history["val_agreement"]) == 6
+    assert min(history["val_loss"]) < min(before, history["val_loss"][-1]), "the case shows nothing"
+    np.testing.assert_allclose(validation_loss(student, teacher, held_back), min(history["val_loss"]), rtol=1e-4)
+
+
+def test_start_stays_where_no_epoch_is_better_on_held_back_samples(pair):
+    teacher, _ = pair
+    twin = keras.models.clone_model(teacher)
+    twin.set_weights(teacher.get_weights())
+    kernel = twin.get_layer("head").kernel
+    before = to_numpy(kernel).copy()
+    labels = (np.arange(48) % 5, np.arange(16) % 5)
+    arguments = {"variables": [kernel], "learning_rate": 0.1, "verbose": 0}
+    with pytest.raises(ValueError, match="must be a pair"):
+        klb.distill(twin, teacher, VECTORS, labels=labels[0], validation_data=VECTORS[:16], **arguments)
+    history = klb.distill(
+        twin, teacher, VECTORS, epochs=2, labels=labels[0], validation_data=(VECTORS[:16], labels[1]), **arguments
+    ).history
+    assert history["val_loss"][0] > 0.1, "labels are a term of the loss"
+    klb.distill(twin, teacher, VECTORS, epochs=2, validation_data=VECTORS[:16], **arguments)
+    kernel.assign(before)
+    klb.distill(twin, teacher, VECTORS, epochs=2, validation_data=VECTORS[:16], **arguments)
+    np.testing.assert_array_equal(to_numpy(kernel), before)
+
+
 def test_loss_that_is_not_finite_brings_the_best_state_back(pair):
     teacher, student = pair
     start_again(student)
@@ -316,7 +361,7 @@ def test_hopeless_training_ends_with_the_best_state(pair):
 
 def test_checkpoint_goes_on_to_the_same_bits(pair, tmp_path):
     teacher, student = pair
-    arguments = {"epochs": 4, "batch_size": 16, "period": 5, "verbose": 0}
+    arguments = {"epochs": 4, "batch_size": 16, "period": 5, "validation_data": VECTORS[:20], "verbose": 0}
     start_again(student)
     whole = klb.distill(student, teacher, VECTORS, **arguments)
     want = values(thresholds(student))

@@ -10,7 +10,7 @@ _HANDS_ON = ("Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Permute")
 
 
 def logits_model(model: Any) -> Any:
-    """A model that shares all layers with `model` and gives a list of outputs, final softmaxes left out.
+    """A model that shares all layers with `model` and gives its outputs (a list of several), final softmaxes left out.
 
     Found as a layer (Softmax, Activation), as the activation of the last layer (Dense, Conv2D, their quantized forms,
     QuantActivation), as `keras.ops.softmax`; inside nested models, and before a Reshape, Flatten, Dropout or linear

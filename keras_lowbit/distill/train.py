@@ -36,6 +36,7 @@ def distill(
     period: int | None = None,
     steps: int | None = None,
     cache_teacher: bool | None = None,
+    validation_data: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
@@ -54,6 +55,10 @@ def distill(
     steps: batches in an epoch, all by default.
     cache_teacher: run the teacher once for each sample of arrays and keep its logits; by default where there are several
     epochs and less than 1 GiB of logits. Without augmentation it changes nothing but the time.
+    validation_data: held-back inputs, in the forms of `data`; with `labels` a pair (inputs, labels). Their loss is measured
+    before the first and after every epoch (``val_loss``, ``val_agreement`` in the History), and the state of its least
+    value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
+    lose on others.
     checkpoint: file written after every epoch; a run that finds it goes on behind its last epoch, to the same bits.
     callbacks: Keras callbacks, of the `Distiller`.   verbose: 1 a progress bar, 0 nothing.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
@@ -73,13 +78,29 @@ def distill(
     if period is None:
         period = _UNKNOWN_PERIOD if source.count is None else max(1, -(-source.count * epochs // 2))
     rates = CosineRestarts(learning_rate, period)
-    training = _Training(distiller, source, rates, epochs, checkpoint)
+    held_back = _held_back(student, validation_data, batch_size, labels, seed)
+    training = _Training(distiller, source, held_back, rates, epochs, checkpoint)
     training.resume()
     if training.first < epochs:
         source.cache(distiller, epochs - training.first, cache_teacher)
+        if held_back is not None:
+            held_back.cache(distiller, epochs + 1 - training.first, None)
     history = training.run(callbacks, verbose)
     distiller.write_back()
     return history
+
+
+def _held_back(student: keras.Model, data: Any, batch_size: int, labels: Any, seed: int) -> Source | None:
+    if data is None:
+        return None
+    if labels is None:
+        return Source(student, data, batch_size, None, None, seed)
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise ValueError(
+            f"labels= was given, so validation_data must be a pair (inputs, labels), got {type(data).__name__}. The loss on "
+            "held-back data has the same terms."
+        )
+    return Source(student, data[0], batch_size, None, data[1], seed)
 
 
 def _check_epochs(epochs: int) -> None:
@@ -107,11 +128,12 @@ class _Training:
         self,
         distiller: Distiller,
         source: Source,
+        held_back: Source | None,
         rates: CosineRestarts,
         epochs: int,
         checkpoint: str | os.PathLike[str] | None,
     ) -> None:
-        self.distiller, self.source, self.rates = distiller, source, rates
+        self.distiller, self.source, self.held_back, self.rates = distiller, source, held_back, rates
         self.epochs, self.checkpoint = epochs, checkpoint
         self.first, self.restores = 0, 0
         self.history: dict[str, list[float]] = {}
@@ -142,12 +164,26 @@ class _Training:
             history.history[name] = list(values)
         history.epoch.extend(range(self.first))
         logs: dict[str, Any] = {}
+        if self.first == 0 and self.held_back is not None:
+            self.best = Snapshot.of(self.distiller.trainable_variables, self._validate()["val_loss"])
         for epoch in range(self.first, self.epochs):
             logs = self._epoch(epoch, progress)
             self.history = history.history
-            self._keep(epoch, float(logs.get("loss", np.inf)))
+            self._keep(epoch, float(logs.get("loss" if self.held_back is None else "val_loss", np.inf)))
+        if self.held_back is not None:
+            self.best.restore(self.distiller.trainable_variables)
         progress.on_train_end(logs)
         return history
+
+    def _validate(self) -> dict[str, float]:
+        """``val_loss`` and ``val_agreement`` on the held-back samples, in the same batches every time."""
+        if self.held_back is None:
+            return {}
+        means, found = _Means(), dict[str, float]()
+        for inputs, targets in self.held_back.epoch(0):
+            batch = self.distiller.test_on_batch(inputs, targets, return_dict=True)
+            found = means.update(batch, len(tree.flatten(inputs)[0]))
+        return {f"val_{name}": value for name, value in found.items()}
 
     def _epoch(self, epoch: int, progress: keras.callbacks.CallbackList) -> dict[str, Any]:
         progress.on_epoch_begin(epoch)
@@ -163,7 +199,7 @@ class _Training:
             progress.on_train_batch_end(step, logs)
         if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
             self._restore(f"epoch {epoch + 1}")
-        logs = dict(logs)
+        logs = {**logs, **self._validate()}
         progress.on_epoch_end(epoch, logs)
         return logs
 
