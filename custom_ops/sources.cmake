@@ -15,7 +15,8 @@ set(KLB_SOURCES
   layers/depthwise.cc
   layers/indirection.cc
   layers/output.cc
-  layers/padded_image.cc)
+  layers/padded_image.cc
+  layers/residual_line.cc)
 
 set(KLB_X86_ROWS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)

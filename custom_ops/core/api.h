@@ -35,10 +35,18 @@ struct Requantize {
   int32_t clamp_min = -128, clamp_max = 127;  // the fused activation; zero point included
 };
 
+// A residual ADD as one float32 expression; see ResidualAdd.
+struct ResidualLine {
+  bool equal = false;  // to the definition, for every pair of codes
+  float own = 0, other = 0, offset = 0;
+};
+
 // LiteRT's ADD of the layer's int8 codes and `codes` (same shape as the output), grid 2 * max(s1, s2) / 2**20:
 //   a = fixed((y - y_zero_point) << 20, first), b = fixed((codes - zero_point) << 20, second)
 //   out = clamp(fixed(a + b, output) + output_zero_point)
 // Multiplier and shift of s1 / grid, s2 / grid, grid / (2**20 * s_out) as `quantize_multiplier` gives them.
+// A `line` that is marked equal may stand in for all of it, in float32, each fma and the rounding to even done once:
+//   out = clamp(round(fma(y - y_zero_point, own, fma(codes, other, offset))) + output_zero_point)
 struct ResidualAdd {
   const int8_t* codes = nullptr;  // null: no residual
   int32_t zero_point = 0;
@@ -47,6 +55,7 @@ struct ResidualAdd {
   int32_t output_multiplier = 0, output_shift = 0;
   int32_t output_zero_point = 0;
   int32_t clamp_min = -128, clamp_max = 127;
+  ResidualLine line;
 };
 
 struct Epilogue {
@@ -57,6 +66,11 @@ struct Epilogue {
   const float* float_scale = nullptr;  // kFloat, [out_channels]
   float float_min = -3.402823466e38f, float_max = 3.402823466e38f;
 };
+
+// The line of an addition behind `own`, whose factors are not read: tried on all pairs of codes, a few milliseconds, once
+// for a layer. Not equal where the double rounding or a tie needs integers, and for numbers that
+// Conv2D would refuse.
+ResidualLine FindResidualLine(const Requantize& own, const ResidualAdd& add);
 
 // Runs work(begin, end) over all of [0, count), in parts, on the caller's threads, and returns when all are done.
 // `cost` estimates the nanoseconds of one index. Empty: the calling thread does it all.

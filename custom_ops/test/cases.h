@@ -160,6 +160,7 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
   r.output_multiplier = static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX));
   r.output_shift = static_cast<int32_t>(Between(random, -20, l.odd_factors ? 0 : -15));
   r.clamp_min = random() % 2 ? -128 : static_cast<int32_t>(Between(random, -128, 0));
+  if (random() % 8 == 0) r.line = FindResidualLine(e.requantize, r);
 }
 
 inline std::unique_ptr<Data> Draw(const Layer& layer, Random& random) {

@@ -83,6 +83,28 @@ void CheckThreads() {
   }
 }
 
+// Scales as a network has them: nearly all additions have a line; refused numbers and ties have none.
+void CheckLines() {
+  Random random(2);
+  int found = 0;
+  for (int i = 0; i < 40; ++i) {
+    Layer layer;
+    layer.type = OutputType::kInt8;
+    layer.has_residual = true;
+    const auto data = Draw(layer, random);
+    ResidualAdd add = data->epilogue.residual;
+    add.output_shift = -18 - i % 3;
+    found += FindResidualLine(data->epilogue.requantize, add).equal;
+    add.zero_point = 200;
+    KLB_CHECK(!FindResidualLine(data->epilogue.requantize, add).equal, "a zero point that is no code");
+  }
+  KLB_CHECK(found >= 35, std::to_string(found) + " of 40 additions have a line");
+  ResidualAdd ties;  // (y + code) / 2, halves away from zero
+  ties.first_multiplier = ties.second_multiplier = ties.output_multiplier = 1 << 30;
+  ties.output_shift = -19;
+  KLB_CHECK(!FindResidualLine({}, ties).equal, "a line through ties");
+}
+
 Status RunChanged(const Layer& layer, const Data& data, void (*change)(Layer*, Data*)) {
   Layer changed = layer;
   Data with = data;
@@ -150,6 +172,7 @@ void CheckFarPadding() {
 
 int main() {
   keras_lowbit::test::CheckErrors();
+  keras_lowbit::test::CheckLines();
   keras_lowbit::test::CheckFarPadding();
   keras_lowbit::test::CheckThreads();
   keras_lowbit::test::CheckDepths();

@@ -135,6 +135,7 @@ class Stage {
       *targets[i] = static_cast<int32_t>(wide[i]);
       if (*targets[i] != wide[i]) return absl::InvalidArgumentError(absl::StrCat("residual factor ", wide[i], " is no int32"));
     }
+    add.line = FindResidualLine(base_.requantize, add);
     return absl::OkStatus();
   }
 

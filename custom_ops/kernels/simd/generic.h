@@ -244,6 +244,15 @@ void RunTile(const Run& run, int64_t rows, const BlockArgs& args, int64_t pixel,
   FinishTile<V>(args, totals, pixel, rows);
 }
 
+// The residual's codes are a line here and a line there, which no prefetcher follows: asked for two tiles ahead.
+inline void PrefetchResidual(const BlockArgs& args, int64_t pixel, int64_t rows) {
+  if (!args.output->has_residual) return;
+  const int64_t stride = args.output->pixel_stride;
+  const int8_t* codes = args.output->epilogue->residual.codes + (args.first_pixel + pixel) * stride + args.first_channel;
+  const int64_t end = args.pixels - pixel < rows ? args.pixels - pixel : rows;
+  for (int64_t r = 0; r < end; ++r) __builtin_prefetch(codes + r * stride);
+}
+
 template <class V, class Source, int kRows>
 void RunInt8Block(const BlockArgs& args) {
   alignas(64) int32_t totals[kRows * 64] = {};
@@ -251,6 +260,7 @@ void RunInt8Block(const BlockArgs& args) {
     const int64_t rows = NextRows(args.pixels - p, kRows);
     const Run run = {args.rows + p, args.tap_stride,      args.taps,    args.groups, args.channel_offset,
                      args.weights,  args.constants->init, args.channels};
+    PrefetchResidual(args, p + 2 * kRows, kRows);
     RunTile<V, Source, kRows>(run, rows, args, p, totals);
     p += rows;
   }

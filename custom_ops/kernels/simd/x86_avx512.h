@@ -158,15 +158,40 @@ struct Avx512 {
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
+  // ResidualAdd::line for 64 codes; y: the layer's own numbers, neither clamped nor with their zero point.
+  static __m512i AddResidualLine(const OutputStage& stage, const __m512i* y, __m512i other) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const keras_lowbit::Requantize& mine = stage.epilogue->requantize;
+    const ResidualAdd& add = stage.epilogue->residual;
+    const __m512i low = _mm512_set1_epi32(mine.clamp_min - mine.zero_point);
+    const __m512i high = _mm512_set1_epi32(mine.clamp_max - mine.zero_point);
+    const __m512 own_factor = _mm512_set1_ps(add.line.own), factor = _mm512_set1_ps(add.line.other);
+    const __m512 offset = _mm512_set1_ps(add.line.offset);
+    const __m128i parts[4] = {_mm512_castsi512_si128(other), _mm512_extracti32x4_epi32(other, 1),
+                              _mm512_extracti32x4_epi32(other, 2), _mm512_extracti32x4_epi32(other, 3)};
+    __m512i sum[4];
+    KLB_UNROLL for (int j = 0; j < 4; ++j) {
+      const __m512 own = _mm512_cvtepi32_ps(_mm512_min_epi32(_mm512_max_epi32(y[j], low), high));
+      const __m512 theirs = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(parts[j]));
+      const __m512 real = _mm512_fmadd_ps(own, own_factor, _mm512_fmadd_ps(theirs, factor, offset));
+      sum[j] = _mm512_cvt_roundps_epi32(real, kNearest);
+    }
+    return ToCodes(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
+  }
+
   static void StoreCodes(const OutputStage& stage, const __m512i* y, int64_t position, int64_t channels) {
     const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
     const __mmask64 real = channels >= 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1;
-    __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
-    if (stage.has_residual) {
-      const int8_t* other = stage.epilogue->residual.codes + position;
-      codes = AddResidual(stage, codes, _mm512_maskz_loadu_epi8(real, other));
+    int8_t* to = static_cast<int8_t*>(stage.output) + position;
+    const __m512i other = stage.has_residual
+                              ? _mm512_maskz_loadu_epi8(real, stage.epilogue->residual.codes + position)
+                              : _mm512_setzero_si512();
+    if (stage.has_residual && stage.epilogue->residual.line.equal) {
+      return _mm512_mask_storeu_epi8(to, real, AddResidualLine(stage, y, other));
     }
-    _mm512_mask_storeu_epi8(static_cast<int8_t*>(stage.output) + position, real, codes);
+    __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
+    if (stage.has_residual) codes = AddResidual(stage, codes, other);
+    _mm512_mask_storeu_epi8(to, real, codes);
   }
 
   // The first kCount vectors of channels of one pixel, in fixed point; there are no others.
