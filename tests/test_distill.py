@@ -219,6 +219,33 @@ def test_takes_what_calibrate_takes(pair, kind):
     assert len(history.history["loss"]) == 2
 
 
+def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
+    teacher, student = pair
+    start_again(student)
+    biases = [layer.bias for layer in student.layers if hasattr(layer, "kernel_host")]
+    learned = {id(variable) for variable in (*thresholds(student), *biases)}
+    others = [variable for variable in student.variables if id(variable) not in learned]
+    fixed, before = values(others), values(biases)
+    klb.distill(student, teacher, VECTORS, epochs=2, batch_size=16, variables="thresholds+biases", verbose=0)
+    assert same(fixed, values(others))
+    assert len(biases) == 2
+    assert all(np.any(old != new) for old, new in zip(before, values(biases), strict=True))
+    for variable, value in zip(biases, before, strict=True):
+        variable.assign(value)
+    with pytest.raises(ValueError, match="'thresholds\\+biases'"):
+        klb.distill(student, teacher, VECTORS, variables="biases", verbose=0)
+
+
+def test_betas_of_batch_norms_count_as_biases():
+    keras.utils.set_random_seed(7)
+    teacher = teacher_model()
+    student, _ = klb.quantize_model(teacher, "fat")  # its batch norm is not folded
+    klb.calibrate(student, VECTORS, verbose=0)
+    distiller = klb.Distiller(student, teacher, variables="thresholds+biases")
+    names = [variable.name for variable in distiller.trainable_variables]
+    assert (names.count("beta"), names.count("bias")) == (1, 1)
+
+
 def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
     teacher, student = pair
     start_again(student)

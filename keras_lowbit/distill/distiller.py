@@ -32,9 +32,11 @@ class Distiller(keras.Model):
     student, teacher: models with the same inputs and the same logits; the teacher may be stock and never changes.
     loss: "rmse" (FAT's), "smooth_l1" (FAT's published code), "kl" with `temperature`, or ``loss(teacher, student)``.
     label_weight: above 0 `fit` needs labels: integer classes or probabilities; a list for several outputs.
-    variables: what learns. None: the trainable state of the student's quantizers (FAT's threshold factors). "pointwise":
-    one factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies
-    them in. Or a list of the student's Keras variables. Everything else stays as it is, whatever its `trainable` says.
+    variables: what learns. None or "thresholds": the trainable state of the student's quantizers (FAT's factors).
+    "thresholds+biases": these and the biases of its layers, betas of batch norms included: a threshold that moves rounds the
+    weights of its filter anew, which shifts the filter's mean, and only a bias can take that shift back. "pointwise": one
+    factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies them
+    in. Or a list of the student's Keras variables. Everything else stays as it is, whatever its `trainable` says.
     y in `fit`: nothing, labels, or ``{"teacher_logits": [...], "labels": ...}`` to save the teacher's runs.
     Raises TypeError and ValueError for models that do not fit each other, are not calibrated or have nothing to train.
     Goncharenko et al. 2018, arXiv:1812.07872.
@@ -61,15 +63,13 @@ class Distiller(keras.Model):
         self.agreement = keras.metrics.Mean(name="agreement")
         self.factors: list[Any] = []  # beside `scaled`, the weights they multiply
         self.scaled: list[Any] = []
-        if isinstance(variables, str):
-            self._add_factors(variables)
-        chosen = self.factors if isinstance(variables, str) else _declared(student, variables)
+        if variables == "pointwise":
+            self._add_factors()
+        chosen = self.factors if self.factors else _declared(student, variables)
         self._declared = tuple(chosen)  # a tuple: Keras tracks lists
         self.built = True
 
-    def _add_factors(self, variables: str) -> None:
-        if variables != "pointwise":
-            raise ValueError(f"variables={variables!r}; give None (thresholds), 'pointwise' or a list of variables.")
+    def _add_factors(self) -> None:
         layers = find_layers(self.student, QuantizedLayer)
         self.scaled = [weight for layer in layers for weight in (layer.kernel, layer.bias) if weight is not None]
         if not self.scaled:
@@ -161,20 +161,38 @@ def thresholds(student: Any) -> list[Any]:
     return [variable for _, host in hosts(student) for variable in host.trainable_variables]
 
 
-def _declared(student: Any, variables: Sequence[Any] | None) -> list[Any]:
-    if variables is None:
-        if not (found := thresholds(student)):
-            raise ValueError(
-                f"No quantizer of {student.name!r} has thresholds that learn. Quantize with the recipe 'fat', set "
-                "trainable=True if its layers are frozen, or say what learns: variables=[...]."
-            )
-        return found
+def biases(student: Any) -> list[Any]:
+    """What layers of a model add to each channel: biases of its quantized layers, betas of its batch norms."""
+    found = [layer.bias for layer in find_layers(student, QuantizedLayer)]
+    found += [layer.beta for layer in find_layers(student, keras.layers.BatchNormalization)]
+    return [variable for variable in found if variable is not None]
+
+
+def _declared(student: Any, variables: str | Sequence[Any] | None) -> list[Any]:
+    if variables is None or variables == "thresholds":
+        return _thresholds(student)
+    if variables == "thresholds+biases":
+        return _thresholds(student) + biases(student)
+    if isinstance(variables, str):
+        raise ValueError(
+            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' or a list of "
+            "variables."
+        )
     own = {id(variable) for variable in student.variables}
     found = list(variables)
     if not found or any(id(variable) not in own for variable in found):
         raise ValueError(
             f"variables= needs variables of the student {student.name!r}, at least one; got {len(found)}, of which "
             f"{sum(id(variable) in own for variable in found)} are its own."
+        )
+    return found
+
+
+def _thresholds(student: Any) -> list[Any]:
+    if not (found := thresholds(student)):
+        raise ValueError(
+            f"No quantizer of {student.name!r} has thresholds that learn. Quantize with the recipe 'fat', set "
+            "trainable=True if its layers are frozen, or say what learns: variables=[...]."
         )
     return found
 
