@@ -52,15 +52,15 @@ Status CheckShifts(const Epilogue& epilogue, int64_t out_channels) {
 
 bool IsFastShift(int32_t shift) { return -30 <= shift && shift <= 0; }
 
-// A right shift of 0 would need a mask in the vector epilogue; factors of one half and more are rare enough.
+// A right shift of 0 would need a mask in the vector epilogue; factors of one half and more are rare enough. Shift 0 is
+// usual with multiplier 0 only. Comparisons as bits, so that the loop is vectorised for the lowest CPU too.
 bool AreFastFactors(const Requantize& requantize, int64_t out_channels) {
-  bool fast = true;
+  int32_t odd = 0;
   for (int64_t c = 0; c < out_channels; ++c) {
     const int32_t multiplier = requantize.multiplier[c], shift = requantize.shift[c];
-    const bool usual = (multiplier >= 0) & (shift >= -30) & (shift <= -1);
-    fast &= usual | ((multiplier == 0) & (shift == 0));
+    odd |= (multiplier < 0 ? -1 : 0) | (shift < -30 ? -1 : 0) | ((shift > -1 ? -1 : 0) & (multiplier | shift));
   }
-  return fast;
+  return odd == 0;
 }
 
 int64_t MaxAbsBias(const Epilogue& epilogue, int64_t out_channels) {
@@ -200,7 +200,7 @@ void FillConstants(const Epilogue& epilogue, const OutputStage& stage, const int
   const int32_t* multiplier = epilogue.requantize.multiplier + channel;
   const int32_t* shift = epilogue.requantize.shift + channel;
   std::copy_n(multiplier, channels, block->multiplier);
-  for (int64_t c = 0; c + 1 < channels; c += 2) block->multiplier_odd[c] = multiplier[c + 1];
+  std::copy_n(multiplier + 1, channels - 1, block->multiplier_odd);
   for (int64_t c = 0; c < channels; ++c) {
     block->shift[c] = shift[c] == 0 ? 1 : -shift[c];  // 0 goes with multiplier 0
     block->nudge[c] = int32_t{1} << (block->shift[c] - 1);

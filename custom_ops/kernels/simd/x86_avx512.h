@@ -196,7 +196,7 @@ struct Avx512 {
 
   // The first kCount vectors of channels of one pixel, in fixed point; there are no others.
   template <int kCount>
-  static void FinishTotals(const ChannelBlock& block, const OutputStage& stage, const Totals* totals, int64_t position,
+  __attribute__((always_inline)) static void FinishTotals(const ChannelBlock& block, const OutputStage& stage, const Totals* totals, int64_t position,
                            int64_t channels) {
     __m512i y[4];
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
