@@ -26,10 +26,12 @@ import keras_lowbit as klb
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.run_file import FileRunner
+from keras_lowbit.distill import biases, thresholds
 from studies.common import imagenet
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
+TOGETHER = {"variables": "thresholds+biases"}
 NETWORKS = {"mobilenet_v2": imagenet.mobilenet_v2, "mobilenet_v1": imagenet.mobilenet_v1}
 CELLS: dict[str, Callable[["Study"], keras.Model]] = {}
 
@@ -52,6 +54,7 @@ class Study:
         folder = data_folder()
         self.model = NETWORKS[config["network"]](folder)
         self.pixels = _pixels(folder, imagenet.TRAINING)[0]
+        self.tuning, self.held_back = split(len(self.pixels), config)
         self.validation, self.classes = _pixels(folder, imagenet.VALIDATION)
         self.folded = klb.fold_batch_norms(self.model)
         self.found = json.loads(output.read_text()) if output.exists() else {}
@@ -81,17 +84,16 @@ class Study:
     def tuned(
         self, quantized: keras.Model, base: keras.Model | None, name: str, recipe: str, **options: Any
     ) -> keras.Model:
-        """The model with thresholds (or other variables) tuned on the training images, then biases corrected anew."""
+        """The model tuned; `base`: its biases are corrected against that model afterwards."""
         history = klb.distill(
             quantized,
             self.model,
-            self.images(),
-            epochs=self.config["epochs"][recipe],
-            steps=self.config["steps"],
-            period=self.config["steps"]
-            * self.config["epochs"][recipe],  # one fall of the cosine: few steps, no restart
+            imagenet.normalize(self.pixels[self.tuning]),
+            epochs=self.config["epochs"],
+            period=-(-len(self.tuning) // self.config["batch_size"]) * self.config["epochs"],  # one fall, no restart
             batch_size=self.config["batch_size"],
             learning_rate=self.config["learning_rate"][recipe],
+            validation_data=imagenet.normalize(self.pixels[self.held_back]),
             checkpoint=self.file(f"{name}.npz"),
             seed=self.config["seed"],
             verbose=2,
@@ -122,6 +124,14 @@ class Study:
         self.found[f"{self.config['network']} {name}"] = row
         self.output.write_text(json.dumps(self.found, indent=1) + "\n")
         print(f"{name}: top-1 {100 * row['top1']:.2f} %, agreement {100 * agreement:.2f} %", flush=True)
+
+
+def split(count: int, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Which training images tune, and which are held back to choose the epoch: none of those that calibrate or round."""
+    used = max(config["calibration_images"], config["correction_images"], config["rounding_images"])
+    order = used + np.random.default_rng(config["seed"]).permutation(count - used)
+    held_back, rest = np.split(order, [config["held_back_images"]])
+    return np.concatenate([np.arange(used), rest]), held_back
 
 
 def accuracy(right: np.ndarray) -> dict[str, Any]:
@@ -170,23 +180,31 @@ def int8_equalized_corrected(study: Study) -> keras.Model:
 
 @cell("fat vector")
 def fat_vector(study: Study) -> keras.Model:
-    """The goal: per filter, biases corrected, thresholds tuned."""
+    """The goal: per filter, biases corrected, then tuned with the thresholds."""
     base = study.folded
-    return study.tuned(study.corrected(study.quantized(base, "fat"), base), base, "fat_vector", "fat")
+    return study.tuned(study.corrected(study.quantized(base, "fat"), base), None, "fat_vector", "fat", **TOGETHER)
+
+
+@cell("fat vector, thresholds of activations")
+def fat_vector_activations(study: Study) -> keras.Model:
+    """The same, but thresholds of weights stay: only ranges and biases learn."""
+    quantized = study.corrected(study.quantized(study.folded, "fat"), study.folded)
+    ranges = [variable for variable in thresholds(quantized) if variable.name in ("left", "width")]
+    return study.tuned(quantized, None, "fat_vector_activations", "fat", variables=ranges + biases(quantized))
 
 
 @cell("fat vector, biases as they are")
 def fat_vector_alone(study: Study) -> keras.Model:
     """Thresholds tuned and nothing else, as published."""
-    return study.tuned(study.quantized(study.folded, "fat"), None, "fat_vector_alone", "fat-scalar")
+    return study.tuned(study.quantized(study.folded, "fat"), None, "fat_vector_alone", "fat")
 
 
 @cell("fat scalar, rescaled")
 def fat_scalar(study: Study) -> keras.Model:
-    """Per tensor, rescaled, biases corrected, thresholds tuned."""
+    """Per tensor, rescaled, biases corrected, then tuned with the thresholds."""
     base = rescaled(study)
     quantized = study.corrected(study.quantized(base, "fat-scalar"), base)
-    return study.tuned(quantized, base, "fat_scalar", "fat-scalar")
+    return study.tuned(quantized, None, "fat_scalar", "fat-scalar", **TOGETHER)
 
 
 @cell("int8 scalar, rescaled, biases corrected")

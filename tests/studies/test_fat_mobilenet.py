@@ -29,9 +29,17 @@ def test_interval_is_wilsons():
 
 def test_config_covers_every_recipe_that_is_tuned():
     config = json.loads((run.HERE / "config.json").read_text())
-    assert set(config["epochs"]) == set(config["learning_rate"])
+    assert set(config["learning_rate"]) == {"fat", "fat-scalar", "fat-w4"}
     assert config["network"] in run.NETWORKS
     assert {"fat vector", "fat scalar, rescaled", "w4", "int8 scalar", "int8 vector"} <= set(run.CELLS)
+
+
+def test_images_held_back_are_not_used_otherwise():
+    config = json.loads((run.HERE / "config.json").read_text())
+    tuning, held_back = run.split(992, config)
+    assert len(held_back) == config["held_back_images"]
+    assert sorted([*tuning, *held_back]) == list(range(992))
+    assert held_back.min() >= 128  # behind those of calibration, correction and rounding
 
 
 def test_table_names_every_cell():
