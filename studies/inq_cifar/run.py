@@ -16,10 +16,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit import schedules
-from keras_lowbit.quantizers import Incremental, PowerOfTwo
+from keras_lowbit.distill import losses
+from keras_lowbit.quantizers import Incremental, PowerOfTwo, Ternary
 from studies.common import cifar_resnet
 from studies.common.cifar_training import Progress, Restarts, accuracy, compile_model, machine, run_missing, settings
 
@@ -28,8 +30,13 @@ PARTITIONS = ("magnitude", "random")
 # "float-10" trains the float network under the restarts of the ten steps of 2 bits: what the extra epochs alone do.
 # "-filter" has one grid per filter; without it there is one per layer, as in the paper.
 GRIDS = ("", "-filter")
+# "-taught": the loss is the distance to the pretrained network's logits under the same augmentation, no labels.
 METHODS = [f"inq-{bits}-{partition}{grid}" for bits in (5, 4, 3, 2) for grid in GRIDS for partition in PARTITIONS]
-METHODS += ["float-4", "float-10"]
+METHODS += [f"inq-{bits}-magnitude{grid}-taught" for bits in (5, 4, 3, 2) for grid in GRIDS]
+# Two bits on a grid that is fitted to the weights: the same schedule over Ternary (TWN) instead of powers of two.
+METHODS += ["inq-2-magnitude-ternary", "inq-2-magnitude-ternary-taught"]
+METHODS += ["float-4", "float-10", "float-4-taught"]
+TEMPERATURE = 4.0  # of the taught runs
 REESTIMATION_IMAGES = 4_000
 
 
@@ -41,8 +48,8 @@ def prepared(method: str, config: dict, folder: Path, seed: int):
     if kind == "float":
         return model, [Restarts(length)], (int(number) - 1) * length + 1
     steps = len(schedules.portions(int(number)))
-    scope = "filter" if "filter" in rest else "layer"
-    kernel = Incremental(PowerOfTwo(int(number), scope=scope), partition=rest[0])
+    grid = PowerOfTwo(int(number), scope="filter" if "filter" in rest else "layer")
+    kernel = Incremental(Ternary() if "ternary" in rest else grid, partition=rest[0])
     recipe = klb.recipes.get(f"inq-{number}").replace(plan=(klb.recipes.Rule(kernel),), activations=None)
     model, _ = klb.quantize_model(
         model, recipe
@@ -61,10 +68,14 @@ def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
     compile_model(model, config, config["epochs_per_step"] * train.num_batches)
     x_test = cifar_resnet.normalize(x_test)
     curve = slice(config["curve_images"])  # the curves, and what the learning rates were chosen by
+    held_back = (x_test[curve], y_test[curve].astype(np.int32))
+    if "taught" in method:
+        teacher = cifar_resnet.pretrained(folder, config["depth"])
+        train, held_back = taught(model, teacher, train), (held_back[0], np.eye(10, dtype=np.float32)[held_back[1]])
     history = model.fit(
         train,
         epochs=epochs,
-        validation_data=(x_test[curve], y_test[curve].astype(np.int32)),
+        validation_data=held_back,
         validation_batch_size=250,
         callbacks=[*callbacks, Progress(f"{method} seed {seed}")],
         verbose=0,
@@ -89,6 +100,37 @@ def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
         "curves": {name: [round(float(value), 5) for value in values] for name, values in history.history.items()},
         "machine": machine(),
     }
+
+
+def taught(model: keras.Model, teacher: keras.Model, train: keras.utils.PyDataset) -> keras.utils.PyDataset:
+    """Compiles the model for the teacher's logits, and gives the data with these in place of the labels.
+
+    The metric stays *accuracy*: in training it is the agreement with the teacher.
+    """
+    metric = keras.metrics.CategoricalAccuracy(name="accuracy")
+    model.compile(model.optimizer, losses.get("kl", TEMPERATURE), metrics=[metric], jit_compile=False)
+    return Taught(train, tf.function(lambda images: teacher(images, training=False)))
+
+
+class Taught(keras.utils.PyDataset):
+    """The batches of another data set, with a teacher's logits in place of the labels."""
+
+    def __init__(self, images: keras.utils.PyDataset, teacher):
+        super().__init__(workers=1)
+        self.images, self.teacher = images, teacher
+
+    @property
+    def num_batches(self):
+        """Batches in one epoch."""
+        return self.images.num_batches
+
+    def __getitem__(self, index):
+        images, _ = self.images[index]
+        return images, np.asarray(self.teacher(images))
+
+    def on_epoch_end(self):
+        """The next epoch of the images."""
+        self.images.on_epoch_end()
 
 
 def levels(model: keras.Model) -> int | None:

@@ -51,11 +51,12 @@ def test_plot_is_written_and_refuses_an_empty_result(content, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data):
+@pytest.mark.parametrize("method", ["inq-5-random", "inq-5-magnitude-taught"])
+def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data, method):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 16)
     got = run.run_one(
-        "inq-5-random",
+        method,
         3,
         CONFIG | {"batch_size": 8, "curve_images": 4},
         ((images, labels), (images, labels)),
