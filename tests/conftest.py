@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import keras
+import numpy as np
 import pytest
 
 from keras_lowbit.data import data_folder
@@ -20,13 +21,16 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> int:
-    """Seeds Python, NumPy and Keras from the test's own name: no test depends on which ran before it.
+    """Seeds Python, NumPy, Keras and the module's RNG from the test's own name: no test depends on which ran before it.
 
     Printed, so pytest shows it with a failure.
     """
     seed = zlib.crc32(request.node.nodeid.encode())
     print(f"keras.utils.set_random_seed({seed})")
     keras.utils.set_random_seed(seed)
+    shared = getattr(request.module, "RNG", None)
+    if shared is not None:
+        shared.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     return seed
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.graph import Call, CallGraph, calls_of, functional_of, inputs_in_order
+from keras_lowbit.layers.graph import CallGraph, calls_of, functional_of, inputs_in_order
 from keras_lowbit.layers.host import find_layers, to_numpy
 from keras_lowbit.quantizers import Incremental
 
@@ -72,9 +72,8 @@ def reestimate_batch_norms(
     if not norms:
         return 0
     bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
-    last_use = _last_use(graph)
     for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
-        _forward(graph, last_use, inputs_in_order(model, batch), totals)
+        _forward(graph, inputs_in_order(model, batch), totals)
         bar.update(index + 1)
     for call in norms:
         totals[id(call.operation)].write(call.operation)
@@ -101,7 +100,7 @@ class _Moments:
         layer.moving_variance.assign(np.maximum(self.squares / self.count - np.square(mean), 0.0))
 
 
-def _forward(graph: CallGraph, last_use: dict[int, Call], inputs: list[Any], totals: dict[int, _Moments]) -> None:
+def _forward(graph: CallGraph, inputs: list[Any], totals: dict[int, _Moments]) -> None:
     values = {key: keras.ops.convert_to_tensor(value) for key, value in zip(graph.inputs, inputs, strict=True)}
     for call in graph.calls:
         norm = totals.get(id(call.operation))
@@ -112,9 +111,7 @@ def _forward(graph: CallGraph, last_use: dict[int, Call], inputs: list[Any], tot
         else:
             outputs = call.run(values)
         values |= dict(zip(call.outputs, outputs, strict=True))
-        for key in call.inputs:
-            if last_use[key] is call:
-                values.pop(key, None)
+        graph.release(call, values)
 
 
 def _normalized(layer: Any, inputs: Any) -> Any:
@@ -128,7 +125,3 @@ def _normalized(layer: Any, inputs: Any) -> Any:
         layer.trainable = trainable
         for average, value in zip(averages, before, strict=True):
             average.assign(value)
-
-
-def _last_use(graph: CallGraph) -> dict[int, Call]:
-    return {key: call for call in graph.calls for key in call.inputs}

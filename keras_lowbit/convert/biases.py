@@ -1,7 +1,7 @@
 """correct_biases: the mean error that quantizing brings into each channel, taken out of its bias."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -36,15 +36,6 @@ def correct_biases(
     Raises ValueError if no layer of the two models matches.
     Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D).
     """
-    batches = list(klb_data.batches(data, batch_size, steps))
-    graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
-    targets = correctable(graphs[1], graphs[0])
-    if not targets:
-        raise ValueError(
-            f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
-            "Give the model that was quantized, its batch norms folded."
-        )
-    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
     wanted: dict[str, np.ndarray] = {}
     found: dict[str, float] = {}
 
@@ -55,11 +46,43 @@ def correct_biases(
         shift = wanted[call.path] - mean_output(call, values)
         call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
         found[call.path] = float(np.abs(shift).max())
+
+    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, correct, verbose)
+    return found
+
+
+Visit = Callable[[Call, list[dict[int, Any]]], None]
+
+
+def layer_by_layer(
+    quantized: keras.Model,
+    reference: keras.Model,
+    data: Iterable[Any],
+    remember: Visit,
+    change: Visit,
+    verbose: int | bool,
+) -> None:
+    """Run all batches through the float model, then through the quantized one, and stop at the layers that match.
+
+    remember: sees a call of `reference` before it runs, and the values of every batch.   change: the same of `quantized`; it
+    may change the layer, which the next ones then see.   ValueError if no layer of the two models matches.
+    """
+    batches = list(data)
+    graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
+    targets = correctable(graphs[1], graphs[0])
+    if not targets:
+        raise ValueError(
+            f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
+            "Give the model that was quantized, its batch norms folded."
+        )
+    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
+
+    def change_and_count(call: Call, values: list[dict[int, Any]]) -> None:
+        change(call, values)
         bar.add(1)
 
-    for model, graph, visit in zip((reference, quantized), graphs, (remember, correct), strict=True):
+    for model, graph, visit in zip((reference, quantized), graphs, (remember, change_and_count), strict=True):
         walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
-    return found
 
 
 def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
@@ -76,21 +99,15 @@ def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
     return [call.path for call in graph.calls if fits(call)]
 
 
-Visit = Callable[[Call, list[dict[int, Any]]], None]
-
-
 def walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
     """Run all batches call by call; before the calls of some paths show call and values. Values live until last used."""
-    last_use = {key: call for call in graph.calls for key in call.inputs}
     values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
     for call in graph.calls:
         if call.path in visits:
             visits[call.path](call, values)
         for known in values:
             known |= dict(zip(call.outputs, call.run(known), strict=True))
-            for key in set(call.inputs):
-                if last_use[key] is call:
-                    known.pop(key, None)
+            graph.release(call, known)
 
 
 def mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:

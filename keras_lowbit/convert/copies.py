@@ -1,10 +1,38 @@
 """Copies of single operations, so that a rebuilt model shares nothing with the original."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import tree
 
+from keras_lowbit.layers.graph import Call, calls_of, functional_of
 from keras_lowbit.layers.host import find_layers, to_numpy
+
+
+def rebuilt(sequence: Any, run: Callable[[Call, dict[int, Any]], list[Any]]) -> keras.Model:
+    """A Functional model of the form of `sequence`: `run` gives the outputs of each call from the values by key."""
+    graph = calls_of(sequence)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+        for tensor in functional_of(sequence).inputs
+    ]
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    for call in graph.calls:
+        values |= dict(zip(call.outputs, run(call, values), strict=True))
+    return model_like(sequence, inputs, [values[key] for key in graph.outputs])
+
+
+def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Model:
+    """The model between flat inputs and outputs, with the structure, name and own trainable flag of `sequence`."""
+    model = functional_of(sequence)
+    built = keras.Model(
+        tree.pack_sequence_as(model.input, inputs),
+        tree.pack_sequence_as(model.output, outputs),
+        name=sequence.name,  # the Functional inside a Sequential has another
+    )
+    copy_own_trainable(sequence, built)
+    return built
 
 
 def bare_copy(operation: Any) -> Any:

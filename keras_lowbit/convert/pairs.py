@@ -136,7 +136,6 @@ def channel_maxima(
 
 def run_calls(graph: CallGraph, inputs: list[Any], watch: Mapping[int, Callable[[int, Any], None]]) -> None:
     """Run the calls one by one at inference and show the tensors to be watched; a value lives until its last use."""
-    last_use = {key: call for call in graph.calls for key in call.inputs}
     values = {key: keras.ops.convert_to_tensor(value) for key, value in zip(graph.inputs, inputs, strict=True)}
     for call in graph.calls:
         results = dict(zip(call.outputs, call.run(values), strict=True))
@@ -144,6 +143,4 @@ def run_calls(graph: CallGraph, inputs: list[Any], watch: Mapping[int, Callable[
         for key in results:
             if key in watch:
                 watch[key](key, results[key])
-        for key in call.inputs:
-            if last_use[key] is call:
-                values.pop(key, None)
+        graph.release(call, values)

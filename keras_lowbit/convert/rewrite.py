@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
-from keras import tree
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
+from keras_lowbit.convert.copies import bare_copy, copy_variables, model_like
 from keras_lowbit.convert.ranges import RangePlan, plan_ranges
 from keras_lowbit.convert.report import LayerReport
 from keras_lowbit.convert.roles import (
@@ -131,13 +130,7 @@ class _Level:
             for key, value in zip(call.outputs, self._emit(call), strict=True):
                 self._store(key, value, call.name)
         outputs = [self.values[key] for key in self.graph.outputs]
-        built = keras.Model(
-            tree.pack_sequence_as(self.model.input, inputs),
-            tree.pack_sequence_as(self.model.output, outputs),
-            name=self.original.name,  # the Functional inside a Sequential has another
-        )
-        copy_own_trainable(self.original, built)
-        return built
+        return model_like(self.original, inputs, outputs)
 
     def _role(self, call: Call) -> Role:
         role, path = role_of(call), self.prefix + call.path

@@ -8,10 +8,10 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.biases import correctable, mean_output, walk
+from keras_lowbit.convert.biases import layer_by_layer, mean_output
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.roles import stock_kind
-from keras_lowbit.layers.graph import Call, calls_of, inputs_in_order
+from keras_lowbit.layers.graph import Call
 from keras_lowbit.layers.host import to_numpy
 
 # Input vectors that the second moments of a layer are taken over: 30 for each dimension, within these limits.
@@ -49,15 +49,6 @@ def round_weights(
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
-    batches = list(klb_data.batches(data, batch_size, steps))
-    graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
-    targets = correctable(graphs[1], graphs[0])
-    if not targets:
-        raise ValueError(
-            f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
-            "Give the model that was quantized, its batch norms folded."
-        )
-    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
     wanted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
     rows: list[LayerReport] = []
 
@@ -73,10 +64,8 @@ def round_weights(
         rows.append(_round_layer(call, vectors(call, values), real))
         bias = call.operation.bias
         bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
-        bar.add(1)
 
-    for model, graph, visit in zip((reference, quantized), graphs, (remember, change), strict=True):
-        walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
+    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, change, verbose)
     return ConversionReport(quantized.name, "round_weights", tuple(rows))
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
-from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
-from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.convert.copies import bare_copy, copy_variables, rebuilt
+from keras_lowbit.layers.graph import Call, is_graph_model
 from keras_lowbit.layers.host import to_numpy
 
 
@@ -49,23 +48,11 @@ def edited(model: keras.Model, edits: Mapping[int, Edit]) -> keras.Model:
 
 
 def _rebuilt(sequence: Any, edits: Mapping[int, Edit], copies: dict[int, Any]) -> keras.Model:
-    graph, model = calls_of(sequence), functional_of(sequence)
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
-        for tensor in model.inputs
-    ]
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    for call in graph.calls:
+    def run(call: Call, values: dict[int, Any]) -> list[Any]:
         edit = edits.get(id(call.operation))
-        outputs = [values[call.inputs[0]]] if edit is not None and edit.drop else _run(call, values, edits, copies)
-        values |= dict(zip(call.outputs, outputs, strict=True))
-    built = keras.Model(
-        tree.pack_sequence_as(model.input, inputs),
-        tree.pack_sequence_as(model.output, [values[key] for key in graph.outputs]),
-        name=sequence.name,  # the Functional inside a Sequential has another
-    )
-    copy_own_trainable(sequence, built)
-    return built
+        return [values[call.inputs[0]]] if edit is not None and edit.drop else _run(call, values, edits, copies)
+
+    return rebuilt(sequence, run)
 
 
 def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: dict[int, Any]) -> list[Any]:

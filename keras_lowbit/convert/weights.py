@@ -4,12 +4,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.copies import bare_copy, copy_own_trainable, copy_variables
+from keras_lowbit.convert.copies import bare_copy, copy_variables, rebuilt
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
-from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model, layers_of
+from keras_lowbit.layers.graph import Call, is_graph_model, layers_of
 from keras_lowbit.numerics.thresholds import reduced_axes
 from keras_lowbit.quantizers import Quantized
 
@@ -76,22 +75,7 @@ def dequantize(model: keras.Model) -> keras.Model:
 
 
 def _rebuild(sequence: Any, copies: dict[int, Any]) -> keras.Model:
-    graph, model = calls_of(sequence), functional_of(sequence)
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
-        for tensor in model.inputs
-    ]
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    for call in graph.calls:
-        outputs = _passes(call, values) or _run_stock(call, values, copies)
-        values |= dict(zip(call.outputs, outputs, strict=True))
-    built = keras.Model(
-        tree.pack_sequence_as(model.input, inputs),
-        tree.pack_sequence_as(model.output, [values[key] for key in graph.outputs]),
-        name=sequence.name,  # the Functional inside a Sequential has another
-    )
-    copy_own_trainable(sequence, built)
-    return built
+    return rebuilt(sequence, lambda call, values: _passes(call, values) or _run_stock(call, values, copies))
 
 
 def _passes(call: Call, values: dict[int, Any]) -> list[Any]:

@@ -87,6 +87,12 @@ class CallGraph:
         found = self.consumers(key)
         return found[0] if len(found) == 1 and key not in self.outputs else None
 
+    def release(self, call: Call, values: dict[int, Any]) -> None:
+        """Drop from `values` the tensors that `call`, which has just run, was the last to read."""
+        for key in set(call.inputs):
+            if self._consumers[key][-1] is call:
+                values.pop(key, None)
+
 
 def calls_of(model: keras.Model, inline: bool = False) -> CallGraph:
     """The calls of a Functional or Sequential model in running order."""
