@@ -25,9 +25,10 @@ import tensorflow as tf
 import keras_lowbit as klb
 from keras_lowbit.data import data_folder
 from keras_lowbit.recipes import Recipe
+from studies.common import imagenet
 from studies.common.cifar_training import machine
 from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accuracy, unfold_batch_norms
-from studies.dfp_imagenet.tune import tune
+from studies.dfp_imagenet.tune import tune, tune_without_labels
 
 HERE = Path(__file__).resolve().parent
 CALIBRATION_IMAGES = 64
@@ -44,6 +45,8 @@ def plan(network: str) -> list[dict[str, Any]]:
         runs += [{"weights": weights, "cluster_size": size, **new} for weights in ("4w8a", "2w8a")]
         if network == "resnet20" and size == 64:
             runs += [{"weights": "2w8a", "cluster_size": tuned, "tuning": "labels"} for tuned in (64, 4)]
+        if network.startswith("mobilenet") and size == 4:
+            runs += [{"weights": "2w8a", "cluster_size": 4, "tuning": "teacher", **new}]
     if network == "mobilenet_v2":
         runs += [{"weights": "8w8a", **new}]
     runs += [{"weights": weights, "cluster_size": 4, **old} for weights in ("4w8a", "2w8a")]
@@ -76,9 +79,12 @@ def measure(run: dict[str, Any], data: dict[str, Any], folder: Path, work: Path)
     quantized, _ = klb.quantize_model(model, recipe(run))
     found: dict[str, Any] = {"convert_s": round(time.perf_counter() - started, 1)}
     prepare(quantized, images, network.batch_size, renew=run["statistics"] != "old")
-    if run["tuning"] is not None:
+    if run["tuning"] == "labels":
         found |= tune(quantized, folder)
         prepare(quantized, images, network.batch_size, renew=True)
+    elif run["tuning"] == "teacher":
+        found |= tune_without_labels(quantized, network.make(folder), imagenet.images(folder, imagenet.TRAINING)[0])
+        prepare(quantized, images, network.batch_size, renew=False)
     found |= clustered_errors(quantized)
     file = work / f"{run['network']}_{os.getpid()}.tflite"
     return found | {"accuracy": file_accuracy(quantized, file, labelled, classes), "bytes": file.stat().st_size}

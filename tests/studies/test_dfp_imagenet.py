@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from studies.dfp_imagenet import plot, run
+from keras_lowbit.layers import to_numpy
+from studies.common import imagenet
+from studies.dfp_imagenet import plot, run, tune
 from studies.dfp_imagenet.networks import NETWORKS, unfold_batch_norms
 
 kl = keras.layers
@@ -29,6 +31,22 @@ def test_unfolded_batch_norms_hold_the_statistics_of_the_data_and_change_nothing
     np.testing.assert_allclose(model.predict(images, verbose=0), before, atol=2e-5)
     np.testing.assert_allclose(model.get_layer("one").moving_mean, seen.mean(0), atol=1e-6)
     np.testing.assert_allclose(model.get_layer("one").moving_variance, seen.var(0), rtol=1e-5)
+
+
+def test_tuning_without_labels_trains_the_weights_and_ends_closer_to_the_teacher(monkeypatch):
+    monkeypatch.setattr(tune, "HELD_BACK", 16)
+    monkeypatch.setattr(tune, "RATE", 1e-3)
+    image = keras.Input((6, 6, 3))
+    hidden = kl.BatchNormalization()(kl.Conv2D(8, 3, use_bias=False, name="conv")(image))
+    teacher = keras.Model(image, kl.Dense(4)(kl.GlobalAveragePooling2D()(kl.ReLU()(hidden))))
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3)).astype(np.uint8)
+    quantized, _ = klb.quantize_model(teacher, klb.recipes.dfp(2, cluster_size=2, first=None))
+    klb.calibrate(quantized, imagenet.normalize(pixels), verbose=0)
+    kernel = to_numpy(quantized.get_layer("conv").kernel).copy()
+    found = tune.tune_without_labels(quantized, teacher, pixels)
+    assert found["tuning_images"] == 32
+    assert found["history"]["val_loss"][-1] < found["history"]["val_loss"][0]
+    assert np.any(kernel != to_numpy(quantized.get_layer("conv").kernel))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
