@@ -35,13 +35,14 @@ def test_unfolded_batch_norms_hold_the_statistics_of_the_data_and_change_nothing
 
 def test_tuning_without_labels_trains_the_weights_and_ends_closer_to_the_teacher(monkeypatch):
     monkeypatch.setattr(tune, "HELD_BACK", 16)
-    monkeypatch.setattr(tune, "RATE", 1e-3)
+    monkeypatch.setattr(tune, "RATE", 0.05)
     image = keras.Input((6, 6, 3))
     hidden = kl.BatchNormalization()(kl.Conv2D(8, 3, use_bias=False, name="conv")(image))
-    teacher = keras.Model(image, kl.Dense(4)(kl.GlobalAveragePooling2D()(kl.ReLU()(hidden))))
+    teacher = keras.Model(image, kl.Dense(4, name="head")(kl.GlobalAveragePooling2D()(kl.ReLU()(hidden))))
     pixels = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3)).astype(np.uint8)
     quantized, _ = klb.quantize_model(teacher, klb.recipes.dfp(2, cluster_size=2, first=None))
     klb.calibrate(quantized, imagenet.normalize(pixels), verbose=0)
+    quantized.get_layer("head").bias.assign([1.0, 1.0, 1.0, 1.0])  # far from the teacher's
     kernel = to_numpy(quantized.get_layer("conv").kernel).copy()
     found = tune.tune_without_labels(quantized, teacher, pixels)
     assert found["tuning_images"] == 32
