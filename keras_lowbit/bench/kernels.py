@@ -88,7 +88,7 @@ def runs_of(shape: Shape) -> list[Callable[[], Any]]:
     size = (shape.window, shape.window, shape.inputs, shape.outputs)
     ternary = rng.integers(-1, 2, size).astype(np.int8)
     codes = rng.integers(-127, 128, size).astype(np.int8)
-    return [_own(shape, ternary), _own(shape, codes), _float(shape, codes), _litert(shape, codes)]
+    return [own(shape, ternary), own(shape, codes), _float(shape, codes), _litert(shape, codes)]
 
 
 def _image(shape: Shape) -> tuple[int, ...]:
@@ -115,7 +115,8 @@ def _chain(operation: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
     return lambda: concrete(x)
 
 
-def _own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
+def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
+    """Calls of `COPIES` copies of our layer with that kernel: packed ternary if its codes are, else int8."""
     import tensorflow as tf
 
     from keras_lowbit import ops

@@ -1,0 +1,194 @@
+"""Times a whole ternary network on the integer runtime against TensorFlow's float32 and LiteRT's int8, all in turns.
+
+    python -m keras_lowbit.bench.runtime --output runtime.json --threads 1 2
+
+ResNet-50 at 224x224, batch 1, random weights (they do not change the time): the Keras model as a tf.function, the same
+model ternary as an int8 .tflite file on XNNPACK, and as a SavedModel of `deploy.Runtime`. With several thread counts the
+runtime and some large layers are also compared with themselves on one thread.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.bench import kernels
+from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.turns import in_turns
+from keras_lowbit.convert.report import table
+from keras_lowbit.deploy.files import atomic_write
+
+KINDS = ("runtime", "tf_float32", "litert_int8")
+LAYERS = (
+    kernels.Shape("ResNet-50", 56, 1, 64, 256),
+    kernels.Shape("ResNet-50", 28, 3, 128, 128),
+    kernels.Shape("ResNet-50", 14, 1, 1024, 256),
+    kernels.Shape("ResNet-50", 7, 3, 512, 512),
+    kernels.Shape("dense", 0, 1, 9216, 4096),
+)
+FILES = {"runtime": "served", "tf_float32": "float.keras", "litert_int8": "int8.tflite"}
+
+
+def prepare(model: keras.Model, folder: str | os.PathLike[str], recipe: str = "twn", seed: int = 0) -> dict[str, Any]:
+    """Writes the three forms of a float model into a folder; their bytes of weights.
+
+    Batch norms and ranges are estimated on random images, so that no layer saturates: in the float model too.
+    """
+    import tensorflow as tf
+
+    import keras_lowbit as klb
+
+    images = np.random.default_rng(seed).uniform(-1, 1, (4, *model.input_shape[1:])).astype(np.float32)
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+        klb.reestimate_batch_norms(model, images, batch_size=4)
+    quantized, _ = klb.quantize_model(model, recipe)
+    klb.calibrate(quantized, images, batch_size=4)
+    run = klb.deploy.Runtime(klb.deploy.lower(quantized))
+    target = Path(folder)
+    model.save(target / FILES["tf_float32"])
+    klb.export_litert(quantized, target / FILES["litert_int8"], weights="int8")
+    tf.saved_model.save(run, str(target / FILES["runtime"]))
+    return {
+        "kernel": run.kernel,
+        "weight_bytes": {
+            "runtime": run.weight_bytes,
+            "tf_float32": 4 * model.count_params(),
+            "litert_int8": (target / FILES["litert_int8"]).stat().st_size,
+        },
+    }
+
+
+def runs_of(threads: int, folder: str, layers: Sequence[kernels.Shape]) -> dict[str, Callable[[], Any]]:
+    """What one worker process runs, by name."""
+    import tensorflow as tf
+
+    runs = {"runtime": _served(folder), "tf_float32": _float(folder), "litert_int8": _litert(folder, threads)}
+    for run in runs.values():
+        run()  # TensorFlow optimizes a graph at its first call; the copies of a layer below it would merge into one
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    rng = np.random.default_rng(0)
+    for shape in layers:
+        codes = rng.integers(-1, 2, (shape.window, shape.window, shape.inputs, shape.outputs)).astype(np.int8)
+        runs[str(shape)] = kernels.own(shape, codes)
+    return runs
+
+
+def _served(folder: str) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    from keras_lowbit import ops
+
+    if ops.active_kernel() != "composite":
+        ops.load()
+    module = tf.saved_model.load(str(Path(folder, FILES["runtime"])))
+    call = next(f for f in module.__call__.concrete_functions if f.structured_input_signature[0][0].dtype == tf.int8)
+    spec = call.structured_input_signature[0][0]
+    images = tf.constant(np.random.default_rng(1).integers(-128, 128, (1, *spec.shape[1:])).astype(np.int8))
+    return lambda: (call(images), module)[0]  # the module lives as long as its function
+
+
+def _float(folder: str) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    model = keras.saving.load_model(Path(folder, FILES["tf_float32"]), compile=False)
+    images = tf.random.stateless_uniform((1, *model.input_shape[1:]), (0, 1), -1.0, 1.0)
+    call = tf.function(lambda x: model(x, training=False)).get_concrete_function(images)
+    return lambda: call(images)
+
+
+def _litert(folder: str, threads: int) -> Callable[[], Any]:
+    from keras_lowbit.deploy.run_file import make_interpreter
+
+    interpreter = make_interpreter("xnnpack", threads, model_path=str(Path(folder, FILES["litert_int8"])))
+    detail = interpreter.get_input_details()[0]
+    interpreter.set_tensor(detail["index"], np.random.default_rng(1).integers(-128, 128, detail["shape"], np.int8))
+    return interpreter.invoke
+
+
+def measure(
+    model: keras.Model,
+    threads: Sequence[int] = (1,),
+    repeats: int = 20,
+    milliseconds: float = 60.0,
+    layers: Sequence[kernels.Shape] = LAYERS,
+) -> dict[str, Any]:
+    """All figures of one model: medians, and each ratio's median, 10th and 90th percentile.
+
+    rows: by thread count, how many times as fast the runtime is as each peer.   scaling: how many times as fast the
+    runtime and single layers are as on the first thread count.
+    """
+    import tensorflow as tf
+
+    shapes = tuple(layers) if len(threads) > 1 else ()
+    with tempfile.TemporaryDirectory() as folder:
+        about = prepare(model, folder)
+        times = in_turns(runs_of, threads, repeats, milliseconds, folder=folder, layers=shapes)
+    about = {**machine(), "tensorflow": tf.__version__, "repeats": repeats, "model": model.name, **about}
+    first = threads[0]
+    scaled = ["runtime", *(str(shape) for shape in shapes)]
+    return {
+        "machine": about,
+        "rows": [_row(times, count) for count in threads],
+        "scaling": [
+            {"what": name, "threads": count, "times": _spread(times[first, name] / times[count, name])}
+            for count in threads[1:]
+            for name in scaled
+        ],
+    }
+
+
+def _row(times: dict[tuple[int, str], np.ndarray], threads: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"threads": threads}
+    for kind in KINDS:
+        row[f"{kind}_ms"] = float(f"{np.median(times[threads, kind]):.4g}")
+        if kind != "runtime":
+            row[f"times_{kind}"] = _spread(times[threads, kind] / times[threads, "runtime"])
+    return row
+
+
+def _spread(ratios: np.ndarray) -> list[float]:
+    """Median, 10th and 90th percentile."""
+    low, middle, high = np.percentile(ratios, [10, 50, 90])
+    return [float(f"{value:.4g}") for value in (middle, low, high)]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The README's tables."""
+    about = report["machine"]
+    lines = ["| threads | runtime ms | x TensorFlow float32 | x LiteRT int8 |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        ratios = ["{:.2f} ({:.2f} to {:.2f})".format(*row[f"times_{kind}"]) for kind in KINDS[1:]]
+        lines.append(f"| {row['threads']} | {row['runtime_ms']:.2f} | {ratios[0]} | {ratios[1]} |")
+    if report["scaling"]:
+        lines += ["", "| | threads | x one thread |", "|---|---|---|"]
+    for row in report["scaling"]:
+        lines.append(f"| {row['what']} | {row['threads']} | {'{:.2f} ({:.2f} to {:.2f})'.format(*row['times'])} |")
+    lines += ["", f"{about['model']}, {about['cpu']}, {about['cores']} cores, row {about['kernel']}."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures ResNet-50, writes the JSON and prints tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="file to write (JSON)")
+    parser.add_argument("--repeats", type=int, default=20, help="times each network is measured")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts, the first to compare with")
+    given = parser.parse_args(arguments)
+    if min(given.repeats, *given.threads) < 1:
+        parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
+    keras.utils.set_random_seed(0)
+    report = measure(keras.applications.ResNet50(weights=None), given.threads, given.repeats)
+    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
+    heads = ("threads", *(f"{kind} ms" for kind in KINDS))
+    print(table(heads, [(row["threads"], *(row[f"{kind}_ms"] for kind in KINDS)) for row in report["rows"]]))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
