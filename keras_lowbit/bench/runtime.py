@@ -18,9 +18,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit import deploy
 from keras_lowbit.bench import kernels
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.turns import in_turns
+from keras_lowbit.convert import calibrate, quantize_model, reestimate_batch_norms
 from keras_lowbit.convert.report import table
 from keras_lowbit.deploy.files import atomic_write
 
@@ -42,17 +44,15 @@ def prepare(model: keras.Model, folder: str | os.PathLike[str], recipe: str = "t
     """
     import tensorflow as tf
 
-    import keras_lowbit as klb
-
     images = np.random.default_rng(seed).uniform(-1, 1, (4, *model.input_shape[1:])).astype(np.float32)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
-        klb.reestimate_batch_norms(model, images, batch_size=4)
-    quantized, _ = klb.quantize_model(model, recipe)
-    klb.calibrate(quantized, images, batch_size=4)
-    run = klb.deploy.Runtime(klb.deploy.lower(quantized))
+        reestimate_batch_norms(model, images, batch_size=4)
+    quantized, _ = quantize_model(model, recipe)
+    calibrate(quantized, images, batch_size=4)
+    run = deploy.Runtime(deploy.lower(quantized))
     target = Path(folder)
     model.save(target / FILES["tf_float32"])
-    klb.export_litert(quantized, target / FILES["litert_int8"], weights="int8")
+    deploy.export_litert(quantized, target / FILES["litert_int8"], weights="int8")
     tf.saved_model.save(run, str(target / FILES["runtime"]))
     return {
         "kernel": run.kernel,
