@@ -14,6 +14,7 @@ set(KLB_SOURCES
   layers/conv2d.cc
   layers/depthwise.cc
   layers/indirection.cc
+  layers/max_pool.cc
   layers/output.cc
   layers/padded_image.cc
   layers/residual_line.cc)

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/machine.h"
+#include "core/machine.h"
 #include "core/api.h"
 
 namespace keras_lowbit::bench {

@@ -90,6 +90,11 @@ Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
                        const Epilogue& epilogue, void* output, const ParallelFor& parallel);
 
+// The largest code of each window, then clamped. shape: as many output as input channels, groups and dilations of 1.
+// Pixels outside the image count as `padding_code`; -128 never wins.
+Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t clamp_min,
+                 int32_t clamp_max, int8_t* output, const ParallelFor& parallel);
+
 // Kernel rows: "x86_avx512vnni", "x86_avx2", "arm_dotprod", "arm_neon", "reference"; best first, this CPU's only.
 std::vector<std::string> AvailableKernels();
 

@@ -367,6 +367,35 @@ class DepthwiseConv2DOp : public OpKernel {
   Window window_;
 };
 
+class MaxPool2DOp : public OpKernel {
+ public:
+  explicit MaxPool2DOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, window_.Init(context));
+    OP_REQUIRES_OK(context, ReadNumbers(context, "window", 2, &sizes_));
+    OP_REQUIRES_OK(context, ReadInt32(context, "padding_code", &padding_code_));
+    OP_REQUIRES_OK(context, ReadInt32(context, "low", &low_));
+    OP_REQUIRES_OK(context, ReadInt32(context, "high", &high_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    OP_REQUIRES_OK(context, CheckRank4(input, "the input"));
+    const ConvShape shape = window_.Shape(input, sizes_[0], sizes_[1], input.dim_size(3), 1);
+    OP_REQUIRES_OK(context, ToTensorFlow(CheckConv(shape)));
+    OP_REQUIRES_OK(context, CheckOutputSize(shape));
+    Tensor* output;
+    const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
+    OP_REQUIRES_OK(context, context->allocate_output(0, out_shape, &output));
+    OP_REQUIRES_OK(context, ToTensorFlow(MaxPool2D(shape, input.flat<int8_t>().data(), padding_code_, low_, high_,
+                                                   output->flat<int8_t>().data(), Threads(context))));
+  }
+
+ private:
+  Window window_;
+  std::vector<int64_t> sizes_;
+  int32_t padding_code_ = 0, low_ = 0, high_ = 0;
+};
+
 class LookUpOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -410,6 +439,7 @@ class LookUpPairOp : public OpKernel {
 KLB_REGISTER("PackedConv2D", PackedConv2DOp);
 KLB_REGISTER("PackedDense", PackedDenseOp);
 KLB_REGISTER("DepthwiseConv2D", DepthwiseConv2DOp);
+KLB_REGISTER("MaxPool2D", MaxPool2DOp);
 KLB_REGISTER("LookUp", LookUpOp);
 KLB_REGISTER("LookUpPair", LookUpPairOp);
 

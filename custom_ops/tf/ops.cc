@@ -108,6 +108,14 @@ Status DepthwiseShapes(InferenceContext* c) {
   return Sliding(c, input, c->Value(c->Dim(kernel, 0)), c->Value(c->Dim(kernel, 1)), channels);
 }
 
+Status PoolShapes(InferenceContext* c) {
+  ShapeHandle input;
+  std::vector<int64_t> window;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &input));
+  TF_RETURN_IF_ERROR(Numbers(c, "window", 2, 1, &window));
+  return Sliding(c, input, window[0], window[1], c->Dim(input, 3));
+}
+
 Status PairShapes(InferenceContext* c) {
   ShapeHandle merged;
   TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &merged));
@@ -165,6 +173,16 @@ REGISTER_OP("KerasLowbit>DepthwiseConv2D")
     .Input("kernel: int8")
     .KLB_STAGE.KLB_WINDOW.SetShapeFn(DepthwiseShapes)
     .Doc("Depthwise convolution of int8 codes: keras_lowbit.ops.int8_depthwise_conv2d.");
+
+REGISTER_OP("KerasLowbit>MaxPool2D")
+    .Input("input: int8")
+    .Output("output: int8")
+    .Attr("window: list(int)")
+    .Attr("padding_code: int = -128")
+    .Attr("low: int = -128")
+    .Attr("high: int = 127")
+    .KLB_WINDOW.SetShapeFn(PoolShapes)
+    .Doc("Largest code of each window; pixels outside the image count as padding_code.");
 
 REGISTER_OP("KerasLowbit>LookUp")
     .Input("input: int8")

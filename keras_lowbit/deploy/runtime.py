@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ MAKERS: dict[str, Callable[..., weighted.Run]] = {
     "transpose_conv": weighted.transpose_conv,
 }
 TAKE_RESIDUALS = ("conv2d", "depthwise_conv2d")
+TAKE_PADS = ("conv2d", "depthwise_conv2d", "max_pool2d")
 
 
 class Step(NamedTuple):
@@ -41,8 +44,10 @@ class _Plan:
     def __init__(self, graph: IntegerGraph, keep: weighted.Keep) -> None:
         self.graph = graph
         self.fused = _additions(graph)
-        merged = {add.name for _, add in self.fused.values()}
-        self.steps = [self._step(node, keep) for node in graph.nodes if node.name not in merged]
+        padded = _pads(graph)
+        merged = {add.name for _, add in self.fused.values()} | {pad.name for pad, _ in padded.values()}
+        nodes = [padded.get(node.name, (None, node))[1] for node in graph.nodes if node.name not in merged]
+        self.steps = [self._step(node, keep) for node in nodes]
         self.steps = _in_order(self.steps, graph.inputs)
 
     def _step(self, node: Node, keep: weighted.Keep) -> Step:
@@ -151,6 +156,28 @@ def _additions(graph: IntegerGraph) -> dict[str, tuple[str, Node]]:
                 found[layer.name] = (other.name, add)
                 break
     return found
+
+
+def _pads(graph: IntegerGraph) -> dict[str, tuple[Node, Node]]:
+    """Layer -> (the pad node in front of it, the layer with that padding as its own): pads that only the layer reads."""
+    readers = collections.Counter((*graph.outputs, *(name for node in graph.nodes for name in node.inputs)))
+    pads = {node.outputs[0]: node for node in graph.nodes if node.op == "pad"}
+    found: dict[str, tuple[Node, Node]] = {}
+    for node in graph.nodes:
+        pad = pads.get(node.inputs[0])
+        if pad is None or node.op not in TAKE_PADS or node.attributes["padding"] != "valid":
+            continue
+        rows, columns, *others = (tuple(pair) for pair in pad.attributes["paddings"])
+        if readers[pad.outputs[0]] > 1 or any(map(any, others)) or not _same_grid(graph, pad):
+            continue
+        attributes = {**node.attributes, "padding": (rows, columns)}
+        found[node.name] = (pad, replace(node, inputs=(pad.inputs[0], *node.inputs[1:]), attributes=attributes))
+    return found
+
+
+def _same_grid(graph: IntegerGraph, node: Node) -> bool:
+    source, target = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
+    return source.zero_point == target.zero_point and scale_of(source) == scale_of(target)
 
 
 def _in_order(steps: list[Step], inputs: tuple[str, ...]) -> list[Step]:

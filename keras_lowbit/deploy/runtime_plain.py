@@ -20,8 +20,10 @@ from keras_lowbit.deploy.reference_kernels import mean_factor, same_padding
 from keras_lowbit.deploy.reference_shapes import linear_pixels, nearest_pixels
 from keras_lowbit.deploy.runtime_weighted import Keep, Run, static_call
 from keras_lowbit.ops import composite, functions
+from keras_lowbit.ops.epilogue import Requantize
 
 CODES = np.arange(-128, 128).astype(np.int8)
+SMALL_IMAGE = 256  # pixels that a depthwise window may have in the fallback, which adds them one by one
 
 
 def unary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
@@ -68,13 +70,13 @@ def softmax(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
 
 def max_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Largest code of each window; padding never wins."""
-    attributes, (low, high) = node.attributes, static_call(graph, node).limits()
-    size, strides, padding = attributes["pool_size"], attributes["strides"], attributes["padding"].upper()
-
-    def run(values: list[Any]) -> Any:
-        return _clipped(tf.nn.max_pool2d(values[0], size, strides, padding), low, high)
-
-    return run
+    (low, high), attributes = static_call(graph, node).limits(), node.attributes
+    size, arguments = attributes["pool_size"], {"strides": attributes["strides"], "low": low, "high": high}
+    if isinstance(attributes["padding"], str):
+        arguments["padding"] = attributes["padding"].upper()
+    else:  # of a pad node that was folded in: its zero points count
+        arguments |= {"padding": attributes["padding"], "padding_code": graph.tensors[node.inputs[0]].zero_point}
+    return lambda values: functions.max_pool2d(values[0], size, **arguments)
 
 
 def average_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
@@ -103,12 +105,28 @@ def mean(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Mean over axes, one requantisation."""
     call, attributes = static_call(graph, node), node.attributes
     axes, source = tuple(attributes["axes"]), call.inputs[0]
-    factor = mean_factor(call, int(np.prod([source.static_shape(1)[axis] for axis in axes])))
+    shape = source.static_shape(1)
+    factor = mean_factor(call, int(np.prod([shape[axis] for axis in axes])))
+    if len(shape) == 4 and axes == (1, 2) and np.prod(shape[1:3]) <= SMALL_IMAGE:
+        return _image_mean(call, factor, shape, bool(attributes["keepdims"]))
 
     def run(values: list[Any]) -> Any:
         centered = tf.cast(values[0], tf.int32) - source.zero_point
         total = tf.reduce_sum(centered, axes, bool(attributes["keepdims"]))
         return composite.requantize(total, *factor, call.output.zero_point)
+
+    return run
+
+
+def _image_mean(call: Call, factor: Any, shape: tuple[int, ...], keepdims: bool) -> Run:
+    """A depthwise layer of ones over the whole image."""
+    ones = np.ones((*shape[1:3], shape[3], 1), np.int8)
+    output = Requantize(np.asarray([factor.multiplier]), np.asarray([factor.shift]), None, call.output.zero_point)
+    zero_point, keep = call.inputs[0].zero_point, [1, 1] if keepdims else []
+
+    def run(values: list[Any]) -> Any:
+        codes = functions.int8_depthwise_conv2d(values[0], ones, input_zero_point=zero_point, output=output)
+        return tf.reshape(codes, [-1, *keep, shape[3]])
 
     return run
 
@@ -187,10 +205,6 @@ def _inside(size: int, window: int, stride: int, edges: tuple[int, int]) -> np.n
     """How many of each window's pixels along one axis lie inside the image."""
     starts = np.arange((size + sum(edges) - window) // stride + 1) * stride - edges[0]
     return np.minimum(starts + window, size) - np.maximum(starts, 0)
-
-
-def _clipped(codes: Any, low: int, high: int) -> Any:
-    return codes if (low, high) == (-128, 127) else tf.clip_by_value(codes, tf.constant(low, tf.int8), high)
 
 
 PLAIN: dict[str, Callable[[IntegerGraph, Node, Keep], Run]] = {

@@ -105,10 +105,10 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 
 def _window(call: Call) -> dict[str, Any]:
-    attributes = call.attributes
+    attributes, padding = call.attributes, call.attributes["padding"]
     return {
         "strides": tuple(attributes["strides"]),
-        "padding": attributes["padding"].upper(),
+        "padding": padding.upper() if isinstance(padding, str) else padding,  # numbers: of a pad node, folded in
         "dilations": tuple(attributes.get("dilation", (1, 1))),
     }
 

@@ -81,6 +81,17 @@ def add_bias(total: Any, bias: Any) -> tf.Tensor:
     return total if bias is None else total + tf.cast(bias, tf.int32)
 
 
+def max_pool2d(
+    images: Any, window: Pair, strides: Pair, padding: Padding, padding_code: int, low: int, high: int
+) -> tf.Tensor:
+    """The largest int8 code of each window, clipped; pixels outside the image count as `padding_code`."""
+    edges = _explicit(images, np.empty(window), strides, padding, (1, 1))
+    padded = tf.pad(images, edges, constant_values=tf.constant(padding_code, tf.int8))
+    with tf.device(CPU):
+        codes = tf.nn.max_pool2d(padded, list(window), list(strides), "VALID")
+    return codes if (low, high) == (-128, 127) else tf.clip_by_value(codes, tf.constant(low, tf.int8), high)
+
+
 def requantize(total: Any, multiplier: Any, shift: Any, zero_point: int, low: int = -128, high: int = 127) -> tf.Tensor:
     """int8 codes `clip(round(round(total * multiplier / 2**31) * 2**shift) + zero_point)`: LiteRT's double rounding.
 

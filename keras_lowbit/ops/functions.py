@@ -129,6 +129,37 @@ def int8_depthwise_conv2d(
     return epilogue.apply(total, bias, output, residual)
 
 
+def max_pool2d(
+    images: Any,
+    window: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "VALID",
+    padding_code: int = -128,
+    low: int = -128,
+    high: int = 127,
+) -> tf.Tensor:
+    """The largest code of each window, clipped to [low, high].
+
+    images: int8 [N, H, W, C].   padding: as in `clustered_ternary_conv2d`; pixels outside the image count as
+    `padding_code`, which never wins as it stands. The fallback needs a known height and width with "SAME".
+    """
+    images = _int8(images, 4)
+    strides, _, padding = _window(strides, 1, padding)
+    rows, columns = (int(size) for size in window)
+    found = library.loaded_or_none()
+    if found is not None:
+        return found.ops.keras_lowbit_max_pool2d(
+            input=images,
+            window=[rows, columns],
+            padding_code=padding_code,
+            low=low,
+            high=high,
+            **_sliding(strides, (1, 1), padding),
+        )
+    return composite.max_pool2d(images, (rows, columns), strides, padding, padding_code, low, high)
+
+
 def look_up(codes: Any, table: Any) -> tf.Tensor:
     """`table[code + 128]` for every int8 code; table: int8 [256]. Any shape, the same out."""
     codes = _int8(codes, None)
@@ -209,9 +240,10 @@ def _stage(bias: Any, output: Epilogue, residual: ResidualAdd | None) -> dict[st
 def _array(value: Any, dtype: tf.DType) -> tf.Tensor:
     if value is None:
         return tf.zeros([0], dtype)
-    return tf.reshape(
-        tf.convert_to_tensor(np.asarray(value, dtype.as_numpy_dtype) if _is_plain(value) else value), [-1]
-    )
+    if _is_plain(value):  # shaped here: a node of the graph costs a microsecond at every call
+        return tf.constant(np.asarray(value, dtype.as_numpy_dtype).reshape(-1))
+    tensor = tf.convert_to_tensor(value)
+    return tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
 
 
 def _is_plain(value: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from keras_lowbit.ops import build
 
 COMPOSITE = "composite"
-OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "LookUp", "LookUpPair")
+OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "MaxPool2D", "LookUp", "LookUpPair")
 
 
 class LibraryError(RuntimeError):
@@ -123,6 +123,26 @@ def active_kernel() -> str:
     return name
 
 
+class Ceilings(NamedTuple):
+    """What one thread of this machine can do at most, measured now; None where the CPU lacks the instruction.
+
+    products, floats: 10**9 products of `vpdpbusd`, and float32 fused multiply-adds, a second.   reads: GB a second of 256 MB.
+    """
+
+    products: float | None
+    floats: float | None
+    reads: float
+
+
+def ceilings() -> Ceilings | None:
+    """This machine's ceilings from loops in the compiled library, half a second; None without the library."""
+    found = loaded_or_none()
+    if found is None:
+        return None
+    products, floats = found.handle.KerasLowbitPeakGmacs(), found.handle.KerasLowbitPeakFloatGmacs()
+    return Ceilings(products or None, floats or None, found.handle.KerasLowbitReadGigabytes(256 << 20))
+
+
 @contextlib.contextmanager
 def using_kernel(name: str) -> Iterator[None]:
     """Forces a kernel row by name inside a `with`; "composite" is decided when a call is made or traced.
@@ -181,6 +201,9 @@ def _open(path: Path | None) -> Loaded:
     for function in ("CompiledKernels", "ActiveKernel", "ForceKernel"):
         getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_char_p
     handle.KerasLowbitForceKernel.argtypes = [ctypes.c_char_p]
+    for function in ("PeakGmacs", "PeakFloatGmacs", "ReadGigabytes"):
+        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_double
+    handle.KerasLowbitReadGigabytes.argtypes = [ctypes.c_int64]
     for name in OP_NAMES:
         tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
     return Loaded(ops, handle, path)
