@@ -3,8 +3,9 @@
     python -m keras_lowbit.bench.kernels --output kernels.json
 
 Every layer runs on the ternary op (2-bit weights, int8 out), on our int8 op, as TensorFlow's float32 Conv2D or MatMul, and
-as an int8 .tflite file on XNNPACK. The last columns set the ternary op beside this machine's ceilings: multiplications
-against the fastest int8 product that was measured here, weight bytes against the measured memory bandwidth.
+as an int8 .tflite file on XNNPACK. The last columns set the ternary op beside this machine's ceilings, which loops in the
+compiled library measure between the layers: products against `vpdpbusd`, weight bytes against memory. `--rows x86_avx2`
+times our two ops on that kernel row as well.
 """
 
 import argparse
@@ -75,15 +76,21 @@ MOBILENET_V2 = tuple(
 DENSE = tuple(Shape("dense", 0, 1, inputs, 4096) for inputs in (4096, 9216, 25088))
 SHAPES = tuple(dict.fromkeys((*RESNET50, *MOBILENET_V2, *DENSE)))
 KINDS = ("ternary", "int8", "tf_float32", "litert_int8")
+ROOFLINE = ("ternary_gmacs", "share_of_peak", "ternary_weight_gbs", "share_of_bandwidth")
 
 
-# A call of a tf.function costs about 0.13 ms by itself, more than a small layer: so one call runs this many copies of the
-# layer in a chain, and the LiteRT file is invoked as often. Times are of one copy.
-COPIES = 16
+# A call of a tf.function costs some 0.05 ms by itself, as much as a layer: so one call runs a chain of copies of the layer,
+# and the LiteRT file is invoked as often. Times are of one copy.
+CHAIN, DENSE_CHAIN, EMPTY_CHAIN = 64, 16, 512
+
+
+def copies(shape: Shape) -> int:
+    """Copies of a layer that one timed call runs."""
+    return CHAIN if shape.side else DENSE_CHAIN
 
 
 def runs_of(shape: Shape) -> list[Callable[[], Any]]:
-    """Calls of `COPIES` copies of one layer in the order of `KINDS`."""
+    """Calls of a chain of copies of one layer, in the order of `KINDS`."""
     rng = np.random.default_rng(0)
     size = (shape.window, shape.window, shape.inputs, shape.outputs)
     ternary = rng.integers(-1, 2, size).astype(np.int8)
@@ -99,14 +106,14 @@ def _codes(shape: Shape) -> np.ndarray:
     return np.random.default_rng(1).integers(-128, 128, _image(shape)).astype(np.int8)
 
 
-def _chain(operation: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
-    """A traced function that runs an operation `COPIES` times, each after the last."""
+def _chain(operation: Callable[[Any], Any], x: Any, count: int) -> Callable[[], Any]:
+    """A traced function that runs an operation so many times, each after the last."""
     import tensorflow as tf
 
     @tf.function
     def run(x: Any) -> Any:
         result = operation(x)
-        for _ in range(COPIES - 1):
+        for _ in range(count - 1):
             with tf.control_dependencies([result]):
                 result = operation(x)
         return result
@@ -116,7 +123,7 @@ def _chain(operation: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
 
 
 def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
-    """Calls of `COPIES` copies of our layer with that kernel: packed ternary if its codes are, else int8."""
+    """Calls of a chain of our layer with that kernel: packed ternary if its codes are, else int8."""
     import tensorflow as tf
 
     from keras_lowbit import ops
@@ -130,13 +137,14 @@ def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     bias, x = tf.zeros(shape.outputs, tf.int32), tf.constant(_codes(shape))
     if not shape.side:
         output = ops.Requantize(factor=np.full(shape.outputs, 1e-3))
-        return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x)
+        return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x, copies(shape))
     output = ops.Requantize(factor.multiplier, factor.shift)
     return _chain(
         lambda x: functions.clustered_ternary_conv2d(
             x, packed, strides=shape.stride, padding="SAME", bias=bias, output=output
         ),
         x,
+        copies(shape),
     )
 
 
@@ -146,8 +154,8 @@ def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     x = tf.constant(_codes(shape), tf.float32)
     weights = tf.constant((kernel if shape.side else kernel[0, 0]).astype(np.float32))
     if shape.side:
-        return _chain(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"), x)
-    return _chain(lambda x: tf.matmul(x, weights), x)
+        return _chain(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"), x, copies(shape))
+    return _chain(lambda x: tf.matmul(x, weights), x, copies(shape))
 
 
 def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
@@ -167,53 +175,95 @@ def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _codes(shape))
 
     def run() -> None:
-        for _ in range(COPIES):
+        for _ in range(copies(shape)):
             interpreter.invoke()
 
     return run
 
 
-def bandwidth_gbs(megabytes: int = 256) -> float:
-    """GB/s of reading memory on one thread: a float64 sum of an array larger than the caches, the best of five."""
-    import time
+def op_microseconds(repeats: int = 20) -> float:
+    """What an op that does nothing costs in a graph: one of ours on a single code, in a chain like the layers'."""
+    import tensorflow as tf
 
-    data, best = np.ones(megabytes << 17), 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
+    from keras_lowbit.ops import functions
+
+    table = tf.zeros(256, tf.int8)
+    run = _chain(lambda x: functions.look_up(x, table), tf.zeros((1, 1), tf.int8), EMPTY_CHAIN)
+    base = _chain(lambda x: functions.look_up(x, table), tf.zeros((1, 1), tf.int8), 1)
+    long, short = interleaved([run, base], repeats, 2)
+    return round(float(np.median(long - short)) / (EMPTY_CHAIN - 1) * 1e3, 2)
 
 
-def measure(shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: float = 5.0) -> dict[str, Any]:
-    """All figures of these layers; times are medians in milliseconds, with the 10th and 90th percentile of each ratio."""
+def _ratio(samples: np.ndarray) -> list[float]:
+    """Median, 10th and 90th percentile."""
+    low, middle, high = np.percentile(samples, [10, 50, 90])
+    return [round(float(value), 3) for value in (middle, low, high)]
+
+
+def _row(shape: Shape, repeats: int, milliseconds: float, others: Sequence[str]) -> dict[str, Any]:
+    from keras_lowbit import ops
+
+    runs = runs_of(shape)
+    inner = [calls_for(run, milliseconds) for run in runs]
+    times = interleaved(runs, repeats, 2, inner) / copies(shape)
+    row: dict[str, Any] = {**shape._asdict(), "macs": shape.macs}
+    for kind, samples in zip(KINDS, times, strict=True):
+        row[f"{kind}_ms"] = round(float(np.median(samples)), 5)
+        if kind != "ternary":
+            row[f"times_{kind}"] = _ratio(samples / times[0])
+    for name in others:
+        with ops.using_kernel(name):
+            ternary, int8 = interleaved(runs[:2], repeats, 1, inner[:2]) / copies(shape)
+        row[name] = {"ternary_ms": round(float(np.median(ternary)), 5), "times_int8": _ratio(int8 / ternary)}
+    return row | _roofline(row, ops.ceilings())
+
+
+def _roofline(row: dict[str, Any], ceilings: Any) -> dict[str, Any]:
+    """The ternary op's products and weight bytes a second, and their shares of the ceilings; None without the library."""
+    gmacs = row["macs"] / row["ternary_ms"] / 1e6
+    reads = row["window"] ** 2 * row["inputs"] * row["outputs"] / 4 / row["ternary_ms"] / 1e6
+    peak = ceilings and ceilings.products
+    return {
+        "ternary_gmacs": round(gmacs, 2),
+        "peak_gmacs": peak and round(peak, 1),
+        "peak_float_gmacs": ceilings and ceilings.floats and round(ceilings.floats, 1),
+        "share_of_peak": peak and round(gmacs / peak, 3),
+        "ternary_weight_gbs": round(reads, 2),
+        "bandwidth_gbs": ceilings and round(ceilings.reads, 1),
+        "share_of_bandwidth": ceilings and round(reads / ceilings.reads, 3),
+    }
+
+
+def measure(
+    shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: float = 5.0, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """All figures of these layers; times are medians in milliseconds, with the 10th and 90th percentile of each ratio.
+
+    others: kernel rows on which our two ops are timed as well.
+    """
     import tensorflow as tf
 
     from keras_lowbit import ops
 
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )  # it would merge equal copies into one
-    rows = []
-    for shape in shapes:
-        runs = runs_of(shape)
-        inner = [calls_for(run, milliseconds) for run in runs]
-        times = interleaved(runs, repeats, 2, inner)
-        row: dict[str, Any] = {**shape._asdict(), "macs": shape.macs}
-        for kind, samples in zip(KINDS, times, strict=True):
-            row[f"{kind}_ms"] = round(float(np.median(samples)) / COPIES, 5)
-            if kind != "ternary":
-                low, middle, high = np.percentile(samples / times[0], [10, 50, 90])
-                row[f"times_{kind}"] = [round(float(v), 3) for v in (middle, low, high)]
-        row["ternary_gmacs"] = round(shape.macs / row["ternary_ms"] / 1e6, 2)
-        row["ternary_weight_gbs"] = round(
-            shape.window**2 * shape.inputs * shape.outputs / 4 / row["ternary_ms"] / 1e6, 2
-        )
-        rows.append(row)
-    peak = max(row["macs"] / row[f"{kind}_ms"] / 1e6 for row in rows for kind in ("ternary", "int8", "litert_int8"))
+    # It would merge equal copies of a layer into one.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    rows = [_row(shape, repeats, milliseconds, others) for shape in shapes]
     about = {**machine(), "tensorflow": tf.__version__, "kernel": ops.active_kernel(), "threads": 1, "repeats": repeats}
-    about |= {"peak_gmacs": round(peak, 1), "bandwidth_gbs": round(bandwidth_gbs(), 1)}
-    return {"machine": about, "rows": rows, "means": means(rows)}
+    about["op_microseconds"] = op_microseconds(repeats)
+    for name in ("peak_gmacs", "peak_float_gmacs", "bandwidth_gbs"):
+        found = [row[name] for row in rows if row[name] is not None]
+        about[name] = round(float(np.median(found)), 1) if found else None
+    return {"machine": about, "rows": rows, "means": means(rows), "other_rows": _other_means(rows, others)}
+
+
+def _other_means(rows: Sequence[dict[str, Any]], others: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By kernel row and network: how many times as fast the ternary op is as our int8 op there."""
+    found: dict[str, dict[str, float]] = {name: {} for name in others}
+    for name in others:
+        for network in dict.fromkeys(row["network"] for row in rows):
+            ratios = [row[name]["times_int8"][0] for row in rows if row["network"] == network]
+            found[name][network] = round(float(np.exp(np.mean(np.log(ratios)))), 3)
+    return found
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -234,10 +284,19 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {network} | {found['tf_float32']:.2f} | {found['litert_int8']:.2f} | {found['int8']:.2f} |"
         for network, found in report["means"].items()
     ]
+    for name, found in report["other_rows"].items():
+        ratios = ", ".join(f"{network} {ratio:.2f}" for network, ratio in found.items())
+        lines += ["", f"On row {name} ternary is so many times as fast as our int8 there: {ratios}."]
+    peaks = "none (no compiled library)"
+    if about["peak_gmacs"] is not None:
+        peaks = (
+            f"{about['peak_gmacs']} GMAC/s of vpdpbusd, {about['peak_float_gmacs']} of float32, memory "
+            f"{about['bandwidth_gbs']} GB/s"
+        )
     conditions = (
         f"{about['cpu']}, {about['cores']} cores, one thread, row {about['kernel']}, TensorFlow {about['tensorflow']}, "
-        f"ai-edge-litert {about['ai-edge-litert']}; fastest int8 product seen {about['peak_gmacs']} GMAC/s, memory "
-        f"{about['bandwidth_gbs']} GB/s."
+        f"ai-edge-litert {about['ai-edge-litert']}; ceilings: {peaks}; an op that does nothing takes "
+        f"{about['op_microseconds']} us in a graph."
     )
     return "\n".join([heads, *lines, "", conditions])
 
@@ -250,23 +309,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="file to write (JSON)")
     parser.add_argument("--repeats", type=int, default=20, help="times each layer is measured")
     parser.add_argument("--only", choices=("ResNet-50", "MobileNetV2", "dense"), help="one group of layers")
+    parser.add_argument("--rows", nargs="*", default=(), help="kernel rows on which to time our two ops as well")
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats} must be at least 1")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )  # it would merge equal copies into one
-    report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats)
+    report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats, others=given.rows)
     atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
-    heads = ("layer", "ternary ms", "int8", "TF float32", "LiteRT int8", "GMAC/s", "weights GB/s")
+    heads = (
+        "layer",
+        "ternary ms",
+        "int8",
+        "TF float32",
+        "LiteRT int8",
+        "GMAC/s",
+        "of peak",
+        "weights GB/s",
+        "of memory",
+    )
     cells = [
         (
             str(Shape(*(r[f] for f in Shape._fields))),
             *(r[f"{k}_ms"] for k in KINDS),
-            r["ternary_gmacs"],
-            r["ternary_weight_gbs"],
+            *("-" if r[name] is None else r[name] for name in ROOFLINE),
         )
         for r in report["rows"]
     ]

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
+from keras_lowbit import ops
 from keras_lowbit.bench import kernels
+
+
+@pytest.fixture(autouse=True)
+def short_chains(monkeypatch):
+    monkeypatch.setattr(kernels, "CHAIN", 2)
+    monkeypatch.setattr(kernels, "DENSE_CHAIN", 2)
+    monkeypatch.setattr(kernels, "EMPTY_CHAIN", 8)
 
 
 def test_layer_lists_are_those_of_the_networks():
@@ -20,8 +28,28 @@ def test_a_report_holds_its_conditions(shape):
     (row,) = json.loads(json.dumps(report))["rows"]
     assert row["macs"] == shape.macs
     assert row["ternary_gmacs"] == pytest.approx(shape.macs / row["ternary_ms"] / 1e6, rel=0.01, abs=0.01)
+    ceilings = row["peak_gmacs"], row["peak_float_gmacs"], row["bandwidth_gbs"]
+    if report["machine"]["kernel"] == "x86_avx512vnni":
+        assert row["share_of_peak"] == pytest.approx(row["ternary_gmacs"] / ceilings[0], abs=0.002)
+        assert row["share_of_bandwidth"] == pytest.approx(row["ternary_weight_gbs"] / ceilings[2], abs=0.002)
+        assert ceilings[1] < ceilings[0]
     assert set(report["means"]["n"]) == {"int8", "tf_float32", "litert_int8"}
     assert report["machine"]["kernel"] in kernels.markdown(report)
+
+
+def test_other_rows_have_their_own_ratio():
+    name = ops.available_kernels()[-2 if len(ops.available_kernels()) > 1 else -1]  # "reference"
+    report = kernels.measure([kernels.Shape("n", 5, 3, 8, 16)], repeats=2, milliseconds=0.01, others=[name])
+    assert report["rows"][0][name]["ternary_ms"] > 0
+    assert report["other_rows"][name]["n"] == pytest.approx(report["rows"][0][name]["times_int8"][0])
+    assert f"On row {name}" in kernels.markdown(report)
+
+
+def test_without_the_library_there_is_no_roofline(monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "composite")
+    report = kernels.measure([kernels.Shape("n", 0, 1, 32, 8)], repeats=1, milliseconds=0.01)
+    assert (report["rows"][0]["share_of_peak"], report["machine"]["bandwidth_gbs"]) == (None, None)
+    assert "no compiled library" in kernels.markdown(report)
 
 
 def test_mean_is_geometric():
