@@ -120,12 +120,14 @@ class Results:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
-            content["runs"].sort(
-                key=lambda run: (run["settings"].get("epochs", 0), self.methods.index(run["method"]), run["seed"])
-            )
+            content["runs"].sort(key=self._place)
             partial = self.path.with_suffix(".part")
             partial.write_text(json.dumps(content, indent=1) + "\n")
             os.replace(partial, self.path)
+
+    def _place(self, run: dict) -> tuple:
+        known = self.methods.index(run["method"]) if run["method"] in self.methods else len(self.methods)
+        return run["settings"].get("epochs", 0), known, run["seed"]  # a method of another version goes last
 
     def has(self, method: str, seed: int, config: dict) -> bool:
         """Whether that run is finished, with these very settings."""

@@ -34,6 +34,13 @@ def test_results_are_stored_at_once_in_a_fixed_order(results):
     assert [(r["method"], r["seed"]) for r in stored["runs"]] == [("twn", 0), ("sq-twn", 0), ("sq-twn", 1)]
 
 
+def test_methods_that_a_newer_version_stored_are_kept(results):
+    older = Results(results.path, ["twn"])
+    with older.update() as content:
+        content["runs"].append(record("twn", 1, 0.88))
+    assert [run["method"] for run in results.read()["runs"]] == ["twn", "twn", "sq-twn", "sq-twn"]
+
+
 def test_finished_run_is_recognised_only_under_the_same_settings(results):
     assert results.has("twn", 0, CONFIG)
     assert not results.has("twn", 1, CONFIG)
