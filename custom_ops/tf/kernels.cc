@@ -8,7 +8,7 @@
 #include "core/api.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor_shape.h"
-#include "tensorflow/core/lib/core/threadpool.h"
+#include "tf/threads.h"
 
 namespace keras_lowbit {
 namespace {
@@ -24,14 +24,6 @@ constexpr int64_t kMaxOutput = std::numeric_limits<int32_t>::max();
 
 absl::Status ToTensorFlow(const Status& status) {
   return status.ok() ? absl::OkStatus() : absl::InvalidArgumentError(status.message());
-}
-
-// TensorFlow's own threads. Costs are in nanoseconds here, in cycles there.
-ParallelFor Threads(OpKernelContext* context) {
-  auto* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
-  return [pool](int64_t count, int64_t cost, const Work& work) {
-    pool->ParallelFor(count, std::max<int64_t>(1, 3 * cost), [&work](int64_t begin, int64_t end) { work(begin, end); });
-  };
 }
 
 absl::Status ReadInt32(OpKernelConstruction* context, const char* name, int32_t* value) {

@@ -149,6 +149,8 @@ def fingerprint(folder: Path, compiler: str, tensorflow: str) -> str:
     digest = hashlib.sha256(repr((FLAGS, compiler, version, tensorflow, platform.machine())).encode())
     files = [*sources(folder), *(path for kind in ("*.h", "*.inc", "sources.cmake") for path in folder.rglob(kind))]
     for path in sorted(files):
+        if any(NOT_SHIPPED.search(part) for part in path.relative_to(folder).parts):
+            continue  # in the checkout, not in a wheel: no part of the library
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
