@@ -14,13 +14,14 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test test-cpp test-sanitize test-arm bench-cpp lint format demo clean
+.PHONY: help test test-cpp test-sanitize test-arm bench-cpp wheel lint format demo clean
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under ASan and UBSan, under qemu"
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
+	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make clean   remove .venv and the caches"
@@ -76,6 +77,15 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 	@touch $(OPS)
 
 ops: $(OPS)
+
+# Nothing of the checkout is on the path of what runs last.
+wheel: $(INSTALLED)
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
+	cd build/wheel && venv/bin/keras-lowbit doctor && venv/bin/python -c "import numpy as np; from keras_lowbit import ops; \
+	  print(ops.active_kernel(), ops.ternary_dense(np.ones((1, 8), np.int8), ops.pack_kernel(np.ones((8, 3), np.int8))))"
 
 clean:
 	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
