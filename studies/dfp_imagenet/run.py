@@ -49,9 +49,11 @@ def plan(network: str) -> list[dict[str, Any]]:
             runs += [{"weights": "2w8a", "cluster_size": 4, "tuning": "teacher", **new}]
     if network == "mobilenet_v2":
         runs += [{"weights": "8w8a", **new}]
+    if network == "resnet56":  # the choices below are compared on the smaller one
+        return [{"network": network, **DEFAULTS, **run} for run in runs]
     runs += [{"weights": weights, "cluster_size": 4, **old} for weights in ("4w8a", "2w8a")]
     runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", **new} for size in (4, 64)]
-    if network.startswith("resnet"):
+    if network == "resnet20":
         runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", "groups": "weights"} for size in (4, 64)]
         runs += [{"weights": "2w8a", "cluster_size": 4, "mode": "rms_literal"}]
         runs += [{"weights": "2w8a", "cluster_size": 4, "last": None}]

@@ -27,11 +27,13 @@ from keras_lowbit.bench.machine import machine
 from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.run_file import FileRunner
 from keras_lowbit.distill import biases, thresholds
+from keras_lowbit.quantizers import AdjustableThreshold, Uniform
 from studies.common import imagenet
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
 TOGETHER = {"variables": "thresholds+biases"}
+UNPACKED = {r"[Cc]onv1|.*(depthwise|conv_dw_).*": AdjustableThreshold(Uniform(8))}
 NETWORKS = {"mobilenet_v2": imagenet.mobilenet_v2, "mobilenet_v1": imagenet.mobilenet_v1}
 CELLS: dict[str, Callable[["Study"], keras.Model]] = {}
 
@@ -54,7 +56,6 @@ class Study:
         folder = data_folder()
         self.model = NETWORKS[config["network"]](folder)
         self.pixels = _pixels(folder, imagenet.TRAINING)[0]
-        self.tuning, self.held_back = split(len(self.pixels), config)
         self.validation, self.classes = _pixels(folder, imagenet.VALIDATION)
         self.folded = klb.fold_batch_norms(self.model)
         self.found = json.loads(output.read_text()) if output.exists() else {}
@@ -69,9 +70,9 @@ class Study:
         """Where a file of this network lies."""
         return WORK / f"{self.config['network']}_{name.replace(' ', '_')}"
 
-    def quantized(self, base: keras.Model, recipe: Any) -> keras.Model:
+    def quantized(self, base: keras.Model, recipe: Any, **options: Any) -> keras.Model:
         """A quantized and calibrated copy."""
-        quantized, _ = klb.quantize_model(base, recipe)
+        quantized, _ = klb.quantize_model(base, recipe, **options)
         klb.calibrate(quantized, self.images(self.config["calibration_images"]), verbose=0)
         return quantized
 
@@ -82,18 +83,19 @@ class Study:
         return quantized
 
     def tuned(
-        self, quantized: keras.Model, base: keras.Model | None, name: str, recipe: str, **options: Any
+        self, quantized: keras.Model, base: keras.Model | None, name: str, recipe: str, used: int = 0, **options: Any
     ) -> keras.Model:
-        """The model tuned; `base`: its biases are corrected against that model afterwards."""
+        """The model tuned. base: its biases are corrected against that model afterwards.   used: see `split`."""
+        tuning, held_back = split(len(self.pixels), self.config, used)
         history = klb.distill(
             quantized,
             self.model,
-            imagenet.normalize(self.pixels[self.tuning]),
+            imagenet.normalize(self.pixels[tuning]),
             epochs=self.config["epochs"],
-            period=-(-len(self.tuning) // self.config["batch_size"]) * self.config["epochs"],  # one fall, no restart
+            period=-(-len(tuning) // self.config["batch_size"]) * self.config["epochs"],  # one fall, no restart
             batch_size=self.config["batch_size"],
             learning_rate=self.config["learning_rate"][recipe],
-            validation_data=imagenet.normalize(self.pixels[self.held_back]),
+            validation_data=imagenet.normalize(self.pixels[held_back]),
             checkpoint=self.file(f"{name}.npz"),
             seed=self.config["seed"],
             verbose=2,
@@ -126,12 +128,15 @@ class Study:
         print(f"{name}: top-1 {100 * row['top1']:.2f} %, agreement {100 * agreement:.2f} %", flush=True)
 
 
-def split(count: int, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Which training images tune, and which are held back to choose the epoch: none of those that calibrate or round."""
-    used = max(config["calibration_images"], config["correction_images"], config["rounding_images"])
-    order = used + np.random.default_rng(config["seed"]).permutation(count - used)
+def split(count: int, config: dict[str, Any], used: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Which training images tune, and which are held back to choose the epoch: none of the first, which calibrate.
+
+    used: how many of the first something else has seen, such as the rounding of weights.
+    """
+    first = max(used, config["never_held_back"])
+    order = first + np.random.default_rng(config["seed"]).permutation(count - first)
     held_back, rest = np.split(order, [config["held_back_images"]])
-    return np.concatenate([np.arange(used), rest]), held_back
+    return np.concatenate([np.arange(first), rest]), held_back
 
 
 def accuracy(right: np.ndarray) -> dict[str, Any]:
@@ -237,10 +242,20 @@ def w4_rounded(study: Study) -> keras.Model:
     return study.rounded
 
 
+@cell("w4 where it packs, equalized, rounded by output")
+def w4_packed(study: Study) -> keras.Model:
+    """4 bits where a file holds them as 4 bits (1x1 and dense layers); depthwise filters and the first layer at 8."""
+    base = equalized(study)
+    quantized = study.quantized(base, "fat-w4", overrides=UNPACKED)
+    print(klb.round_weights(quantized, base, study.images(study.config["rounding_images"]), verbose=0))
+    return quantized
+
+
 @cell("fat-w4, equalized, rounded by output")
 def fat_w4(study: Study) -> keras.Model:
     """The same, then the weights and biases tuned by pointwise factors."""
-    return study.tuned(w4_rounded(study), None, "fat_w4", "fat-w4", variables="pointwise")
+    used = study.config["rounding_images"]
+    return study.tuned(w4_rounded(study), None, "fat_w4", "fat-w4", used, variables="pointwise", loss="kl")
 
 
 def rescaled(study: Study) -> keras.Model:

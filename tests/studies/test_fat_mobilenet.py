@@ -36,10 +36,11 @@ def test_config_covers_every_recipe_that_is_tuned():
 
 def test_images_held_back_are_not_used_otherwise():
     config = json.loads((run.HERE / "config.json").read_text())
-    tuning, held_back = run.split(992, config)
-    assert len(held_back) == config["held_back_images"]
-    assert sorted([*tuning, *held_back]) == list(range(992))
-    assert held_back.min() >= 128  # behind those of calibration, correction and rounding
+    for used in (0, config["rounding_images"]):
+        tuning, held_back = run.split(992, config, used)
+        assert len(held_back) == config["held_back_images"]
+        assert sorted([*tuning, *held_back]) == list(range(992))
+        assert held_back.min() >= max(config["calibration_images"], config["correction_images"], used)
 
 
 def test_table_names_every_cell():
