@@ -24,8 +24,9 @@ dense = dict(input=np.zeros((2, 4), "i1"), codes=flat.data, scales=flat.scales, 
              kernel_shape=[1, 1, 4, 8], out_type=tf.int32)
 deep = dict(input=np.zeros((1, 5, 5, 4), "i1"), kernel=np.zeros((3, 3, 4, 2), "i1"), **none, padding="VALID",
             out_type=tf.int32)
+pool = dict(input=np.zeros((1, 5, 5, 4), "i1"), window=[2, 2], padding="VALID")
 ops = {"conv": (raw.keras_lowbit_packed_conv2d, conv), "dense": (raw.keras_lowbit_packed_dense, dense),
-       "deep": (raw.keras_lowbit_depthwise_conv2d, deep)}
+       "deep": (raw.keras_lowbit_depthwise_conv2d, deep), "pool": (raw.keras_lowbit_max_pool2d, pool)}
 for function, arguments in ops.values():
     function(**arguments)  # as they are, they run
 
@@ -49,16 +50,15 @@ def mutate(value, key):
         return ["ternary", "int8", "base3"][rng.integers(3)]
     return int(rng.choice(numbers))
 
-extra = {"strides": [1, 1], "dilations": [1, 1], "explicit_paddings": [], "groups": 1, "scales_per_tap": 0,
-         "input_zero_point": 0, "zero_point": 0, "low": 0, "high": 0, "residual_factors": []}
+window = {"strides": [1, 1], "dilations": [1, 1], "explicit_paddings": []}
+stage = {"input_zero_point": 0, "zero_point": 0, "low": 0, "high": 0, "residual_factors": []}
+extra = {"conv": {**window, **stage, "groups": 1, "scales_per_tap": 0}, "dense": {**stage, "scales_per_tap": 0},
+         "deep": {**window, **stage}, "pool": {**window, "padding_code": -128, "low": -128, "high": 127}}
 refused = ran = 0
-for trial in range(1500):
-    name = ["conv", "dense", "deep"][trial % 3]
+for trial in range(2000):
+    name = ["conv", "dense", "deep", "pool"][trial % 4]
     function, arguments = ops[name]
-    known = {k: v for k, v in {**extra, **arguments}.items()
-             if k in arguments or k in ("input_zero_point", "zero_point", "low", "high", "residual_factors")
-             or (name != "dense" and k in ("strides", "dilations", "explicit_paddings"))
-             or (name == "conv" and k == "groups") or (name != "deep" and k == "scales_per_tap")}
+    known = {**extra[name], **arguments}
     changed = dict(arguments)
     for key in rng.choice(sorted(known), rng.integers(1, 4), replace=False):
         changed[key] = bool(rng.integers(2)) if key == "scales_per_tap" else mutate(known[key], key)
@@ -88,5 +88,5 @@ for table in ((255,), (0,), (2, 128, 1), (65536,)):
 def test_random_wrong_arguments_are_errors():
     last = run_python(SCRIPT).split()
     assert last[0] == "done"
-    assert int(last[1]) > 1000
+    assert int(last[1]) > 1400
     assert int(last[2]) > 20
