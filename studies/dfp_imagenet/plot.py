@@ -72,7 +72,7 @@ def _column(axes, runs, network):
             fill = "none" if statistics == "old" else color
             tops = [100 * run["accuracy"] for run in points]
             accuracy.plot(sizes, tops, f"o{line}", color=color, markerfacecolor=fill, label=name)
-            if statistics != "unfolded":
+            if statistics != "old":  # the weights do not depend on them
                 error.plot(sizes, [run["weight_error"] for run in points], f"o{line}", color=color)
     for run in runs:
         if run["network"] == network and run["tuning"]:
