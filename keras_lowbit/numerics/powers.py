@@ -26,6 +26,27 @@ def top_power(largest: Tensor) -> Tensor:
     return ops.where(ops.isnan(largest), largest, power)  # hidden, a diverged training would look healthy
 
 
+# The best top of trained kernels lies 0 to 3 octaves below that of the largest weight; 8 leave room for outliers.
+_OCTAVES = 8
+
+
+def least_error_power(real: Tensor, axes: tuple[int, ...], magnitudes: int) -> Tensor:
+    """The top ``2^n1`` of least squared error, at or up to 7 octaves below that of ``max |real|`` over `axes` (kept as size 1).
+
+    Weights above ``1.5 * 2^n1`` saturate. Of equal errors the larger top wins, so values on a grid keep it.
+    """
+    largest = top_power(ops.max(ops.abs(real), axis=axes, keepdims=True))
+    relative = real / ops.where(largest > 0, largest, ops.ones_like(largest))  # exact, and squares do not overflow
+    best, least = ops.ones_like(largest), ops.full_like(largest, float("inf"))
+    for top in (2.0**-octave for octave in range(_OCTAVES)):
+        scale = ops.full_like(largest, top * 2.0 ** (1 - magnitudes))
+        residual = relative - encode_powers(relative, scale, magnitudes) * scale
+        error = ops.sum(ops.square(residual), axis=axes, keepdims=True)
+        best = ops.where(error < least, top, best)
+        least = ops.minimum(error, least)
+    return best * largest
+
+
 def encode_powers(real: Tensor, scale: Tensor, magnitudes: int) -> Tensor:
     """Codes 0 and ``+-2^k``, k = 0 .. magnitudes - 1, nearest to ``real / scale``; shape of `real`.
 

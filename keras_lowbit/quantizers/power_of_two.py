@@ -29,14 +29,18 @@ class PowerOfTwo(Quantizer):
     bits: 2 to 5, a flag for zero and a signed index (a variable-length code).
     scope: one n1 per "layer" (the paper) or per "filter".
     int8_exact: at 5 bits leave the lowest of the eight magnitudes out, so that codes reach 64 and fit int8.
+    calibration: "max", n1 as above, or "mse": the n1 of least squared error, at or below it. At 2 and 3 bits "max" turns most
+        weights of a trained kernel into 0 (98 and 85 % of a ResNet-20 with one n1 per layer, relative squared error 0.91 and
+        0.52; "mse": 57 and 43 %, 0.25 and 0.13); at 4 and 5 bits they differ little.
     Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which
-    only values that grew after n1 was fixed can reach.
+    with "max" only values that grew after n1 was fixed can reach; "mse" is not from the paper.
     """
 
     name: ClassVar[str] = "power_of_two"
     bits: int = 5
     scope: str = "layer"
     int8_exact: bool = False
+    calibration: str = "max"
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 5:
@@ -44,6 +48,7 @@ class PowerOfTwo(Quantizer):
                 f"PowerOfTwo needs 2 to 5 bits, got bits={self.bits!r}. 6 bits span 2^15 and fit no 8-bit runtime."
             )
         require_choice("PowerOfTwo", "scope", self.scope, ("layer", "filter"))
+        require_choice("PowerOfTwo", "calibration", self.calibration, ("max", "mse"))
 
     @property
     def magnitudes(self) -> int:
@@ -55,7 +60,10 @@ class PowerOfTwo(Quantizer):
         """Codes 0 and +-2^k in the layout of `real`; scale 2^n2 with size 1 along the reduced axes."""
         real = as_float32(real)
         axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.scope == "filter" else ())
-        top = powers.top_power(ops.max(ops.abs(real), axis=axes, keepdims=True))
+        if self.calibration == "mse":
+            top = powers.least_error_power(real, axes, self.magnitudes)
+        else:
+            top = powers.top_power(ops.max(ops.abs(real), axis=axes, keepdims=True))
         scale = top * 2.0 ** (1 - self.magnitudes)
         return Quantized(self.snap(real, scale), scale)
 

@@ -28,8 +28,9 @@ from studies.common.cifar_training import Progress, Restarts, accuracy, compile_
 HERE = Path(__file__).resolve().parent
 PARTITIONS = ("magnitude", "random")
 # "float-10" trains the float network under the restarts of the ten steps of 2 bits: what the extra epochs alone do.
-# "-filter" has one grid per filter; without it there is one per layer, as in the paper.
-GRIDS = ("", "-filter")
+# "-filter" has one grid per filter, without it there is one per layer; "-mse" has the top power of least squared error,
+# without it that of the largest weight. Without both it is the paper's grid.
+GRIDS = ("", "-filter", "-mse", "-filter-mse")
 # "-taught": the loss is the distance to the pretrained network's logits under the same augmentation, no labels.
 METHODS = [f"inq-{bits}-{partition}{grid}" for bits in (5, 4, 3, 2) for grid in GRIDS for partition in PARTITIONS]
 METHODS += [f"inq-{bits}-magnitude{grid}-taught" for bits in (5, 4, 3, 2) for grid in GRIDS]
@@ -48,7 +49,8 @@ def prepared(method: str, config: dict, folder: Path, seed: int):
     if kind == "float":
         return model, [Restarts(length)], (int(number) - 1) * length + 1
     steps = len(schedules.portions(int(number)))
-    grid = PowerOfTwo(int(number), scope="filter" if "filter" in rest else "layer")
+    scope, calibration = "filter" if "filter" in rest else "layer", "mse" if "mse" in rest else "max"
+    grid = PowerOfTwo(int(number), scope=scope, calibration=calibration)
     kernel = Incremental(Ternary() if "ternary" in rest else grid, partition=rest[0])
     recipe = klb.recipes.get(f"inq-{number}").replace(plan=(klb.recipes.Rule(kernel),), activations=None)
     model, _ = klb.quantize_model(

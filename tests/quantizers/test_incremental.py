@@ -9,7 +9,15 @@ from keras_lowbit.callbacks.partition import freeze_portion
 from keras_lowbit.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D, to_numpy
 from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform, get
 
-BASES = (PowerOfTwo(5), PowerOfTwo(2, "filter"), Ternary(), Uniform(4), Uniform(4, "tensor"), Binary())
+BASES = (
+    PowerOfTwo(5),
+    PowerOfTwo(2, "filter"),
+    Ternary(),
+    Uniform(4),
+    Uniform(4, "tensor"),
+    Binary(),
+    PowerOfTwo(3, calibration="mse"),
+)
 PORTIONS = (0.3, 0.5, 0.8, 0.95, 1.0)
 every_base = pytest.mark.parametrize("base", BASES, ids=repr)
 both_ways = pytest.mark.parametrize("partition", ["magnitude", "random"])

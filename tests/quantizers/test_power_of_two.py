@@ -119,6 +119,56 @@ def test_a_scale_per_filter():
     assert PowerOfTwo(3).encode(kernel, {}, (-1,)).scale.shape == (1, 1, 1, 1)
 
 
+def least_error_by_trying(values, bits):
+    """The top exponent of least squared error among the eight octaves below that of the largest weight."""
+    values = np.asarray(values, np.float64)
+    top, _ = oracle_exponents(values, bits)
+    tried = [np.square(values - saturating(values, bits, top - k)).sum() for k in range(8)]
+    return np.asarray(tried), top
+
+
+def saturating(values, bits, top):
+    """Nearest element of the grid below 2^top; larger values give 2^top."""
+    grid = np.array([0.0, *(2.0 ** (top - k) for k in range(2 ** (bits - 2)))])
+    return np.sign(values) * grid[np.abs(np.abs(values)[..., None] - grid).argmin(-1)]
+
+
+@every_width
+@given(values=weights)
+def test_mse_finds_the_top_of_least_error_and_is_idempotent_and_odd(bits, values):
+    got = on_grid(values, bits, calibration="mse")
+    np.testing.assert_array_equal(on_grid(got, bits, calibration="mse"), got)
+    np.testing.assert_array_equal(on_grid(-values, bits, calibration="mse"), -got)
+    np.testing.assert_array_equal(on_grid(values * 2.0**30, bits, calibration="mse"), got * np.float32(2.0**30))
+    if values.any():
+        tried, _ = least_error_by_trying(values, bits)
+        error = np.square(np.asarray(values, np.float64) - got).sum()
+        assert error <= tried.min() + 1e-6 * np.square(np.asarray(values, np.float64)).sum()
+
+
+@pytest.mark.parametrize(("bits", "octaves"), [(2, (2, 3)), (3, (1, 2)), (4, (0, 1)), (5, (0, 0))])
+def test_mse_lowers_the_top_of_a_bell_shaped_kernel(bits, octaves):
+    kernel = np.random.default_rng(4).normal(size=(3, 3, 16, 8)).astype(np.float32)
+    kernel[0, 0, 0, 0] = 6.5  # one outlier sets the top of "max" to 8
+    tried, top = least_error_by_trying(kernel, bits)
+    below = top - int(np.log2(np.abs(on_grid(kernel, bits, calibration="mse")).max()))
+    assert below == tried.argmin()
+    assert octaves[0] <= below <= octaves[1]
+
+
+def test_mse_is_one_top_per_filter_where_asked():
+    kernel = np.random.default_rng(3).normal(size=(3, 3, 2, 4)).astype(np.float32) * [1e-30, 1.0, 5.0, 0.0]
+    kernel = kernel.astype(np.float32)
+    got = on_grid(kernel, 3, (-1,), scope="filter", calibration="mse")
+    for index in range(4):
+        np.testing.assert_array_equal(got[..., index], on_grid(kernel[..., index], 3, calibration="mse"))
+    assert np.abs(got[..., 0]).max() > 0
+    kernel[0, 0, 0, 1] = np.nan
+    spoilt = on_grid(kernel, 3, (-1,), scope="filter", calibration="mse")
+    assert np.isnan(spoilt[..., 1]).all()
+    assert np.isfinite(np.delete(spoilt, 1, axis=-1)).all()
+
+
 def test_int8_exact_leaves_the_lowest_octave_out():
     values = np.asarray([1.0, 2.0**-6, 2.0**-7, 2.0**-8], np.float32)
     np.testing.assert_array_equal(PowerOfTwo(5, int8_exact=True).encode(values, {}).codes, [64, 1, 1, 0])
@@ -153,3 +203,5 @@ def test_config_and_name():
     assert get("power_of_two") == PowerOfTwo(5)
     with pytest.raises(ValueError, match="choose one of 'layer', 'filter'"):
         PowerOfTwo(3, "channel")
+    with pytest.raises(ValueError, match="choose one of 'max', 'mse'"):
+        PowerOfTwo(3, calibration="best")
