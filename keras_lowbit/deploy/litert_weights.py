@@ -93,6 +93,10 @@ def as_written(graph: IntegerGraph, weights: Weights) -> IntegerGraph:
     for node in graph.nodes:
         if node.op == "conv2d" and chosen[node.name].dense:
             kernel = tensors[node.inputs[1]]
+            if reason := not_pointwise(node, kernel):
+                raise ValueError(
+                    f"{node.name!r} is no dense layer ({reason}): expected a 1x1 convolution of stride 1, one group"
+                )
             codes = _codes(kernel).reshape(kernel.shape[2:])  # type: ignore[arg-type]
             tensors[kernel.name] = replace(kernel, shape=codes.shape, data=codes)
             node = replace(node, op="fully_connected", attributes={"activation": node.attributes["activation"]})

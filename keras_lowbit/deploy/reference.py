@@ -7,7 +7,7 @@ how much.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,47 +53,45 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-def run_reference(graph: IntegerGraph, images: Any, dense: Collection[str] = ()) -> Any:
+def run_reference(graph: IntegerGraph, images: Any) -> Any:
     """Outputs of the graph for a batch of inputs: one array, or a list where the graph has several outputs.
 
     images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
     inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
     scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after an island or
-    dequantize. dense: names of 1x1 conv2d nodes that the file holds as FULLY_CONNECTED (2- and 4-bit
-    weights): LiteRT rounds those once, not twice. ValueError or TypeError, with values, for what does not fit.
+    dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
+    twice: run `litert_weights.as_written(graph, weights)` for it. ValueError or TypeError, with values, for what does
+    not fit.
 
     >>> codes = run_reference(graph, images[:4])
-    >>> rows = litert.write(graph, "q.tflite", weights="int2")
-    >>> codes = run_reference(graph, images[:4], dense={r.name for r in rows if r.op == "FULLY_CONNECTED"})
     """
-    arrays = trace(graph, images, dense)
+    arrays = trace(graph, images)
     outputs = [arrays[name] for name in graph.outputs]
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def trace(graph: IntegerGraph, images: Any, dense: Collection[str] = ()) -> dict[str, np.ndarray]:
+def trace(graph: IntegerGraph, images: Any) -> dict[str, np.ndarray]:
     """Every activation of the graph by name, inputs included; constants are in `graph.tensors`.
 
-    images, dense, errors: as in `run_reference`.
+    images, errors: as in `run_reference`.
     """
     arrays = {name: _as_input(graph.tensors[name], value) for name, value in _by_name(graph, images).items()}
     batches = {name: len(array) for name, array in arrays.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"the inputs have different batch sizes {batches}; expected one size for all")
     for node in graph.nodes:
-        kernel = _kernel(node, node.name in dense)
-        arrays.update(zip(node.outputs, _run(graph, node, kernel, arrays), strict=True))
+        arrays.update(zip(node.outputs, _run(graph, node, _kernel(node), arrays), strict=True))
     return arrays
 
 
-def _kernel(node: Node, dense: bool) -> Kernel:
+def _kernel(node: Node) -> Kernel:
     """The function that runs a node."""
     if node.op not in KERNELS:
         raise ValueError(
             f"node {node.name!r} has the unknown operation {node.op!r}; the reference knows "
             f"{', '.join(sorted(KERNELS))}"
         )
-    return kernels.pointwise if dense and node.op == "conv2d" else KERNELS[node.op]
+    return KERNELS[node.op]
 
 
 def _run(graph: IntegerGraph, node: Node, kernel: Kernel, arrays: Mapping[str, np.ndarray]) -> list[Any]:

@@ -66,17 +66,6 @@ def fully_connected(call: Call) -> NDArray[np.int8]:
     return np.clip(fp.wrap(codes + call.output.zero_point), *call.limits()).astype(np.int8)
 
 
-def pointwise(call: Call) -> NDArray[np.int8]:
-    """A 1x1 convolution of stride 1 and one group that the file holds as FULLY_CONNECTED."""
-    kernel = call.arrays[1]
-    if kernel.shape[:2] != (1, 1) or {*call.attributes["strides"], call.attributes.get("groups", 1)} != {1}:
-        raise ValueError(
-            f"kernel {kernel.shape} with strides {tuple(call.attributes['strides'])} is no dense "
-            "layer; expected a 1x1 convolution of stride 1, one group: leave it out of `dense`"
-        )
-    return fully_connected(call._replace(arrays=(call.arrays[0], kernel[0, 0], *call.arrays[2:])))
-
-
 def max_pool2d(call: Call) -> NDArray[np.int8]:
     """Largest code of each window; padding never wins."""
     image = call.arrays[0].astype(np.int64)

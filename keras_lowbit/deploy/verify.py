@@ -19,6 +19,7 @@ from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert_read import LiteRTFile
+from keras_lowbit.deploy.litert_weights import as_written
 from keras_lowbit.deploy.lower import lower_model
 from keras_lowbit.deploy.overflow import Overflow, policy_of, sentence
 from keras_lowbit.deploy.run_file import FileRunner
@@ -162,12 +163,12 @@ def verify(
     spare = softmax_overflows(lowered.graph, _first(inputs, count))
     runner, coverage = FileRunner(path, reference=True, spare_reference=spare), delegate_coverage(path)
     layers = compare_layers(model, lowered, file, runner, _first(inputs, layer_samples), set(coverage.taken))
-    dense = {name for name, container in containers.items() if container.dense}
     first = _first(inputs, max(reference_samples, runner.batch_size))
     whole = len(first[0]) // runner.batch_size * runner.batch_size
     reference = None
     if whole:
-        reference = compare_reference(lowered.graph, runner, [part[:whole] for part in first], dense)
+        written = as_written(lowered.graph, containers)
+        reference = compare_reference(written, runner, [part[:whole] for part in first])
     differences, agreements = _end_to_end(model, lowered.graph, path, inputs)
     counts = np.bincount(differences) if differences.size else np.zeros(1, np.int64)
     agreement = float(np.mean(agreements)) if agreements else None

@@ -83,14 +83,11 @@ def softmax_overflows(graph: IntegerGraph, samples: list[np.ndarray]) -> bool:
     return False
 
 
-def compare_reference(
-    graph: IntegerGraph, runner: FileRunner, samples: list[np.ndarray], dense: set[str]
-) -> ReferenceParity:
-    """Every activation of the graph, in the file and in NumPy. dense: nodes the file holds as FULLY_CONNECTED."""
+def compare_reference(graph: IntegerGraph, runner: FileRunner, samples: list[np.ndarray]) -> ReferenceParity:
+    """Every activation of the graph, as the file holds it (`as_written`), in the file and in NumPy."""
     names = {name for name, tensor in graph.tensors.items() if not tensor.is_constant}
     theirs = runner.all_tensors(samples, names)
-    by_name = dict(zip(graph.inputs, samples, strict=True))
-    ours = trace(graph, by_name, dense)
+    ours = trace(graph, dict(zip(graph.inputs, samples, strict=True)))
     differing = {}
     for name in ours:
         count = int(np.count_nonzero(ours[name] != theirs[name].reshape(ours[name].shape)))

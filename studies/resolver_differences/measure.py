@@ -24,6 +24,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.build import GraphBuilder, Range
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.litert_weights import as_written
 from keras_lowbit.deploy.reference import trace
 
 RESOLVERS = {
@@ -144,8 +145,8 @@ def measure(name: str, case: Case, rounds: int) -> dict[str, dict[str, float]]:
         random = np.random.default_rng(seed)
         graph = graph_of(case, random)
         inputs = {n: random.integers(-128, 128, (1, *SHAPE), np.int8) for n in graph.inputs}
-        content, rows = litert.to_bytes(graph, weights=weights)
-        ours = trace(graph, inputs, dense={r.name for r in rows if r.op == "FULLY_CONNECTED"})[graph.outputs[0]]
+        content, _ = litert.to_bytes(graph, weights=weights)
+        ours = trace(as_written(graph, weights), inputs)[graph.outputs[0]]
         for resolver, kind in RESOLVERS.items():
             theirs, delegated = run(content, inputs, kind)
             steps = np.abs(theirs.astype(int) - ours)

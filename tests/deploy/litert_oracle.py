@@ -7,6 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from keras_lowbit.deploy import litert
+from keras_lowbit.deploy.litert_weights import as_written
 from keras_lowbit.deploy.reference import trace
 
 REFERENCE = OpResolverType.BUILTIN_REF
@@ -32,8 +33,8 @@ def run_litert(content, inputs, resolver=REFERENCE):
 def differing_elements(graph, inputs, weights="int8"):
     """name -> number of elements in which the NumPy reference and LiteRT's reference kernels differ."""
     batch = len(next(iter(inputs.values())))
-    content, rows = litert.to_bytes(graph, weights=weights, batch_size=batch)
-    ours = trace(graph, inputs, dense={r.name for r in rows if r.op == "FULLY_CONNECTED"})
+    content, _ = litert.to_bytes(graph, weights=weights, batch_size=batch)
+    ours = trace(as_written(graph, weights), inputs)
     theirs = run_litert(content, inputs)
     assert all(ours[n].shape == theirs[n].shape and ours[n].dtype == theirs[n].dtype for n in ours)
     return {n: int(np.count_nonzero(ours[n] != theirs[n])) for n in ours}

@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import OpResolverType
 from litert_cases import OPERATIONS, OUT, RESOLVERS, biases, codes, graph_of, run, scales
 
 from keras_lowbit.deploy.litert import to_bytes
-from keras_lowbit.deploy.litert_weights import as_written, pack_codes
+from keras_lowbit.deploy.litert_weights import Container, as_written, pack_codes
 from keras_lowbit.deploy.reference import run_reference
 
 
@@ -87,6 +87,12 @@ def test_packed_weights_give_the_bits_of_int8(layer, channels, batch_size):
         np.testing.assert_array_equal(got, run_reference(as_written(graph, kind), inputs[0]))
         _, interpreter = run(content, inputs, OpResolverType.AUTO)
         assert any("DELEGATE" in op["op_name"] for op in interpreter._get_ops_details())
+
+
+def test_only_pointwise_convolutions_are_written_as_dense_layers():
+    graph = graph_of(lambda b: b.conv2d("x", codes(3, 3, 8, 4), scales(4), None, OUT, "y"), (6, 6, 8))
+    with pytest.raises(ValueError, match=r"'y' is no dense layer \(3x3 convolution\): expected a 1x1"):
+        as_written(graph, {"y": Container("int4", True, "asked for")})
 
 
 def test_int4_takes_every_code():

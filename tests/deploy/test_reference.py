@@ -302,12 +302,6 @@ def test_errors_name_the_node():
     broken = IntegerGraph(graph.tensors, (Node("frobnicate", "odd", ("first",), ("total",)),), graph.inputs, ("total",))
     with pytest.raises(ValueError, match="'odd' has the unknown operation 'frobnicate'; the reference knows add, "):
         run_reference(broken, [ugly((3,)), ugly((3,))])
-    kernel, scales, bias = layer((3, 3, 2, 4), 4)
-    builder = GraphBuilder()
-    x = builder.input("x", (6, 6, 2), range=Range(0.1, 3))
-    graph = builder.build([builder.conv2d(x, kernel, scales, bias, Range(0.2, -9), "c")])
-    with pytest.raises(ValueError, match=r"conv2d 'c': kernel \(3, 3, 2, 4\).*no dense layer"):
-        run_reference(graph, ugly((6, 6, 2)), dense=["c"])
 
 
 @pytest.mark.parametrize(
