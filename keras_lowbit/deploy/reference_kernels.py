@@ -90,7 +90,9 @@ def mean(call: Call) -> NDArray[np.int8]:
     LiteRT divides the 31-bit multiplier of `s_in / s_out` by the count, after a shift by floor(log2(count)).
     """
     axes = tuple(call.attributes["axes"])
-    total = call.centered().sum(axis=axes, keepdims=bool(call.attributes["keepdims"]))
+    total = call.centered().sum(axis=axes, keepdims=True)
+    if not call.attributes["keepdims"]:
+        total = total.squeeze(axes)
     count = int(np.prod([call.arrays[0].shape[a] for a in axes]))
     return fp.requantize(total, mean_factor(call, count), call.output.zero_point)
 
