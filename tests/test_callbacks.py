@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from keras_lowbit import callbacks, layers
 from keras_lowbit.layers import QuantConv2D, QuantDense, freeze_ranges, hosts, set_ratio
@@ -37,18 +38,6 @@ def compiled(optimizer, **arguments):
 def fit(model, *listeners, epochs=8):
     arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
     return model.fit(IMAGES, LABELS, epochs=epochs, callbacks=list(listeners), **arguments).history
-
-
-class Recorder(keras.callbacks.Callback):
-    """What the first batch of every epoch sees, before it trains."""
-
-    def __init__(self, what):
-        super().__init__()
-        self.what, self.seen = what, []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == 0:
-            self.seen.append(self.what(self.model))
 
 
 def ratios_of(model):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from recorder import Recorder
 
 import keras_lowbit as klb
 from keras_lowbit import callbacks, recipes, schedules
@@ -37,18 +38,6 @@ def network(seed=1, partition="random", optimizer=None):
 def fit(model, *listeners, epochs=5):
     arguments = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": epochs, "callbacks": list(listeners)}
     return model.fit(IMAGES, LABELS, **arguments).history
-
-
-class Recorder(keras.callbacks.Callback):
-    """What the first batch of every epoch sees, before it trains."""
-
-    def __init__(self, what):
-        super().__init__()
-        self.what, self.seen = what, []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == 0:
-            self.seen.append(self.what(self.model))
 
 
 def frozen_fractions(model):
