@@ -11,9 +11,12 @@ set(KLB_SOURCES
   kernels/int8_block/reference.cc
   kernels/ternary_block/reference.cc
   kernels/ternary_block/ternary_block.cc
+  layers/constants.cc
   layers/conv2d.cc
   layers/depthwise.cc
+  layers/factor_line.cc
   layers/indirection.cc
+  layers/layer_cache.cc
   layers/max_pool.cc
   layers/output.cc
   layers/padded_image.cc

@@ -6,12 +6,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "core/machine.h"
 #include "core/api.h"
+#include "layers/layer_cache.h"
 
 namespace keras_lowbit::bench {
 namespace {
@@ -78,7 +80,7 @@ class Variant {
 
   double Run(const std::vector<int8_t>& x, const Epilogue& epilogue, std::vector<int8_t>* y) {
     const double start = Seconds();
-    const Status status = Conv2D(shape_, weights_, x.data(), -3, epilogue, y->data(), nullptr);
+    const Status status = Conv2D(shape_, weights_, x.data(), -3, epilogue, y->data(), nullptr, cache_.get());
     if (!status.ok()) std::printf("%s\n", status.message().c_str());
     return Seconds() - start;
   }
@@ -94,6 +96,7 @@ class Variant {
   std::vector<uint8_t> codes_;
   std::vector<int8_t> scales_;
   std::vector<int32_t> sums_;
+  std::unique_ptr<LayerCache> cache_ = std::make_unique<LayerCache>();
 };
 
 struct Averages {
@@ -108,7 +111,7 @@ void Measure(const Case& c, int rounds, std::vector<Averages>* averages) {
   std::vector<int8_t> kernel(s.taps() * s.in_channels * s.out_channels), x(s.input_size()), y(s.output_size());
   for (int8_t& w : kernel) w = static_cast<int8_t>(random() % 3) - 1;
   for (int8_t& v : x) v = static_cast<int8_t>(random());
-  std::vector<int32_t> multiplier(s.out_channels, 1500000000), shift(s.out_channels, -8), bias(s.out_channels, 11);
+  std::vector<int32_t> multiplier(s.out_channels, 1500000000), shift(s.out_channels, -5), bias(s.out_channels, 11);
   Epilogue epilogue;
   epilogue.bias = bias.data();
   epilogue.requantize.multiplier = multiplier.data();

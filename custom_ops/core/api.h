@@ -77,18 +77,23 @@ ResidualLine FindResidualLine(const Requantize& own, const ResidualAdd& add);
 using Work = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = std::function<void(int64_t count, int64_t cost, const Work& work)>;
 
+// A layer's constants in the order in which kernels read them, kept from one call to the next (layers/layer_cache.h): found
+// again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with one does a
+// layer look for shorter ways of requantisation (layers/factor_line.h), which takes milliseconds once. Null: nothing is kept.
+class LayerCache;
+
 // weights.layout kTernary2Bit or kInt8; ternary with clusters: see packing.h. output: output_size() elements.
 Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
-              const Epilogue& epilogue, void* output, const ParallelFor& parallel);
+              const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache = nullptr);
 
 // The same for rows of features; a batch of one reads every weight once, straight from the packed bytes.
 Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
-             const Epilogue& epilogue, void* output, const ParallelFor& parallel);
+             const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache = nullptr);
 
 // kernel: int8 [kernel_height, kernel_width, in_channels, depth_multiplier], not packed; output channel
 // `c * depth_multiplier + m`, depth_multiplier = out_channels / in_channels.
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
-                       const Epilogue& epilogue, void* output, const ParallelFor& parallel);
+                       const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache = nullptr);
 
 // The largest code of each window, then clamped. shape: as many output as input channels, groups and dilations of 1.
 // Pixels outside the image count as `padding_code`; -128 never wins.

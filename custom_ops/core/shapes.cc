@@ -26,8 +26,8 @@ Status CheckRange(const char* name, int64_t value, int64_t low, int64_t high) {
 int64_t Product(std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (int64_t size : sizes) {
-    if (size != 0 && product > kMaxElements / size) return -1;
-    product *= size;
+    if (__builtin_mul_overflow(product, size, &product)) return -1;
+    if (product > kMaxElements) return -1;
   }
   return product;
 }
@@ -60,7 +60,10 @@ Status CheckSizes(const ConvShape& s) {
                {"pad_left", s.pad_left, 0},
                {"pad_right", s.pad_right, 0},
                {"groups", s.groups, 1}};
-  for (const auto& size : sizes) KLB_RETURN_IF_ERROR(CheckRange(size.name, size.value, size.low, kMaxSide));
+  for (const auto& size : sizes) {
+    const bool fits = size.low <= size.value && size.value <= kMaxSide;
+    if (!fits) return CheckRange(size.name, size.value, size.low, kMaxSide);
+  }
   return Status();
 }
 

@@ -15,6 +15,7 @@ struct alignas(64) ChannelBlock {
   int32_t shift[64];           // right shift, 1..30
   int32_t nudge[64];           // 2**(shift - 1)
   double factor[64];           // of dense layers, instead of multiplier and shift
+  float line_slope[64], line_nudge[64];  // layers/factor_line.h, instead of multiplier and shift where there are lines
 };
 
 // A multiplication by multiplier * 2**(-31 - shift) that is the same for all channels; 0 <= shift <= 30.
@@ -29,6 +30,7 @@ struct OutputStage {
   // and the residual's in 0..30; kDouble if |total * factor| < 2**30, and the same residual. Otherwise `finish`
   // does the work, a number at a time.
   enum class Fast { kNo, kFixed, kDouble } fast = Fast::kNo;
+  bool has_lines = false;  // of kFixed: every channel has one
   bool has_residual = false;
   UniformFactor first, second, last;  // of the residual add
   const Epilogue* epilogue = nullptr;

@@ -187,9 +187,9 @@ void RunGrid(const Plan& plan, const ParallelFor& parallel) {
   parallel(tasks, products / 100 + plan.sizes.k_groups + 1, work);
 }
 
-// Memory of one call: constants, padding and, where channels do not come in fours, the padded image.
+// Memory of a thread's calls: padding and, where channels do not come in fours, the padded image.
 struct CallScratch {
-  Scratch constants, padding, image;
+  Scratch padding, image;
 };
 
 void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8_t* input, int32_t input_zero_point,
@@ -199,15 +199,7 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   plan.codes = static_cast<const uint8_t*>(weights.codes) + group * (plan.sizes.codes_bytes_total / s.groups);
   if (weights.scales != nullptr)
     plan.clusters.scales = weights.scales + group * (plan.sizes.scales_bytes_total / s.groups);
-  auto* constants = scratch->constants.Get<ChannelBlock>(plan.sizes.oc_blocks);
-  for (int64_t block = 0; block < plan.sizes.oc_blocks; ++block) {
-    const int64_t channel = block * kBlockChannels;
-    FillConstants(*plan.stage->epilogue, *plan.stage,
-                  weights.sums + group * plan.sizes.oc_blocks * kBlockChannels + channel,
-                  input_zero_point + plan.activation_offset, plan.first_channel + channel,
-                  std::min(kBlockChannels, plan.channels - channel), constants + block);
-  }
-  plan.constants = constants;
+  plan.constants += group * plan.sizes.oc_blocks;
   const int64_t depth = plan.sizes.tap_groups * kGroupDepth;
   auto* padding = scratch->padding.Get<int8_t>(depth);
   std::memset(padding, input_zero_point, depth);
@@ -225,7 +217,7 @@ Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t i
                  const Epilogue& epilogue) {
   KLB_RETURN_IF_ERROR(CheckConv(shape));
   KLB_RETURN_IF_ERROR(CheckWeights(shape, weights));
-  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
+  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue));
   if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
   return Status::Error("the input's zero point is " + std::to_string(input_zero_point) +
                        "; expected an int8 code, -128 to 127");
@@ -234,7 +226,7 @@ Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t i
 }  // namespace
 
 Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
-              const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
+              const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
   Row row;
   KLB_RETURN_IF_ERROR(ActiveRow(&row));
@@ -253,8 +245,17 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   ChooseKernel(row, weights, &plan);
   ChooseChunks(&plan);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
-  const OutputStage stage =
-      MakeOutputStage(epilogue, shape.out_channels, MaxAbsAccumulator(shape, max_abs_weight), output);
+  std::shared_ptr<const Constants> constants;
+  const ConstantsSource source = {epilogue,
+                                  shape.out_channels,
+                                  shape.groups,
+                                  kBlockChannels,
+                                  MaxAbsAccumulator(shape, max_abs_weight),
+                                  weights.sums,
+                                  input_zero_point + plan.activation_offset};
+  KLB_RETURN_IF_ERROR(GetConstants(source, cache, &constants));
+  const OutputStage stage = MakeOutputStage(epilogue, *constants, shape.out_channels, output);
+  plan.constants = constants->blocks.data();
   plan.stage = &stage;
   CallScratch scratch;
   for (int64_t group = 0; group < shape.groups; ++group) {
@@ -264,8 +265,8 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
 }
 
 Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
-             const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
-  return Conv2D(AsConv(shape), weights, input, input_zero_point, epilogue, output, parallel);
+             const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
+  return Conv2D(AsConv(shape), weights, input, input_zero_point, epilogue, output, parallel, cache);
 }
 
 std::string DescribeConv2D(const ConvShape& shape, const PackedWeights& weights) {

@@ -3,12 +3,13 @@
 // Blocks of 64 output channels of the same depth index m: with a depth multiplier above 1 the outputs of
 // a block are not neighbours, so those layers go channel by channel through the same kernel contract.
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <vector>
 
 #include "core/api.h"
 #include "core/requantize.h"
 #include "kernels/depthwise/depthwise.h"
+#include "layers/constants.h"
 #include "layers/indirection.h"
 #include "layers/output.h"
 #include "layers/scratch.h"
@@ -36,11 +37,10 @@ struct Plan {
   }
 };
 
-// kernel [taps][out_channels] of one block, and each channel's sum of weights.
+// kernel [taps][out_channels] of one block, and each channel's sum of weights. `weights` is filled with zeros before.
 void PackBlock(const Plan& plan, const int8_t* kernel, int64_t block, int8_t* weights, int32_t* sums) {
   const int64_t taps = plan.shape.taps(), first = block * plan.block_channels;
-  std::memset(weights, 0, plan.weights_of_block());
-  std::fill_n(sums, 64, 0);
+  std::fill_n(sums, plan.channels_of(block), 0);
   for (int64_t tap = 0; tap < taps; ++tap) {
     for (int64_t c = 0; c < plan.channels_of(block); ++c) {
       const int8_t weight = kernel[tap * plan.shape.out_channels + first + c];
@@ -86,7 +86,7 @@ void PlanBlocks(Plan* plan) {
 
 Status Check(const ConvShape& shape, const int8_t* kernel, int32_t input_zero_point, const Epilogue& epilogue) {
   KLB_RETURN_IF_ERROR(CheckDepthwise(shape));
-  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue, shape.out_channels));
+  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue));
   if (kernel == nullptr) return Status::Error("a depthwise layer came without a kernel; expected int8 weights");
   if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
   return Status::Error("the input's zero point is " + std::to_string(input_zero_point) +
@@ -99,10 +99,39 @@ int64_t MaxAbsSum(ConvShape shape) {
   return MaxAbsAccumulator(shape, 128);
 }
 
+struct Packed {
+  std::vector<int8_t> weights;
+  Constants constants;
+};
+
+// Weights and constants, from the cache if nothing has changed.
+Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_point, const Epilogue& epilogue,
+                 LayerCache* cache, std::shared_ptr<const Packed>* packed) {
+  const int64_t channels = plan.shape.out_channels;
+  ConstantsSource source = {epilogue, channels, 1, plan.block_channels, MaxAbsSum(plan.shape), nullptr,
+                            input_zero_point + plan.kernel.activation_offset};
+  ConstantNumbers numbers;
+  const auto pieces = PiecesOf(source, {kernel, plan.shape.taps() * channels}, plan.kernel.lanes, &numbers);
+  if (cache != nullptr) *packed = std::static_pointer_cast<const Packed>(cache->Find(pieces));
+  if (*packed != nullptr) return Status();
+  const auto made = std::make_shared<Packed>();
+  made->weights.resize(plan.blocks * plan.weights_of_block());
+  std::vector<int32_t> sums(plan.blocks * 64);
+  for (int64_t block = 0; block < plan.blocks; ++block) {
+    PackBlock(plan, kernel, block, made->weights.data() + block * plan.weights_of_block(),
+              sums.data() + block * plan.block_channels);
+  }
+  source.sums = sums.data();
+  KLB_RETURN_IF_ERROR(MakeConstants(source, cache != nullptr, &made->constants));
+  if (cache != nullptr) cache->Keep(pieces, made);
+  *packed = made;
+  return Status();
+}
+
 }  // namespace
 
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
-                       const Epilogue& epilogue, void* output, const ParallelFor& parallel) {
+                       const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   KLB_RETURN_IF_ERROR(Check(shape, kernel, input_zero_point, epilogue));
   Row row;
   KLB_RETURN_IF_ERROR(ActiveRow(&row));
@@ -112,19 +141,12 @@ Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_
   plan.kernel = SelectDepthwise(row);
   plan.input = input;
   PlanBlocks(&plan);
-  const OutputStage stage = MakeOutputStage(epilogue, shape.out_channels, MaxAbsSum(shape), output);
+  std::shared_ptr<const Packed> packed;
+  KLB_RETURN_IF_ERROR(GetPacked(plan, kernel, input_zero_point, epilogue, cache, &packed));
+  const OutputStage stage = MakeOutputStage(epilogue, packed->constants, shape.out_channels, output);
   plan.stage = &stage;
-  Scratch weights_scratch, constants_scratch;
-  auto* weights = weights_scratch.Get<int8_t>(plan.blocks * plan.weights_of_block());
-  auto* constants = constants_scratch.Get<ChannelBlock>(plan.blocks);
-  for (int64_t block = 0; block < plan.blocks; ++block) {
-    int32_t sums[64];
-    PackBlock(plan, kernel, block, weights + block * plan.weights_of_block(), sums);
-    FillConstants(epilogue, stage, sums, input_zero_point + plan.kernel.activation_offset, block * plan.block_channels,
-                  plan.channels_of(block), constants + block);
-  }
-  plan.weights = weights;
-  plan.constants = constants;
+  plan.weights = packed->weights.data();
+  plan.constants = packed->constants.blocks.data();
   const std::vector<int8_t> padding(shape.in_channels, static_cast<int8_t>(input_zero_point));
   plan.padding = padding.data();
   const int64_t tasks = plan.chunks * plan.blocks;

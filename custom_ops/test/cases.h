@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/api.h"
+#include "layers/layer_cache.h"
 #include "test/check.h"
 #include "test/oracle.h"
 
@@ -45,6 +46,7 @@ struct Layer {
   int32_t zero_point = 0;
   OutputType type = OutputType::kInt32;
   bool in_double = false, has_bias = true, has_residual = false, odd_factors = false;
+  bool large_factors = false;  // those of ternary sums, which have lines
 };
 
 inline std::string Describe(const Layer& l) {
@@ -75,11 +77,12 @@ inline std::string Describe(const Layer& l) {
                              l.in_double,
                              l.has_bias,
                              l.has_residual,
-                             l.odd_factors};
+                             l.odd_factors,
+                             l.large_factors};
   std::string text = l.kind == Kind::kTernary ? "ternary" : l.kind == Kind::kInt8 ? "int8" : "depthwise";
   text +=
       " n,h,w,ic,oc,kh,kw,sh,sw,dh,dw,pt,pb,pl,pr,groups,cluster,scales,per_tap,fill_x,fill_w,zp,type,double,bias,res,"
-      "odd";
+      "odd,large";
   for (int64_t number : numbers) text += " " + std::to_string(number);
   return text;
 }
@@ -132,7 +135,7 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
     d->bias.push_back(static_cast<int32_t>(Between(random, -3000, 3000)));
     // A power of two in four: their results are full of ties.
     d->multiplier.push_back(random() % 4 == 0 ? 1 << 30 : static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX)));
-    d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31) : Between(random, -14, -1)));
+    d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31) : Between(random, l.large_factors ? -6 : -14, -1)));
     if (random() % 16 == 0) d->multiplier[c] = 0, d->shift[c] = 0;
     d->factor.push_back(std::ldexp(d->multiplier[c], d->shift[c] - 31));
     d->float_scale.push_back(static_cast<float>(d->factor[c]));
@@ -171,11 +174,12 @@ inline std::unique_ptr<Data> Draw(const Layer& layer, Random& random) {
   return data;
 }
 
-inline Status RunLayer(const Layer& l, const Data& d, void* y, const ParallelFor& parallel) {
+inline Status RunLayer(const Layer& l, const Data& d, void* y, const ParallelFor& parallel,
+                       LayerCache* cache = nullptr) {
   if (l.kind == Kind::kDepthwise) {
-    return DepthwiseConv2D(l.shape, d.kernel.data(), d.x.data(), l.zero_point, d.epilogue, y, parallel);
+    return DepthwiseConv2D(l.shape, d.kernel.data(), d.x.data(), l.zero_point, d.epilogue, y, parallel, cache);
   }
-  return Conv2D(l.shape, d.weights, d.x.data(), l.zero_point, d.epilogue, y, parallel);
+  return Conv2D(l.shape, d.weights, d.x.data(), l.zero_point, d.epilogue, y, parallel, cache);
 }
 
 inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
@@ -188,19 +192,22 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available row and wants the oracle's numbers, all of them.
+// Runs the layer on every available row, without and with a cache, which all rows share, and wants the oracle's numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
                                  layer.kind == Kind::kDepthwise);
+  LayerCache shared;
   for (const std::string& row : AvailableKernels()) {
     KLB_CHECK_OK(ForceKernel(row));
-    std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
-    KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel));
-    for (size_t i = 0; i < want.size(); ++i) {
-      const double got = At(layer.type, y, static_cast<int64_t>(i));
-      KLB_CHECK(got == want[i], row + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
-                                    std::to_string(i) + " of " + Describe(layer));
+    for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared}) {
+      std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
+      KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache));
+      for (size_t i = 0; i < want.size(); ++i) {
+        const double got = At(layer.type, y, static_cast<int64_t>(i));
+        KLB_CHECK(got == want[i], row + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
+                                      std::to_string(i) + " of " + Describe(layer) + (cache ? ", cached" : ""));
+      }
     }
   }
   KLB_CHECK_OK(ForceKernel(""));

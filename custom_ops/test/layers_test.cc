@@ -26,6 +26,7 @@ void CheckWidths() {
           layer.zero_point = seed % 2 ? -128 : 127;
           layer.type = OutputType::kInt8;
           layer.has_residual = seed % 3 == 0;
+          layer.large_factors = seed % 2 == 0;
           CheckLayer(layer, random);
         }
       }
@@ -105,6 +106,31 @@ void CheckLines() {
   KLB_CHECK(!FindResidualLine({}, ties).equal, "a line through ties");
 }
 
+// A cache that sees another layer, or the same arrays with other contents, forms its constants again.
+void CheckCache() {
+  Random random(3);
+  LayerCache cache;
+  for (int i = 0; i < 6; ++i) {
+    Layer layer;
+    layer.kind = i < 4 ? Kind::kTernary : Kind::kDepthwise;
+    layer.shape.in_width = 9;
+    layer.shape.in_channels = 20;
+    layer.shape.out_channels = 20;
+    layer.type = OutputType::kInt8;
+    layer.large_factors = true;
+    const auto data = Draw(layer, random);
+    for (int change = 0; change < 4; ++change) {
+      if (change == 1) data->bias[7] += 100;
+      if (change == 2) data->shift[19] = -1;
+      if (change == 3) data->epilogue.requantize.zero_point -= 1, data->epilogue.requantize.clamp_min = -128;
+      std::vector<uint8_t> fresh(180), kept(180);
+      KLB_CHECK_OK(RunLayer(layer, *data, fresh.data(), nullptr));
+      KLB_CHECK_OK(RunLayer(layer, *data, kept.data(), nullptr, &cache));
+      KLB_CHECK(fresh == kept, "layer " + std::to_string(i) + ", change " + std::to_string(change));
+    }
+  }
+}
+
 Status RunChanged(const Layer& layer, const Data& data, void (*change)(Layer*, Data*)) {
   Layer changed = layer;
   Data with = data;
@@ -173,6 +199,7 @@ void CheckFarPadding() {
 int main() {
   keras_lowbit::test::CheckErrors();
   keras_lowbit::test::CheckLines();
+  keras_lowbit::test::CheckCache();
   keras_lowbit::test::CheckFarPadding();
   keras_lowbit::test::CheckThreads();
   keras_lowbit::test::CheckDepths();

@@ -65,6 +65,7 @@ Layer DrawLayer(Random& random) {
   l.in_double = random() % 4 == 0;
   l.has_bias = random() % 4 != 0;
   l.odd_factors = random() % 8 == 0;
+  l.large_factors = !l.odd_factors && random() % 2;
   l.has_residual = l.type == OutputType::kInt8 && random() % 2;
   return l;
 }

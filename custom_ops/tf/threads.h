@@ -60,6 +60,7 @@ inline void RunOn(tensorflow::thread::ThreadPool* pool, int64_t count, int64_t c
 
 inline ParallelFor Threads(tensorflow::OpKernelContext* context) {
   auto* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
+  if (pool->NumThreads() <= 1) return nullptr;
   return [pool](int64_t count, int64_t cost, const Work& work) { RunOn(pool, count, cost, work); };
 }
 

@@ -160,16 +160,21 @@ struct Tile {
     }
   }
 
-  // Straight from the registers to the output, where one pass holds all the channels of a row.
+  // Straight from the registers to the output, where one pass holds all the channels of a row: four vectors at a time,
+  // of several rows where they are narrow.
+  static constexpr int kTogether = kVectors <= 2 ? 4 / kVectors : 1;
   void Finish(const BlockArgs& args, int64_t pixel) const {
-    KLB_UNROLL for (int r = 0; r < kRows; ++r) {
-      typename V::Totals y[kVectors];
-      KLB_UNROLL for (int v = 0; v < kVectors; ++v)
-        y[v] = total[0][r][v];
+    KLB_UNROLL for (int r = 0; r < kRows; r += kTogether) {
+      typename V::Totals y[4] = {};
+      KLB_UNROLL for (int i = 0; i < kTogether * kVectors; ++i) {
+        if (r + i / kVectors < kRows) y[i] = total[0][r + i / kVectors][i % kVectors];
+      }
       const int64_t position = (args.first_pixel + pixel + r) * args.output->pixel_stride + args.first_channel;
-      V::template FinishTotals<kVectors>(*args.constants, *args.output, y, position, args.channels);
+      constexpr int kWide = 4 / kTogether;  // three vectors go as four
+      V::template FinishTotals<kWide>(*args.constants, *args.output, y, position, kRows - r < kTogether ? kRows - r : kTogether, args.channels);
     }
   }
+
   static void ComputeAndFinish(const Run& run, const BlockArgs& args, int64_t pixel) {
     Tile tile;
     tile.Start(run, 0);

@@ -32,7 +32,11 @@ struct Avx512 {
     std::memcpy(&four, from, 4);
     return _mm512_xor_si512(_mm512_set1_epi32(four), _mm512_set1_epi8(-128));
   }
-  static Totals Dot(Totals total, Activations x, Weights w) { return _mm512_dpbusd_epi32(total, x, w); }
+  // As text, because GCC 12 moves the totals of the intrinsic from register to register, and to memory, in a long function.
+  static Totals Dot(Totals total, Activations x, Weights w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(x), "v"(w));
+    return total;
+  }
 
   // Four bits hold two codes: one byte shuffle looks up the lower one, another the upper one.
   static void Decode(const uint8_t* from, Weights* w) {
@@ -100,6 +104,16 @@ struct Avx512 {
     // Halves away from zero: a nudge of one half, one less below zero, then round down.
     const __m512i nudge = _mm512_add_epi32(_mm512_load_si512(block.nudge + channel), _mm512_srai_epi32(high, 31));
     return _mm512_srav_epi32(_mm512_add_epi32(high, nudge), _mm512_load_si512(block.shift + channel));
+  }
+
+  // layers/factor_line.h: the same codes in a third of the instructions.
+  static __m512i OnLine(const ChannelBlock& block, __m512i total, int channel) {
+    const __m512 x = _mm512_cvtepi32_ps(total);
+    // (x & sign) | nudge
+    const __m512i nudge = _mm512_ternarylogic_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN),
+                                                    _mm512_load_si512(block.line_nudge + channel), 0xEA);
+    const __m512 real = _mm512_fmadd_ps(x, _mm512_load_ps(block.line_slope + channel), _mm512_castsi512_ps(nudge));
+    return _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
   // round_half_away(total * factor) of 8 channels: cut, then one further out where a half or more was cut off.
@@ -179,30 +193,58 @@ struct Avx512 {
     return ToCodes(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
-  static void StoreCodes(const OutputStage& stage, const __m512i* y, int64_t position, int64_t channels) {
-    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
-    const __mmask64 real = channels >= 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1;
-    int8_t* to = static_cast<int8_t*>(stage.output) + position;
-    const __m512i other = stage.has_residual
-                              ? _mm512_maskz_loadu_epi8(real, stage.epilogue->residual.codes + position)
-                              : _mm512_setzero_si512();
-    if (stage.has_residual && stage.epilogue->residual.line.equal) {
-      return _mm512_mask_storeu_epi8(to, real, AddResidualLine(stage, y, other));
+  // 16 * kVectors channels of kRows pixels, 64 codes in all, between a vector and an output whose pixels are `stride` apart.
+  template <int kRows>
+  static __m512i LoadRows(const int8_t* from, int64_t stride, int64_t rows, int64_t channels) {
+    if constexpr (kRows == 1) return _mm512_maskz_loadu_epi8(Mask(channels), from);
+    alignas(64) int8_t codes[64] = {};
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(codes + 64 / kRows * r, from + r * stride, channels);
+    return _mm512_load_si512(codes);
+  }
+  template <int kRows>
+  static void StoreRows(__m512i codes, int64_t stride, int64_t rows, int64_t channels, int8_t* to) {
+    constexpr int kChannelsOfRow = 64 / kRows;
+    if (kRows == 1) return _mm512_mask_storeu_epi8(to, Mask(channels), codes);
+    if (stride == kChannelsOfRow) return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
+    alignas(64) int8_t bytes[96];  // 32 are read of a row of 16
+    _mm512_store_si512(bytes, codes);
+    for (int64_t r = 0; r < rows; ++r, to += stride) {
+      const __m256i row = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + kChannelsOfRow * r));
+      _mm256_mask_storeu_epi8(to, static_cast<__mmask32>(Mask(channels)), row);
     }
-    __m512i codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
-    if (stage.has_residual) codes = AddResidual(stage, codes, other);
-    _mm512_mask_storeu_epi8(to, real, codes);
+  }
+  static __mmask64 Mask(int64_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
+
+  // y: 64 requantised numbers, neither clamped nor with their zero point.
+  template <int kRows>
+  static void StoreCodes(const OutputStage& stage, const __m512i* y, int64_t position, int64_t rows, int64_t channels) {
+    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
+    int8_t* to = static_cast<int8_t*>(stage.output) + position;
+    __m512i codes;
+    if (!stage.has_residual) {
+      codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
+    } else {
+      const int8_t* from = stage.epilogue->residual.codes + position;
+      const __m512i other = LoadRows<kRows>(from, stage.pixel_stride, rows, channels);
+      codes = stage.epilogue->residual.line.equal
+                  ? AddResidualLine(stage, y, other)
+                  : AddResidual(stage, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max), other);
+    }
+    StoreRows<kRows>(codes, stage.pixel_stride, rows, channels, to);
   }
 
-  // The first kCount vectors of channels of one pixel, in fixed point; there are no others.
-  template <int kCount>
-  __attribute__((always_inline)) static void FinishTotals(const ChannelBlock& block, const OutputStage& stage, const Totals* totals, int64_t position,
-                           int64_t channels) {
+  // Totals of 16 * kVectors channels of a pixel after the other, 64 in all, in fixed point or on a line.
+  template <int kVectors>
+  __attribute__((always_inline)) static void FinishTotals(const ChannelBlock& block, const OutputStage& stage,
+                                                          const Totals* totals, int64_t position, int64_t rows,
+                                                          int64_t channels) {
     __m512i y[4];
-    KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      y[j] = j < kCount ? Requantize(block, totals[j < kCount ? j : 0], 16 * j) : _mm512_setzero_si512();
+    if (stage.has_lines) {
+      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = OnLine(block, totals[j], 16 * (j % kVectors));
+    } else {
+      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals[j], 16 * (j % kVectors));
     }
-    StoreCodes(stage, y, position, channels);
+    StoreCodes<4 / kVectors>(stage, y, position, rows, channels);
   }
 
   static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
@@ -210,10 +252,11 @@ struct Avx512 {
     const bool fixed = stage.fast == OutputStage::Fast::kFixed;
     __m512i y[4];
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      y[j] = fixed ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
-                   : RequantizeDouble(block, totals, 16 * j);
+      y[j] = stage.has_lines ? OnLine(block, _mm512_load_si512(totals + 16 * j), 16 * j)
+             : fixed         ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
+                             : RequantizeDouble(block, totals, 16 * j);
     }
-    StoreCodes(stage, y, position, channels);
+    StoreCodes<1>(stage, y, position, 1, channels);
   }
 };
 

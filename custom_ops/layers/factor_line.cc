@@ -1,0 +1,86 @@
+// The search for a line: the real factor and its neighbours in float32, each with the middle of the nudges that it allows.
+#include "layers/factor_line.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/requantize.h"
+
+namespace keras_lowbit {
+namespace {
+
+constexpr int64_t kMost = int64_t{1} << 30;  // totals lie strictly between -kMost and kMost
+constexpr int kMaxSteps = 512;
+constexpr int kTries = 40;
+
+// at[i]: the smallest total whose number is at least `first + i`; kMost or 1 - kMost where every total is on one side.
+struct Steps {
+  int32_t first = 0, count = 0;
+  int32_t at[kMaxSteps];
+};
+
+void FindSteps(int32_t multiplier, int32_t shift, int32_t low, int32_t high, Steps* steps) {
+  const double factor = std::ldexp(static_cast<double>(multiplier), shift - 31);
+  const auto number = [&](int64_t x) {
+    return MultiplyByQuantizedMultiplier(static_cast<int32_t>(x), multiplier, shift);
+  };
+  steps->first = low + 1, steps->count = high - low;
+  for (int32_t i = 0; i < steps->count; ++i) {
+    const int32_t wanted = steps->first + i;
+    const double about = std::clamp((wanted - 0.5) / factor, 1.0 - kMost, 1.0 * kMost);
+    auto x = static_cast<int64_t>(about);
+    while (x > 1 - kMost && number(x - 1) >= wanted) --x;
+    while (x < kMost && number(x) < wanted) ++x;
+    steps->at[i] = static_cast<int32_t>(x);
+  }
+}
+
+int32_t OnLine(int64_t total, float slope, float nudge) {
+  const auto x = static_cast<float>(total);
+  return static_cast<int32_t>(std::nearbyint(std::fma(x, slope, std::copysign(nudge, x))));
+}
+
+bool IsEqual(const Steps& steps, float slope, float nudge) {
+  for (int32_t i = 0; i < steps.count; ++i) {
+    const int32_t wanted = steps.first + i;
+    const int64_t at = steps.at[i];
+    if (at < kMost && OnLine(at, slope, nudge) < wanted) return false;
+    if (at > 1 - kMost && OnLine(at - 1, slope, nudge) >= wanted) return false;
+  }
+  return true;
+}
+
+// The nudge furthest from any step that it would move; never negative.
+float MiddleNudge(const Steps& steps, double slope) {
+  double least = 0, most = 1;
+  for (int32_t i = 0; i < steps.count; ++i) {
+    const double edge = steps.first + i - 0.5, at = steps.at[i], before = at - 1;
+    if (at >= 0) least = std::max(least, edge - slope * at);
+    if (at < 0) most = std::min(most, slope * at - edge);
+    if (before >= 0) most = std::min(most, edge - slope * before);
+    if (before < 0) least = std::max(least, slope * before - edge);
+  }
+  return static_cast<float>(std::max((least + most) / 2, 0.0));
+}
+
+}  // namespace
+
+bool FindFactorLine(int32_t multiplier, int32_t shift, int32_t low, int32_t high, float* slope, float* nudge) {
+  if (multiplier == 0) {
+    *slope = *nudge = 0;
+    return true;
+  }
+  Steps steps;
+  FindSteps(multiplier, shift, low, high, &steps);
+  float below = static_cast<float>(std::ldexp(static_cast<double>(multiplier), shift - 31));
+  float above = std::nextafter(below, 1.0f);
+  for (int tried = 0; tried < kTries; ++tried) {
+    float& next = tried % 2 == 0 ? below : above;
+    *slope = next, *nudge = MiddleNudge(steps, next);
+    if (IsEqual(steps, *slope, *nudge)) return true;
+    next = std::nextafter(next, tried % 2 == 0 ? 0.0f : 1.0f);
+  }
+  return false;
+}
+
+}  // namespace keras_lowbit

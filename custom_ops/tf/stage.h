@@ -1,0 +1,134 @@
+// The output stage of a layer's op: its attributes, and the tensors of each call.
+#pragma once
+
+#include "tf/attributes.h"
+
+namespace keras_lowbit {
+
+// What one call hands to core beside input and weights: borrowed where a tensor has one value for each channel, spread
+// into `store` where it has a single one.
+struct Borrowed {
+  Epilogue epilogue;
+  std::vector<int32_t> multiplier, shift;
+  std::vector<double> factor;
+  std::vector<float> scale;
+};
+
+template <typename T>
+absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels, std::vector<T>* store,
+                        const T** values) {
+  const int64_t count = tensor.NumElements();
+  if (count != channels && count != 1 && count != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " has ", count, " values; expected ", channels, " (one for each output channel), 1 or none"));
+  }
+  *values = count == 0 ? nullptr : tensor.flat<T>().data();
+  if (count == 1 && channels != 1) {
+    store->assign(channels, **values);
+    *values = store->data();
+  }
+  return absl::OkStatus();
+}
+
+// Attributes of the output stage, read once. Its inputs follow one another in the order of ops.cc; asked for by number, since
+// a search by name costs as much as all the checks.
+class Stage {
+ public:
+  enum Input { kBias, kMultiplier, kShift, kFactor, kFloatScale, kResidual };
+
+  // first_input: the number of the bias among the op's inputs.
+  explicit Stage(int first_input) : first_input_(first_input) {}
+
+  absl::Status Init(OpKernelConstruction* context) {
+    tensorflow::DataType type;
+    TF_RETURN_IF_ERROR(context->GetAttr("out_type", &type));
+    base_.type = type == tensorflow::DT_INT8    ? OutputType::kInt8
+                 : type == tensorflow::DT_INT32 ? OutputType::kInt32
+                                                : OutputType::kFloat;
+    TF_RETURN_IF_ERROR(ReadInt32(context, "input_zero_point", &input_zero_point));
+    TF_RETURN_IF_ERROR(ReadInt32(context, "zero_point", &base_.requantize.zero_point));
+    TF_RETURN_IF_ERROR(ReadInt32(context, "low", &base_.requantize.clamp_min));
+    TF_RETURN_IF_ERROR(ReadInt32(context, "high", &base_.requantize.clamp_max));
+    TF_RETURN_IF_ERROR(context->GetAttr("float_low", &base_.float_min));
+    TF_RETURN_IF_ERROR(context->GetAttr("float_high", &base_.float_max));
+    return InitResidual(context);
+  }
+
+  // Checks and borrows the tensors of one call whose output has that shape.
+  absl::Status Borrow(OpKernelContext* context, int64_t channels, const TensorShape& output, Borrowed* borrowed) const {
+    Epilogue& epilogue = borrowed->epilogue = base_;
+    Requantize& r = epilogue.requantize;
+    const auto input = [&](Input which) -> const Tensor& { return context->input(first_input_ + which); };
+    TF_RETURN_IF_ERROR(BorrowBias(input(kBias), channels, &epilogue.bias));
+    TF_RETURN_IF_ERROR(PerChannel(input(kMultiplier), "multiplier", channels, &borrowed->multiplier, &r.multiplier));
+    TF_RETURN_IF_ERROR(PerChannel(input(kShift), "shift", channels, &borrowed->shift, &r.shift));
+    TF_RETURN_IF_ERROR(PerChannel(input(kFactor), "factor", channels, &borrowed->factor, &r.factor));
+    TF_RETURN_IF_ERROR(
+        PerChannel(input(kFloatScale), "float_scale", channels, &borrowed->scale, &epilogue.float_scale));
+    TF_RETURN_IF_ERROR(CheckComplete(epilogue));
+    if (!has_residual_) return absl::OkStatus();
+    const Tensor& residual = input(kResidual);
+    if (residual.shape() != output) {
+      return absl::InvalidArgumentError(absl::StrCat("the residual has shape ", residual.shape().DebugString(),
+                                                     "; expected the output's, ", output.DebugString()));
+    }
+    epilogue.residual.codes = residual.flat<int8_t>().data();
+    return absl::OkStatus();
+  }
+
+  // The output, in the residual's memory where nobody else reads that any more: each code is read before it is written.
+  absl::Status Allocate(OpKernelContext* context, const TensorShape& shape, Tensor** output) const {
+    if (!has_residual_) return context->allocate_output(0, shape, output);
+    return context->forward_input_or_allocate_output({first_input_ + kResidual}, 0, shape, output);
+  }
+
+  int32_t input_zero_point = 0;
+
+ private:
+  absl::Status InitResidual(OpKernelConstruction* context) {
+    std::vector<int64_t> wide;
+    TF_RETURN_IF_ERROR(context->GetAttr("residual_factors", &wide));
+    has_residual_ = !wide.empty();
+    if (!has_residual_) return absl::OkStatus();
+    if (wide.size() != 10 || base_.type != OutputType::kInt8) {
+      return absl::InvalidArgumentError(absl::StrCat("residual_factors has ", wide.size(),
+                                                     " numbers; expected none, or 10 and int8 outputs"));
+    }
+    ResidualAdd& add = base_.residual;
+    int32_t* targets[] = {&add.first_multiplier, &add.first_shift,       &add.second_multiplier, &add.second_shift,
+                          &add.output_multiplier, &add.output_shift,     &add.zero_point,        &add.output_zero_point,
+                          &add.clamp_min,         &add.clamp_max};
+    for (size_t i = 0; i < wide.size(); ++i) {
+      *targets[i] = static_cast<int32_t>(wide[i]);
+      if (*targets[i] != wide[i]) return absl::InvalidArgumentError(absl::StrCat("residual factor ", wide[i], " is no int32"));
+    }
+    add.line = FindResidualLine(base_.requantize, add);
+    return absl::OkStatus();
+  }
+
+  static absl::Status BorrowBias(const Tensor& tensor, int64_t channels, const int32_t** bias) {
+    const int64_t count = tensor.NumElements();
+    *bias = count == 0 ? nullptr : tensor.flat<int32_t>().data();
+    if (count == 0 || count == channels) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("bias has ", count, " values; expected ", channels, " or none"));
+  }
+
+  static absl::Status CheckComplete(const Epilogue& epilogue) {
+    const Requantize& r = epilogue.requantize;
+    const bool fixed = r.multiplier != nullptr && r.shift != nullptr && r.factor == nullptr;
+    const bool once = r.multiplier == nullptr && r.shift == nullptr && r.factor != nullptr;
+    if (epilogue.type == OutputType::kInt8 && !fixed && !once) {
+      return absl::InvalidArgumentError("int8 outputs need multiplier and shift, or factor: one of the two");
+    }
+    if (epilogue.type == OutputType::kFloat && epilogue.float_scale == nullptr) {
+      return absl::InvalidArgumentError("float outputs need float_scale");
+    }
+    return absl::OkStatus();
+  }
+
+  const int first_input_;
+  Epilogue base_;
+  bool has_residual_ = false;
+};
+
+}  // namespace keras_lowbit
