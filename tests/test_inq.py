@@ -6,10 +6,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit import callbacks
 from keras_lowbit.callbacks import freeze_portion
+from keras_lowbit.distill import losses
 from keras_lowbit.layers import to_numpy
 from keras_lowbit.quantizers import Incremental, PowerOfTwo, Ternary
 
@@ -30,7 +32,7 @@ klb.quantizers.Incremental(klb.quantizers.Ternary(), partition="random")
 """
 
 
-def float_network(width=8):
+def float_network(width=8, ending="softmax"):
     """A 3x3 convolution, a pointwise and a depthwise one, batch norms, a classifier."""
     keras.utils.set_random_seed(6)
     inputs = keras.Input((8, 8, 3))
@@ -39,7 +41,7 @@ def float_network(width=8):
     hidden = kl.Conv2D(2 * width, 1, use_bias=False, name="point")(hidden)
     hidden = kl.ReLU()(kl.BatchNormalization()(hidden))
     hidden = kl.DepthwiseConv2D(3, name="deep")(hidden)
-    return keras.Model(inputs, kl.Dense(5, "softmax", name="head")(kl.Flatten()(hidden)), name="small")
+    return keras.Model(inputs, kl.Dense(5, ending, name="head")(kl.Flatten()(hidden)), name="small")
 
 
 def test_the_readme_shows_it():
@@ -64,6 +66,29 @@ def test_it_runs_as_written(tmp_path, monkeypatch):
     parity = klb.verify(quantized, "inq5.tflite", IMAGES)
     assert parity.ok, parity
     assert parity.overflows
+
+
+def test_taught_by_the_float_network_as_the_readme_says():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    mapped, loss = (re.search(f"`({start}[^`]*)`", readme).group(1) for start in ("data\\.map", "losses\\.get"))
+    model = float_network(ending=None)
+    klb.reestimate_batch_norms(model, IMAGES, verbose=0)  # as a trained network's are
+    model.get_layer("head").kernel.assign(20 * model.get_layer("head").kernel)
+    names = {"data": tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16), "model": model, "losses": losses}
+    wanted, distance = model.predict(IMAGES, verbose=0), eval(loss, names)
+
+    def after(epochs):
+        recipe = klb.recipes.get("inq-3-mse")
+        quantized, _ = klb.quantize_model(model, recipe)
+        quantized.compile(keras.optimizers.Adam(0.01), distance)
+        if epochs:
+            steps = recipe.callbacks(epochs=epochs)
+            quantized.fit(eval(mapped, names), epochs=epochs, callbacks=steps, shuffle=False, verbose=0)
+        klb.calibrate(quantized, IMAGES, verbose=0)
+        klb.reestimate_batch_norms(quantized, IMAGES, verbose=0)
+        return float(distance(wanted, quantized.predict(IMAGES, verbose=0)))
+
+    assert after(24) < 0.5 * after(0)
 
 
 # ------------------------------------------------------------------------------------------------ fewer bits are exact

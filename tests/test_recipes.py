@@ -4,7 +4,7 @@ import json
 import pytest
 
 from keras_lowbit import callbacks, quantizers, recipes
-from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform
 from keras_lowbit.recipes import Recipe, Rule
 
 NAMES = recipes.names()
@@ -54,6 +54,12 @@ def test_what_the_recipes_hold():
     assert recipes.get("sq-twn").plan == (Rule(Stochastic(Ternary())),)
     assert recipes.get("sq-bwn").plan == (Rule(Stochastic(Binary())),)
     assert recipes.get("int8").plan == (Rule(Uniform(8)),)
+    for bits in (2, 3, 4, 5):
+        assert recipes.get(f"inq-{bits}").plan == (Rule(Incremental(PowerOfTwo(bits))),)
+    for bits in (2, 3):
+        fitted = recipes.get(f"inq-{bits}-mse")
+        assert fitted.plan == (Rule(Incremental(PowerOfTwo(bits, scope="filter", calibration="mse"))),)
+        assert dataclasses.replace(fitted, name=f"inq-{bits}", plan=()) == recipes.get(f"inq-{bits}").replace(plan=())
     for name in NAMES:
         recipe = recipes.get(name)
         assert recipe.name == name
