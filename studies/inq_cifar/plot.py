@@ -13,34 +13,45 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from studies.inq_cifar.run import HERE, PARTITIONS
+from studies.inq_cifar.run import HERE
 
-COLORS = dict(zip(PARTITIONS, ("tab:blue", "tab:orange"), strict=True))
+WORDS = {"filter": "grid per filter", "mse": "top of least error", "ternary": "TWN's grid", "taught": "taught"}
+GOALS = {2: 2.0, 3: 0.3, 4: 0.3, 5: 0.05}  # points below float; 5 bits: none
+FLOOR = 0.05  # points below float; what is nearer, or above, is drawn here
+
+
+def variant(run: dict) -> str:
+    """What a run is besides its width, in words: "magnitude, grid per filter, taught"."""
+    partition, *rest = run["method"].split("-")[2:]
+    length = run["settings"]["epochs_per_step"]
+    return ", ".join([partition, *(WORDS[word] for word in rest), *([f"{length} epochs a step"] if length > 1 else [])])
 
 
 def draw(content: dict, output: Path) -> None:
-    """Left: test accuracy of every run by bits. Right: the curve of each width over its steps, magnitude partition."""
+    """Left: how far below the float network every run ends, by bits. Right: training accuracy over the steps, magnitude."""
     runs = [run for run in content["runs"] if run["method"].startswith("inq-")]
     if not runs:
         raise ValueError("The result has no finished INQ run. Run studies.inq_cifar.run first.")
-    figure, (widths, curves) = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
+    figure, (widths, curves) = plt.subplots(1, 2, figsize=(13, 5), constrained_layout=True)
+    whole = content["float_test_accuracy"][f"resnet{runs[0]['settings']['depth']}"]
+    kinds = list(dict.fromkeys(variant(run) for run in runs))
     for run in runs:
-        _, bits, partition, *grid = run["method"].split("-")
-        shift = 0.06 if partition == "random" else -0.06
-        label, mark = f"{partition}, grid per {grid[0] if grid else 'layer'}", "s" if grid else "o"
-        widths.plot(int(bits) + shift, 100 * run["test_accuracy"], mark, color=COLORS[partition], label=label)
-        if partition == "magnitude" and run["seed"] == runs[0]["seed"]:
+        kind, bits = kinds.index(variant(run)), int(run["method"].split("-")[1])
+        below = max(100 * (whole - run["test_accuracy"]), FLOOR)
+        mark = "x" if "random" in kinds[kind] else "os^Dvp"[kinds[kind].count(",")]
+        widths.semilogy(bits + 0.04 * (kind - len(kinds) / 2), below, mark, color=f"C{kind}", label=kinds[kind])
+        if run["seed"] == runs[0]["seed"] and "random" not in kinds[kind]:
             portion, value = run["curves"]["portion"], 100 * np.array(run["curves"]["accuracy"])
-            curves.plot(100 * np.array(portion), value, ".--" if grid else ".-", label=f"{bits} bits {' '.join(grid)}")
-    for name, value in content["float_test_accuracy"].items():
-        widths.axhline(100 * value, color="0.6", linestyle=":", label=f"pretrained {name}")
+            line = ":" if "taught" in kinds[kind] else "-"
+            curves.plot(100 * np.array(portion), value, f".{line}", color=f"C{kind}", alpha=0.4 + 0.12 * bits)
+            curves.annotate(str(bits), (100 * portion[-1], value[-1]), xytext=(4, 0), textcoords="offset points")
+    for bits, goal in GOALS.items():
+        widths.plot([bits - 0.4, bits + 0.4], [goal, goal], "k--", linewidth=0.8, label="goal")
     once = dict(zip(*reversed(widths.get_legend_handles_labels()), strict=True))
-    widths.legend(once.values(), once.keys(), loc="lower right")
-    widths.set(xlabel="bits", ylabel="test accuracy, %", title="all 10,000 test images", xticks=[2, 3, 4, 5])
-    curves.set(
-        xlabel="frozen weights, %", ylabel="training accuracy, %", title="while that portion was frozen, magnitude"
-    )
-    curves.legend()
+    widths.legend(once.values(), once.keys(), fontsize="small")
+    widths.set(xlabel="bits", ylabel="points below float", title="all 10,000 test images", xticks=[2, 3, 4, 5])
+    title = "while that portion was frozen (taught: agreement with the teacher)"
+    curves.set(xlabel="frozen weights, %", ylabel="training accuracy, %", title=title)
     figure.savefig(output, dpi=120)
     plt.close(figure)
 

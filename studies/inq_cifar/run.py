@@ -146,19 +146,19 @@ def levels(model: keras.Model) -> int | None:
 
 def summary(content: dict) -> str:
     """Mean and spread over the seeds, beside the float network, as a text table."""
-    groups: dict[str, list] = {}
+    groups: dict[tuple[str, int], list] = {}
     for run in content["runs"]:
-        groups.setdefault(run["method"], []).append(run)
+        groups.setdefault((run["method"], run["epochs"]), []).append(run)
     titles = ("epochs", "test %", "std", "held out %", "re-estimated %", "magnitudes")
-    lines = [f"{'method':<24}{'seeds':>6}" + "".join(f"{title:>{len(title) + 3}}" for title in titles)]
+    lines = [f"{'method':<36}{'seeds':>6}" + "".join(f"{title:>{len(title) + 3}}" for title in titles)]
     for name, value in content["float_test_accuracy"].items():
-        lines.append(f"{'pretrained ' + name:<39}{100 * value:9.2f}")
+        lines.append(f"{'pretrained ' + name:<51}{100 * value:9.2f}")
     measured = ("test_accuracy", "held_out_accuracy", "held_out_accuracy_reestimated")
-    for method, runs in groups.items():
+    for (method, epochs), runs in groups.items():
         test, held_out, anew = (100 * np.array([run[name] for run in runs]) for name in measured)
         spread = f"{test.std(ddof=1):.2f}" if len(runs) > 1 else "-"
         numbers = f"{test.mean():9.2f}{spread:>6}{held_out.mean():13.2f}{anew.mean():17.2f}"
-        lines.append(f"{method:<24}{len(runs):6d}{runs[0]['epochs']:9d}{numbers}{runs[0]['levels'] or '-':>13}")
+        lines.append(f"{method:<36}{len(runs):6d}{epochs:9d}{numbers}{runs[0]['levels'] or '-':>13}")
     return "\n".join(lines)
 
 
