@@ -26,7 +26,7 @@ set(KLB_X86_ROWS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)
 set(KLB_FLAGS_avxvnni -mavx2 -mavxvnni)
 # GCC 12 reports uninitialised values inside its own AVX512 headers.
-set(KLB_FLAGS_avx512vnni -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized
+set(KLB_FLAGS_avx512vnni -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized
     -Wno-uninitialized)
 set(KLB_ARM_ROWS neon dotprod)
 set(KLB_FLAGS_neon "")

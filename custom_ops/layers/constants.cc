@@ -148,18 +148,14 @@ LayerCache::Pieces PiecesOf(const ConstantsSource& source, LayerCache::Piece wei
 }
 
 Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::shared_ptr<const Constants>* constants) {
-  const auto made = std::make_shared<Constants>();
-  if (cache == nullptr) {
-    *constants = made;
-    return MakeConstants(source, false, made.get());
-  }
   ConstantNumbers numbers;
   const int64_t sums = source.groups * source.blocks() * source.block_channels;
   const auto pieces = PiecesOf(source, {source.sums, 4 * sums}, 0, &numbers);
-  *constants = std::static_pointer_cast<const Constants>(cache->Find(pieces));
+  if (cache != nullptr) *constants = std::static_pointer_cast<const Constants>(cache->Find(pieces));
   if (*constants != nullptr) return Status();
-  KLB_RETURN_IF_ERROR(MakeConstants(source, true, made.get()));
-  cache->Keep(pieces, made);
+  const auto made = std::make_shared<Constants>();
+  KLB_RETURN_IF_ERROR(MakeConstants(source, cache != nullptr, made.get()));
+  if (cache != nullptr) cache->Keep(pieces, made);
   *constants = made;
   return Status();
 }

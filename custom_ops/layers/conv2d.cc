@@ -1,8 +1,9 @@
 // Convolutions and dense layers: checks, path, blocking; the arithmetic is in kernels/.
 //
-// The work is a grid of (chunk of output pixels) x (block of 64 output channels). A chunk's pointer table is built
-// once and serves all its blocks; a ternary block is unpacked once per chunk and serves all its pixels. So weights
-// travel from memory in 2 bits and meet the activations as int8 from the second-level cache.
+// The work is a grid of (block of 64 output channels) x (chunk of output pixels), chunks innermost. A ternary block is unpacked
+// once for all the chunks that follow each other; a chunk's pointer table is kept for the blocks to come. So weights travel
+// from memory in 2 bits and meet the activations as int8 from the second-level cache. Many pixels make several such grids,
+// spans, so that the tables stay in that cache too.
 #include <algorithm>
 #include <cstring>
 
@@ -25,6 +26,7 @@ constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12;
 // Pointer table of one chunk: half of a first-level cache.
 constexpr int64_t kTableEntries = 3072;
 constexpr int64_t kMaxChunkPixels = 480;
+constexpr int64_t kSpanEntries = 32768;  // of the tables of a span
 
 // Everything that is the same for all tasks of one group of one call.
 struct Plan {
@@ -34,7 +36,7 @@ struct Plan {
   void (*run)(const BlockArgs& args) = nullptr;
   TernaryBlockKernel ternary = {};
   int32_t activation_offset = 0;
-  int64_t chunk_pixels = 0, chunks = 0;
+  int64_t chunk_pixels = 0, chunks = 0, span_chunks = 0;
   bool copies = false;
   PaddedImage copy;
   ImageView image;
@@ -70,6 +72,8 @@ void ChooseChunks(Plan* plan) {
   const int64_t even = (pixels + plan->chunks - 1) / plan->chunks;
   plan->chunk_pixels = std::min((even + 11) / 12 * 12, pixels);  // whole tiles of 4, 6 or 12 pixels
   plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
+  const int64_t entries = plan->chunk_pixels * plan->view.taps();
+  plan->span_chunks = std::min(std::max<int64_t>(kSpanEntries / entries, 1), plan->chunks);
 }
 
 // Whether a row of the kernel can be one tap of a bordered copy: nothing between its pixels, their weights next to
@@ -125,9 +129,9 @@ void UnpackBlock(const Plan& plan, const uint8_t* codes, const int8_t* scales, i
   }
 }
 
-// Of one thread: the pointer table of its chunk and the weights of its block.
+// Of one thread: pointer tables of a span, which of them are filled, and the weights of a block.
 struct TaskScratch {
-  Scratch rows, weights;
+  Scratch rows, filled, weights;
 };
 
 const int8_t* BlockScales(const Plan& plan, int64_t block) {
@@ -136,45 +140,64 @@ const int8_t* BlockScales(const Plan& plan, int64_t block) {
   return plan.clusters.scales + block * factors * kBlockChannels;
 }
 
-void RunBlock(const Plan& plan, BlockArgs args, int64_t block, Scratch* scratch) {
+// A place in the grid.
+struct Task {
+  int64_t span, block, chunk;
+};
+
+Task TaskAt(const Plan& plan, int64_t index) {
+  const int64_t of_span = plan.span_chunks * plan.sizes.oc_blocks, span = index / of_span;
+  const int64_t chunks = std::min(plan.span_chunks, plan.chunks - span * plan.span_chunks);
+  return {span, index % of_span / chunks, span * plan.span_chunks + index % of_span % chunks};
+}
+
+// The weights of a block as the kernel wants them.
+const void* BlockWeights(const Plan& plan, int64_t block, Scratch* scratch) {
   const bool int8 = plan.path == Path::kInt8;
   const uint8_t* codes = plan.codes + block * plan.sizes.k_groups * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
+  if (plan.path != Path::kTernaryUnpacked) return codes;
+  auto* weights = scratch->Get<int8_t>(plan.sizes.k_groups * kInt8BlockBytes);
+  UnpackBlock(plan, codes, BlockScales(plan, block), weights);
+  return weights;
+}
+
+void RunChunk(const Plan& plan, BlockArgs args, int64_t block) {
   args.constants = plan.constants + block;
   args.first_channel = plan.first_channel + block * kBlockChannels;
   args.channels = std::min(kBlockChannels, plan.channels - block * kBlockChannels);
-  args.weights = codes;
-  if (plan.path == Path::kTernaryInRegisters) {
-    ClusterArgs clusters = plan.clusters;
-    clusters.scales = BlockScales(plan, block);
-    plan.ternary.run(args, clusters);
-    return;
-  }
-  if (!int8) {
-    auto* weights = scratch->Get<int8_t>(plan.sizes.k_groups * kInt8BlockBytes);
-    UnpackBlock(plan, codes, BlockScales(plan, block), weights);
-    args.weights = weights;
-  }
-  plan.run(args);
+  if (plan.path != Path::kTernaryInRegisters) return plan.run(args);
+  ClusterArgs clusters = plan.clusters;
+  clusters.scales = BlockScales(plan, block);
+  plan.ternary.run(args, clusters);
 }
 
-// Tasks begin .. end - 1 of the grid, block index innermost.
+// The pointer table of a chunk, from the scratch of its span or filled.
+const int8_t* const* ChunkRows(const Plan& plan, const Task& task, const BlockArgs& args, TaskScratch* scratch) {
+  const int64_t entries = plan.chunk_pixels * plan.view.taps(), place = task.chunk % plan.span_chunks;
+  const auto** rows = scratch->rows.Get<const int8_t*>(entries * plan.span_chunks) + place * entries;
+  auto* filled = scratch->filled.Get<bool>(plan.span_chunks);
+  if (!filled[place]) FillRows(plan.view, plan.image, args.first_pixel, args.pixels, rows);
+  filled[place] = true;
+  return rows;
+}
+
 void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   static thread_local TaskScratch scratch;
-  const auto** rows = scratch.rows.Get<const int8_t*>(plan.chunk_pixels * plan.view.taps());
   BlockArgs args;
-  args.rows = rows;
   args.taps = plan.view.taps();
   args.groups = plan.groups;
   args.output = plan.stage;
-  int64_t filled = -1;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / plan.sizes.oc_blocks;
-    args.first_pixel = chunk * plan.chunk_pixels;
+  Task last = {-1, -1, -1};
+  for (int64_t index = begin; index < end; ++index) {
+    const Task task = TaskAt(plan, index);
+    if (task.span != last.span) std::fill_n(scratch.filled.Get<bool>(plan.span_chunks), plan.span_chunks, false);
+    if (task.span != last.span || task.block != last.block) args.weights = BlockWeights(plan, task.block, &scratch.weights);
+    args.first_pixel = task.chunk * plan.chunk_pixels;
     args.pixels = std::min(plan.chunk_pixels, plan.shape.out_pixels() - args.first_pixel);
     args.tap_stride = args.pixels;
-    if (chunk != filled) FillRows(plan.view, plan.image, args.first_pixel, args.pixels, rows);
-    filled = chunk;
-    RunBlock(plan, args, task % plan.sizes.oc_blocks, &scratch.weights);
+    args.rows = ChunkRows(plan, task, args, &scratch);
+    RunChunk(plan, args, task.block);
+    last = task;
   }
 }
 
