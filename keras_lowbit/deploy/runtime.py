@@ -24,6 +24,7 @@ MAKERS: dict[str, Callable[..., weighted.Run]] = {
     "transpose_conv": weighted.transpose_conv,
 }
 TAKE_RESIDUALS = ("conv2d", "depthwise_conv2d")
+LARGE = 2**16  # bytes; smaller arrays are constants of the graph: each variable costs every call some microseconds
 TAKE_PADS = ("conv2d", "depthwise_conv2d", "max_pool2d")
 
 
@@ -67,7 +68,7 @@ class Runtime(tf.Module):
 
     images: int8 codes or reals (quantized by the input's grid), batch first; a dict by input name, or a list, where the
     graph has several inputs. The result equals `run_reference(graph, images)` in every bit: a tensor, or a list. The weights
-    stand packed in variables. ValueError or TypeError, with values, for inputs that do not fit.
+    stand packed in variables, small ones in the graph. ValueError or TypeError, with values, for inputs that do not fit.
 
     Saved with `tf.saved_model.save`, it is served by any process that has called `keras_lowbit.ops.load()` (by any at all
     if it was built without the compiled ops); a graph with float islands runs in this process only.
@@ -81,6 +82,7 @@ class Runtime(tf.Module):
         super().__init__(name=name)
         graph.validate()
         self._variables: list[tf.Variable] = []
+        self._bytes = 0
         self.kernel = active_kernel()
         self._plan = _Plan(graph, self._keep)
         for example in self._examples():
@@ -93,8 +95,8 @@ class Runtime(tf.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the variables: packed weights, scales, sums, tables."""
-        return sum(variable.shape.num_elements() * variable.dtype.size for variable in self._variables)
+        """Bytes of packed weights, scales, sums, tables."""
+        return self._bytes
 
     @tf.function(input_signature=[])
     def _servable(self) -> Any:
@@ -123,10 +125,13 @@ class Runtime(tf.Module):
         outputs = [values[name] for name in graph.outputs]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _keep(self, array: np.ndarray, name: str) -> tf.Variable:
-        variable = weighted.as_variable(np.asarray(array), name)
-        self._variables.append(variable)
-        return variable
+    def _keep(self, array: np.ndarray, name: str) -> tf.Variable | np.ndarray:
+        array = np.asarray(array)
+        self._bytes += array.nbytes
+        if array.nbytes < LARGE:
+            return array
+        self._variables.append(weighted.as_variable(array, name))
+        return self._variables[-1]
 
     def _examples(self) -> list[Any]:
         """Inputs that a saved runtime takes: codes and reals; for several inputs, lists and dicts of codes."""

@@ -18,7 +18,7 @@ from keras_lowbit.ops.epilogue import Requantize, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
 
 Run = Callable[[list[Any]], Any]  # tensors of the node's inputs that are no constants -> its output
-Keep = Callable[[np.ndarray, str], Any]  # an array and its name -> the variable that holds it
+Keep = Callable[[np.ndarray, str], Any]  # an array and its name -> the array, or the variable that holds it
 
 
 def static_call(graph: IntegerGraph, node: Node, arrays: tuple[Any, ...] = ()) -> Call:
