@@ -27,6 +27,8 @@ constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12;
 constexpr int64_t kTableEntries = 3072;
 constexpr int64_t kMaxChunkPixels = 480;
 constexpr int64_t kSpanEntries = 32768;  // of the tables of a span
+// Several threads share so many tasks, if a chunk keeps some tiles.
+constexpr int64_t kSharedTasks = 16, kFewestPixels = 24;
 
 // Everything that is the same for all tasks of one group of one call.
 struct Plan {
@@ -65,9 +67,10 @@ void ChooseKernel(Row row, const PackedWeights& weights, Plan* plan) {
   plan->activation_offset = as_int8 ? int8.activation_offset : plan->ternary.activation_offset;
 }
 
-void ChooseChunks(Plan* plan) {
+void ChooseChunks(bool shared, Plan* plan) {
   const int64_t pixels = plan->shape.out_pixels();
-  const int64_t fit = std::clamp<int64_t>(kTableEntries / plan->view.taps(), 24, kMaxChunkPixels);
+  int64_t fit = std::clamp<int64_t>(kTableEntries / plan->view.taps(), kFewestPixels, kMaxChunkPixels);
+  if (shared) fit = std::clamp<int64_t>(pixels * plan->sizes.oc_blocks / kSharedTasks, kFewestPixels, fit);
   plan->chunks = (pixels + fit - 1) / fit;
   const int64_t even = (pixels + plan->chunks - 1) / plan->chunks;
   plan->chunk_pixels = std::min((even + 11) / 12 * 12, pixels);  // whole tiles of 4, 6 or 12 pixels
@@ -230,7 +233,7 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   plan.image = {input + group * channels, s.in_channels, s.in_width, padding};
   if (plan.copies) {
     auto* copy = scratch->image.Get<int8_t>(plan.copy.size());
-    CopyPadded(plan.copy, plan.image.pixels, input_zero_point, copy);
+    CopyPadded(plan.copy, plan.image.pixels, input_zero_point, copy, parallel);
     plan.image = {copy, depth, plan.copy.width(), padding};
   }
   RunGrid(plan, parallel);
@@ -266,7 +269,7 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   plan.copies = !IsReadInPlace(shape, plan.sizes);
   if (plan.copies) plan.copy = PlanCopy(weights, &plan);
   ChooseKernel(row, weights, &plan);
-  ChooseChunks(&plan);
+  ChooseChunks(parallel != nullptr, &plan);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
   std::shared_ptr<const Constants> constants;
   const ConstantsSource source = {epilogue,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/api.h"
 #include "core/packing.h"
 #include "core/shapes.h"
 
@@ -23,6 +24,7 @@ struct PaddedImage {
 };
 
 // input: the group's first channel of the first pixel; pixels are shape.in_channels apart.
-void CopyPadded(const PaddedImage& image, const int8_t* input, int32_t zero_point, int8_t* copy);
+void CopyPadded(const PaddedImage& image, const int8_t* input, int32_t zero_point, int8_t* copy,
+                const ParallelFor& parallel);
 
 }  // namespace keras_lowbit
