@@ -14,12 +14,12 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test test-cpp test-sanitize test-arm bench-cpp wheel lint format demo clean
+.PHONY: help test test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
-	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under ASan and UBSan, under qemu"
+	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under sanitizers (threads too), under qemu"
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
 	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
 	@echo "make lint    ruff and mypy only"
@@ -33,8 +33,10 @@ test: lint $(OPS)
 # g++-aarch64-linux-gnu and qemu-user-static.
 test-cpp: CPP_PRESET = release
 test-sanitize: CPP_PRESET = sanitize
+test-thread: CPP_PRESET = thread
 test-arm: CPP_PRESET = aarch64
-test-cpp test-sanitize test-arm:
+test-sanitize: test-thread
+test-cpp test-sanitize test-thread test-arm:
 	cd custom_ops && cmake --preset $(CPP_PRESET) && cmake --build --preset $(CPP_PRESET) -j $(WORKERS) \
 	  && ctest --preset $(CPP_PRESET)
 
