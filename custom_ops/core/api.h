@@ -77,8 +77,13 @@ ResidualLine FindResidualLine(const Requantize& own, const ResidualAdd& add);
 using Work = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = std::function<void(int64_t count, int64_t cost, const Work& work)>;
 
+inline void RunAll(const ParallelFor& parallel, int64_t count, int64_t cost, const Work& work) {
+  if (parallel == nullptr || count <= 1) return work(0, count);
+  parallel(count, cost, work);
+}
+
 // A layer's constants in the order in which kernels read them, kept from one call to the next (layers/layer_cache.h): found
-// again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with one does a
+// again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with one, from the second call on, does a
 // layer look for shorter ways of requantisation (layers/factor_line.h), which takes milliseconds once. Null: nothing is kept.
 class LayerCache;
 

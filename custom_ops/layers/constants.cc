@@ -121,6 +121,7 @@ Status MakeConstants(const ConstantsSource& source, bool with_lines, Constants* 
               std::min(source.block_channels, source.channels() - first), &constants->blocks[i]);
   }
   const bool fixed = constants->fast == OutputStage::Fast::kFixed;
+  constants->seeks_lines = with_lines;
   constants->has_lines = with_lines && fixed && FillLines(source, &constants->blocks);
   return Status();
 }
@@ -152,9 +153,10 @@ Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::share
   const int64_t sums = source.groups * source.blocks() * source.block_channels;
   const auto pieces = PiecesOf(source, {source.sums, 4 * sums}, 0, &numbers);
   if (cache != nullptr) *constants = std::static_pointer_cast<const Constants>(cache->Find(pieces));
-  if (*constants != nullptr) return Status();
+  const bool again = *constants != nullptr;
+  if (again && (*constants)->seeks_lines) return Status();
   const auto made = std::make_shared<Constants>();
-  KLB_RETURN_IF_ERROR(MakeConstants(source, cache != nullptr, made.get()));
+  KLB_RETURN_IF_ERROR(MakeConstants(source, again, made.get()));
   if (cache != nullptr) cache->Keep(pieces, made);
   *constants = made;
   return Status();

@@ -207,10 +207,9 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
 void RunGrid(const Plan& plan, const ParallelFor& parallel) {
   const int64_t tasks = plan.chunks * plan.sizes.oc_blocks;
   const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
-  if (!parallel || tasks <= 1) return work(0, tasks);
   // About 100 products a nanosecond, and at least the time to read the weights.
   const int64_t products = plan.chunk_pixels * plan.sizes.k_groups * kGroupDepth * kBlockChannels;
-  parallel(tasks, products / 100 + plan.sizes.k_groups + 1, work);
+  RunAll(parallel, tasks, products / 100 + plan.sizes.k_groups + 1, work);
 }
 
 // Memory of a thread's calls: padding and, where channels do not come in fours, the padded image.

@@ -104,7 +104,7 @@ struct Packed {
   Constants constants;
 };
 
-// Weights and constants, from the cache if nothing has changed.
+// Weights and constants, from the cache if nothing has changed; see GetConstants.
 Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_point, const Epilogue& epilogue,
                  LayerCache* cache, std::shared_ptr<const Packed>* packed) {
   const int64_t channels = plan.shape.out_channels;
@@ -113,7 +113,8 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
   ConstantNumbers numbers;
   const auto pieces = PiecesOf(source, {kernel, plan.shape.taps() * channels}, plan.kernel.lanes, &numbers);
   if (cache != nullptr) *packed = std::static_pointer_cast<const Packed>(cache->Find(pieces));
-  if (*packed != nullptr) return Status();
+  const bool again = *packed != nullptr;
+  if (again && (*packed)->constants.seeks_lines) return Status();
   const auto made = std::make_shared<Packed>();
   made->weights.resize(plan.blocks * plan.weights_of_block());
   std::vector<int32_t> sums(plan.blocks * 64);
@@ -122,7 +123,7 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
               sums.data() + block * plan.block_channels);
   }
   source.sums = sums.data();
-  KLB_RETURN_IF_ERROR(MakeConstants(source, cache != nullptr, &made->constants));
+  KLB_RETURN_IF_ERROR(MakeConstants(source, again, &made->constants));
   if (cache != nullptr) cache->Keep(pieces, made);
   *packed = made;
   return Status();
@@ -151,11 +152,7 @@ Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_
   plan.padding = padding.data();
   const int64_t tasks = plan.chunks * plan.blocks;
   const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
-  if (parallel && tasks > 1) {
-    parallel(tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / 20 + 1, work);
-  } else {
-    work(0, tasks);
-  }
+  RunAll(parallel, tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / 20 + 1, work);
   return Status();
 }
 

@@ -92,12 +92,8 @@ Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_co
   const int64_t rows = shape.batch * shape.out_height();
   if (rows * shape.out_width() == 0) return Status();
   const Work work = [&pool](int64_t begin, int64_t end) { RunRows(pool, begin, end); };
-  if (!parallel) {
-    work(0, rows);
-    return Status();
-  }
   const int64_t steps = shape.kernel_height * shape.in_width + shape.kernel_width * shape.out_width();
-  parallel(rows, steps * shape.in_channels / 16 + 1, work);
+  RunAll(parallel, rows, steps * shape.in_channels / 16 + 1, work);
   return Status();
 }
 

@@ -52,8 +52,7 @@ void CopyPadded(const PaddedImage& image, const int8_t* input, int32_t zero_poin
   const int64_t rows = s.batch * s.in_height;
   if (s.in_width == 0) return;
   const Work work = [&](int64_t begin, int64_t end) { CopyRows(image, input, begin, end, copy); };
-  if (parallel == nullptr) return work(0, rows);
-  parallel(rows, s.in_width * (1 + image.channels / 8), work);
+  RunAll(parallel, rows, s.in_width * (1 + image.channels / 8), work);
 }
 
 }  // namespace keras_lowbit

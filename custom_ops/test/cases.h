@@ -192,7 +192,7 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available row, without and with a cache, which all rows share, and wants the oracle's numbers.
+// Runs the layer on every available row, without and twice with a cache, which all rows share, and wants the oracle's numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
@@ -200,7 +200,7 @@ inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& pa
   LayerCache shared;
   for (const std::string& row : AvailableKernels()) {
     KLB_CHECK_OK(ForceKernel(row));
-    for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared}) {
+    for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared, &shared}) {
       std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
       KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache));
       for (size_t i = 0; i < want.size(); ++i) {

@@ -46,7 +46,7 @@ class LookUpOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, input.shape(), &output));
     const int8_t *from = input.flat<int8_t>().data(), *codes = table.flat<int8_t>().data() + 128;
     int8_t* to = output->flat<int8_t>().data();
-    Threads(context)(input.NumElements(), 1, [=](int64_t begin, int64_t end) {
+    RunAll(Threads(context), input.NumElements(), 1, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] = codes[from[i]];
     });
   }
@@ -67,7 +67,7 @@ class LookUpPairOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, first.shape(), &output));
     const int8_t *a = first.flat<int8_t>().data(), *b = second.flat<int8_t>().data(), *codes = table.flat<int8_t>().data();
     int8_t* to = output->flat<int8_t>().data();
-    Threads(context)(first.NumElements(), 2, [=](int64_t begin, int64_t end) {
+    RunAll(Threads(context), first.NumElements(), 2, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] = codes[(a[i] + 128) * 256 + (b[i] + 128)];
     });
   }
