@@ -50,6 +50,17 @@ std::vector<Case> ResNet50() {
   return cases;
 }
 
+// The distinct 1x1 convolutions of MobileNetV2 at 224 x 224: narrow and shallow.
+std::vector<Case> MobileNetV2() {
+  const int64_t layers[][3] = {{112, 32, 16}, {112, 16, 96}, {56, 96, 24},  {56, 24, 144}, {56, 144, 24},
+                               {28, 144, 32}, {28, 32, 192}, {28, 192, 32}, {14, 192, 64}, {14, 64, 384},
+                               {14, 384, 64}, {14, 384, 96}, {14, 96, 576}, {14, 576, 96}, {7, 576, 160},
+                               {7, 160, 960}, {7, 960, 160}, {7, 960, 320}, {7, 320, 1280}};
+  std::vector<Case> cases;
+  for (const auto& layer : layers) cases.push_back(Conv(layer[0], layer[1], layer[2], 1, 1));
+  return cases;
+}
+
 Case DenseCase(int64_t in, int64_t out) {
   return {"dense " + std::to_string(in) + "->" + std::to_string(out), AsConv({1, in, out})};
 }
@@ -167,6 +178,7 @@ int main(int argc, char** argv) {
   if (HasPeak()) std::printf("vpdpbusd peak %.0f GMAC/s\n", PeakGmacs());
   std::printf("reads %.0f GB/s from 256 MB, %.0f GB/s from 4 MB\n", ReadGigabytes(256 << 20), ReadGigabytes(4 << 20));
   MeasureAll("ResNet-50", ResNet50(), filter, rounds);
+  MeasureAll("MobileNetV2", MobileNetV2(), filter, rounds);
   MeasureAll("dense, batch 1", {DenseCase(4096, 4096), DenseCase(9216, 4096), DenseCase(25088, 4096)}, filter, rounds);
   return 0;
 }

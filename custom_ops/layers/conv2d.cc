@@ -22,7 +22,7 @@ enum class Path { kInt8, kTernaryUnpacked, kTernaryInRegisters };
 
 // Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays. Sooner
 // with scales: every cluster then ends with a multiplication of its sums.
-constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12;
+constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12, kFewPixelsNarrow = 12, kNarrowChannels = 32;
 // Pointer table of one chunk: half of a first-level cache.
 constexpr int64_t kTableEntries = 3072;
 constexpr int64_t kMaxChunkPixels = 480;
@@ -154,11 +154,22 @@ Task TaskAt(const Plan& plan, int64_t index) {
   return {span, index % of_span / chunks, span * plan.span_chunks + index % of_span % chunks};
 }
 
+int64_t BlockChannels(const Plan& plan, int64_t block) {
+  return std::min(kBlockChannels, plan.channels - block * kBlockChannels);
+}
+
+// A narrow block is unpacked sooner: decoding computes all 64 channels.
+Path BlockPath(const Plan& plan, int64_t block) {
+  const bool narrow = BlockChannels(plan, block) <= kNarrowChannels && plan.shape.out_pixels() > kFewPixelsNarrow;
+  const bool unpacked = plan.path == Path::kTernaryInRegisters && narrow && plan.clusters.scales == nullptr;
+  return unpacked ? Path::kTernaryUnpacked : plan.path;
+}
+
 // The weights of a block as the kernel wants them.
 const void* BlockWeights(const Plan& plan, int64_t block, Scratch* scratch) {
   const bool int8 = plan.path == Path::kInt8;
   const uint8_t* codes = plan.codes + block * plan.sizes.k_groups * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
-  if (plan.path != Path::kTernaryUnpacked) return codes;
+  if (BlockPath(plan, block) != Path::kTernaryUnpacked) return codes;
   auto* weights = scratch->Get<int8_t>(plan.sizes.k_groups * kInt8BlockBytes);
   UnpackBlock(plan, codes, BlockScales(plan, block), weights);
   return weights;
@@ -167,8 +178,8 @@ const void* BlockWeights(const Plan& plan, int64_t block, Scratch* scratch) {
 void RunChunk(const Plan& plan, BlockArgs args, int64_t block) {
   args.constants = plan.constants + block;
   args.first_channel = plan.first_channel + block * kBlockChannels;
-  args.channels = std::min(kBlockChannels, plan.channels - block * kBlockChannels);
-  if (plan.path != Path::kTernaryInRegisters) return plan.run(args);
+  args.channels = BlockChannels(plan, block);
+  if (BlockPath(plan, block) != Path::kTernaryInRegisters) return plan.run(args);
   ClusterArgs clusters = plan.clusters;
   clusters.scales = BlockScales(plan, block);
   plan.ternary.run(args, clusters);

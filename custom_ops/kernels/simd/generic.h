@@ -240,8 +240,9 @@ void ComputeAndFinishTile(const Run& run, int64_t rows, const BlockArgs& args, i
 // The totals of one tile to the output, by way of memory where the machine has no room for more.
 template <class V, class Source, int kRows>
 void RunTile(const Run& run, int64_t rows, const BlockArgs& args, int64_t pixel, int32_t* totals) {
-  if constexpr (V::kFinishesInRegisters && Source::kPasses == 1) {
-    if (args.output->fast == OutputStage::Fast::kFixed) {
+  if constexpr (V::kFinishesInRegisters) {
+    const bool one_pass = args.channels <= V::kChannels * Source::kVectors;
+    if (one_pass && args.output->fast == OutputStage::Fast::kFixed) {
       return ComputeAndFinishTile<V, Source, kRows>(run, rows, args, pixel);
     }
   }

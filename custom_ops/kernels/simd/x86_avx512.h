@@ -205,7 +205,7 @@ struct Avx512 {
   static void StoreRows(__m512i codes, int64_t stride, int64_t rows, int64_t channels, int8_t* to) {
     constexpr int kChannelsOfRow = 64 / kRows;
     if (kRows == 1) return _mm512_mask_storeu_epi8(to, Mask(channels), codes);
-    if (stride == kChannelsOfRow) return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
+    if (stride == kChannelsOfRow && channels == stride) return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
     alignas(64) int8_t bytes[96];  // 32 are read of a row of 16
     _mm512_store_si512(bytes, codes);
     for (int64_t r = 0; r < rows; ++r, to += stride) {
