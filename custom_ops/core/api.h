@@ -67,8 +67,8 @@ struct Epilogue {
   float float_min = -3.402823466e38f, float_max = 3.402823466e38f;
 };
 
-// The line of an addition behind `own`, whose factors are not read: tried on all pairs of codes, a few milliseconds, once
-// for a layer. Not equal where the double rounding or a tie needs integers, and for numbers that
+// The line of an addition behind `own`, whose factors are not read: tried on all pairs of codes, a few milliseconds,
+// once for a layer. Not equal where the double rounding or a tie needs integers, and for numbers that
 // Conv2D would refuse.
 ResidualLine FindResidualLine(const Requantize& own, const ResidualAdd& add);
 
@@ -82,9 +82,10 @@ inline void RunAll(const ParallelFor& parallel, int64_t count, int64_t cost, con
   parallel(count, cost, work);
 }
 
-// A layer's constants in the order in which kernels read them, kept from one call to the next (layers/layer_cache.h): found
-// again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with one, from the second call on, does a
-// layer look for shorter ways of requantisation (layers/factor_line.h), which takes milliseconds once. Null: nothing is kept.
+// A layer's constants in the order in which kernels read them, kept from one call to the next (layers/layer_cache.h):
+// found again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with
+// one, from the second call on, does a layer look for shorter ways of requantisation (layers/factor_line.h), which
+// takes milliseconds once. Null: nothing is kept.
 class LayerCache;
 
 // weights.layout kTernary2Bit or kInt8; ternary with clusters: see packing.h. output: output_size() elements.
@@ -98,7 +99,8 @@ Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t
 // kernel: int8 [kernel_height, kernel_width, in_channels, depth_multiplier], not packed; output channel
 // `c * depth_multiplier + m`, depth_multiplier = out_channels / in_channels.
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
-                       const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache = nullptr);
+                       const Epilogue& epilogue, void* output, const ParallelFor& parallel,
+                       LayerCache* cache = nullptr);
 
 // The largest code of each window, then clamped. shape: as many output as input channels, groups and dilations of 1.
 // Pixels outside the image count as `padding_code`; -128 never wins.

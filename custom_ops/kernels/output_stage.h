@@ -11,10 +11,10 @@ namespace keras_lowbit {
 struct alignas(64) ChannelBlock {
   int32_t init[64];  // bias - (input zero point + activation offset of the row) * sum of weights
   int32_t multiplier[64];
-  int32_t multiplier_odd[64];  // at even positions c: the multiplier of c + 1, for 32x32->64 multiplications
-  int32_t shift[64];           // right shift, 1..30
-  int32_t nudge[64];           // 2**(shift - 1)
-  double factor[64];           // of dense layers, instead of multiplier and shift
+  int32_t multiplier_odd[64];            // at even positions c: the multiplier of c + 1, for 32x32->64 multiplications
+  int32_t shift[64];                     // right shift, 1..30
+  int32_t nudge[64];                     // 2**(shift - 1)
+  double factor[64];                     // of dense layers, instead of multiplier and shift
   float line_slope[64], line_nudge[64];  // layers/factor_line.h, instead of multiplier and shift where there are lines
 };
 

@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kFastTotals = int64_t{1} << 30;
 
-// These run over all channels, at every call where nothing is kept, so their loops have no branch that would keep them from
-// being vectorised.
+// These run over all channels, at every call where nothing is kept, so their loops have no branch that would keep them
+// from being vectorised.
 Status CheckShifts(const Epilogue& epilogue, int64_t out_channels) {
   const int32_t* shift = epilogue.requantize.shift;
   int32_t least = 0, most = 0;
@@ -62,7 +62,6 @@ OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t
   return fast ? Fast::kDouble : Fast::kNo;
 }
 
-
 // The block of `channels` output channels from `channel` on, filled with zeros before.
 void FillBlock(const ConstantsSource& source, OutputStage::Fast fast, const int32_t* sums, int64_t channel,
                int64_t channels, ChannelBlock* block) {
@@ -91,7 +90,8 @@ bool FillLines(const ConstantsSource& source, std::vector<ChannelBlock>* blocks)
     const int64_t group = channel / source.channels(), inside = channel % source.channels();
     ChannelBlock& block = (*blocks)[group * source.blocks() + inside / source.block_channels];
     const int64_t c = inside % source.block_channels;
-    if (!FindFactorLine(r.multiplier[channel], r.shift[channel], low, high, block.line_slope + c, block.line_nudge + c)) {
+    if (!FindFactorLine(r.multiplier[channel], r.shift[channel], low, high, block.line_slope + c,
+                        block.line_nudge + c)) {
       return false;
     }
   }

@@ -26,7 +26,7 @@ struct ConstantsSource {
 
 struct Constants {
   OutputStage::Fast fast = OutputStage::Fast::kNo;  // but for the residual
-  bool has_lines = false, seeks_lines = false;  // seeks: they were looked for
+  bool has_lines = false, seeks_lines = false;      // seeks: they were looked for
   std::vector<ChannelBlock> blocks;
 };
 
@@ -41,8 +41,8 @@ using ConstantNumbers = std::array<int64_t, 10>;
 LayerCache::Pieces PiecesOf(const ConstantsSource& source, LayerCache::Piece weights, int64_t more,
                             ConstantNumbers* numbers);
 
-// From the cache, if there is one and nothing has changed. Lines are looked for when the same constants come again: a kernel
-// that several layers share, as TensorFlow's eager ones, forms them anew each time.
+// From the cache, if there is one and nothing has changed. Lines are looked for when the same constants come again: a
+// kernel that several layers share, as TensorFlow's eager ones, forms them anew each time.
 Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::shared_ptr<const Constants>* constants);
 
 }  // namespace keras_lowbit

@@ -1,9 +1,9 @@
 // Convolutions and dense layers: checks, path, blocking; the arithmetic is in kernels/.
 //
-// The work is a grid of (block of 64 output channels) x (chunk of output pixels), chunks innermost. A ternary block is unpacked
-// once for all the chunks that follow each other; a chunk's pointer table is kept for the blocks to come. So weights travel
-// from memory in 2 bits and meet the activations as int8 from the second-level cache. Many pixels make several such grids,
-// spans, so that the tables stay in that cache too.
+// The work is a grid of (block of 64 output channels) x (chunk of output pixels), chunks innermost. A ternary block is
+// unpacked once for all the chunks that follow each other; a chunk's pointer table is kept for the blocks to come. So
+// weights travel from memory in 2 bits and meet the activations as int8 from the second-level cache. Many pixels make
+// several such grids, spans, so that the tables stay in that cache too.
 #include <algorithm>
 #include <cstring>
 
@@ -205,7 +205,8 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   for (int64_t index = begin; index < end; ++index) {
     const Task task = TaskAt(plan, index);
     if (task.span != last.span) std::fill_n(scratch.filled.Get<bool>(plan.span_chunks), plan.span_chunks, false);
-    if (task.span != last.span || task.block != last.block) args.weights = BlockWeights(plan, task.block, &scratch.weights);
+    if (task.span != last.span || task.block != last.block)
+      args.weights = BlockWeights(plan, task.block, &scratch.weights);
     args.first_pixel = task.chunk * plan.chunk_pixels;
     args.pixels = std::min(plan.chunk_pixels, plan.shape.out_pixels() - args.first_pixel);
     args.tap_stride = args.pixels;
@@ -259,14 +260,8 @@ Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t i
                        "; expected an int8 code, -128 to 127");
 }
 
-}  // namespace
-
-Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
-              const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
-  KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
-  Row row;
-  KLB_RETURN_IF_ERROR(ActiveRow(&row));
-  if (shape.out_pixels() == 0) return Status();
+// All but the constants and the output.
+Plan MakePlan(Row row, const ConvShape& shape, const PackedWeights& weights, bool shared) {
   Plan plan;
   plan.shape = shape;
   plan.sizes = WeightSizesOf(shape, weights);
@@ -279,7 +274,19 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   plan.copies = !IsReadInPlace(shape, plan.sizes);
   if (plan.copies) plan.copy = PlanCopy(weights, &plan);
   ChooseKernel(row, weights, &plan);
-  ChooseChunks(parallel != nullptr, &plan);
+  ChooseChunks(shared, &plan);
+  return plan;
+}
+
+}  // namespace
+
+Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
+              const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
+  KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
+  Row row;
+  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  if (shape.out_pixels() == 0) return Status();
+  Plan plan = MakePlan(row, shape, weights, parallel != nullptr);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
   std::shared_ptr<const Constants> constants;
   const ConstantsSource source = {epilogue,

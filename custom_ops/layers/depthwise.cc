@@ -108,7 +108,12 @@ struct Packed {
 Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_point, const Epilogue& epilogue,
                  LayerCache* cache, std::shared_ptr<const Packed>* packed) {
   const int64_t channels = plan.shape.out_channels;
-  ConstantsSource source = {epilogue, channels, 1, plan.block_channels, MaxAbsSum(plan.shape), nullptr,
+  ConstantsSource source = {epilogue,
+                            channels,
+                            1,
+                            plan.block_channels,
+                            MaxAbsSum(plan.shape),
+                            nullptr,
                             input_zero_point + plan.kernel.activation_offset};
   ConstantNumbers numbers;
   const auto pieces = PiecesOf(source, {kernel, plan.shape.taps() * channels}, plan.kernel.lanes, &numbers);

@@ -1,4 +1,5 @@
-// The search for a line: the real factor and its neighbours in float32, each with the middle of the nudges that it allows.
+// The search for a line: the real factor and its neighbours in float32, each with the middle of the nudges that it
+// allows.
 #include "layers/factor_line.h"
 
 #include <algorithm>

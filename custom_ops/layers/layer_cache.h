@@ -9,8 +9,8 @@
 
 namespace keras_lowbit {
 
-// Holds one result and a copy of every byte that it was made from. It is found again by content, never by address, so each
-// call may bring other arrays. Thread-safe.
+// Holds one result and a copy of every byte that it was made from. It is found again by content, never by address, so
+// each call may bring other arrays. Thread-safe.
 class LayerCache {
  public:
   struct Piece {

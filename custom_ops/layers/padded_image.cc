@@ -6,8 +6,8 @@
 namespace keras_lowbit {
 namespace {
 
-// Three channels are by far the most frequent: colours. One word a pixel, the fourth byte meets weights of zero. All but the
-// last pixel are read with the byte behind them.
+// Three channels are by far the most frequent: colours. One word a pixel, the fourth byte meets weights of zero. All
+// but the last pixel are read with the byte behind them.
 void CopyColours(const int8_t* input, int64_t pixels, int8_t* copy) {
   constexpr uint8_t kKept[4] = {255, 255, 255, 0};
   uint32_t word, kept;

@@ -1,8 +1,9 @@
 // Work on somebody else's threads, without a barrier.
 //
 // TensorFlow's ParallelFor sleeps until every part is done and sleeps again at the next op; layers of a tenth of a
-// millisecond spend as long on waking up as on work. Here the caller takes parts too, from one counter, until none is left,
-// and then waits, awake, only for parts that a helper is in the middle of: a helper that comes late finds nothing to do.
+// millisecond spend as long on waking up as on work. Here the caller takes parts too, from one counter, until none is
+// left, and then waits, awake, only for parts that a helper is in the middle of: a helper that comes late finds nothing
+// to do.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +24,7 @@ class SharedWork {
   // Takes parts until none is left.
   void Help() {
     for (int64_t part = next_++; part < parts_; part = next_++) {
-      (*work_)(count_ * part / parts_, count_ * (part + 1) / parts_);
+      (*work_)(count_* part / parts_, count_ * (part + 1) / parts_);
       done_.fetch_add(1, std::memory_order_release);
     }
   }
@@ -41,8 +42,8 @@ class SharedWork {
   std::atomic<int64_t> next_{0}, done_{0};
 };
 
-// Parts of about ten microseconds, at most four for each thread. Costs are nanoseconds of one index. Pool: NumThreads(), and
-// Schedule(function) that runs the function later on one of them.
+// Parts of about ten microseconds, at most four for each thread. Costs are nanoseconds of one index. Pool:
+// NumThreads(), and Schedule(function) that runs the function later on one of them.
 template <class Pool>
 void RunOn(Pool* pool, int64_t count, int64_t cost, const Work& work) {
   constexpr int64_t kPart = 10000, kPartsOfThread = 4;

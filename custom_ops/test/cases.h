@@ -135,7 +135,8 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
     d->bias.push_back(static_cast<int32_t>(Between(random, -3000, 3000)));
     // A power of two in four: their results are full of ties.
     d->multiplier.push_back(random() % 4 == 0 ? 1 << 30 : static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX)));
-    d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31) : Between(random, l.large_factors ? -6 : -14, -1)));
+    d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31)
+                                                          : Between(random, l.large_factors ? -6 : -14, -1)));
     if (random() % 16 == 0) d->multiplier[c] = 0, d->shift[c] = 0;
     d->factor.push_back(std::ldexp(d->multiplier[c], d->shift[c] - 31));
     d->float_scale.push_back(static_cast<float>(d->factor[c]));
@@ -192,7 +193,8 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available row, without and twice with a cache, which all rows share, and wants the oracle's numbers.
+// Runs the layer on every available row, without and twice with a cache, which all rows share, and wants the oracle's
+// numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,

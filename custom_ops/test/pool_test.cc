@@ -15,7 +15,8 @@ struct PoolCase {
 // Pixel by pixel, in wide integers; shares no code with the library.
 std::vector<int8_t> Expected(const PoolCase& c, const std::vector<int8_t>& x) {
   const ConvShape& s = c.shape;
-  const int64_t padded_height = s.in_height + s.pad_top + s.pad_bottom, padded_width = s.in_width + s.pad_left + s.pad_right;
+  const int64_t padded_height = s.in_height + s.pad_top + s.pad_bottom,
+                padded_width = s.in_width + s.pad_left + s.pad_right;
   std::vector<int8_t> y;
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t top = 0; top + s.kernel_height <= padded_height; top += s.stride_height) {
@@ -48,7 +49,8 @@ PoolCase DrawPool(Random& random) {
   s.pad_top = Between(random, 0, 4), s.pad_bottom = Between(random, 0, 4);
   s.pad_left = Between(random, 0, 4), s.pad_right = Between(random, 0, 4);
   if (random() % 2) c.padding_code = static_cast<int32_t>(Between(random, -128, 127));
-  if (random() % 2) c.low = static_cast<int32_t>(Between(random, -128, 0)), c.high = static_cast<int32_t>(Between(random, 0, 127));
+  if (random() % 2)
+    c.low = static_cast<int32_t>(Between(random, -128, 0)), c.high = static_cast<int32_t>(Between(random, 0, 127));
   return c;
 }
 

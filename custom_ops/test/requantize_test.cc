@@ -12,20 +12,24 @@
 namespace keras_lowbit {
 namespace {
 
-// Every line that is found gives the oracle's numbers, above all next to its steps; the factors of ternary sums have lines.
+// Every line that is found gives the oracle's numbers, above all next to its steps; the factors of ternary sums have
+// lines.
 void CheckLines() {
   std::mt19937 random(9);
   for (int32_t shift = -30; shift <= -1; ++shift) {
     int found = 0;
     for (int round = 0; round < 40; ++round) {
-      const int32_t multiplier = round == 0 ? 1 << 30 : round == 1 ? INT32_MAX : static_cast<int32_t>(random() >> 2) | (1 << 30);
+      const int32_t multiplier = round == 0   ? 1 << 30
+                                 : round == 1 ? INT32_MAX
+                                              : static_cast<int32_t>(random() >> 2) | (1 << 30);
       const int32_t low = -static_cast<int32_t>(random() % 256), high = low + 255;
       float slope, nudge;
       if (!FindFactorLine(multiplier, shift, low, high, &slope, &nudge)) continue;
       ++found;
       for (int i = 0; i < 20000; ++i) {
         const int64_t edge = std::llround((low + i % 256 - 0.5) / std::ldexp(multiplier, shift - 31)) + i / 256 % 5 - 2;
-        const int64_t x = i % 2 ? oracle::Clip(edge, 1 - (1 << 30), (1 << 30) - 1) : static_cast<int32_t>(random()) >> (2 + random() % 29);
+        const int64_t x = i % 2 ? oracle::Clip(edge, 1 - (1 << 30), (1 << 30) - 1)
+                                : static_cast<int32_t>(random()) >> (2 + random() % 29);
         const auto real = static_cast<float>(x);
         const double line = std::nearbyint(std::fma(real, slope, std::copysign(nudge, real)));
         const int64_t want = oracle::Clip(oracle::Fixed(x, multiplier, shift), low, high);
@@ -33,7 +37,8 @@ void CheckLines() {
                   std::to_string(x) + " * " + std::to_string(multiplier) + " shift " + std::to_string(shift));
       }
     }
-    KLB_CHECK(shift < -6 || found > 36, std::to_string(found) + " of 40 lines found for shift " + std::to_string(shift));
+    KLB_CHECK(shift < -6 || found > 36,
+              std::to_string(found) + " of 40 lines found for shift " + std::to_string(shift));
   }
 }
 

@@ -1,5 +1,5 @@
-// layers/shared_work.h on plain threads: every index once, helpers that come late, layers on several threads. Made for a thread
-// sanitizer too.
+// layers/shared_work.h on plain threads: every index once, helpers that come late, layers on several threads. Made for
+// a thread sanitizer too.
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -66,7 +66,8 @@ void CheckEveryIndexOnce() {
         RunOn(&pool, count, cost, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) ++seen[i];
         });
-        for (const int times : seen) KLB_CHECK(times == 1, std::to_string(count) + " indices of cost " + std::to_string(cost));
+        for (const int times : seen)
+          KLB_CHECK(times == 1, std::to_string(count) + " indices of cost " + std::to_string(cost));
       }
     }
   }

@@ -34,7 +34,8 @@ inline absl::Status ReadInt32(OpKernelConstruction* context, const char* name, i
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", wide, "; expected an int32"));
 }
 
-inline absl::Status ReadNumbers(OpKernelConstruction* context, const char* name, size_t count, std::vector<int64_t>* numbers) {
+inline absl::Status ReadNumbers(OpKernelConstruction* context, const char* name, size_t count,
+                                std::vector<int64_t>* numbers) {
   TF_RETURN_IF_ERROR(context->GetAttr(name, numbers));
   if (numbers->size() == count) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(name, " has ", numbers->size(), " numbers; expected ", count));
@@ -78,7 +79,8 @@ class Window {
 
 inline absl::Status CheckRank4(const Tensor& tensor, const char* name) {
   if (tensor.dims() == 4) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, " has shape ", tensor.shape().DebugString(), "; expected rank 4"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " has shape ", tensor.shape().DebugString(), "; expected rank 4"));
 }
 
 inline absl::Status CheckOutputSize(const ConvShape& shape) {
@@ -87,8 +89,9 @@ inline absl::Status CheckOutputSize(const ConvShape& shape) {
   const int64_t columns = shape.in_width + shape.pad_left + shape.pad_right;
   const int64_t most = kMaxOutput / std::max<int64_t>(1, shape.in_channels);
   if (rows > most || columns > most || rows * columns > most) {
-    return absl::InvalidArgumentError(absl::StrCat("an image with its padding has ", rows, " x ", columns, " pixels of ",
-                                                   shape.in_channels, " channels; expected at most ", kMaxOutput, " values"));
+    return absl::InvalidArgumentError(absl::StrCat("an image with its padding has ", rows, " x ", columns,
+                                                   " pixels of ", shape.in_channels, " channels; expected at most ",
+                                                   kMaxOutput, " values"));
   }
   if (shape.output_size() <= kMaxOutput) return absl::OkStatus();
   return absl::InvalidArgumentError(

@@ -1,5 +1,5 @@
-// Plain C functions for keras_lowbit/ops/library.py: which kernel rows there are and which one runs. Texts live until the
-// same thread calls the same function again. The last three measure this machine, for benchmarks.
+// Plain C functions for keras_lowbit/ops/library.py: which kernel rows there are and which one runs. Texts live until
+// the same thread calls the same function again. The last three measure this machine, for benchmarks.
 #include <string>
 
 #include "core/api.h"
@@ -33,7 +33,8 @@ KLB_EXPORT const char* KerasLowbitForceKernel(const char* name) {
   return text.c_str();
 }
 
-// Products of vpdpbusd, and float32 fused multiply-adds, in 10**9 a second on one thread; 0 where there is no AVX512-VNNI.
+// Products of vpdpbusd, and float32 fused multiply-adds, in 10**9 a second on one thread; 0 where there is no
+// AVX512-VNNI.
 KLB_EXPORT double KerasLowbitPeakGmacs() {
   return keras_lowbit::bench::HasPeak() ? keras_lowbit::bench::PeakGmacs() : 0;
 }

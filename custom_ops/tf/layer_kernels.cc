@@ -1,5 +1,5 @@
-// Ops of layers with weights: check, borrow the buffers, call core. Nothing is computed here but sizes. Inputs by number, in the
-// order of ops.cc.
+// Ops of layers with weights: check, borrow the buffers, call core. Nothing is computed here but sizes. Inputs by
+// number, in the order of ops.cc.
 #include "layers/layer_cache.h"
 #include "tf/attributes.h"
 #include "tf/stage.h"
@@ -35,7 +35,8 @@ class Weights {
     const bool plain = weights->layout == WeightLayout::kTernary2Bit && weights->scales == nullptr;
     const int64_t bound = MaxAbsAccumulator(shape, plain ? 1 : 127);
     if (bound <= std::numeric_limits<int32_t>::max() || !plain) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat("a window can sum to ", bound, ", more than int32 holds: split the layer"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a window can sum to ", bound, ", more than int32 holds: split the layer"));
   }
 
   std::vector<int64_t> kernel;  // rows, columns, input channels of a group, output channels
@@ -60,8 +61,8 @@ class PackedConv2DOp : public OpKernel {
     const ConvShape shape = window_.Shape(input, kernel[0], kernel[1], kernel[3], groups_);
     OP_REQUIRES_OK(context, ToTensorFlow(CheckConv(shape)));
     OP_REQUIRES(context, shape.in_channels == kernel[2] * groups_,
-                absl::InvalidArgumentError(absl::StrCat("the input has ", shape.in_channels, " channels; expected ", kernel[2],
-                                                        " for each of ", groups_, " groups")));
+                absl::InvalidArgumentError(absl::StrCat("the input has ", shape.in_channels, " channels; expected ",
+                                                        kernel[2], " for each of ", groups_, " groups")));
     OP_REQUIRES_OK(context, CheckOutputSize(shape));
     PackedWeights weights;
     OP_REQUIRES_OK(context, weights_.Borrow(context, shape, &weights));
@@ -93,8 +94,8 @@ class PackedDenseOp : public OpKernel {
     const Tensor& input = context->input(0);
     const std::vector<int64_t>& kernel = weights_.kernel;
     OP_REQUIRES(context, input.dims() >= 1 && input.dim_size(input.dims() - 1) == kernel[2],
-                absl::InvalidArgumentError(absl::StrCat("the input has shape ", input.shape().DebugString(), "; expected [..., ",
-                                                        kernel[2], "]")));
+                absl::InvalidArgumentError(absl::StrCat("the input has shape ", input.shape().DebugString(),
+                                                        "; expected [..., ", kernel[2], "]")));
     OP_REQUIRES(context, kernel[0] == 1 && kernel[1] == 1,
                 absl::InvalidArgumentError("kernel_shape of a dense layer is [1, 1, inputs, outputs]"));
     DenseShape shape;
@@ -142,9 +143,10 @@ class DepthwiseConv2DOp : public OpKernel {
     OP_REQUIRES_OK(context, stage_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
     OP_REQUIRES_OK(context, stage_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context, ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
-                                                         stage_.input_zero_point, borrowed.epilogue, output->data(),
-                                                         Threads(context), &cache_)));
+    OP_REQUIRES_OK(context,
+                   ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
+                                                stage_.input_zero_point, borrowed.epilogue, output->data(),
+                                                Threads(context), &cache_)));
   }
 
  private:

@@ -24,7 +24,8 @@ Status Numbers(InferenceContext* c, const char* name, size_t count, int64_t low,
     return absl::InvalidArgumentError(absl::StrCat(name, " has ", numbers->size(), " numbers; expected ", count));
   }
   for (int64_t number : *numbers) {
-    if (number < low) return absl::InvalidArgumentError(absl::StrCat(name, " holds ", number, "; expected at least ", low));
+    if (number < low)
+      return absl::InvalidArgumentError(absl::StrCat(name, " holds ", number, "; expected at least ", low));
   }
   return absl::OkStatus();
 }
@@ -57,8 +58,7 @@ Status Sliding(InferenceContext* c, ShapeHandle input, int64_t rows, int64_t col
   TF_RETURN_IF_ERROR(Numbers(c, "explicit_paddings", padding == "EXPLICIT" ? 4 : 0, 0, &pads));
   pads.resize(4);
   DimensionHandle height, width;
-  TF_RETURN_IF_ERROR(
-      OutSize(c, c->Dim(input, 1), rows, strides[0], dilations[0], padding, pads[0] + pads[1], &height));
+  TF_RETURN_IF_ERROR(OutSize(c, c->Dim(input, 1), rows, strides[0], dilations[0], padding, pads[0] + pads[1], &height));
   TF_RETURN_IF_ERROR(
       OutSize(c, c->Dim(input, 2), columns, strides[1], dilations[1], padding, pads[2] + pads[3], &width));
   c->set_output(0, c->MakeShape({c->Dim(input, 0), height, width, channels}));
@@ -125,36 +125,36 @@ Status PairShapes(InferenceContext* c) {
 
 }  // namespace
 
-#define KLB_STAGE                                   \
-  Input("bias: int32")                              \
-      .Input("multiplier: int32")                   \
-      .Input("shift: int32")                        \
-      .Input("factor: double")                      \
-      .Input("float_scale: float")                  \
-      .Input("residual: int8")                      \
-      .Output("output: out_type")                   \
-      .Attr("out_type: {int8, int32, float}")       \
-      .Attr("input_zero_point: int = 0")            \
-      .Attr("zero_point: int = 0")                  \
-      .Attr("low: int = -128")                      \
-      .Attr("high: int = 127")                      \
-      .Attr("float_low: float = -3.402823466e38")   \
-      .Attr("float_high: float = 3.402823466e38")   \
+#define KLB_STAGE                                 \
+  Input("bias: int32")                            \
+      .Input("multiplier: int32")                 \
+      .Input("shift: int32")                      \
+      .Input("factor: double")                    \
+      .Input("float_scale: float")                \
+      .Input("residual: int8")                    \
+      .Output("output: out_type")                 \
+      .Attr("out_type: {int8, int32, float}")     \
+      .Attr("input_zero_point: int = 0")          \
+      .Attr("zero_point: int = 0")                \
+      .Attr("low: int = -128")                    \
+      .Attr("high: int = 127")                    \
+      .Attr("float_low: float = -3.402823466e38") \
+      .Attr("float_high: float = 3.402823466e38") \
       .Attr("residual_factors: list(int) = []")
 
-#define KLB_WEIGHTS                                   \
-  Input("codes: uint8")                               \
-      .Input("scales: int8")                          \
-      .Input("sums: int32")                           \
-      .Attr("layout: {'ternary', 'int8'}")            \
-      .Attr("kernel_shape: list(int)")                \
-      .Attr("cluster_size: int = 0")                  \
+#define KLB_WEIGHTS                        \
+  Input("codes: uint8")                    \
+      .Input("scales: int8")               \
+      .Input("sums: int32")                \
+      .Attr("layout: {'ternary', 'int8'}") \
+      .Attr("kernel_shape: list(int)")     \
+      .Attr("cluster_size: int = 0")       \
       .Attr("scales_per_tap: bool = false")
 
-#define KLB_WINDOW                                        \
-  Attr("strides: list(int) = [1, 1]")                     \
-      .Attr("dilations: list(int) = [1, 1]")              \
-      .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")     \
+#define KLB_WINDOW                                    \
+  Attr("strides: list(int) = [1, 1]")                 \
+      .Attr("dilations: list(int) = [1, 1]")          \
+      .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}") \
       .Attr("explicit_paddings: list(int) = []")
 
 REGISTER_OP("KerasLowbit>PackedConv2D")

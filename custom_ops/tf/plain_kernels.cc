@@ -40,8 +40,9 @@ class LookUpOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const Tensor &input = context->input(0), &table = context->input(1);
-    OP_REQUIRES(context, table.NumElements() == 256,
-                absl::InvalidArgumentError(absl::StrCat("the table has ", table.NumElements(), " codes; expected 256")));
+    OP_REQUIRES(
+        context, table.NumElements() == 256,
+        absl::InvalidArgumentError(absl::StrCat("the table has ", table.NumElements(), " codes; expected 256")));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, input.shape(), &output));
     const int8_t *from = input.flat<int8_t>().data(), *codes = table.flat<int8_t>().data() + 128;
@@ -61,11 +62,13 @@ class LookUpPairOp : public OpKernel {
     OP_REQUIRES(context, first.shape() == second.shape(),
                 absl::InvalidArgumentError(absl::StrCat("the inputs have shapes ", first.shape().DebugString(), " and ",
                                                         second.shape().DebugString(), "; expected equal ones")));
-    OP_REQUIRES(context, table.NumElements() == 65536,
-                absl::InvalidArgumentError(absl::StrCat("the table has ", table.NumElements(), " codes; expected 65536")));
+    OP_REQUIRES(
+        context, table.NumElements() == 65536,
+        absl::InvalidArgumentError(absl::StrCat("the table has ", table.NumElements(), " codes; expected 65536")));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, first.shape(), &output));
-    const int8_t *a = first.flat<int8_t>().data(), *b = second.flat<int8_t>().data(), *codes = table.flat<int8_t>().data();
+    const int8_t *a = first.flat<int8_t>().data(), *b = second.flat<int8_t>().data(),
+                 *codes = table.flat<int8_t>().data();
     int8_t* to = output->flat<int8_t>().data();
     RunAll(Threads(context), first.NumElements(), 2, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] = codes[(a[i] + 128) * 256 + (b[i] + 128)];

@@ -19,8 +19,8 @@ absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels
                         const T** values) {
   const int64_t count = tensor.NumElements();
   if (count != channels && count != 1 && count != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, " has ", count, " values; expected ", channels, " (one for each output channel), 1 or none"));
+    return absl::InvalidArgumentError(absl::StrCat(name, " has ", count, " values; expected ", channels,
+                                                   " (one for each output channel), 1 or none"));
   }
   *values = count == 0 ? nullptr : tensor.flat<T>().data();
   if (count == 1 && channels != 1) {
@@ -30,8 +30,8 @@ absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels
   return absl::OkStatus();
 }
 
-// Attributes of the output stage, read once. Its inputs follow one another in the order of ops.cc; asked for by number, since
-// a search by name costs as much as all the checks.
+// Attributes of the output stage, read once. Its inputs follow one another in the order of ops.cc; asked for by number,
+// since a search by name costs as much as all the checks.
 class Stage {
  public:
   enum Input { kBias, kMultiplier, kShift, kFactor, kFloatScale, kResidual };
@@ -91,16 +91,17 @@ class Stage {
     has_residual_ = !wide.empty();
     if (!has_residual_) return absl::OkStatus();
     if (wide.size() != 10 || base_.type != OutputType::kInt8) {
-      return absl::InvalidArgumentError(absl::StrCat("residual_factors has ", wide.size(),
-                                                     " numbers; expected none, or 10 and int8 outputs"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("residual_factors has ", wide.size(), " numbers; expected none, or 10 and int8 outputs"));
     }
     ResidualAdd& add = base_.residual;
-    int32_t* targets[] = {&add.first_multiplier, &add.first_shift,       &add.second_multiplier, &add.second_shift,
-                          &add.output_multiplier, &add.output_shift,     &add.zero_point,        &add.output_zero_point,
+    int32_t* targets[] = {&add.first_multiplier,  &add.first_shift,  &add.second_multiplier, &add.second_shift,
+                          &add.output_multiplier, &add.output_shift, &add.zero_point,        &add.output_zero_point,
                           &add.clamp_min,         &add.clamp_max};
     for (size_t i = 0; i < wide.size(); ++i) {
       *targets[i] = static_cast<int32_t>(wide[i]);
-      if (*targets[i] != wide[i]) return absl::InvalidArgumentError(absl::StrCat("residual factor ", wide[i], " is no int32"));
+      if (*targets[i] != wide[i])
+        return absl::InvalidArgumentError(absl::StrCat("residual factor ", wide[i], " is no int32"));
     }
     add.line = FindResidualLine(base_.requantize, add);
     return absl::OkStatus();

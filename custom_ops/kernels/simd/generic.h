@@ -171,7 +171,8 @@ struct Tile {
       }
       const int64_t position = (args.first_pixel + pixel + r) * args.output->pixel_stride + args.first_channel;
       constexpr int kWide = 4 / kTogether;  // three vectors go as four
-      V::template FinishTotals<kWide>(*args.constants, *args.output, y, position, kRows - r < kTogether ? kRows - r : kTogether, args.channels);
+      V::template FinishTotals<kWide>(*args.constants, *args.output, y, position,
+                                      kRows - r < kTogether ? kRows - r : kTogether, args.channels);
     }
   }
 
@@ -254,7 +255,8 @@ void RunTile(const Run& run, int64_t rows, const BlockArgs& args, int64_t pixel,
 inline void PrefetchResidual(const BlockArgs& args, int64_t pixel, int64_t rows) {
   if (!args.output->has_residual) return;
   const int64_t stride = args.output->pixel_stride;
-  const int8_t* codes = args.output->epilogue->residual.codes + (args.first_pixel + pixel) * stride + args.first_channel;
+  const int8_t* codes =
+      args.output->epilogue->residual.codes + (args.first_pixel + pixel) * stride + args.first_channel;
   const int64_t end = args.pixels - pixel < rows ? args.pixels - pixel : rows;
   for (int64_t r = 0; r < end; ++r) __builtin_prefetch(codes + r * stride);
 }

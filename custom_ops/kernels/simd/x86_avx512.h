@@ -32,7 +32,8 @@ struct Avx512 {
     std::memcpy(&four, from, 4);
     return _mm512_xor_si512(_mm512_set1_epi32(four), _mm512_set1_epi8(-128));
   }
-  // As text, because GCC 12 moves the totals of the intrinsic from register to register, and to memory, in a long function.
+  // As text, because GCC 12 moves the totals of the intrinsic from register to register, and to memory, in a long
+  // function.
   static Totals Dot(Totals total, Activations x, Weights w) {
     asm("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(x), "v"(w));
     return total;
@@ -193,7 +194,8 @@ struct Avx512 {
     return ToCodes(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
-  // 16 * kVectors channels of kRows pixels, 64 codes in all, between a vector and an output whose pixels are `stride` apart.
+  // 16 * kVectors channels of kRows pixels, 64 codes in all, between a vector and an output whose pixels are `stride`
+  // apart.
   template <int kRows>
   static __m512i LoadRows(const int8_t* from, int64_t stride, int64_t rows, int64_t channels) {
     if constexpr (kRows == 1) return _mm512_maskz_loadu_epi8(Mask(channels), from);
@@ -205,7 +207,8 @@ struct Avx512 {
   static void StoreRows(__m512i codes, int64_t stride, int64_t rows, int64_t channels, int8_t* to) {
     constexpr int kChannelsOfRow = 64 / kRows;
     if (kRows == 1) return _mm512_mask_storeu_epi8(to, Mask(channels), codes);
-    if (stride == kChannelsOfRow && channels == stride) return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
+    if (stride == kChannelsOfRow && channels == stride)
+      return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
     alignas(64) int8_t bytes[96];  // 32 are read of a row of 16
     _mm512_store_si512(bytes, codes);
     for (int64_t r = 0; r < rows; ++r, to += stride) {
@@ -228,7 +231,8 @@ struct Avx512 {
       const __m512i other = LoadRows<kRows>(from, stage.pixel_stride, rows, channels);
       codes = stage.epilogue->residual.line.equal
                   ? AddResidualLine(stage, y, other)
-                  : AddResidual(stage, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max), other);
+                  : AddResidual(stage, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max),
+                                other);
     }
     StoreRows<kRows>(codes, stage.pixel_stride, rows, channels, to);
   }
@@ -240,9 +244,11 @@ struct Avx512 {
                                                           int64_t channels) {
     __m512i y[4];
     if (stage.has_lines) {
-      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = OnLine(block, totals[j], 16 * (j % kVectors));
+      KLB_UNROLL for (int j = 0; j < 4; ++j)
+        y[j] = OnLine(block, totals[j], 16 * (j % kVectors));
     } else {
-      KLB_UNROLL for (int j = 0; j < 4; ++j) y[j] = Requantize(block, totals[j], 16 * (j % kVectors));
+      KLB_UNROLL for (int j = 0; j < 4; ++j)
+        y[j] = Requantize(block, totals[j], 16 * (j % kVectors));
     }
     StoreCodes<4 / kVectors>(stage, y, position, rows, channels);
   }
