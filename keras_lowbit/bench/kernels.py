@@ -233,7 +233,7 @@ def _roofline(row: dict[str, Any], ceilings: Any) -> dict[str, Any]:
 
 
 def measure(
-    shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: float = 5.0, others: Sequence[str] = ()
+    shapes: Sequence[Shape] = SHAPES, repeats: int = 20, milliseconds: float = 25.0, others: Sequence[str] = ()
 ) -> dict[str, Any]:
     """All figures of these layers; times are medians in milliseconds, with the 10th and 90th percentile of each ratio.
 
