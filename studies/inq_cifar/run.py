@@ -33,7 +33,7 @@ PARTITIONS = ("magnitude", "random")
 GRIDS = ("", "-filter", "-mse", "-filter-mse")
 # "-taught": the loss is the distance to the pretrained network's logits under the same augmentation, no labels.
 METHODS = [f"inq-{bits}-{partition}{grid}" for bits in (5, 4, 3, 2) for grid in GRIDS for partition in PARTITIONS]
-METHODS += [f"inq-{bits}-magnitude{grid}-taught" for bits in (5, 4, 3, 2) for grid in GRIDS]
+METHODS += [f"{method}-taught" for method in METHODS]
 # Two bits on a grid that is fitted to the weights: the same schedule over Ternary (TWN) instead of powers of two.
 METHODS += ["inq-2-magnitude-ternary", "inq-2-magnitude-ternary-taught"]
 METHODS += ["float-4", "float-10", "float-4-taught"]
