@@ -48,7 +48,7 @@ def draw(content: dict, output: Path) -> None:
     for bits, goal in GOALS.items():
         widths.plot([bits - 0.4, bits + 0.4], [goal, goal], "k--", linewidth=0.8, label="goal")
     once = dict(zip(*reversed(widths.get_legend_handles_labels()), strict=True))
-    widths.legend(once.values(), once.keys(), fontsize="small")
+    figure.legend(once.values(), once.keys(), fontsize="small", loc="outside lower center", ncols=3)
     widths.set(xlabel="bits", ylabel="points below float", title="all 10,000 test images", xticks=[2, 3, 4, 5])
     title = "while that portion was frozen (taught: agreement with the teacher)"
     curves.set(xlabel="frozen weights, %", ylabel="training accuracy, %", title=title)
