@@ -71,6 +71,9 @@ bool FindFactorLine(int32_t multiplier, int32_t shift, int32_t low, int32_t high
     *slope = *nudge = 0;
     return true;
   }
+  // Only multipliers as quantize_multiplier gives them: the double rounding of a small one moves steps so far from the
+  // real factor's that the search for them would take seconds a channel.
+  if (multiplier < int32_t{1} << 30) return false;
   Steps steps;
   FindSteps(multiplier, shift, low, high, &steps);
   float below = static_cast<float>(std::ldexp(static_cast<double>(multiplier), shift - 31));

@@ -10,7 +10,8 @@ namespace keras_lowbit {
 // clamped to [low, high] equals MultiplyByQuantizedMultiplier(total, multiplier, shift) clamped to it, for all |total|
 // < 2**30. Both grow with the total, so it is enough to compare them on either side of each of the high - low steps.
 // False where none is found: large factors of ternary sums nearly always have a line, the small ones of int8 sums do
-// not. multiplier >= 0, -30 <= shift <= -1, or both 0; -256 <= low <= high <= 256.
+// not, and multipliers below 2**30, which quantize_multiplier never gives, are not searched. multiplier >= 0,
+// -30 <= shift <= -1, or both 0; -256 <= low <= high <= 256.
 bool FindFactorLine(int32_t multiplier, int32_t shift, int32_t low, int32_t high, float* slope, float* nudge);
 
 }  // namespace keras_lowbit

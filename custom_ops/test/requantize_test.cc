@@ -16,6 +16,11 @@ namespace {
 // lines.
 void CheckLines() {
   std::mt19937 random(9);
+  float unused[2];
+  for (const int32_t small : {1, 3, (1 << 30) - 1}) {
+    KLB_CHECK(!FindFactorLine(small, -1, -128, 127, unused, unused + 1), "a line for " + std::to_string(small));
+  }
+  KLB_CHECK(FindFactorLine(0, 0, -128, 127, unused, unused + 1), "no line for multiplier 0");
   for (int32_t shift = -30; shift <= -1; ++shift) {
     int found = 0;
     for (int round = 0; round < 40; ++round) {
