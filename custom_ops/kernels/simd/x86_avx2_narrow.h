@@ -33,11 +33,13 @@ struct Tile<Avx2Narrow, Source, kRows> {
     }
   }
 
-  void Flush(int pass, int32_t* totals) {
+  // totals = the sums + what stood at `from`, whose rows are `stride` apart: `init` at first, then the totals.
+  void Flush(int pass, const int32_t* from, int64_t stride, int32_t* totals) {
     KLB_UNROLL for (int r = 0; r < kRows; ++r) {
       KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
-        int32_t* to = totals + 64 * r + Source::Channel(pass, v);
-        V::StoreVector(to, _mm256_add_epi32(V::LoadVector(to), _mm256_madd_epi16(sum[r][v], _mm256_set1_epi16(1))));
+        const int channel = Source::Channel(pass, v);
+        const __m256i wide = _mm256_madd_epi16(sum[r][v], _mm256_set1_epi16(1));
+        V::StoreVector(totals + 64 * r + channel, _mm256_add_epi32(V::LoadVector(from + stride * r + channel), wide));
       }
     }
     Clear();
@@ -63,7 +65,8 @@ struct Tile<Avx2Narrow, Source, kRows> {
   void ComputePass(const Run& run, int pass, int32_t* totals) {
     Source source(run.weights, pass);
     Clear();
-    int64_t steps = 0;
+    const int32_t* from = run.init;
+    int64_t steps = 0, stride = 0;
     for (int64_t tap = 0; tap < run.taps; ++tap) {
       for (int64_t g = 0; g < run.groups;) {
         const int64_t left = run.groups - g, room = V::kMostSteps - steps, some = left < room ? left : room;
@@ -71,15 +74,14 @@ struct Tile<Avx2Narrow, Source, kRows> {
         g += some;
         steps += some;
         if (steps < V::kMostSteps) continue;
-        Flush(pass, totals);
-        steps = 0;
+        Flush(pass, from, stride, totals);
+        from = totals, stride = 64, steps = 0;
       }
     }
-    Flush(pass, totals);
+    Flush(pass, from, stride, totals);
   }
 
   static void Compute(const Run& run, int32_t* totals) {
-    for (int i = 0; i < 64 * kRows; ++i) totals[i] = run.init[i % 64];
     for (int pass = 0; pass < Source::kPasses && Source::Channel(pass, 0) < run.channels; ++pass) {
       Tile tile;
       tile.ComputePass(run, pass, totals);
