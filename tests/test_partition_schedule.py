@@ -91,6 +91,13 @@ def test_epochs_of_several_fits_together():
     assert recorder.seen == [36, 36, 36, 54, 54, 54, 72]
 
 
+def test_a_longer_fit_goes_on_with_the_last_step():
+    recorder = Recorder(lambda m: int(m.optimizer.iterations))
+    history = fit(network(), callbacks.PartitionSchedule(PORTIONS, epochs=5), recorder, epochs=7)
+    assert history["portion"] == [0.5, 0.5, 0.75, 0.75, 1.0, 1.0, 1.0]
+    assert recorder.seen[4:] == [0, STEPS, 2 * STEPS]  # a decaying learning rate falls as far as in the other steps
+
+
 class Killed(Exception):
     pass
 

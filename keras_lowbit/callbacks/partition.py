@@ -16,10 +16,12 @@ class PartitionSchedule(StageCallback):
     """Freezes a growing portion of every `Incremental` kernel on its grid, and restarts the optimizer each time.
 
     portions: accumulated, growing, ending with 1, such as (0.5, 0.75, 0.875, 1), or the bits of the paper's table (5, 4,
-    3, 2).   epochs: of all steps together, by default those of `fit`. The last step gets the last epoch alone, since
-    nothing but biases and batch norms is left to train (`ReestimateBatchNorms` then takes their statistics anew); the
-    others share the rest evenly. For pruned networks the authors advise finer steps: (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, ...,
-    0.9, 0.95, 1). Portions are of the weights that are not 0 when the first step begins.
+    3, 2). For pruned networks the authors advise finer steps: (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, ..., 0.9, 0.95, 1).
+    Portions are of the weights that are not 0 when the first step begins.
+    epochs: of all steps together, by default those of `fit`. The last step gets the last epoch alone, since nothing but
+    biases and batch norms is left to train (`ReestimateBatchNorms` then takes their statistics anew); the others share
+    the rest evenly. Further epochs of `fit` belong to the last step: where the learning rate decays over the length of a
+    step, give it as many as the others have, or training ends at nearly the full rate.
     seed: of partition="random"; each layer and step draws from its own stream, so a resumed fit draws the same.
     reset_optimizer, learning_rate: see `StageCallback`. Logs ``portion`` and ``flip_rate``.
     Raises ValueError for a model without incremental quantizers and for fewer epochs than steps.

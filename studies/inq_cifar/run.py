@@ -2,6 +2,7 @@
 
     python -m studies.inq_cifar.run                                   # everything in config.json
     python -m studies.inq_cifar.run --methods inq-5-magnitude float-4
+    python -m studies.inq_cifar.run --epochs-per-step 2 --last-step-epochs 2 --methods inq-3-random-filter-mse-taught
 
 Every finished run is in result.json at once; runs that are there are skipped, so a killed study goes on where it was.
 """
@@ -42,7 +43,11 @@ REESTIMATION_IMAGES = 4_000
 
 
 def prepared(method: str, config: dict, folder: Path, seed: int):
-    """The model of a method, its callbacks and how many epochs it trains."""
+    """The model of a method, its callbacks and how many epochs it trains.
+
+    The schedule gives the last step one epoch, in which a cosine over longer steps has hardly begun to fall. Epochs beyond
+    the schedule's belong to that step: `last_step_epochs`.
+    """
     model = cifar_resnet.pretrained(folder, config["depth"])
     kind, number, *rest = method.split("-")
     length = config["epochs_per_step"]
@@ -57,7 +62,7 @@ def prepared(method: str, config: dict, folder: Path, seed: int):
         model, recipe
     )  # every convolution and the classifier; activations float, as in the paper
     epochs = (steps - 1) * length + 1
-    return model, recipe.callbacks(epochs=epochs, seed=seed), epochs
+    return model, recipe.callbacks(epochs=epochs, seed=seed), epochs - 1 + config.get("last_step_epochs", 1)
 
 
 def run_one(method: str, seed: int, config: dict, data, folder: Path) -> dict:
@@ -167,6 +172,7 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
     config = json.loads((HERE / "config.json").read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs-per-step", type=int, default=config["epochs_per_step"])
+    parser.add_argument("--last-step-epochs", type=int, default=1, help="epochs of the step with all weights frozen")
     parser.add_argument("--seeds", type=int, nargs="+", default=config["seeds"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=config["methods"])
     parser.add_argument("--learning-rate", type=float, default=config["learning_rate"])
@@ -175,6 +181,8 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
     parsed = parser.parse_args(arguments)
     for name in ("epochs_per_step", "seeds", "methods", "learning_rate"):
         config[name] = getattr(parsed, name)
+    if parsed.last_step_epochs != 1:  # absent from the settings of runs that do not ask for it
+        config["last_step_epochs"] = parsed.last_step_epochs
     return config, parsed
 
 
