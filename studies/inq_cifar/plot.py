@@ -23,16 +23,17 @@ FLOOR = 0.05  # points below float; what is nearer, or above, is drawn here
 def variant(run: dict) -> str:
     """What a run is besides its width, in words: "magnitude, grid per filter, taught"."""
     partition, *rest = run["method"].split("-")[2:]
-    length = run["settings"]["epochs_per_step"]
-    return ", ".join([partition, *(WORDS[word] for word in rest), *([f"{length} epochs a step"] if length > 1 else [])])
+    length, last = (run["settings"].get(name, 1) for name in ("epochs_per_step", "last_step_epochs"))
+    words = [partition, *(WORDS[word] for word in rest), *([f"{length} epochs a step"] if length > 1 else [])]
+    return ", ".join([*words, *(["the last too"] if last > 1 else [])])
 
 
 def draw(content: dict, output: Path) -> None:
-    """Left: how far below the float network every run ends, by bits. Right: training accuracy over the steps, magnitude."""
+    """Left: how far below the float network every run ends, by bits. Right: training error over the steps, magnitude."""
     runs = [run for run in content["runs"] if run["method"].startswith("inq-")]
     if not runs:
         raise ValueError("The result has no finished INQ run. Run studies.inq_cifar.run first.")
-    figure, (widths, curves) = plt.subplots(1, 2, figsize=(13, 5), constrained_layout=True)
+    figure, (widths, curves) = plt.subplots(1, 2, figsize=(13, 6), constrained_layout=True)
     whole = content["float_test_accuracy"][f"resnet{runs[0]['settings']['depth']}"]
     kinds = list(dict.fromkeys(variant(run) for run in runs))
     for run in runs:
@@ -41,17 +42,17 @@ def draw(content: dict, output: Path) -> None:
         mark = "x" if "random" in kinds[kind] else "os^Dvp"[kinds[kind].count(",")]
         widths.semilogy(bits + 0.04 * (kind - len(kinds) / 2), below, mark, color=f"C{kind}", label=kinds[kind])
         if run["seed"] == runs[0]["seed"] and "random" not in kinds[kind]:
-            portion, value = run["curves"]["portion"], 100 * np.array(run["curves"]["accuracy"])
+            portion, value = run["curves"]["portion"], 100 - 100 * np.array(run["curves"]["accuracy"])
             line = ":" if "taught" in kinds[kind] else "-"
-            curves.plot(100 * np.array(portion), value, f".{line}", color=f"C{kind}", alpha=0.4 + 0.12 * bits)
+            curves.semilogy(100 * np.array(portion), value, f".{line}", color=f"C{kind}", alpha=0.4 + 0.12 * bits)
             curves.annotate(str(bits), (100 * portion[-1], value[-1]), xytext=(4, 0), textcoords="offset points")
     for bits, goal in GOALS.items():
         widths.plot([bits - 0.4, bits + 0.4], [goal, goal], "k--", linewidth=0.8, label="goal")
     once = dict(zip(*reversed(widths.get_legend_handles_labels()), strict=True))
-    figure.legend(once.values(), once.keys(), fontsize="small", loc="outside lower center", ncols=3)
+    figure.legend(once.values(), once.keys(), fontsize="small", loc="outside lower center", ncols=2)
     widths.set(xlabel="bits", ylabel="points below float", title="all 10,000 test images", xticks=[2, 3, 4, 5])
-    title = "while that portion was frozen (taught: agreement with the teacher)"
-    curves.set(xlabel="frozen weights, %", ylabel="training accuracy, %", title=title)
+    title = "while that portion was frozen (taught: disagreement with the teacher)"
+    curves.set(xlabel="frozen weights, %", ylabel="training error, %", title=title)
     figure.savefig(output, dpi=120)
     plt.close(figure)
 
