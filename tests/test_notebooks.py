@@ -8,7 +8,7 @@ from process import ROOT, run_python
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 
 CELLS = """
-import json, os, sys, warnings
+import json, os, sys
 import matplotlib
 matplotlib.use("Agg")
 notebook, folder = sys.argv[1:]

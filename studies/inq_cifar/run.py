@@ -179,6 +179,8 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
     parser.add_argument("--threads", type=int, default=0, help="threads per operation; 0: all cores")
     parser.add_argument("--output", type=Path, default=HERE / "result.json")
     parsed = parser.parse_args(arguments)
+    if parsed.last_step_epochs < 1:
+        parser.error(f"--last-step-epochs {parsed.last_step_epochs} must be at least 1, or some weights stay float")
     for name in ("epochs_per_step", "seeds", "methods", "learning_rate"):
         config[name] = getattr(parsed, name)
     if parsed.last_step_epochs != 1:  # absent from the settings of runs that do not ask for it
