@@ -10,12 +10,18 @@ import tempfile
 def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` under a temporary name in the same folder, sync it, then rename it to `path`.
 
-    OSError, with the path and what to do, if the folder is missing or cannot be written; `path` is then
-    untouched and no temporary file stays.
+    Behind a symbolic link the file that it points to is replaced, not the link. OSError, with the path and what to do,
+    if the folder is missing or cannot be written, or `path` is a folder, a device or a pipe; `path` is then untouched and
+    no temporary file stays.
     """
-    target = os.path.abspath(os.fspath(path))
+    target = os.path.realpath(os.fspath(path))
     if os.path.isdir(target):
         raise IsADirectoryError(f"cannot write {target!r}: it is a folder. Give the name of a file.")
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise OSError(
+            f"cannot write {target!r}: it is no regular file, and a device, pipe or socket cannot be replaced whole. Give "
+            "the name of a file."
+        )
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
