@@ -13,7 +13,7 @@ from keras_lowbit.deploy.packed import PackedLayer, PackedTernaryConv2D, PackedT
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
 from keras_lowbit.layers.graph import layers_of
 from keras_lowbit.layers.host import to_numpy
-from keras_lowbit.ops.packing import PackedWeights, pack_kernel, pack_ternary
+from keras_lowbit.ops.packing import PackedWeights, pack_if_ternary, pack_ternary
 
 CLUSTER_SIZES = (64, 32, 16, 8, 4)
 
@@ -63,9 +63,8 @@ def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:
     codes, scale = kernel_codes(layer)[:2]
     if codes.dtype != np.int8:
         return None
-    packed = pack_kernel(codes, groups, CLUSTER_SIZES)
-    scales = channel_scales(codes, scale, layer.filter_axes, layer.name)
-    return (packed, scales) if packed.layout.kind == "ternary" else None
+    found = pack_if_ternary(codes, groups, CLUSTER_SIZES)
+    return None if found is None else (found, channel_scales(codes, scale, layer.filter_axes, layer.name))
 
 
 def input_ranges(model: keras.Model, input_shapes: Any = None) -> dict[str, tuple[float, int]]:

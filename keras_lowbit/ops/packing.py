@@ -62,11 +62,6 @@ class Layout:
                 "output channels: expected groups that divide the channels, a cluster size of 0 or more, and a largest "
                 "weight of 0 to 128"
             )
-        if self.largest_sum > INT32_MAX:
-            raise ValueError(
-                f"a kernel of shape {sizes} with weights up to {self.largest} can sum to {self.largest_sum}, more than int32 "
-                f"holds ({INT32_MAX}): use smaller scales, or split the input channels over two layers"
-            )
 
     @property
     def window(self) -> tuple[int, int, int, int]:
@@ -122,7 +117,7 @@ class Layout:
 
     @property
     def largest_sum(self) -> int:
-        """Bound of `|sum (x - zero point) * w|` over one window."""
+        """Bound of `|sum (x - zero point) * w|` over one window, from the largest weight alone."""
         rows, columns, inputs, _ = self.window
         return LARGEST_INPUT * self.largest * rows * columns * inputs
 
@@ -204,6 +199,12 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] = (64
     One cluster of all input channels (one scale per output channel) is tried first, then `sizes` in turn; smaller
     clusters pay more for their scales and padding than two-bit weights save in time.
     """
+    packed = pack_if_ternary(kernel, groups, sizes)
+    return pack_int8(kernel, groups) if packed is None else packed
+
+
+def pack_if_ternary(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] = (64, 32, 16)) -> PackedWeights | None:
+    """As `pack_kernel`; None where that gives int8."""
     kernel = np.asarray(kernel)
     window = np.abs(kernel.reshape(-1, *kernel.shape[-2:]).astype(np.int16))  # [positions, inputs, outputs]
     inputs = kernel.shape[-2]
@@ -213,7 +214,7 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] = (64
         scales = _one_magnitude(window, size)
         if scales is not None and scales.max() <= LARGEST_SCALE:
             return pack_ternary(np.sign(kernel), scales, size, groups)
-    return pack_int8(kernel, groups)
+    return None
 
 
 def unpack(packed: PackedWeights) -> NDArray[np.int8]:
@@ -264,8 +265,20 @@ def _packed(layout: Layout, codes: np.ndarray, scales: np.ndarray | None) -> Pac
         by_group = by_group.transpose(2, 3, 1, 0, 4).astype(np.int8)  # [groups, blocks, clusters, taps, 64]
         packed = dataclasses.replace(packed, scales=by_group.reshape(layout.scales_shape))
     weights = window.astype(np.int32) * spread_scales(packed)
-    sums = weights.sum(axis=(0, 1, 2)).reshape(layout.groups, -1)
-    return dataclasses.replace(packed, sums=_pad_last(sums).reshape(-1).astype(np.int32))
+    sums = weights.sum(axis=(0, 1, 2))
+    _check_sums(layout, np.maximum(weights, 0).sum(axis=(0, 1, 2)), sums)
+    sums = _pad_last(sums.reshape(layout.groups, -1)).reshape(-1)
+    return dataclasses.replace(packed, sums=sums.astype(np.int32))
+
+
+def _check_sums(layout: Layout, positive: np.ndarray, sums: np.ndarray) -> None:
+    """positive: the sum of a channel's weights above 0.   sums: of all. The zero point decides which side counts most."""
+    reach = LARGEST_INPUT * np.maximum(positive, positive - sums)
+    if reach.max() > INT32_MAX:
+        raise ValueError(
+            f"channel {reach.argmax()} of a kernel {layout.kernel_shape} can sum to {reach.max()}, more than int32 holds "
+            f"({INT32_MAX}): use smaller scales, or split the input channels over two layers"
+        )
 
 
 def _by_k(layout: Layout, window: np.ndarray) -> NDArray[np.int8]:

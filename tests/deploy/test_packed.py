@@ -202,3 +202,19 @@ def test_refusals():
         PackedTernaryDense(layout, input_range=(0.1, 300))
     with pytest.raises(ValueError, match="expected 4 sizes"):
         PackedTernaryConv2D(layout)
+
+
+def test_wide_int8_layers_are_left_alone_and_run():
+    """70,000 weights of up to 127: what int32 could not hold if all were the largest."""
+    keras.utils.set_random_seed(3)
+    entry = keras.Input((70_000,), name="x")
+    hidden = kl.Dense(8, activation="relu", name="ternary")(kl.Dense(2, name="wide")(entry))
+    model = keras.Model(entry, kl.Dense(3, name="last")(hidden))
+    model, _ = klb.quantize_model(model, "twn", overrides={"wide": klb.quantizers.Uniform(bits=8)})
+    inputs = np.random.default_rng(3).normal(size=(4, 70_000)).astype(np.float32)
+    klb.calibrate(model, inputs, verbose=0)
+    names = [layer.name for layer in packed_layers(klb.pack(model))]
+    assert "ternary" in names
+    assert "wide" not in names
+    graph = klb.deploy.lower(model)
+    np.testing.assert_array_equal(klb.deploy.Runtime(graph)(inputs), run_reference(graph, inputs))

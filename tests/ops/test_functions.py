@@ -106,6 +106,17 @@ def test_dense_equals_a_product(kernel, inputs, outputs, kind):
         np.testing.assert_array_equal(ops.ternary_dense(x, packed, input_zero_point=3), expected)
 
 
+@pytest.mark.parametrize("zero_point", [-128, 0, 127])
+def test_wide_dense_layers_sum_to_the_end_of_int32(kernel, zero_point):
+    """70,000 inputs, every code at its furthest; what is added and taken off on the way may be more than int32 holds."""
+    weights = np.random.default_rng(2).integers(-127, 128, (70_000, 2))
+    weights[:, 0] = np.where(np.arange(70_000) < 66_311, 127, -127)
+    x = np.concatenate([np.where(up, 127, -128) for up in (weights.T > 0, weights.T < 0)]).astype(np.int8)
+    expected = (x.astype(np.int64) - zero_point) @ weights
+    assert 2**29 < np.abs(expected).max() < 2**31
+    np.testing.assert_array_equal(ops.ternary_dense(x, ops.pack_int8(weights), input_zero_point=zero_point), expected)
+
+
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (0, 2))])
 @pytest.mark.parametrize(("channels", "multiplier"), [(5, 1), (16, 1), (33, 2)])

@@ -105,6 +105,18 @@ def test_pack_kernel_finds_what_a_kernel_is():
         np.testing.assert_array_equal(ops.unpack(ops.pack_kernel(kernel)), kernel)
 
 
+def test_int32_is_exceeded_by_the_real_sums_alone():
+    """66,311 weights of 127 and one of 7: times 255 the last sum that int32 holds, whatever the zero point."""
+    column = np.r_[np.full(66_311, 127), 7]
+    wide = np.stack([column, -column, np.where(np.arange(len(column)) % 2, 127, -127)], axis=1)
+    np.testing.assert_array_equal(ops.unpack(ops.pack_int8(wide)), wide)
+    for channel in (0, 1):
+        more = wide.copy()
+        more[-1, channel] += 1 - 2 * channel
+        with pytest.raises(ValueError, match=rf"^channel {channel} of .*66312, 3.* can sum to 2147483775, more"):
+            ops.pack_int8(more)
+
+
 ONE = np.ones((4, 4), np.int8)
 
 
