@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowbit import callbacks
+from keras_lowbit import callbacks, convert
 from keras_lowbit.layers import QuantConv2D, QuantDense, to_numpy
 from keras_lowbit.quantizers import Incremental, PowerOfTwo, Stochastic, Ternary
 
@@ -90,9 +90,38 @@ def test_steps_and_data_of_its_own():
 
 
 def test_the_function_is_at_both_places():
-    from keras_lowbit import convert
-
     assert callbacks.reestimate_batch_norms is convert.reestimate_batch_norms
+
+
+class Block(kl.Layer):
+    """A convolution and a batch norm in a layer with code of its own."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.conv = QuantConv2D(4, 3, kernel_quantizer="ternary", name="conv")
+        self.norm = kl.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.norm.build(self.conv.compute_output_shape(shape))
+
+    def call(self, inputs, training=None):
+        return self.norm(self.conv(inputs), training=training)
+
+
+def test_norms_inside_a_custom_layer_are_refused_by_name_and_reported_as_left():
+    inputs = keras.Input((6, 6, 2))
+    outer = kl.BatchNormalization(name="outer")(Block(name="block")(inputs))
+    model = keras.Model(inputs, kl.Flatten()(outer))
+    model.compile("sgd", "mse")
+    words = r"1 batch norms of .* inside custom layers.*'block/norm'.*nested Functional"
+    with pytest.raises(ValueError, match=words):
+        callbacks.reestimate_batch_norms(model, IMAGES, verbose=0)
+    with pytest.raises(ValueError, match=words):
+        fit(model, callbacks.ReestimateBatchNorms(IMAGES))
+    np.testing.assert_array_equal(to_numpy(model.get_layer("outer").moving_mean), 0)
+    row = convert.fold_report(model)["block/norm"]
+    assert (row.layer, row.outcome, row.detail) == ("BatchNormalization", "left", "inside a custom layer")
 
 
 def test_refused_when_fit_begins():

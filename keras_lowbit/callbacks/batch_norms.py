@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.graph import CallGraph, calls_of, functional_of, inputs_in_order
+from keras_lowbit.layers.graph import CallGraph, calls_of, functional_of, inputs_in_order, layers_inside
 from keras_lowbit.layers.host import find_layers, to_numpy
 from keras_lowbit.quantizers import Incremental
 
@@ -19,7 +19,8 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
     an `Incremental` kernel is only partly frozen nothing happens: a fit in several pieces re-estimates once, after the
     last step.
     data, batch_size, steps, verbose: as for `reestimate_batch_norms`; a generator is used up by the first fit that ends.
-    Raises at the start of `fit`: ValueError for a model without batch norms, TypeError for a subclassed one.
+    Raises at the start of `fit`: ValueError for a model without batch norms or with some inside custom layers, TypeError
+    for a subclassed one.
     """
 
     def __init__(self, data: Any, batch_size: int = 32, steps: int | None = None, verbose: int | bool = 0) -> None:
@@ -35,6 +36,7 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
                 f"Model {model.name!r} has no batch norm, so there is nothing to re-estimate. Leave "
                 "ReestimateBatchNorms out."
             )
+        _check_reach(model)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Re-estimate, if all weights are frozen."""
@@ -64,8 +66,9 @@ def reestimate_batch_norms(
     data, batch_size, steps: as for `calibrate`; a few hundred batches of training data, augmented as in training:
     statistics of the bare images cost a CIFAR-10 ResNet-20 three points (studies/dfp_imagenet).
     Returns how many batch norms were set; 0 for a model without any.
-    Raises ValueError for empty data, TypeError for a subclassed model.
+    Raises ValueError for empty data and for batch norms inside custom layers, TypeError for a subclassed model.
     """
+    _check_reach(model)
     graph = calls_of(model, inline=True)
     norms = [call for call in graph.calls if isinstance(call.operation, keras.layers.BatchNormalization)]
     totals = {id(call.operation): _Moments() for call in norms}
@@ -78,6 +81,15 @@ def reestimate_batch_norms(
     for call in norms:
         totals[id(call.operation)].write(call.operation)
     return len(totals)
+
+
+def _check_reach(model: keras.Model) -> None:
+    if inside := layers_inside(model, keras.layers.BatchNormalization):
+        raise ValueError(
+            f"{len(inside)} batch norms of {model.name!r} stand inside custom layers, where their inputs cannot be seen: "
+            f"{', '.join(map(repr, inside[:3]))}{', ...' if len(inside) > 3 else ''}. Build these blocks as nested Functional "
+            "or Sequential models, or let `fit` take the statistics."
+        )
 
 
 class _Moments:

@@ -11,7 +11,7 @@ from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.roles import KINDS, activation_name, stock_kind
 from keras_lowbit.convert.surgery import Edit, edited, weights_of
-from keras_lowbit.layers.graph import Call, CallGraph, calls_of
+from keras_lowbit.layers.graph import Call, CallGraph, calls_of, layers_inside
 from keras_lowbit.layers.host import to_numpy
 
 Weights = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     in front of a padded layer it stays, unless o = 0.
 
     What cannot be folded stays as it is, and the report says why: other users of the value between, an activation between,
-    a layer that runs several times or is quantized already, a batch norm of another axis. Nested models, several inputs
+    a layer that runs several times or is quantized already, a batch norm of another axis or inside a custom layer. Nested models, several inputs
     and outputs are kept. Fold before `quantize_model` where thresholds are trained on the folded weights (FAT); for
     the other recipes export folds by itself.
 
@@ -61,6 +61,8 @@ class _Plan:
         for call in self.graph.calls:
             if stock_kind(call.operation) == "BatchNormalization":
                 self._visit(call)
+        for path in layers_inside(model, keras.layers.BatchNormalization):
+            self.rows.append(LayerReport(path, "BatchNormalization", "left", "inside a custom layer"))
 
     def edits(self) -> dict[int, Edit]:
         found = {key: Edit(drop=True) for key in self.dropped}

@@ -160,6 +160,12 @@ def layers_of(model: Any) -> list[tuple[str, Any]]:
     return list(found.items())
 
 
+def layers_inside(model: Any, kind: type) -> list[str]:
+    """Paths of the layers of type `kind` that stand inside custom layers, where running call by call does not meet them."""
+    called = {id(call.operation) for call in calls_of(model, inline=True).calls}
+    return [path for path, layer in layers_of(model) if isinstance(layer, kind) and id(layer) not in called]
+
+
 def fresh_name(name: str, taken: Container[str]) -> str:
     """The name, or the first of name_1, name_2, ... that is not taken."""
     candidate, number = name, 0
