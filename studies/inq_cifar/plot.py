@@ -25,7 +25,8 @@ def variant(run: dict) -> str:
     partition, *rest = run["method"].split("-")[2:]
     length, last = (run["settings"].get(name, 1) for name in ("epochs_per_step", "last_step_epochs"))
     words = [partition, *(WORDS[word] for word in rest), *([f"{length} epochs a step"] if length > 1 else [])]
-    return ", ".join([*words, *(["the last too"] if last > 1 else [])])
+    own = run["settings"].get("portions")
+    return ", ".join([*words, *(["the last too"] if last > 1 else []), *([f"{len(own)} own steps"] if own else [])])
 
 
 def draw(content: dict, output: Path) -> None:

@@ -53,15 +53,16 @@ def prepared(method: str, config: dict, folder: Path, seed: int):
     length = config["epochs_per_step"]
     if kind == "float":
         return model, [Restarts(length)], (int(number) - 1) * length + 1
-    steps = len(schedules.portions(int(number)))
+    portions = schedules.portions(config.get("portions", int(number)))
     scope, calibration = "filter" if "filter" in rest else "layer", "mse" if "mse" in rest else "max"
     grid = PowerOfTwo(int(number), scope=scope, calibration=calibration)
     kernel = Incremental(Ternary() if "ternary" in rest else grid, partition=rest[0])
-    recipe = klb.recipes.get(f"inq-{number}").replace(plan=(klb.recipes.Rule(kernel),), activations=None)
-    model, _ = klb.quantize_model(
-        model, recipe
-    )  # every convolution and the classifier; activations float, as in the paper
-    epochs = (steps - 1) * length + 1
+    # Every convolution and the classifier; activations float, as in the paper.
+    recipe = klb.recipes.get(f"inq-{number}").replace(
+        plan=(klb.recipes.Rule(kernel),), activations=None, schedule={"portions": portions}
+    )
+    model, _ = klb.quantize_model(model, recipe)
+    epochs = (len(portions) - 1) * length + 1
     return model, recipe.callbacks(epochs=epochs, seed=seed), epochs - 1 + config.get("last_step_epochs", 1)
 
 
@@ -151,19 +152,20 @@ def levels(model: keras.Model) -> int | None:
 
 def summary(content: dict) -> str:
     """Mean and spread over the seeds, beside the float network, as a text table."""
-    groups: dict[tuple[str, int], list] = {}
+    groups: dict[tuple, list] = {}
     for run in content["runs"]:
-        groups.setdefault((run["method"], run["epochs"]), []).append(run)
-    titles = ("epochs", "test %", "std", "held out %", "re-estimated %", "magnitudes")
+        rate, steps = run["settings"]["learning_rate"], len(run["settings"].get("portions", ())) or "-"
+        groups.setdefault((run["method"], run["epochs"], rate, steps), []).append(run)
+    titles = ("epochs", "rate", "own steps", "test %", "std", "held out %", "re-estimated %", "magnitudes")
     lines = [f"{'method':<36}{'seeds':>6}" + "".join(f"{title:>{len(title) + 3}}" for title in titles)]
     for name, value in content["float_test_accuracy"].items():
-        lines.append(f"{'pretrained ' + name:<51}{100 * value:9.2f}")
+        lines.append(f"{'pretrained ' + name:<70}{100 * value:9.2f}")
     measured = ("test_accuracy", "held_out_accuracy", "held_out_accuracy_reestimated")
-    for (method, epochs), runs in groups.items():
+    for (method, epochs, rate, steps), runs in groups.items():
         test, held_out, anew = (100 * np.array([run[name] for run in runs]) for name in measured)
         spread = f"{test.std(ddof=1):.2f}" if len(runs) > 1 else "-"
         numbers = f"{test.mean():9.2f}{spread:>6}{held_out.mean():13.2f}{anew.mean():17.2f}"
-        lines.append(f"{method:<36}{len(runs):6d}{epochs:9d}{numbers}{runs[0]['levels'] or '-':>13}")
+        lines.append(f"{method:<36}{len(runs):6d}{epochs:9d}{rate:7g}{steps:>12}{numbers}{runs[0]['levels'] or '-':>13}")
     return "\n".join(lines)
 
 
@@ -173,6 +175,7 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs-per-step", type=int, default=config["epochs_per_step"])
     parser.add_argument("--last-step-epochs", type=int, default=1, help="epochs of the step with all weights frozen")
+    parser.add_argument("--portions", type=float, nargs="+", help="of every step, in place of the paper's for each width")
     parser.add_argument("--seeds", type=int, nargs="+", default=config["seeds"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=config["methods"])
     parser.add_argument("--learning-rate", type=float, default=config["learning_rate"])
@@ -185,6 +188,8 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
         config[name] = getattr(parsed, name)
     if parsed.last_step_epochs != 1:  # absent from the settings of runs that do not ask for it
         config["last_step_epochs"] = parsed.last_step_epochs
+    if parsed.portions:
+        config["portions"] = parsed.portions
     return config, parsed
 
 
