@@ -9,7 +9,7 @@ import numpy as np
 from keras_lowbit import data as klb_data
 from keras_lowbit.convert.observers import make_observer
 from keras_lowbit.convert.weights import quantized_layers
-from keras_lowbit.layers.graph import layers_of
+from keras_lowbit.layers.graph import as_taken, layers_of
 from keras_lowbit.layers.host import QuantizerHost, hosts
 
 METHODS = ("max", "percentile", "mse")
@@ -105,7 +105,7 @@ def _watch_batches(
         for path, host in ranges.items():
             host.watch = _watcher(path, observers[path])
         for batch in stream:
-            model(batch, training=False)
+            model(as_taken(model, batch), training=False)
             count += 1
             bar.update(count, finalize=count == total)
         if count != total:

@@ -31,9 +31,9 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     in front of a padded layer it stays, unless o = 0.
 
     What cannot be folded stays as it is, and the report says why: other users of the value between, an activation between,
-    a layer that runs several times or is quantized already, a batch norm of another axis or inside a custom layer. Nested models, several inputs
-    and outputs are kept. Fold before `quantize_model` where thresholds are trained on the folded weights (FAT); for
-    the other recipes export folds by itself.
+    a layer that runs several times or is quantized already, a batch norm of another axis or inside a custom layer. Nested
+    models, several inputs and outputs are kept. Fold before `quantize_model` where thresholds are trained on the folded
+    weights (FAT); for the other recipes export folds by itself.
 
     model: Functional or built Sequential Keras 3 model.   return_report: give (model, `ConversionReport`) instead.
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.

@@ -8,7 +8,7 @@ from keras import tree
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.distill.distiller import TEACHER, Distiller
-from keras_lowbit.layers.graph import inputs_in_order
+from keras_lowbit.layers.graph import as_taken
 
 # Teacher logits are kept for data up to this many bytes of them.
 _CACHE_LIMIT = 2**30
@@ -22,7 +22,7 @@ class Source:
 
     def __init__(self, model: Any, data: Any, batch_size: int, steps: int | None, labels: Any, seed: int) -> None:
         self.model, self.data, self.batch_size, self.steps, self.seed = model, data, batch_size, steps, seed
-        self.arrays = _for(model, _arrays(data, batch_size))
+        self.arrays = as_taken(model, _arrays(data, batch_size))
         self.labels = None if labels is None else tree.map_structure(np.asarray, labels)
         self.teacher: list[np.ndarray] | None = None
         self.count = klb_data.batch_count(data, batch_size, steps)
@@ -58,7 +58,7 @@ class Source:
         """Inputs and targets of each batch of one epoch."""
         if self.arrays is None:
             found = klb_data.batches(self.data, self.batch_size, self.steps)
-            return ((_for(self.model, batch), None) for batch in found)
+            return ((as_taken(self.model, batch), None) for batch in found)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
         chosen = (order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size))
         return (self._batch(rows) for _, rows in zip(range(self.count or 0), chosen, strict=False))
@@ -85,12 +85,3 @@ def _arrays(data: Any, batch_size: int) -> Any:
     if isinstance(data, Mapping):
         return {name: np.asarray(part) for name, part in data.items()}
     return [np.asarray(part) for part in data]
-
-
-def _for(model: Any, batch: Any) -> Any:
-    """A dict of inputs by name as the list that a model without dict inputs takes."""
-    structure = getattr(model, "input", None)
-    if not isinstance(batch, Mapping) or structure is None or isinstance(structure, Mapping):
-        return batch
-    found = inputs_in_order(model, batch)
-    return found[0] if len(found) == 1 else found

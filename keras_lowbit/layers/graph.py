@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 KerasTensor: Any = keras.KerasTensor
@@ -115,15 +116,56 @@ def functional_of(model: Any) -> Any:
     )
 
 
-def inputs_in_order(model: keras.Model, batch: Any) -> list[Any]:
-    """The inputs in the model's own order; a dict may name them after the model's input layers."""
+def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
+    """The arrays of a batch in the model's own order, as they are; a dict may name them after the model's input layers."""
     functional = functional_of(model)
-    if isinstance(batch, Mapping) and not isinstance(functional.input, Mapping):
-        names = [tensor.name for tensor in functional.inputs]
-        if missing := [name for name in names if name not in batch]:
+    names = [tensor.name for tensor in functional.inputs]
+    if isinstance(batch, Mapping):
+        wanted = list(functional.input) if isinstance(functional.input, Mapping) else names
+        if missing := [name for name in wanted if name not in batch]:
             raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
-        return [batch[name] for name in names]
-    return tree.flatten(batch)
+        parts = {name: batch[name] for name in wanted}
+        batch = parts if isinstance(functional.input, Mapping) else list(parts.values())
+    found = tree.flatten(batch)
+    if len(found) != len(names):
+        raise ValueError(
+            f"The data hold {len(found)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for each, in "
+            "this order or in a dict."
+        )
+    return found
+
+
+def as_taken(model: keras.Model, batch: Any) -> Any:
+    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are."""
+    structure = getattr(model, "input", None)
+    if not isinstance(batch, Mapping) or structure is None:
+        return batch
+    found = chosen_inputs(model, batch)
+    if isinstance(structure, Mapping):
+        return {name: batch[name] for name in structure}
+    return found[0] if len(found) == 1 else found
+
+
+def inputs_in_order(model: keras.Model, batch: Any) -> list[np.ndarray]:
+    """The inputs in the model's own order, as running the model takes them: cast, and of the wanted rank.
+
+    batch: NumPy arrays. An axis of size 1 at the end is added or dropped where only that is missing, as by Keras.
+    """
+    wanted = functional_of(model).inputs
+    return [_adapted(np.asarray(part), t) for part, t in zip(chosen_inputs(model, batch), wanted, strict=True)]
+
+
+def _adapted(part: np.ndarray, wanted: KerasTensor) -> np.ndarray:
+    part = part.astype(wanted.dtype, copy=False)
+    if part.ndim == len(wanted.shape) - 1 and wanted.shape[-1] == 1:
+        return part[..., np.newaxis]
+    if part.ndim == len(wanted.shape) + 1 and part.shape[-1] == 1:
+        return part[..., 0]
+    if part.ndim != len(wanted.shape):
+        raise ValueError(
+            f"Input {wanted.name!r} takes arrays of shape {wanted.shape}, got {part.shape}. Axis 0 counts samples."
+        )
+    return part
 
 
 def is_graph_model(operation: Any) -> bool:
