@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,25 +14,56 @@ def convert_island(
 ) -> bytes:
     """The float .tflite bytes of `run(*tensors)` for inputs of those shapes (without batch).
 
+    Its inputs and outputs have the order that they have in `run`.
     what: names the piece in errors.   Raises ValueError if the piece mixes the samples of a batch, and with the
     converter's reason if it cannot be converted.
     """
-    import tensorflow as tf
-
     inputs = [keras.Input(shape, dtype="float32") for shape in shapes]
     if any(output.shape[0] is not None for output in run(*inputs)):
         raise ValueError(
             f"{what} mixes the samples of a batch: its output has no batch axis. A phone runs one sample at a time. Leave "
             "it out of the exported model."
         )
-    inputs = [keras.Input(batch_shape=(batch_size, *shape), dtype="float32") for shape in shapes]
-    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(inputs, run(*inputs)))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return bytes(converter.convert())
+            return _convert(run, [(batch_size, *shape) for shape in shapes])
     except Exception as error:  # the converter raises its own classes, with pages of text
         known = re.search(r"'tf\.\w+' op is [^\n]*", str(error))
         raise ValueError(
             f"{what} has no integer form, and the TensorFlow converter cannot express it in float either "
             f"({known[0] if known else str(error)[:300]}). Leave it out of the exported model."
         ) from error
+
+
+def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, ...]]) -> bytes:
+    """By way of a function, which the converter freezes with its arguments and results in order.
+
+    A Keras model would go by way of a SavedModel, whose signature orders them by names that Keras counts up.
+    """
+    import tensorflow as tf
+
+    inputs = [keras.Input(batch_shape=shape, dtype="float32") for shape in shapes]
+    model = keras.Model(inputs, run(*inputs), name="island")
+    function = tf.function(lambda *values: model(list(values), training=False), autograph=False)
+    arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]
+    concrete = function.get_concrete_function(*arguments)
+    # The second argument keeps the variables alive; being a function, it also keeps the converter from a SavedModel.
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], function).convert())
+
+
+@contextlib.contextmanager
+def numbered(operation: Any) -> Iterator[None]:
+    """Inside, an operation's layers are named by their place: "002_Dense".
+
+    The converter sorts by names, and Keras counts those of a custom layer's own layers up with every model it makes:
+    "dense_9" and "dense_10" would give another file than "dense_1" and "dense_2".
+    """
+    layers = list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else []
+    names = [layer.name for layer in layers]
+    try:
+        for place, layer in enumerate(layers):
+            layer.name = f"{place:03}_{type(layer).__name__}"
+        yield
+    finally:
+        for layer, name in zip(layers, names, strict=True):
+            layer.name = name

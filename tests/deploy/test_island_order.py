@@ -1,0 +1,143 @@
+"""Float islands keep the order of a call's inputs and outputs, and are the same bytes whatever Keras counts its names to."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+from keras import ops
+
+import keras_lowbit as klb
+from keras_lowbit.deploy.islands_convert import convert_island
+from keras_lowbit.deploy.run_file import open_interpreter
+from keras_lowbit.layers.graph import layers_of
+
+
+def run_island(content, values):
+    """First element of each output, the inputs being filled with one value each."""
+    interpreter, _ = open_interpreter(model_content=content, reference=True)
+    for detail, value in zip(interpreter.get_input_details(), values, strict=True):
+        interpreter.set_tensor(detail["index"], np.full(detail["shape"], value, np.float32))
+    interpreter.invoke()
+    return [float(interpreter.get_tensor(detail["index"]).flat[0]) for detail in interpreter.get_output_details()]
+
+
+@pytest.mark.parametrize("counted", [0, 8, 9])
+def test_two_inputs_keep_their_order_whatever_names_keras_gives(counted):
+    keras.backend.clear_session()
+    for _ in range(counted):
+        keras.Input((1,))
+    content = convert_island(lambda a, b: [ops.subtract(a, 2 * b)], [(4,), (4,)], "a piece")
+    assert run_island(content, [1, 10]) == [-19]
+
+
+def test_outputs_keep_their_order():
+    content = convert_island(lambda a: [a + 1.0, a * 3.0, a - 5.0], [(4,)], "a piece")
+    assert run_island(content, [10]) == [11, 30, 5]
+
+
+def test_a_dozen_ends_are_in_numeric_order():
+    def piece(*values):
+        return [sum(place * value for place, value in enumerate(values))] + [value * 2.0 for value in values]
+
+    given = list(range(1, 13))
+    content = convert_island(piece, [(2,)] * 12, "a piece")
+    assert run_island(content, given) == [sum(p * v for p, v in enumerate(given))] + [2 * v for v in given]
+
+
+def test_an_input_that_is_not_read_keeps_its_place():
+    assert run_island(convert_island(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
+
+
+class Film(kl.Layer):
+    """x * gain + shift, its tensors given by keyword."""
+
+    def call(self, x, gain, shift):
+        return x * gain + shift
+
+
+class Branches(kl.Layer):
+    """Two results of three layers of its own, whose names Keras counts up."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = [kl.Dense(3, kernel_initializer=keras.initializers.RandomNormal(seed=i)) for i in range(3)]
+
+    def build(self, shape):
+        for layer in self.inner:
+            layer.build(shape)
+        super().build(shape)
+
+    def call(self, x):
+        a, b, c = (layer(x) for layer in self.inner)
+        return a - 2 * b, ops.tanh(c)
+
+
+def denses(x, count):
+    return [kl.Dense(4, name=f"d{i}")(x) for i in range(count)]
+
+
+def film(x):
+    a, b, c = denses(x, 3)
+    return Film(name="piece")(a, gain=b, shift=c)
+
+
+def split(x):
+    a, b = ops.split(denses(x, 1)[0], 2, axis=-1)
+    return kl.Subtract(name="s")([a, kl.ReLU(name="p")(b)])
+
+
+def branches(x):
+    return kl.Concatenate(name="c")(Branches(name="piece")(denses(x, 1)[0]))
+
+
+def deployed(body, path):
+    """A quantized, calibrated model around `body`, written to `path`; the model and its images."""
+    keras.utils.set_random_seed(1)
+    entry = keras.Input((12,), name="x")
+    model = keras.Model(entry, kl.Dense(3, name="head")(body(entry)), name="m")
+    images = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+    quantized, _ = klb.quantize_model(model, "int8")
+    klb.calibrate(quantized, images, verbose=0)
+    klb.export_litert(quantized, path)
+    return quantized, images
+
+
+@pytest.mark.parametrize("body", [film, split, branches])
+def test_islands_with_several_ends_compute_what_keras_does(body, tmp_path):
+    model, images = deployed(body, tmp_path / "m.tflite")
+    parity = klb.verify(model, tmp_path / "m.tflite", images)
+    assert parity.ok
+    assert parity.max_output_steps <= 2
+
+
+def test_another_export_of_the_same_model_is_the_same_file(tmp_path):
+    model, _ = deployed(film, tmp_path / "first.tflite")
+    for _ in range(7):
+        ops.abs(keras.Input((1,)))
+    klb.export_litert(model, tmp_path / "second.tflite")
+    assert (tmp_path / "first.tflite").read_bytes() == (tmp_path / "second.tflite").read_bytes()
+
+
+def test_the_names_of_a_layers_own_layers_do_not_matter(tmp_path):
+    """A model loaded in another process: the inner layers are dense_8 to dense_10 here, dense to dense_2 there."""
+    keras.backend.clear_session()
+    first, _ = deployed(branches, tmp_path / "first.tflite")
+    keras.backend.clear_session()
+    for _ in range(5):
+        kl.Dense(1)
+    second, images = deployed(branches, tmp_path / "second.tflite")
+    assert sorted(inner_names(first)) == inner_names(first)
+    assert sorted(inner_names(second)) != inner_names(second)
+    assert (tmp_path / "first.tflite").read_bytes() == (tmp_path / "second.tflite").read_bytes()
+    assert klb.verify(second, tmp_path / "first.tflite", images).ok
+
+
+def inner_names(model):
+    return [layer.name for _, layer in layers_of(model) if type(layer) is kl.Dense]
+
+
+def test_an_export_leaves_all_names_as_they_were(tmp_path):
+    model, _ = deployed(branches, tmp_path / "m.tflite")
+    before = [path for path, _ in layers_of(model)]
+    klb.export_litert(model, tmp_path / "m.tflite")
+    assert [path for path, _ in layers_of(model)] == before
