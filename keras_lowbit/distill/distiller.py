@@ -32,7 +32,8 @@ class Distiller(keras.Model):
     student, teacher: models with the same inputs and the same logits; the teacher may be stock and never changes.
     loss: "rmse" (FAT's), "smooth_l1" (FAT's published code), "kl" with `temperature`, or ``loss(teacher, student)``.
     label_weight: above 0 `fit` needs labels: integer classes or probabilities; a list for several outputs.
-    variables: what learns. None or "thresholds": the trainable state of the student's quantizers (FAT's factors).
+    variables: what learns. None or "thresholds": the trainable state of the student's quantizers (FAT's factors),
+    in frozen layers too.
     "thresholds+biases": these and the biases of its layers, betas of batch norms included: a threshold that moves rounds the
     weights of its filter anew, which shifts the filter's mean, and only a bias can take that shift back. "pointwise": one
     factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies them
@@ -157,8 +158,8 @@ class _Between(keras.constraints.Constraint):
 
 
 def thresholds(student: Any) -> list[Any]:
-    """The trainable state of the quantizers of a model: FAT's factors."""
-    return [variable for _, host in hosts(student) for variable in host.trainable_variables]
+    """The state of a model's quantizers that learns, in frozen layers too: FAT's factors."""
+    return [variable for _, host in hosts(student) for variable in host.learned]
 
 
 def biases(student: Any) -> list[Any]:
@@ -191,8 +192,8 @@ def _declared(student: Any, variables: str | Sequence[Any] | None) -> list[Any]:
 def _thresholds(student: Any) -> list[Any]:
     if not (found := thresholds(student)):
         raise ValueError(
-            f"No quantizer of {student.name!r} has thresholds that learn. Quantize with the recipe 'fat', set "
-            "trainable=True if its layers are frozen, or say what learns: variables=[...]."
+            f"No quantizer of {student.name!r} has thresholds that learn. Quantize with the recipe 'fat', or say "
+            "what learns: variables=[...]."
         )
     return found
 

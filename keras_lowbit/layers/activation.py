@@ -21,7 +21,7 @@ class QuantActivation(keras.layers.Layer):
         check_format_version(kwargs, "A QuantActivation")
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
-        self.output_host = QuantizerHost(quantizer, name="output_quantizer")
+        self.output_host = QuantizerHost(quantizer, name="output_quantizer", trainable=self.trainable)
         self.supports_masking = True
 
     @property

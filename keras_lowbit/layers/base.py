@@ -42,7 +42,9 @@ class QuantizedLayer(keras.layers.Layer):
 
     def _make_host(self, role: str, filter_axes: tuple[int, ...]) -> QuantizerHost | None:
         quantizer = self._quantizers[role]
-        return None if quantizer is None else QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer")
+        if quantizer is None:
+            return None
+        return QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer", trainable=self.trainable)
 
     @property
     def kernel_quantizer(self) -> quantizers.Quantizer | None:

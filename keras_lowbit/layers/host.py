@@ -68,6 +68,7 @@ class QuantizerHost(keras.layers.Layer):
         self.quantizer: Quantizer = found
         self.filter_axes = tuple(filter_axes)
         self.state: dict[str, Any] = {}
+        self._learned: tuple[str, ...] = ()
         self.seed_generator: keras.random.SeedGenerator | None = None
         self.watch: Callable[[Any], None] | None = None
 
@@ -80,7 +81,13 @@ class QuantizerHost(keras.layers.Layer):
                 self.seed_generator = keras.random.SeedGenerator(spec.initial)
             else:
                 self.state[name] = self._add_state(name, spec)
+                self._learned += (name,) if spec.trainable else ()
         self.built = True
+
+    @property
+    def learned(self) -> list[Any]:
+        """The state that its quantizer declares trainable, whatever the `trainable` of the layers says."""
+        return [self.state[name] for name in self._learned]
 
     def _add_state(self, name: str, spec: StateSpec) -> Any:
         return self.add_weight(

@@ -1,0 +1,65 @@
+"""`trainable` of a layer holds for the thresholds of its quantizers, whenever it was set."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lowbit as klb
+from keras_lowbit.layers import QuantActivation, to_numpy
+from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold
+
+L = keras.layers
+ROWS = np.random.default_rng(51).normal(size=(16, 4)).astype("float32")
+
+
+def network():
+    keras.utils.set_random_seed(3)
+    row = keras.Input((4,))
+    return keras.Model(row, L.Dense(2, name="head")(L.Dense(3, activation="relu", name="body")(row)))
+
+
+def quantized(model):
+    found, _ = klb.quantize_model(model, "fat")
+    klb.calibrate(found, ROWS, verbose=0)
+    return found
+
+
+def frozen_before():
+    model = network()
+    model.get_layer("body").trainable = False
+    return quantized(model)
+
+
+def frozen_after():
+    model = quantized(network())
+    model.get_layer("body").trainable = False
+    return model
+
+
+def names(model):
+    return [variable.path for variable in model.trainable_variables]
+
+
+@pytest.mark.parametrize("make", [frozen_before, frozen_after])
+def test_a_frozen_layer_keeps_its_kernel_and_thresholds_through_fit_and_reload(make, tmp_path):
+    model = make()
+    layer = model.get_layer("body")
+    before = to_numpy(layer.quantized_kernel())
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(ROWS, ROWS[:, :2], epochs=2, verbose=0)
+    np.testing.assert_array_equal(to_numpy(layer.quantized_kernel()), before)
+    assert not any(name.startswith("body/") for name in names(model))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert names(again) == names(model)
+    layer.trainable = again.get_layer("body").trainable = True
+    assert names(again) == names(model)
+    assert sum(name.startswith("body/") for name in names(again)) == len(layer.trainable_variables) > 2
+
+
+def test_a_frozen_range_keeps_its_threshold_until_it_may_learn():
+    layer = QuantActivation("relu", quantizer=AdjustableThreshold(ActivationRange()), trainable=False)
+    layer.build((None, 4))
+    assert layer.trainable_variables == []
+    layer.trainable = True
+    assert len(layer.trainable_variables) > 0
