@@ -165,7 +165,9 @@ def summary(content: dict) -> str:
         test, held_out, anew = (100 * np.array([run[name] for run in runs]) for name in measured)
         spread = f"{test.std(ddof=1):.2f}" if len(runs) > 1 else "-"
         numbers = f"{test.mean():9.2f}{spread:>6}{held_out.mean():13.2f}{anew.mean():17.2f}"
-        lines.append(f"{method:<36}{len(runs):6d}{epochs:9d}{rate:7g}{steps:>12}{numbers}{runs[0]['levels'] or '-':>13}")
+        lines.append(
+            f"{method:<36}{len(runs):6d}{epochs:9d}{rate:7g}{steps:>12}{numbers}{runs[0]['levels'] or '-':>13}"
+        )
     return "\n".join(lines)
 
 
@@ -175,7 +177,9 @@ def parse_arguments(arguments=None) -> tuple[dict, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs-per-step", type=int, default=config["epochs_per_step"])
     parser.add_argument("--last-step-epochs", type=int, default=1, help="epochs of the step with all weights frozen")
-    parser.add_argument("--portions", type=float, nargs="+", help="of every step, in place of the paper's for each width")
+    parser.add_argument(
+        "--portions", type=float, nargs="+", help="of every step, in place of the paper's for each width"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=config["seeds"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=config["methods"])
     parser.add_argument("--learning-rate", type=float, default=config["learning_rate"])
