@@ -142,9 +142,6 @@ class _Level:
         if role is Role.WEIGHTED and self.rewriter.choice.kernel(call, path) is None:
             self.reasons[call] = "no rule of the recipe gives it a quantizer"
             return Role.ISLAND
-        if role is Role.BATCH_NORM and call.operation.axis not in (-1, len(call.tensors[0].shape) - 1):
-            self.reasons[call] = f"normalises axis {call.operation.axis}, not the last one"
-            return Role.ISLAND
         return role
 
     def _input(self, tensor: Any) -> Any:

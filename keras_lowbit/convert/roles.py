@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
+from keras_lowbit.convert.forms import DROPOUTS, lacks_form
 from keras_lowbit.layers.graph import Call, is_graph_model
 
 
@@ -45,21 +46,19 @@ QUANTIZED_CLASSES: dict[str, type[klb_layers.QuantizedLayer]] = {
 
 _SIMPLE: dict[str, Role] = {
     **dict.fromkeys(
-        (
-            "Add Subtract Multiply Average Maximum Minimum Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean"
-        ).split(),
+        "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean".split(),
         Role.COMPUTE,
     ),
     **dict.fromkeys(
         (
-            "InputLayer Reshape Flatten Permute RepeatVector Dropout SpatialDropout1D SpatialDropout2D Identity "
-            "ActivityRegularization MaxPooling1D MaxPooling2D GlobalMaxPooling1D GlobalMaxPooling2D "
-            "AveragePooling1D AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D ZeroPadding1D "
-            "ZeroPadding2D Cropping1D Cropping2D GetItem Squeeze ExpandDims Transpose GaussianNoise "
-            "GaussianDropout AlphaDropout"
+            "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
+            "GlobalMaxPooling1D GlobalMaxPooling2D AveragePooling1D AveragePooling2D GlobalAveragePooling1D "
+            "GlobalAveragePooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D GetItem Squeeze "
+            "ExpandDims Transpose Pad"
         ).split(),
         Role.KEEP,
     ),
+    **dict.fromkeys(DROPOUTS, Role.KEEP),
     "Concatenate": Role.CONCAT,
     "BatchNormalization": Role.BATCH_NORM,
     "Relu": Role.CLIP,
@@ -133,43 +132,35 @@ def fuses(operation: Any) -> bool:
 
 def role_of(call: Call) -> Role:
     """The role of a call."""
-    operation, kind = call.operation, stock_kind(call.operation)
+    role = _usual_role(call.operation)
+    if role in (Role.RANGE, Role.NESTED, Role.ISLAND):
+        return role
+    return Role.ISLAND if len(call.outputs) > 1 or lacks_form(call, stock_kind(call.operation)) else role
+
+
+def _usual_role(operation: Any) -> Role:
+    """The role of an operation called in a form that the integer pipeline has."""
+    kind = stock_kind(operation)
     if isinstance(operation, klb_layers.QuantActivation):
         return Role.RANGE
     if isinstance(operation, (keras.Sequential, keras.Model)):
         return Role.NESTED if is_graph_model(operation) else Role.ISLAND
     if kind in KINDS:
-        return Role.WEIGHTED if getattr(operation, "data_format", "channels_last") == "channels_last" else Role.ISLAND
+        return Role.WEIGHTED
     if kind == "Activation":
         return _ACTIVATIONS.get(activation_name(operation), Role.ISLAND)
     if kind == "ReLU":
-        return _relu_role(operation)
-    if kind == "UpSampling2D":
-        return Role.KEEP if operation.interpolation in ("nearest", "bilinear") else Role.ISLAND
-    if kind == "Pad":
-        return Role.KEEP if operation.mode == "constant" and not any(_constants(call)) else Role.ISLAND
-    if len(call.outputs) > 1:
-        return Role.ISLAND
+        return Role.COMPUTE if operation.negative_slope else Role.CLIP
     return _SIMPLE.get(kind, Role.ISLAND)
 
 
 def why_island(call: Call) -> str:
     """Why `role_of` says ISLAND, for the report."""
-    operation, kind = call.operation, stock_kind(call.operation)
-    if kind in KINDS and getattr(operation, "data_format", "channels_last") != "channels_last":
-        return "its data format is channels_first, the integer pipeline is channels_last"
+    operation, name = call.operation, type(call.operation).__name__
+    if _usual_role(operation) is not Role.ISLAND:
+        return lacks_form(call, stock_kind(operation)) or f"{name} has several outputs"
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
-        return f"{type(operation).__name__} is a class of {type(operation).__module__}, unknown here"
-    if kind in ("Activation", "ReLU"):
+        return f"{name} is a class of {type(operation).__module__}, unknown here"
+    if stock_kind(operation) == "Activation":
         return f"its function {activation_name(operation)!r} has no integer form here"
-    return f"{type(operation).__name__} has no integer form here"
-
-
-def _constants(call: Call) -> list[Any]:
-    return [value for value in call.constants() if isinstance(value, (int, float)) and value]
-
-
-def _relu_role(layer: Any) -> Role:
-    if layer.threshold or layer.max_value not in (None, 6.0):
-        return Role.ISLAND
-    return Role.COMPUTE if layer.negative_slope else Role.CLIP
+    return f"{name} has no integer form here"

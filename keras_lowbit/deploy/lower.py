@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.convert.forms import DROPOUTS
+from keras_lowbit.convert.roles import Role, role_of, stock_kind
 from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy import overflow as overflow_
 from keras_lowbit.deploy.build import GraphBuilder
@@ -82,6 +84,7 @@ def lower_model(
             "keras_lowbit.quantize_model(model, 'int8')."
         )
     _check_finite(model)
+    _check_inference(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder, overflow)
     for call in state.calls.calls:
         lower_call(state, call)
@@ -259,6 +262,22 @@ def _check_finite(model: keras.Model) -> None:
                 f"Weight {variable.path!r} holds {int(np.size(value) - np.isfinite(value).sum())} NaN or infinite values "
                 f"of {value.size}; integers cannot stand for them. Train again with a smaller learning rate, or load a "
                 "checkpoint from before they appeared."
+            )
+
+
+def _check_inference(model: Any, prefix: str = "", training: bool = False) -> None:
+    """Refuses layers that a call with training=True, their own or one of a model around them, keeps in training."""
+    for call in calls_of(model).calls:
+        always = training or call.arguments.kwargs.get("training") is True
+        path, kind = prefix + call.path, stock_kind(call.operation)
+        if role_of(call) is Role.NESTED:
+            _check_inference(call.operation, f"{path}/", always)
+        elif always and kind in ("BatchNormalization", *DROPOUTS):
+            does = "takes each batch's own statistics" if kind == "BatchNormalization" else "draws at random"
+            raise ValueError(
+                f"{path!r} is called with training=True: this {kind} {does} in inference too, which a file cannot do. "
+                "Build the model again without training=True, give it the weights (new.set_weights(model.get_weights())), "
+                "then quantize and export that one."
             )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.forms import starts_with_tensor
 from keras_lowbit.convert.roles import Role, activation_name, role_of, stock_kind
 from keras_lowbit.deploy.fold import Affine, batch_norm_affine
 from keras_lowbit.deploy.graph import Range
@@ -144,31 +145,23 @@ def _slope(operation: Any) -> float:
 
 
 def _compute(state: Lowering, call: Call) -> bool:
-    """Sums, differences, products, rescaling, softmax, leaky relu; False for what stays float."""
+    """Sums, differences, products, rescaling, means, softmax, leaky relu."""
     kind = stock_kind(call.operation)
     if kind in ("Rescaling", "Normalization"):
-        affine = _layer_affine(call, kind)
-        return affine is not None and _affine(state, call, affine)
+        return _affine(state, call, _layer_affine(call, kind))
     if kind in ("Add", "Subtract", "Multiply"):
         return _binary(state, call, kind)
     if kind == "Mean":
         return _mean(state, call)
-    if kind == "Softmax" and getattr(call.operation, "axis", -1) in (-1, len(call.tensors[0].shape) - 1):
-        return len(call.inputs) == 1 and _activate(state, call, "softmax")
-    if kind in ("LeakyReLU", "LeakyRelu", "ReLU"):
-        return _activate(state, call, "leaky_relu")
     if kind == "Activation":
         return _activate(state, call, activation_name(call.operation))
-    return False
+    return _activate(state, call, "softmax" if kind == "Softmax" else "leaky_relu")
 
 
 def _mean(state: Lowering, call: Call) -> bool:
     """`keras.ops.mean` over any axes but the batch."""
-    source, rank = state.stored(call.inputs[0], call), len(call.tensors[0].shape)
-    axis = call.operation.axis
-    axes = sorted({a % rank for a in ([axis] if isinstance(axis, int) else axis or [0])})
-    if 0 in axes:
-        return False
+    source, axis = state.stored(call.inputs[0], call), call.operation.axis
+    axes = [axis] if isinstance(axis, int) else list(axis)
 
     def emit(grid: Range, *_: Any) -> str:
         return state.builder.mean(source.tensor, grid, state.name(call.path), axes, call.operation.keepdims)
@@ -178,12 +171,8 @@ def _mean(state: Lowering, call: Call) -> bool:
 
 
 def _binary(state: Lowering, call: Call, kind: str) -> bool:
-    key = call.outputs[0]
-    if len(call.inputs) == 1 and len(call.constants()) == 1:
-        affine = _constant_affine(call, kind)
-        return affine is not None and _affine(state, call, affine)
-    if len(call.inputs) != 2 or call.constants():
-        return False
+    if len(call.inputs) == 1:
+        return _affine(state, call, _constant_affine(call, kind))
     left, right = (state.stored(source, call) for source in call.inputs)
     make = {"Add": state.builder.add, "Subtract": state.builder.sub, "Multiply": state.builder.mul}[kind]
 
@@ -191,37 +180,34 @@ def _binary(state: Lowering, call: Call, kind: str) -> bool:
         return make(left.tensor, right.tensor, grid, state.name(call.path), activation)
 
     trail = left.trail.add(right.trail, call=call)
-    state.values[key] = Pending(call.path, emit, trail)
+    state.values[call.outputs[0]] = Pending(call.path, emit, trail)
     return True
 
 
-def _constant_affine(call: Call, kind: str) -> Affine | None:
+def _constant_affine(call: Call, kind: str) -> Affine:
     """``x + c``, ``x - c``, ``c - x`` or ``x * c`` for a scalar or a vector over the last axis."""
-    constant = np.asarray(call.constants()[0], np.float64)
-    channels = call.results[0].shape[-1]
-    if (constant.ndim > 1 and constant.size != constant.shape[-1]) or constant.size not in (1, channels):
-        return None
-    vector = np.broadcast_to(constant.reshape(-1), (channels,))
-    ones = np.ones(channels)
+    [constant] = [value for value in call.constants() if value is not None]
+    vector = _per_channel(call, constant)
+    ones = np.ones_like(vector)
     if kind == "Multiply":
         return Affine(vector, 0 * ones)
     if kind == "Add":
         return Affine(ones, vector)
-    first_is_tensor = call.fill(dict.fromkeys(call.inputs, "x"))[0][0] == "x" if call.arguments.args else True
-    return Affine(ones, -vector) if first_is_tensor else Affine(-ones, vector)
+    return Affine(ones, -vector) if starts_with_tensor(call) else Affine(-ones, vector)
 
 
-def _layer_affine(call: Call, kind: str) -> Affine | None:
-    layer, channels = call.operation, call.results[0].shape[-1]
+def _layer_affine(call: Call, kind: str) -> Affine:
+    layer = call.operation
     if kind == "Rescaling":
-        factor, offset = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
-    else:
-        mean = np.asarray(layer.mean, np.float64).reshape(-1)
-        deviation = np.maximum(np.sqrt(np.asarray(layer.variance, np.float64)), 1e-7).reshape(-1)
-        factor, offset = (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
-    if any(part.size not in (1, channels) for part in (factor, offset)):
-        return None
-    return Affine(*(np.broadcast_to(part.reshape(-1), (channels,)).copy() for part in (factor, offset)))
+        return Affine(_per_channel(call, layer.scale), _per_channel(call, layer.offset))
+    mean = _per_channel(call, layer.mean)
+    deviation = np.maximum(np.sqrt(_per_channel(call, layer.variance)), 1e-7)
+    return Affine(deviation, mean) if layer.invert else Affine(1 / deviation, -mean / deviation)
+
+
+def _per_channel(call: Call, constant: Any) -> np.ndarray:
+    """A scalar, or one value for each channel, as the latter."""
+    return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (call.results[0].shape[-1],)).copy()
 
 
 def _concatenate(state: Lowering, call: Call) -> bool:

@@ -5,28 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.forms import DROPOUTS, index_of
 from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.values import Floating, Pending, Stored
 from keras_lowbit.layers.graph import Call
 
-# Nothing happens in inference: the result is the input itself.
-_ALIASES = {
-    "InputLayer",
-    "Dropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "Identity",
-    "ActivityRegularization",
-    "GaussianNoise",
-    "GaussianDropout",
-    "AlphaDropout",
-    "Activation",  # linear; others have other roles
-}
+# Nothing happens in inference: the result is the input itself. An Activation here is linear; others have other roles.
+_ALIASES = {*DROPOUTS, "InputLayer", "Identity", "ActivityRegularization", "Activation"}
 
 
 def lower_move(state: Lowering, call: Call) -> bool:
-    """Lower one range-keeping call; False for a form the integer graph lacks."""
+    """Lower one range-keeping call; False for one between operations that run in float."""
     kind, key = stock_kind(call.operation), call.outputs[0]
     value = state.values[call.inputs[0]]
     if kind in _ALIASES:
@@ -34,43 +24,36 @@ def lower_move(state: Lowering, call: Call) -> bool:
             state.values[key] = type(value)(**{**vars(value), "trail": value.trail.add(call=call)})
             return True
         return False
-    if isinstance(value, Floating) or kind not in _MOVES:
+    if isinstance(value, Floating):
         return False
     source = state.stored(call.inputs[0], call)
-    tensor = _MOVES[kind](state, call, source.tensor)
-    if tensor is None:
-        return False
-    state.store(key, tensor, source.trail.add(call=call))
+    state.store(key, _MOVES[kind](state, call, source.tensor), source.trail.add(call=call))
     return True
 
 
-def _reshape(state: Lowering, call: Call, tensor: str) -> str | None:
+def _reshape(state: Lowering, call: Call, tensor: str) -> str:
     """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
     wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
-    if wanted.count(-1) > 1 or call.results[0].shape[0] not in (None, 1):
-        return None
     return state.builder.reshape(tensor, state.name(call.path), wanted)
 
 
-def _permute(state: Lowering, call: Call, tensor: str) -> str | None:
-    operation = call.operation
-    perm = [0, *operation.dims] if hasattr(operation, "dims") else list(operation.axes or ())
-    if not perm or perm[0] != 0:
-        return None
+def _permute(state: Lowering, call: Call, tensor: str) -> str:
+    operation, rank = call.operation, len(call.tensors[0].shape)
+    perm = [0, *operation.dims] if hasattr(operation, "dims") else [axis % rank for axis in operation.axes]
     return state.builder.transpose(tensor, state.name(call.path), perm)
 
 
-def _pad(state: Lowering, call: Call, tensor: str) -> str | None:
+def _pad(state: Lowering, call: Call, tensor: str) -> str:
     operation, rank = call.operation, len(static_shape(state, tensor))
     if hasattr(operation, "pad_width"):
         widths = np.broadcast_to(operation.pad_width, (rank + 1, 2)).tolist()
-        return None if any(widths[0]) else state.builder.pad(tensor, state.name(call.path), widths[1:])
+        return state.builder.pad(tensor, state.name(call.path), widths[1:])
     padding = operation.padding
     pairs = [padding] if isinstance(padding[0], int) else list(padding)
     return state.builder.pad(tensor, state.name(call.path), [*pairs, (0, 0)])
 
 
-def _crop(state: Lowering, call: Call, tensor: str) -> str | None:
+def _crop(state: Lowering, call: Call, tensor: str) -> str:
     cropping = call.operation.cropping
     pairs = [cropping] if isinstance(cropping[0], int) else list(cropping)
     sizes = static_shape(state, tensor)
@@ -79,21 +62,11 @@ def _crop(state: Lowering, call: Call, tensor: str) -> str | None:
     return state.builder.strided_slice(tensor, state.name(call.path), begin, end)
 
 
-def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
+def _get_item(state: Lowering, call: Call, tensor: str) -> str:
     """``x[:, a:b:c, i, ...]``: slices of positive steps and whole numbers, the batch whole."""
-    index = call.arguments.args[1] if len(call.arguments.args) > 1 else call.arguments.kwargs.get("key")
-    parts = list(index) if isinstance(index, (tuple, list)) else [index]
-    rank = len(static_shape(state, tensor)) + 1
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
-    parts += [slice(None)] * (rank - len(parts))
-    if not all(isinstance(part, (int, slice)) for part in parts) or parts[0] != slice(None):
-        return None
+    parts = index_of(call) or []
     cuts = [part if isinstance(part, slice) else slice(part, part + 1 or None) for part in parts[1:]]
     steps = [cut.step or 1 for cut in cuts]
-    if min(steps, default=1) < 1:
-        return None
     name, drops = state.name(call.path), any(isinstance(part, int) for part in parts)
     whole = state.builder.strided_slice(
         tensor, f"{name}/slice" if drops else name, [cut.start or 0 for cut in cuts], [cut.stop for cut in cuts], steps
@@ -104,11 +77,9 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str | None:
     return state.builder.reshape(whole, name, [size for part, size in kept if isinstance(part, slice)])
 
 
-def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:
-    def make(state: Lowering, call: Call, tensor: str) -> str | None:
+def _pool(kind: str) -> Callable[[Lowering, Call, str], str]:
+    def make(state: Lowering, call: Call, tensor: str) -> str:
         layer, sizes, builder = call.operation, static_shape(state, tensor), state.builder
-        if layer.data_format != "channels_last":
-            return None
         pool = builder.max_pool2d if kind == "max" else builder.average_pool2d
         size, strides = tuple(layer.pool_size), tuple(layer.strides)
         if len(size) == 2:
@@ -121,18 +92,14 @@ def _pool(kind: str) -> Callable[[Lowering, Call, str], str | None]:
     return make
 
 
-def _global_average(state: Lowering, call: Call, tensor: str) -> str | None:
+def _global_average(state: Lowering, call: Call, tensor: str) -> str:
     layer, builder = call.operation, state.builder
-    if layer.data_format != "channels_last":
-        return None
     axes = tuple(range(1, len(static_shape(state, tensor))))
     return builder.mean(tensor, builder.tensor(tensor).range, state.name(call.path), axes, layer.keepdims)
 
 
-def _global_max(state: Lowering, call: Call, tensor: str) -> str | None:
+def _global_max(state: Lowering, call: Call, tensor: str) -> str:
     layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
-    if layer.data_format != "channels_last":
-        return None
     name = state.name(call.path)
     image = tensor
     if len(sizes) == 2:
@@ -142,19 +109,17 @@ def _global_max(state: Lowering, call: Call, tensor: str) -> str | None:
     return builder.reshape(pooled, name, shape)
 
 
-def _upsample(state: Lowering, call: Call, tensor: str) -> str | None:
+def _upsample(state: Lowering, call: Call, tensor: str) -> str:
     layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
-    if getattr(layer, "data_format", "channels_last") != "channels_last" or len(sizes) != 3:
-        return None
     factor: Any = layer.size
     size = (sizes[0] * factor[0], sizes[1] * factor[1])
     if layer.interpolation == "nearest":
         # Whole factors: without half-pixel centers this repeats every pixel, as Keras does.
         return builder.resize_nearest(tensor, state.name(call.path), size, half_pixel_centers=False)
-    return builder.resize_bilinear(tensor, state.name(call.path), size) if layer.interpolation == "bilinear" else None
+    return builder.resize_bilinear(tensor, state.name(call.path), size)
 
 
-_MOVES: dict[str, Callable[[Lowering, Call, str], str | None]] = {
+_MOVES: dict[str, Callable[[Lowering, Call, str], str]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
     **dict.fromkeys(("Permute", "Transpose"), _permute),
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Pad"), _pad),

@@ -95,6 +95,11 @@ def gates(x):
     return kl.Multiply()([x, kl.Activation("sigmoid")(kl.Conv2D(1, 1)(kl.GlobalAveragePooling2D(keepdims=True)(x)))])
 
 
+def fixed_batch():
+    entry = keras.Input(batch_shape=(4, *IMAGE), name="x")
+    return keras.Model(entry, kl.Dense(3)(kl.Flatten()(kl.Conv2D(4, 3)(entry))), name="m")
+
+
 def drop_in():
     range_ = {"output_quantizer": "activation"}
     entry = keras.Input(IMAGE, name="x")
@@ -120,6 +125,8 @@ def _norm(**options):
 
 
 VARIABLE = (None, None, 4)
+FIRST = {"data_format": "channels_first"}
+PAIRS = np.float32([[0.5], [2.0]] * 4)  # one factor for each column of an image
 
 ZOO: dict[str, Case] = {
     # convolutions
@@ -159,9 +166,18 @@ ZOO: dict[str, Case] = {
     "multiply constant": function(lambda x: x * np.float32([0.5, -1, 0, 3])),
     "relu behind affine": function(lambda x: keras.ops.relu(x * 2.0 - 0.3)),
     "divide": function(lambda x: x / 3.0, islands=("true_divide",)),
+    "from vector": function(lambda x: keras.ops.subtract(np.float32([1, 2, -1, 0]), x)),
+    "multiply columns": function(lambda x: kl.Conv2D(4, 1)(x) * PAIRS, islands=("multiply",)),
+    "multiply widens": function(
+        lambda x: kl.Dense(3)(kl.Dense(1)(x) * np.float32([1, -2, 0.5])), VECTOR, islands=("multiply",)
+    ),
+    "add of rank 5": function(lambda x: kl.Dense(2)(x + x * 2.0), (2, 3, 2, 2, 4), islands=("add",)),
     # concatenations
     "concat unequal": function(unequal),
     "concat rows": function(lambda a, b: kl.Concatenate(axis=1)([a, b]), IMAGE, (2, 8, 4)),
+    "concat with an island": function(
+        lambda x: kl.Concatenate()([kl.ELU(name="e")(x), kl.Conv2D(2, 1)(x)]), islands=("e",), reference=False
+    ),
     "concat twice": function(lambda x: kl.Concatenate()([x, kl.Concatenate()([kl.Conv2D(2, 1)(x), x * 3.0])])),
     # pools and means
     "max pool": case(lambda: kl.MaxPooling2D((2, 3))),
@@ -175,23 +191,45 @@ ZOO: dict[str, Case] = {
     "global average 1-d": case(lambda: kl.GlobalAveragePooling1D(), shape=SIGNAL),
     "global max": case(lambda: kl.GlobalMaxPooling2D()),
     "global max 1-d": case(lambda: kl.GlobalMaxPooling1D(keepdims=True), shape=SIGNAL),
+    "global average channels first": case(
+        conv(), lambda: kl.GlobalAveragePooling2D(name="g", **FIRST), lambda: kl.Dense(3), islands=("g",)
+    ),
+    "average with a mask": function(
+        lambda x: kl.Dense(3)(kl.GlobalAveragePooling1D(name="g")(x, mask=np.arange(11)[None] < 4)),
+        SIGNAL,
+        islands=("g",),
+    ),
     "mean": function(lambda x: keras.ops.mean(x, axis=(1, 2))),
     "mean channels": function(lambda x: keras.ops.mean(x, axis=-1, keepdims=True)),
     # shapes
     "pad": case(lambda: kl.ZeroPadding2D(((1, 2), (0, 3)))),
     "pad 1-d": case(lambda: kl.ZeroPadding1D((2, 1)), shape=SIGNAL),
     "pad then conv": case(lambda: kl.ZeroPadding2D(((0, 1), (0, 1))), conv(strides=2)),
+    "pad channels first": case(conv(), lambda: kl.ZeroPadding2D(1, name="p", **FIRST), conv(), islands=("p",)),
+    "pad with twos": function(
+        lambda x: kl.Conv2D(2, 3)(keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.float32(2))),
+        islands=("pad",),
+    ),
     "reshape": case(lambda: kl.Reshape((-1, 8))),
     "flatten": case(lambda: kl.Flatten(), lambda: kl.Dense(3)),
+    "flatten channels first": case(conv(), lambda: kl.Flatten(name="f", **FIRST), lambda: kl.Dense(3), islands=("f",)),
+    "flatten of a fixed batch": Case(fixed_batch),
+    "transpose from behind": function(lambda x: keras.ops.transpose(x, (0, -1, 1, 2))),
     "permute": case(lambda: kl.Permute((3, 1, 2))),
     "crop": case(lambda: kl.Cropping2D(((1, 0), (2, 1)))),
+    "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv(), islands=("k",)),
     "crop 1-d": case(lambda: kl.Cropping1D((1, 2)), shape=SIGNAL),
     "slice": function(lambda x: x[:, 1:7:2, ..., :3]),
-    "slice backwards": function(lambda x: x[:, ::-1], islands=("get_item",)),
+    "slice backwards": function(lambda x: kl.Conv2D(2, 1)(x[:, ::-1]), islands=("get_item",)),
     "pick one": function(lambda x: x[:, -1, :, 0:2]),
     "upsample nearest": case(lambda: kl.UpSampling2D((2, 3))),
     "upsample bilinear": case(lambda: kl.UpSampling2D(2, interpolation="bilinear")),
-    "repeat": case(lambda: kl.RepeatVector(3, name="again"), shape=VECTOR, islands=("again",)),
+    "upsample bilinear by 3": case(
+        lambda: kl.UpSampling2D(3, interpolation="bilinear", name="up"), conv(), islands=("up",)
+    ),
+    "upsample bilinear by 4 and 8": case(lambda: kl.UpSampling2D((4, 8), interpolation="bilinear")),
+    "upsample bilinear from one row": case(lambda: kl.UpSampling2D((7, 2), interpolation="bilinear"), shape=(1, 5, 4)),
+    "repeat": case(lambda: kl.RepeatVector(3, name="again"), lambda: kl.Dense(2), shape=VECTOR, islands=("again",)),
     # activations of their own
     **{
         f"activation {name}": case(lambda name=name: kl.Activation(name))
@@ -201,6 +239,10 @@ ZOO: dict[str, Case] = {
     "leaky relu layer": case(conv(), lambda: kl.LeakyReLU(negative_slope=0.1)),
     "sloped relu": case(conv(), lambda: kl.ReLU(negative_slope=0.25)),
     "capped relu": case(lambda: kl.ReLU(max_value=1.0, name="cap"), islands=("cap",)),
+    "capped and sloped relu": case(conv(), lambda: kl.ReLU(6.0, negative_slope=0.3, name="cap"), islands=("cap",)),
+    "softmax with a mask": function(
+        lambda x: kl.Softmax(name="s")(kl.Conv2D(4, 1)(x), mask=np.arange(4) < 2), islands=("s",)
+    ),
     "gelu": case(conv(activation="gelu", name="c"), islands=("c",)),
     "softmax on axis 1": case(lambda: kl.Softmax(axis=1, name="s"), islands=("s",)),
     "elu": case(conv(), lambda: kl.ELU(name="e"), conv(), islands=("e",), reference=False),
@@ -215,6 +257,17 @@ ZOO: dict[str, Case] = {
     "norm rank 3": case(_norm(), shape=SIGNAL),
     "norm rank 4": case(_norm(), lambda: kl.ReLU()),
     "norm behind relu": case(conv(activation="relu"), _norm()),
+    "norm after transpose with output padding": case(
+        lambda: kl.Conv2DTranspose(5, 3, strides=2, output_padding=1, name="t"),
+        _norm(),
+        lambda: kl.ReLU(),
+        islands=("t",),
+    ),
+    "norm of rows": case(conv(), _norm(axis=1, name="n"), conv(), islands=("n",)),
+    "normalization of columns": case(
+        lambda: kl.Normalization(axis=2, mean=[0.3] * 8, variance=[0.5, 2.0] * 4, name="n"), conv(), islands=("n",)
+    ),
+    "rescaling columns": case(lambda: kl.Rescaling(PAIRS, name="r"), conv(), islands=("r",)),
     "rescaling": case(lambda: kl.Rescaling(1 / 127.5, offset=-1.0), conv()),
     "rescaling channels": case(lambda: kl.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[0.0, 1.0, 2.0, 3.0])),
     "normalization": case(adapted, conv()),

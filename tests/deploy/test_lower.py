@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from litert_oracle import differing_elements
-from lowering_zoo import ZOO, case, function, trained
+from lowering_zoo import IMAGE, ZOO, case, function, trained
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.litert_read import LiteRTFile
@@ -141,6 +141,20 @@ REFUSED = {
     "float activations": (case(lambda: kl.Dense(3), shape=(4,)), "no activation range.*QuantActivation"),
     "batch mixed": (function(lambda x: keras.ops.mean(x, axis=0, keepdims=True)), "mixes the samples of a batch"),
     "no converter": (case(lambda: kl.UpSampling2D(2, interpolation="bicubic")), "ResizeBicubic.*Leave it out"),
+    "dropout in training": (
+        function(lambda x: kl.Dropout(0.5, name="d")(x, training=True)),
+        "'d' is called with training=True: this Dropout draws at random.*without training=True",
+    ),
+    "norm in training": (
+        function(lambda x: kl.BatchNormalization(name="n")(x, training=True)),
+        "'n' is called with training=True: this BatchNormalization takes each batch's own",
+    ),
+    "model in training": (
+        function(
+            lambda x: keras.Sequential([keras.Input(IMAGE), kl.Dropout(0.5, name="d")], name="body")(x, training=True)
+        ),
+        "'body/d' is called with training=True",
+    ),
     "dilated transpose": (case(lambda: kl.Conv2DTranspose(3, 3, dilation_rate=2)), "Conv2DBackpropInput"),
 }
 
