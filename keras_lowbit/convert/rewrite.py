@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.copies import bare_copy, copy_variables, model_like
+from keras_lowbit.convert.copies import copied, in_short, live_config, model_like, unreadable
 from keras_lowbit.convert.ranges import RangePlan, plan_ranges
 from keras_lowbit.convert.report import LayerReport
 from keras_lowbit.convert.roles import (
@@ -80,9 +80,9 @@ class Rewriter:
             self.reported.add(path)
             self.rows.append(LayerReport(path, type(operation).__name__, outcome, detail))
 
-    def shares(self, path: str, operation: Any, error: Exception) -> None:
+    def shares(self, path: str, error: Exception) -> None:
         """Say in the row of `path` that the two models share that operation."""
-        reason = f"shared with the original: it cannot be copied ({type(error).__name__}: {error})"
+        reason = f"shared with the original: it cannot be copied ({in_short(error)})"
         for index, row in enumerate(self.rows):
             if row.path == path:
                 self.rows[index] = LayerReport(path, row.layer, "skipped", f"{row.detail}; {reason}")
@@ -141,6 +141,9 @@ class _Level:
             return Role.ISLAND
         if role is Role.WEIGHTED and self.rewriter.choice.kernel(call, path) is None:
             self.reasons[call] = "no rule of the recipe gives it a quantizer"
+            return Role.ISLAND
+        if role is Role.WEIGHTED and (reason := unreadable(call.operation)) is not None:
+            self.reasons[call] = reason
             return Role.ISLAND
         return role
 
@@ -243,7 +246,7 @@ class _Level:
         copies = self.rewriter.copies
         if id(layer) not in copies:
             cls = QUANTIZED_CLASSES[stock_kind(layer)]
-            copy = cls.from_config({**layer.get_config(), **changes})
+            copy = cls.from_config({**live_config(layer), **changes})
             copy.build(_input_shape(layer))
             _copy_state(layer, copy)
             copies[id(layer)] = copy
@@ -265,15 +268,9 @@ class _Level:
         operation, copies = call.operation, self.rewriter.copies
         if id(operation) in copies:
             return call.run(self.values, copies[id(operation)])
-        try:
-            copy = bare_copy(operation)
-            results = call.run(self.values, copy)  # calling it builds it, layers inside a layer included
-            if call.is_layer:
-                copy_variables(operation, copy)
-        except Exception as error:  # any custom layer may fail in its own way; the model must still convert
-            self.rewriter.shares(path, operation, error)
-            copy, results = operation, call.run(self.values, operation)
-        copies[id(operation)] = copy
+        copies[id(operation)], results, error = copied(call, self.values)
+        if error is not None:
+            self.rewriter.shares(path, error)
         return results
 
 

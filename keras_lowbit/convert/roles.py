@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
+from keras_lowbit.convert.copies import function_name
 from keras_lowbit.convert.forms import DROPOUTS, lacks_form
 from keras_lowbit.layers.graph import Call, is_graph_model
 
@@ -108,7 +109,7 @@ def stock_kind(operation: Any) -> str:
 
 
 def activation_name(operation: Any) -> str:
-    """The name of a layer's or op's activation function ("linear" if it has none, "?" if it has no name)."""
+    """The name of a layer's or op's activation function ("linear" if it has none, "?" if it is not one of Keras')."""
     by_op = {
         "Silu": "silu",
         "HardSilu": "hard_silu",
@@ -119,10 +120,7 @@ def activation_name(operation: Any) -> str:
     if type(operation).__name__ in by_op:
         return by_op[type(operation).__name__]
     function = getattr(operation, "activation", None)
-    if function is None:
-        return "linear"
-    serialized = keras.activations.serialize(function)
-    return serialized if isinstance(serialized, str) else "?"
+    return "linear" if function is None else function_name(function)
 
 
 def fuses(operation: Any) -> bool:

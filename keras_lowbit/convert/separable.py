@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_lowbit.convert.copies import live_config
 from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D, to_numpy
 from keras_lowbit.quantizers import Quantizer
 
@@ -17,7 +18,7 @@ def split_separable(
     depthwise: quantizer of the first layer, a stock one without it.   pointwise: quantizers of the second layer, and a
     changed activation, as its constructor takes them.
     """
-    config = layer.get_config()
+    config = live_config(layer)
     common = {key: config[key] for key in ("data_format", "dtype", "trainable")}
     make = keras.layers.DepthwiseConv2D if depthwise is None else QuantDepthwiseConv2D
     quantizer = {} if depthwise is None else {"kernel_quantizer": depthwise}
@@ -40,7 +41,7 @@ def split_separable(
         bias_regularizer=layer.bias_regularizer,
         bias_constraint=layer.bias_constraint,
         use_bias=layer.use_bias,
-        **{"activation": layer.activation} | pointwise,
+        **{"activation": config["activation"]} | pointwise,
         **common,
     )
     input_shape = layer.get_build_config()["input_shape"]

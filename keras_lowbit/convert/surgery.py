@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.copies import bare_copy, copy_variables, rebuilt
+from keras_lowbit.convert.copies import copied, live_config, rebuilt
 from keras_lowbit.layers.graph import Call, is_graph_model
 from keras_lowbit.layers.host import to_numpy
 
@@ -67,19 +67,12 @@ def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: 
         edit = edits[id(operation)]
         copies[id(operation)] = copy = edit.replacement or _edited_layer(operation, edit)
         return call.run(values, copy)
-    try:
-        copy = bare_copy(operation)
-        results = call.run(values, copy)  # calling it builds it, layers inside a layer included
-        if call.is_layer:
-            copy_variables(operation, copy)
-    except Exception:  # any custom layer may fail in its own way; the model must still convert
-        copy, results = operation, call.run(values, operation)
-    copies[id(operation)] = copy
+    copies[id(operation)], results, _ = copied(call, values)
     return results
 
 
 def _edited_layer(layer: Any, edit: Edit) -> Any:
-    copy = type(layer).from_config({**layer.get_config(), **edit.config})
+    copy = type(layer).from_config({**live_config(layer), **edit.config})
     if layer.variables:
         copy.build(layer.get_build_config()["input_shape"])
     for name, value in {**weights_of(layer), **edit.weights}.items():

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.copies import bare_copy, copy_variables, rebuilt
+from keras_lowbit.convert.copies import copied, live_config, rebuilt
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
 from keras_lowbit.layers.graph import Call, is_graph_model, layers_of
 from keras_lowbit.numerics.thresholds import reduced_axes
@@ -69,7 +69,8 @@ def dequantize(model: keras.Model) -> keras.Model:
     """A stock Keras model that holds the quantized values: no class of this library in it, activations float.
 
     Kernels and biases are the on-grid reals of the quantized layers; activation ranges are left out. The original is
-    not touched. A Functional or Sequential model is needed, as for `quantize_model`.
+    not touched; an operation that cannot be copied is shared with it. A Functional or Sequential model is needed, as
+    for `quantize_model`.
     """
     return _rebuild(model, {})
 
@@ -93,11 +94,10 @@ def _run_stock(call: Call, values: dict[int, Any], copies: dict[int, Any]) -> li
     operation = call.operation
     if id(operation) in copies:
         return call.run(values, copies[id(operation)])
-    ours = isinstance(operation, (klb_layers.QuantizedLayer, klb_layers.QuantActivation)) or is_graph_model(operation)
-    copies[id(operation)] = copy = _stock_layer(operation, copies) if ours else bare_copy(operation)
-    results = call.run(values, copy)
-    if call.is_layer and not ours:
-        copy_variables(operation, copy)
+    if isinstance(operation, (klb_layers.QuantizedLayer, klb_layers.QuantActivation)) or is_graph_model(operation):
+        copies[id(operation)] = copy = _stock_layer(operation, copies)
+        return call.run(values, copy)
+    copies[id(operation)], results, _ = copied(call, values)
     return results
 
 
@@ -106,7 +106,7 @@ def _stock_layer(layer: Any, copies: dict[int, Any]) -> Any:
         return _rebuild(layer, copies)
     if isinstance(layer, klb_layers.QuantActivation):
         return keras.layers.Activation(layer.activation, name=layer.name, dtype=layer.dtype_policy)
-    config = {key: value for key, value in layer.get_config().items() if not key.endswith("_quantizer")}
+    config = {key: value for key, value in live_config(layer).items() if not key.endswith("_quantizer")}
     config.pop("format_version")
     copy = STOCK_CLASSES[type(layer)].from_config(config)
     copy.build(layer.get_build_config()["input_shape"])
