@@ -6,12 +6,13 @@ That holds for TensorFlow's CPU kernels, so the sums are placed on the CPU (a GP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_lowbit.ops.epilogue import LARGEST_SHIFT
 from keras_lowbit.ops.packing import BLOCK_CHANNELS, GROUP, LARGEST_INPUT, PackedWeights
 
 EXACT_FLOAT32, EXACT_FLOAT64 = 2**24, 2**53
@@ -28,8 +29,9 @@ def conv2d(
     kernel = kernel_of(packed, sum_dtype(packed.layout.largest_sum))
     edges = padding if isinstance(padding, str) else [[0, 0], *(list(p) for p in padding), [0, 0]]
     with tf.device(CPU):
-        centered, batch = _not_empty(_centered(images, zero_point, kernel.dtype))
-        return _to_int32(tf.nn.conv2d(centered, kernel, list(strides), edges, dilations=list(dilations)))[:batch]
+        images, cut = _roomy(tf.convert_to_tensor(images), kernel.shape, padding, dilations)
+        centered = _centered(images, zero_point, kernel.dtype)
+        return cut(_to_int32(tf.nn.conv2d(centered, kernel, list(strides), edges, dilations=list(dilations))))
 
 
 def dense(inputs: Any, packed: PackedWeights, zero_point: int) -> tf.Tensor:
@@ -48,6 +50,7 @@ def depthwise_conv2d(
     with dilations. Height and width of the images must be known.
     """
     rows, columns, channels, multiplier = kernel.shape
+    images, cut = _roomy(tf.convert_to_tensor(images), kernel.shape, padding, dilations, batch=0)
     edges = _explicit(images, kernel, strides, padding, dilations)
     centered = tf.pad(_centered(images, zero_point, tf.int32), edges)
     size = [(centered.shape[k + 1] - (n - 1) * dilations[k] - 1) // strides[k] for k, n in enumerate((rows, columns))]
@@ -56,7 +59,7 @@ def depthwise_conv2d(
         top, left = i * dilations[0], j * dilations[1]
         bottom, right = top + size[0] * strides[0] + 1, left + size[1] * strides[1] + 1
         total += centered[:, top : bottom : strides[0], left : right : strides[1], :, None] * weights[i, j]
-    return tf.reshape(total, [-1, size[0] + 1, size[1] + 1, channels * multiplier])
+    return cut(tf.reshape(total, [-1, size[0] + 1, size[1] + 1, channels * multiplier]))
 
 
 def transpose_conv2d(images: Any, kernel: Any, zero_point: int, strides: Pair, before: Pair, size: Pair) -> tf.Tensor:
@@ -66,14 +69,14 @@ def transpose_conv2d(images: Any, kernel: Any, zero_point: int, strides: Pair, b
     """
     rows, columns, _, inputs = kernel.shape
     dtype = sum_dtype(LARGEST_INPUT * 128 * rows * columns * inputs)
+    images, cut = _roomy(tf.convert_to_tensor(images), (1, 1), "VALID", (1, 1))
     stuffed = _stuffed(_centered(images, zero_point, dtype), strides)
     ends = [max(before[k] + size[k] - stuffed.shape[k + 1] - (n - 1), 0) for k, n in enumerate((rows, columns))]
     around = [[n - 1, n - 1 + end] for n, end in zip((rows, columns), ends, strict=True)]
     turned = tf.transpose(tf.reverse(tf.cast(kernel, dtype), [0, 1]), [0, 1, 3, 2])
     with tf.device(CPU):
-        padded, batch = _not_empty(tf.pad(stuffed, [[0, 0], *around, [0, 0]]))
-        full = _to_int32(tf.nn.conv2d(padded, turned, 1, "VALID"))
-    return full[:batch, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
+        full = cut(_to_int32(tf.nn.conv2d(tf.pad(stuffed, [[0, 0], *around, [0, 0]]), turned, 1, "VALID")))
+    return full[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
 
 
 def add_bias(total: Any, bias: Any) -> tf.Tensor:
@@ -81,22 +84,34 @@ def add_bias(total: Any, bias: Any) -> tf.Tensor:
     return total if bias is None else total + tf.cast(bias, tf.int32)
 
 
+def same_shape(codes: tf.Tensor, residual: Any) -> tf.Tensor:
+    """The codes; ValueError where a residual is known to have another shape."""
+    other = tf.convert_to_tensor(residual)
+    if codes.shape.is_compatible_with(other.shape):
+        return codes
+    raise ValueError(f"the residual has shape {other.shape}; expected the output's, {codes.shape}")
+
+
 def max_pool2d(
     images: Any, window: Pair, strides: Pair, padding: Padding, padding_code: int, low: int, high: int
 ) -> tf.Tensor:
     """The largest int8 code of each window, clipped; pixels outside the image count as `padding_code`."""
+    images, cut = _roomy(images, window, padding, (1, 1), batch=0)
     edges = _explicit(images, np.empty(window), strides, padding, (1, 1))
     padded = tf.pad(images, edges, constant_values=tf.constant(padding_code, tf.int8))
     with tf.device(CPU):
-        codes = tf.nn.max_pool2d(padded, list(window), list(strides), "VALID")
+        codes = cut(tf.nn.max_pool2d(padded, list(window), list(strides), "VALID"))
     return codes if (low, high) == (-128, 127) else tf.clip_by_value(codes, tf.constant(low, tf.int8), high)
 
 
 def requantize(total: Any, multiplier: Any, shift: Any, zero_point: int, low: int = -128, high: int = 127) -> tf.Tensor:
     """int8 codes `clip(round(round(total * multiplier / 2**31) * 2**shift) + zero_point)`: LiteRT's double rounding.
 
-    total: int32.   multiplier, shift: integers, single or one for each channel.
+    total: int32.   multiplier, shift: integers, single or one for each channel. InvalidArgumentError for a tensor of shifts
+    beyond -31 to 31; numbers are checked where they are given.
     """
+    if isinstance(shift, tf.Tensor):
+        tf.debugging.assert_less_equal(tf.abs(shift), LARGEST_SHIFT, "a shift is not from -31 to 31")
     return _codes(fixed_product(total, multiplier, shift), zero_point, low, high)
 
 
@@ -210,13 +225,42 @@ def _centered(images: Any, zero_point: Any, dtype: Any) -> tf.Tensor:
     return tf.cast(images, dtype) - tf.cast(zero_point, dtype)
 
 
-def _not_empty(images: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """Images with one more where there is none, and how many there were: an empty batch loses TensorFlow's channels."""
-    if images.shape[0]:
-        return images, images.shape[0]
-    batch = tf.shape(images)[0]
-    missing = tf.cast(batch == 0, tf.int32)
-    return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), batch
+def _roomy(
+    images: tf.Tensor, window: Pair, padding: Padding, dilations: Pair, batch: int = 1
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Images with room for at least one window in at least `batch` of them, and what cuts its result off again.
+
+    Where a window does not fit, or the batch is empty, TensorFlow raises or gives images of another size. Codes, not what is
+    made of them: a pad right in front of a convolution is merged into it, and then neither fits again.
+    """
+    least = [batch]
+    for k in (0, 1):
+        pads = 0 if isinstance(padding, str) else sum(padding[k])
+        least.append(1 if padding == "SAME" else max((window[k] - 1) * dilations[k] + 1 - pads, 1))
+    missing = [_missing(images, axis, size) for axis, size in enumerate(least)]
+    if not any(isinstance(n, tf.Tensor) or n for n in missing):
+        return images, lambda result: result
+
+    def cut(result: tf.Tensor) -> tf.Tensor:
+        batch, rows, columns = (_end(result, axis, n) for axis, n in enumerate(missing))
+        return result[:batch, :rows, :columns]
+
+    return tf.pad(images, [*([0, n] for n in missing), [0, 0]]), cut
+
+
+def _missing(images: tf.Tensor, axis: int, least: int) -> Any:
+    """How many more an axis needs: a number, or a tensor where only running tells."""
+    size = images.shape[axis]
+    if size is None and least > 0:
+        return tf.maximum(least - tf.shape(images)[axis], 0)
+    return max(least - (size or 0), 0)
+
+
+def _end(result: tf.Tensor, axis: int, missing: Any) -> Any:
+    """Where an axis of the result ends: at its end where nothing was missing, else at its start."""
+    if isinstance(missing, int):
+        return 0 if missing else None
+    return tf.where(missing > 0, 0, tf.shape(result)[axis])
 
 
 def _explicit(images: Any, kernel: Any, strides: Pair, padding: Padding, dilations: Pair) -> list[list[int]]:

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 LOW, HIGH = -128, 127
+LARGEST_SHIFT = 31
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
+INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Requantize:
     """int8 codes of an int32 sum, as LiteRT's reference kernels make them.
 
-    multiplier, shift: int32 [channels] or one: `total * multiplier * 2**(shift - 31)`, rounded twice (convolutions).
-    factor: float64 [channels] or one, in place of both: `total * factor`, rounded once (dense layers).   zero_point: of
-    the output.   low, high: codes that a fused activation lets through.
+    multiplier, shift: int32 [channels] or one: `total * multiplier * 2**(shift - 31)`, rounded twice (convolutions); shift
+    from -31 to 31.   factor: float64 [channels] or one, in place of both: `total * factor`, rounded once (dense layers).
+    zero_point: of the output.   low, high: codes that a fused activation lets through. ValueError for what does not fit.
     """
 
     multiplier: Any = None
@@ -30,11 +32,10 @@ class Requantize:
     def __post_init__(self) -> None:
         if (self.factor is None) == (self.multiplier is None) or (self.multiplier is None) != (self.shift is None):
             raise ValueError("Requantize needs multiplier and shift, or factor: give one of the two")
-        if not LOW <= self.zero_point <= HIGH or not LOW <= self.low <= self.high <= HIGH:
-            raise ValueError(
-                f"Requantize got zero_point={self.zero_point}, low={self.low}, high={self.high}; expected int8 codes, low not "
-                "above high"
-            )
+        check_codes("Requantize", self.low, self.high, zero_point=self.zero_point)
+        if self.factor is None:
+            _check_whole("multiplier", self.multiplier)
+            _check_whole("shift", self.shift, -LARGEST_SHIFT, LARGEST_SHIFT)
 
     def apply(self, total: Any) -> Any:
         """The codes in plain TensorFlow."""
@@ -66,6 +67,7 @@ class ResidualAdd:
 
     codes: int8, of the layer's output shape.   first, second, output: (multiplier, shift) of the layer's own scale, of the
     scale of `codes`, and of the way back.   zero_point: of `codes`.   output_zero_point, low, high: of the result.
+    ValueError for what does not fit.
     """
 
     codes: Any
@@ -76,6 +78,13 @@ class ResidualAdd:
     output_zero_point: int = 0
     low: int = LOW
     high: int = HIGH
+
+    def __post_init__(self) -> None:
+        zeros = {"zero_point": self.zero_point, "output_zero_point": self.output_zero_point}
+        check_codes("ResidualAdd", self.low, self.high, **zeros)
+        for multiplier, shift in (self.first, self.second, self.output):
+            _check_whole("multiplier", multiplier)
+            _check_whole("shift", shift, -LARGEST_SHIFT, LARGEST_SHIFT)
 
     def apply(self, codes: Any, zero_point: int) -> Any:
         """The sum in plain TensorFlow; codes: the layer's own, with their zero point."""
@@ -93,22 +102,81 @@ Epilogue = Requantize | Rescale | None
 
 
 def apply(total: Any, bias: Any, output: Epilogue, residual: ResidualAdd | None) -> Any:
-    """Bias, output stage and residual addition of an int32 sum in plain TensorFlow."""
+    """Bias, output stage and residual addition of an int32 sum in plain TensorFlow, checked by `check`."""
     from keras_lowbit.ops import composite
 
-    check(output, residual)
     total = composite.add_bias(total, bias)
     if output is None:
         return total
     codes = output.apply(total)
-    return codes if residual is None or not isinstance(output, Requantize) else residual.apply(codes, output.zero_point)
+    if residual is None or not isinstance(output, Requantize):
+        return codes
+    return residual.apply(composite.same_shape(codes, residual.codes), output.zero_point)
 
 
-def check(output: Epilogue, residual: ResidualAdd | None) -> None:
-    """ValueError for a residual addition where there are no int8 codes; TypeError for an unknown output stage."""
+def check(channels: int | None, bias: Any, output: Epilogue, residual: ResidualAdd | None) -> None:
+    """What the compiled ops take, and no more, of the stage behind a layer of so many channels (None: not known).
+
+    ValueError for wrong shapes, for numbers that are not whole or too large, and for a residual addition where there are no
+    int8 codes; TypeError for an unknown output stage.
+    """
     if output is not None and not isinstance(output, (Requantize, Rescale)):
         raise TypeError(
             f"output is {type(output).__name__}; expected None (int32), Requantize (int8) or Rescale (float32)"
         )
-    if residual is not None and not isinstance(output, Requantize):
+    if bias is not None:
+        _check_whole("bias", bias)
+        _check_channels("bias", bias, [(channels,)])
+    for field in () if output is None else dataclasses.fields(output):
+        if field.name in ("multiplier", "shift", "factor", "scale"):
+            _check_channels(field.name, getattr(output, field.name), [(), (1,), (channels,)])
+    if residual is None:
+        return
+    if not isinstance(output, Requantize):
         raise ValueError("a residual is added to int8 codes: give output=Requantize(...) with it")
+    if _about(residual.codes)[0] != np.int8:
+        raise ValueError(f"a residual is {_about(residual.codes)[0]}; expected int8 codes")
+
+
+def check_codes(what: str, low: Any, high: Any, **others: Any) -> None:
+    """ValueError unless all are int8 codes, low not above high."""
+    given = {**others, "low": low, "high": high}
+    if all(isinstance(value, (int, np.integer)) and LOW <= value <= HIGH for value in given.values()) and low <= high:
+        return
+    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    raise ValueError(f"{what} got {values}; expected int8 codes, low not above high")
+
+
+def _check_whole(name: str, value: Any, low: int = INT32.min, high: int = INT32.max) -> None:
+    """ValueError unless these are whole numbers from low to high; of a tensor, its type alone is looked at."""
+    remedy = "divide it by input scale times weight scale and round" if name == "bias" else "use quantize_multiplier"
+    dtype, _ = _about(value)
+    if not np.issubdtype(dtype, np.integer) or (not _is_plain(value) and dtype != np.int32):
+        raise ValueError(f"{name} is {dtype}; expected whole numbers, int32: {remedy}")
+    values = np.asarray(value) if _is_plain(value) else np.zeros(0)
+    wrong = values[(values < low) | (values > high)]
+    if wrong.size:
+        raise ValueError(f"{name} is {wrong.flat[0]}; expected {low} to {high}: {remedy}")
+
+
+def _check_channels(name: str, value: Any, wanted: list[tuple[int | None, ...]]) -> None:
+    """ValueError if the shape is none of those wanted, as far as it is known."""
+    shape = None if value is None else _about(value)[1]
+    if shape is None:
+        return
+    for want in wanted:
+        if len(shape) == len(want) and all(a == b or a is None or b is None for a, b in zip(shape, want, strict=True)):
+            return
+    expected = " or ".join(map(str, wanted))
+    raise ValueError(f"{name} has shape {shape}; expected {expected}, the last with one number for each output channel")
+
+
+def _is_plain(value: Any) -> bool:
+    return not hasattr(getattr(value, "dtype", None), "as_numpy_dtype")  # which TensorFlow's tensors and variables have
+
+
+def _about(value: Any) -> tuple[np.dtype, tuple[int | None, ...] | None]:
+    """Type and shape of numbers or a tensor; None where the rank is not known."""
+    if _is_plain(value):
+        return np.asarray(value).dtype, np.shape(value)
+    return np.dtype(value.dtype.as_numpy_dtype), None if value.shape.rank is None else tuple(value.shape)

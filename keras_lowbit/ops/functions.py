@@ -39,7 +39,7 @@ def clustered_ternary_conv2d(
     images, packed = _int8(images, 4), _checked(packed)
     strides, dilations, padding = _window(strides, dilations, padding)
     _zero_point(input_zero_point)
-    epilogue.check(output, residual)
+    epilogue.check(packed.layout.window[3], bias, output, residual)
     channels = packed.layout.window[2] * packed.layout.groups
     _channels(images, channels, packed.layout.kernel_shape)
     found = library.loaded_or_none()
@@ -77,7 +77,7 @@ def ternary_dense(
     """
     inputs, packed = _int8(inputs, None), _checked(packed)
     _zero_point(input_zero_point)
-    epilogue.check(output, residual)
+    epilogue.check(packed.layout.window[3], bias, output, residual)
     if packed.layout.window[:2] != (1, 1) or packed.layout.groups != 1:
         raise ValueError(f"a dense layer got a kernel {packed.layout.kernel_shape}; expected [inputs, outputs]")
     _channels(inputs, packed.layout.window[2], packed.layout.kernel_shape)
@@ -114,7 +114,8 @@ def int8_depthwise_conv2d(
     images, kernel = _int8(images, 4), _int8(kernel, 4)
     strides, dilations, padding = _window(strides, dilations, padding)
     _zero_point(input_zero_point)
-    epilogue.check(output, residual)
+    each = kernel.shape[2:]
+    epilogue.check(None if None in each else each[0] * each[1], bias, output, residual)
     _channels(images, kernel.shape[2], tuple(kernel.shape))
     found = library.loaded_or_none()
     if found is not None:
@@ -147,6 +148,9 @@ def max_pool2d(
     images = _int8(images, 4)
     strides, _, padding = _window(strides, 1, padding)
     rows, columns = (int(size) for size in window)
+    if min(rows, columns) < 1:
+        raise ValueError(f"window is {window!r}; expected two whole numbers of at least 1")
+    epilogue.check_codes("max_pool2d", low, high, padding_code=padding_code)
     found = library.loaded_or_none()
     if found is not None:
         return found.ops.keras_lowbit_max_pool2d(

@@ -65,9 +65,33 @@ def test_attributes_that_do_not_fit_are_errors(changed, words):
         ops.library.loaded_or_none().ops.keras_lowbit_max_pool2d(input=tf.zeros((1, 4, 4, 2), tf.int8), **arguments)
 
 
-@pytest.mark.skipif(ROWS[0] == ops.library.COMPOSITE, reason="no compiled library")
-def test_a_window_that_does_not_fit_gives_an_empty_image():
-    assert functions.max_pool2d(np.zeros((1, 4, 4, 2), np.int8), (9, 9)).shape == (1, 0, 0, 2)
+@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
+@pytest.mark.parametrize(
+    ("window", "arguments", "size"),
+    [
+        ((9, 9), {}, (0, 0)),
+        ((2, 9), {"strides": 3}, (1, 0)),
+        ((9, 2), {"padding": ((3, 2), (0, 0))}, (1, 3)),
+        ((9, 9), {"padding": "SAME"}, (4, 4)),
+    ],
+)
+def test_a_window_that_does_not_fit_gives_an_empty_image(row, window, arguments, size):
+    with ops.using_kernel(row):
+        assert functions.max_pool2d(np.zeros((1, 4, 4, 2), np.int8), window, **arguments).shape == (1, *size, 2)
+
+
+@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"window": (0, 2)}, r"window is \(0, 2\)"),
+        ({"padding_code": 128}, "padding_code=128"),
+        ({"low": 5, "high": 4}, "low=5, high=4; expected int8 codes, low not above high"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(row, arguments, words):
+    with ops.using_kernel(row), pytest.raises(ValueError, match=words):
+        functions.max_pool2d(np.zeros((1, 4, 4, 2), np.int8), **({"window": (2, 2)} | arguments))
 
 
 def test_pads_are_folded_and_change_nothing():
