@@ -32,7 +32,7 @@ def report(reason: str) -> list[tuple[str, str]]:
     """(what, value) rows; reason: why the library is not used, empty if it is."""
     import tensorflow as tf
 
-    library = build.find_library()
+    library = ops.library.find()
     info = {} if library is None else build.read_info(library)
     rows = [
         ("Python", platform.python_version()),

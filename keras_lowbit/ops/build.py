@@ -25,6 +25,7 @@ from typing import Any
 
 COMMAND = "python -m keras_lowbit.ops.build"
 NAME, INFO = "keras_lowbit_ops.so", "build.json"
+NAMED = "KERAS_LOWBIT_LIBRARY"  # the variable that names a library file in place of the usual ones
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
 NOT_SHIPPED = re.compile(r"(^|_)(test|bench|fuzz|build)s?(_|\.|$)")  # files and folders
@@ -45,11 +46,15 @@ class BuildError(RuntimeError):
     """The library cannot be built here; the message says why."""
 
 
-def find_library() -> Path | None:
-    """The library file: `KERAS_LOWBIT_LIBRARY`, beside this package, or in the user's cache; None if there is none."""
-    named = os.environ.get("KERAS_LOWBIT_LIBRARY")
+def find_library(version: str, abi: Sequence[str]) -> Path | None:
+    """The library file: `KERAS_LOWBIT_LIBRARY`, beside this package, or in the user's cache; None if there is none.
+
+    The first that fits this TensorFlow, else the first.
+    """
+    named = os.environ.get(NAMED)
     places = [Path(named)] if named else [NATIVE / NAME, cache_folder() / NAME]
-    return next((path for path in places if path.is_file()), None)
+    found = [path for path in places if path.is_file()]
+    return next((path for path in found if not mismatch(path, version, abi)), found[0] if found else None)
 
 
 def cache_folder() -> Path:

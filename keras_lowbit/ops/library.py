@@ -80,6 +80,11 @@ def loaded_or_none() -> Loaded | None:
         return None
 
 
+def find() -> Path | None:
+    """The library file that `load` takes, whether it fits or not; None if there is none."""
+    return build.find_library(*_tensorflow())
+
+
 def why_not() -> str:
     """Why the compiled library is not used; empty if it is."""
     if _composite_wanted():
@@ -179,7 +184,7 @@ def _load() -> Loaded:
             raise _STATE.failure
         if _STATE.loaded is None:
             try:
-                _STATE.loaded = _open(build.find_library())
+                _STATE.loaded = _open(find())
             except LibraryError as error:
                 _STATE.failure = error
                 raise
@@ -189,11 +194,15 @@ def _load() -> Loaded:
 def _open(path: Path | None) -> Loaded:
     import tensorflow as tf
 
+    named = os.environ.get(build.NAMED)
+    if path is None and named:
+        raise LibraryError(f"{build.NAMED}={named!r} is no file; correct it, or unset it and run `{build.COMMAND}`")
     if path is None:
         raise LibraryError(f"the op library is not built; run `{build.COMMAND}` (it needs a C++17 compiler)")
-    problem = build.mismatch(path, tf.__version__, build.abi_flags(tf.sysconfig.get_compile_flags()))
+    problem = build.mismatch(path, *_tensorflow())
     if problem:
-        raise LibraryError(f"{problem}; run `{build.COMMAND}` to build it again")
+        unset = f"unset {build.NAMED}, which names it, and " if named else ""
+        raise LibraryError(f"{problem}; {unset}run `{build.COMMAND}` to build it again")
     try:
         ops, handle = tf.load_op_library(str(path)), ctypes.CDLL(str(path))
     except (tf.errors.OpError, OSError) as error:
@@ -207,6 +216,13 @@ def _open(path: Path | None) -> Loaded:
     for name in OP_NAMES:
         tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
     return Loaded(ops, handle, path)
+
+
+def _tensorflow() -> tuple[str, list[str]]:
+    """Version and ABI flags of the installed TensorFlow."""
+    import tensorflow as tf
+
+    return tf.__version__, build.abi_flags(tf.sysconfig.get_compile_flags())
 
 
 def _text(value: bytes) -> str:

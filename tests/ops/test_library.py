@@ -1,5 +1,6 @@
 """The library's ways to be there and not: forced rows, no compiler, another TensorFlow, strict mode; its C++ tests."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,13 +52,54 @@ def test_falling_back_speaks_once(without_library, caplog):
     assert library.loaded_or_none() is None
     said = [record.message for record in caplog.records if record.name == "keras_lowbit"]
     assert len(said) == 1
-    assert "run `python -m keras_lowbit.ops.build`" in said[0]
+    assert "none.so' is no file; correct it, or unset it and run `python -m keras_lowbit.ops.build`" in said[0]
 
 
 def test_strict_mode_forbids_it(without_library, monkeypatch):
     monkeypatch.setenv("KERAS_LOWBIT_STRICT", "1")
-    with pytest.raises(ops.LibraryError, match="the op library is not built"):
+    with pytest.raises(ops.LibraryError, match="KERAS_LOWBIT_LIBRARY=.*none.so' is no file"):
         library.loaded_or_none()
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Writes a library for a TensorFlow beside the package or into the cache, and gives its path."""
+    monkeypatch.setattr(library, "_STATE", library._State())
+    monkeypatch.setattr(build, "NATIVE", tmp_path / "package")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("KERAS_LOWBIT_LIBRARY", raising=False)
+    version, abi = library._tensorflow()
+
+    def write(place, tensorflow=version):
+        folder = {"package": build.NATIVE, "cache": build.cache_folder()}[place]
+        folder.mkdir(parents=True)
+        (folder / build.INFO).write_text(json.dumps({"tensorflow": tensorflow, "abi": abi}))
+        (folder / build.NAME).write_bytes(b"")
+        return folder / build.NAME
+
+    return write
+
+
+def test_a_library_that_fits_is_preferred_to_one_that_does_not(places):
+    """Where the package cannot be written, the one for a newer TensorFlow is in the cache, the old one beside the package."""
+    assert library.find() is None
+    assert library.why_not().startswith("the op library is not built")
+    beside, cached = places("package", "2.20.0"), places("cache")
+    assert library.find() == cached
+    cached.unlink()
+    assert library.find() == beside
+    library._STATE.failure = None
+    assert "was built for TensorFlow 2.20.0" in library.why_not()
+    (beside.parent / build.INFO).write_text((cached.parent / build.INFO).read_text())
+    cached.write_bytes(b"")
+    assert library.find() == beside
+
+
+def test_a_named_library_that_does_not_fit_is_not_built_again_but_unset(places, monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_LIBRARY", str(places("package", "2.20.0")))
+    places("cache")
+    assert "2.20.0" in library.why_not()
+    assert "unset KERAS_LOWBIT_LIBRARY, which names it, and run" in library.why_not()
 
 
 UNKNOWN = """
