@@ -39,3 +39,24 @@ def test_thresholds_of_frozen_layers_learn_whenever_they_were_frozen(before):
     start = to_numpy(factor)
     distilled(student, teacher, learning_rate=0.01)
     assert np.abs(to_numpy(factor) - start).max() > 1e-4
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.stop_training = True
+
+
+def test_a_callback_stops_the_run_with_its_epoch_and_the_checkpoint_goes_on(tmp_path):
+    teacher = network()
+    stopped, undisturbed = student_of(teacher), student_of(teacher)
+    options = {"epochs": 3, "checkpoint": tmp_path / "run.npz"}
+    assert distilled(stopped, teacher, callbacks=[StopAfter(0)], **options).epoch == [0]
+    assert distilled(stopped, teacher, **options).epoch == [0, 1, 2]
+    distilled(undisturbed, teacher, epochs=3)
+    for found, wanted in zip(stopped.variables, undisturbed.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(wanted))

@@ -60,7 +60,8 @@ def distill(
     value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
     lose on others.
     checkpoint: file written after every epoch; a run that finds it goes on behind its last epoch, to the same bits.
-    callbacks: Keras callbacks, of the `Distiller`.   verbose: 1 a progress bar, 0 nothing.
+    callbacks: Keras callbacks, of the `Distiller`; the run ends with the epoch in which one sets `stop_training`.
+    verbose: 1 a progress bar, 0 nothing.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
 
     After a loss or variable that is not finite the best state so far returns and Adam starts anew, with a RuntimeWarning;
@@ -166,10 +167,13 @@ class _Training:
         logs: dict[str, Any] = {}
         if self.first == 0 and self.held_back is not None:
             self.best = Snapshot.of(self.distiller.trainable_variables, self._validate()["val_loss"])
+        self.distiller.stop_training = False
         for epoch in range(self.first, self.epochs):
             logs = self._epoch(epoch, progress)
             self.history = history.history
             self._keep(epoch, float(logs.get("loss" if self.held_back is None else "val_loss", np.inf)))
+            if self.distiller.stop_training:
+                break
         if self.held_back is not None:
             self.best.restore(self.distiller.trainable_variables)
         progress.on_train_end(logs)

@@ -39,6 +39,10 @@ class LowbitCallback(tf_keras.callbacks.Callback):
         """Set what changes with the step."""
         self.callback.on_train_batch_begin(batch, logs)
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the step."""
+        self.callback.on_train_batch_end(batch, logs)
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage where one begins."""
         self.callback.on_epoch_begin(epoch, logs)
