@@ -44,6 +44,8 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
 
     inputs = [keras.Input(batch_shape=shape, dtype="float32") for shape in shapes]
     model = keras.Model(inputs, run(*inputs), name="island")
+    # A mixed policy has Keras read every variable in the type its layer computes in, see `as_converted`.
+    model.dtype_policy = keras.DTypePolicy("mixed_float16")
     function = tf.function(lambda *values: model(list(values), training=False), autograph=False)
     arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]
     concrete = function.get_concrete_function(*arguments)
@@ -52,18 +54,20 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
 
 
 @contextlib.contextmanager
-def numbered(operation: Any) -> Iterator[None]:
-    """Inside, an operation's layers are named by their place: "002_Dense".
+def as_converted(operation: Any) -> Iterator[None]:
+    """Inside, an operation's layers compute in float32, the one float of islands, and are named by their place: "002_Dense".
 
     The converter sorts by names, and Keras counts those of a custom layer's own layers up with every model it makes:
     "dense_9" and "dense_10" would give another file than "dense_1" and "dense_2".
     """
     layers = list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else []
-    names = [layer.name for layer in layers]
+    before = [(layer, layer.name, layer._dtype_policy) for layer in layers]
     try:
         for place, layer in enumerate(layers):
             layer.name = f"{place:03}_{type(layer).__name__}"
+            if layer.compute_dtype in ("float16", "bfloat16", "float64"):
+                layer._dtype_policy = keras.DTypePolicy("float32")
         yield
     finally:
-        for layer, name in zip(layers, names, strict=True):
-            layer.name = name
+        for layer, name, policy in before:
+            layer.name, layer._dtype_policy = name, policy

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_lowbit.convert.roles import Role, activation_name, role_of
-from keras_lowbit.deploy.islands_convert import convert_island, numbered
+from keras_lowbit.deploy.islands_convert import as_converted, convert_island
 from keras_lowbit.deploy.lower import Island, Lowering
 from keras_lowbit.deploy.values import Floating, Part, Trail
 from keras_lowbit.layers import QuantizedLayer
@@ -48,7 +48,7 @@ def _insert(
     """The island's node; the call's outputs become its float outputs."""
     shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
     kind = type(call.operation).__name__
-    with numbered(call.operation):
+    with as_converted(call.operation):
         model = convert_island(run, shapes, f"{call.path!r} ({kind})", state.batch_size)
     bounded = activation_name(call.operation) in BOUNDED
     outputs = state.builder.float_island([source.tensor for source in sources], model, state.name(name))

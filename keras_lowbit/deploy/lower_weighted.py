@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_lowbit.convert.roles import activation_name, stock_kind
@@ -56,7 +57,9 @@ def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pendi
     if layer.output_host is None:
         return False
     before, inner = state.fresh_key(), call.inputs[0]
-    head = Part(lambda x: layer.integer_output(x, training=False), (inner,), (before,))
+    head = Part(
+        lambda x: layer.integer_output(keras.ops.cast(x, layer.compute_dtype), training=False), (inner,), (before,)
+    )
     tensor = state.emit(pending, state.range_of(layer.output_host, call.path))
     stored = state.store(before, tensor, source.trail.add(call=head))
     tail = Part(layer.activation, (before,), (call.outputs[0],))
