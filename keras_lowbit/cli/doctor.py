@@ -2,7 +2,8 @@
 
     keras-lowbit doctor
 
-Exit status 0 if the compiled ops run, 1 if plain TensorFlow stands in for them (the last line says why and what to do).
+Exit status 0 if the compiled ops run, 1 if plain TensorFlow stands in for them or nothing runs (the last line says why and
+what to do).
 """
 
 import os
@@ -21,15 +22,18 @@ FLAGS = flags.FlagValues()
 def run(values) -> int:
     """Prints the report; 0 if the compiled ops run, 1 if not."""
     reason = ops.why_not()
-    for name, value in report(reason):
+    active, error = _active()
+    for name, value in [*report(reason), ("active", active)]:
         print(f"{name:<20}{value}")
-    if reason:
+    if error:
+        print(f"\nThe ops do not run: {error}.")
+    elif reason:
         print(f"\nThe ops run in plain TensorFlow (same integers, slower): {reason}.")
-    return 1 if reason else 0
+    return 1 if reason or error else 0
 
 
 def report(reason: str) -> list[tuple[str, str]]:
-    """(what, value) rows; reason: why the library is not used, empty if it is."""
+    """(what, value) rows of all but the active row; reason: why the library is not used, empty if it is."""
     import tensorflow as tf
 
     library = ops.library.find()
@@ -46,15 +50,16 @@ def report(reason: str) -> list[tuple[str, str]]:
     if not reason:
         rows += [(f"row {row.name}", f"{'runs' if row.supported else 'not on this CPU'} ({row.needs or 'any CPU'})") for row in
                  ops.compiled_kernels()]  # fmt: skip
-    return [*rows, ("available", ", ".join(ops.available_kernels())), ("active", _active())]
+    return [*rows, ("available", ", ".join(ops.available_kernels()))]
 
 
-def _active() -> str:
+def _active() -> tuple[str, str]:
+    """The row that runs and "", or "none" and the reason."""
     forced = os.environ.get("KERAS_LOWBIT_KERNEL")
     try:
-        return ops.active_kernel() + (f" (KERAS_LOWBIT_KERNEL={forced})" if forced else "")
-    except ValueError as error:
-        return f"none: {error}"
+        return ops.active_kernel() + (f" (KERAS_LOWBIT_KERNEL={forced})" if forced else ""), ""
+    except (ValueError, ops.LibraryError) as error:
+        return "none", str(error)
 
 
 def _compiler() -> str:

@@ -47,7 +47,7 @@ class _State:
         self.loaded: Loaded | None = None
         self.failure: LibraryError | None = None
         self.told = False
-        self.composite = False
+        self.forced = ""  # the row that `using_kernel` forces
 
 
 _STATE = _State()
@@ -118,8 +118,8 @@ def active_kernel() -> str:
     """
     loaded = loaded_or_none()
     if loaded is None:
-        wanted = os.environ.get("KERAS_LOWBIT_KERNEL") or COMPOSITE
-        if wanted != COMPOSITE and not _STATE.composite:
+        wanted = _wanted() or COMPOSITE
+        if wanted != COMPOSITE:
             raise ValueError(f"KERAS_LOWBIT_KERNEL={wanted!r}, but there is no compiled library: {why_not()}")
         return COMPOSITE
     name, _, error = _text(loaded.handle.KerasLowbitActiveKernel()).partition("\t")
@@ -152,30 +152,34 @@ def ceilings() -> Ceilings | None:
 def using_kernel(name: str) -> Iterator[None]:
     """Forces a kernel row by name inside a `with`; "composite" is decided when a call is made or traced.
 
-    For tests and measurements: it counts for all threads. ValueError for an unknown name, with the choices.
+    For tests and measurements: it counts for all threads; behind it, what counted before. ValueError for an unknown name,
+    with the choices.
     """
-    before = _STATE.composite
+    before = _STATE.forced
     try:
-        if name == COMPOSITE:
-            _STATE.composite = True
-        else:
-            _STATE.composite = False
-            _force(name)
+        _force(name)
         yield
     finally:
-        _STATE.composite = before
-        if _STATE.loaded is not None:
-            _force("")
+        _force(before)
 
 
 def _force(name: str) -> None:
-    error = _text(_load().handle.KerasLowbitForceKernel(name.encode()))
-    if error:
-        raise ValueError(error)
+    """The row of that name, "composite", or "" for the first that is available."""
+    row = "" if name == COMPOSITE else name
+    if row or _STATE.loaded is not None:
+        error = _text(_load().handle.KerasLowbitForceKernel(row.encode()))
+        if error:
+            raise ValueError(error)
+    _STATE.forced = name
+
+
+def _wanted() -> str:
+    """The row asked for by name, the innermost first; "" if none is."""
+    return _STATE.forced or os.environ.get("KERAS_LOWBIT_KERNEL", "")
 
 
 def _composite_wanted() -> bool:
-    return _STATE.composite or os.environ.get("KERAS_LOWBIT_KERNEL") == COMPOSITE
+    return _wanted() == COMPOSITE
 
 
 def _load() -> Loaded:

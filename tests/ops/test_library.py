@@ -57,7 +57,7 @@ def test_falling_back_speaks_once(without_library, caplog):
 
 def test_strict_mode_forbids_it(without_library, monkeypatch):
     monkeypatch.setenv("KERAS_LOWBIT_STRICT", "1")
-    with pytest.raises(ops.LibraryError, match="KERAS_LOWBIT_LIBRARY=.*none.so' is no file"):
+    with pytest.raises(ops.LibraryError, match=r"KERAS_LOWBIT_LIBRARY=.*none\.so' is no file"):
         library.loaded_or_none()
 
 
@@ -168,3 +168,24 @@ def test_cpp_tests(tmp_path):
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+ROWS = [row for row in ops.available_kernels() if row != "composite"]
+
+
+@pytest.mark.skipif(len(ROWS) < 2, reason="fewer than two compiled rows run here")
+def test_forced_rows_nest(monkeypatch):
+    best, other = ROWS[0], ROWS[-1]
+    for outer, inner in ((other, best), ("composite", other), (other, "composite"), (other, other)):
+        with ops.using_kernel(outer):
+            with ops.using_kernel(inner):
+                assert ops.active_kernel() == inner
+            assert ops.active_kernel() == outer
+            with pytest.raises(ValueError, match="sse9"), ops.using_kernel("sse9"):
+                pass
+            assert ops.active_kernel() == outer
+    assert ops.active_kernel() == (os.environ.get("KERAS_LOWBIT_KERNEL") or best)
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "composite")
+    with ops.using_kernel(other):
+        assert ops.active_kernel() == other
+    assert ops.active_kernel() == "composite"
