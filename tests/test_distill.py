@@ -143,9 +143,7 @@ def test_final_softmax_is_left_out(name):
 def test_outputs_without_softmax_and_softmaxes_inside_stay():
     vector = keras.Input((8,))
     attention = L.Softmax()(L.Dense(8)(vector))
-    model = keras.Model(
-        vector, [L.Dense(2)(L.Multiply()([attention, vector])), L.Dense(1, activation="sigmoid")(vector)]
-    )
+    model = keras.Model(vector, [L.Dense(2)(L.Multiply()([attention, vector])), L.Dense(1, activation="tanh")(vector)])
     inputs = RNG.normal(size=(3, 8)).astype("float32")
     for want, got in zip(model(inputs), logits_model(model)(inputs), strict=True):
         np.testing.assert_array_equal(want, got)

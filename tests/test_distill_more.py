@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_lowbit as klb
+from keras_lowbit.distill import logits_model, losses
 from keras_lowbit.layers import to_numpy
 
 L = keras.layers
@@ -60,3 +62,49 @@ def test_a_callback_stops_the_run_with_its_epoch_and_the_checkpoint_goes_on(tmp_
     distilled(undisturbed, teacher, epochs=3)
     for found, wanted in zip(stopped.variables, undisturbed.variables, strict=True):
         np.testing.assert_array_equal(to_numpy(found), to_numpy(wanted))
+
+
+def sigmoid_heads():
+    hidden = L.Dense(3)(row := keras.Input((4,)))
+    yield keras.Model(row, L.Dense(1, activation="sigmoid")(hidden))
+    yield keras.Model(row, L.Reshape((3, 1))(L.Activation("sigmoid")(hidden)))
+    yield keras.Model(row, keras.ops.sigmoid(hidden))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_final_sigmoid_is_left_out(index):
+    model = list(sigmoid_heads())[index]
+    logits = logits_model(model)(ROWS)
+    np.testing.assert_allclose(keras.ops.sigmoid(logits), model(ROWS), rtol=1e-5)
+    assert np.min(logits) < 0
+
+
+def test_one_unit_is_a_choice_between_two_classes():
+    teacher, student = (RNG.normal(size=(20, 1)).astype("float32") for _ in range(2))
+    two_t, two_s = (np.concatenate([0 * logit, logit], axis=-1) for logit in (teacher, student))
+    for name in ("rmse", "smooth_l1", "kl"):
+        found, wanted = (losses.get(name, 2.0)(*pair) for pair in ((teacher, student), (two_t, two_s)))
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        assert float(found) > 0.01
+    np.testing.assert_array_equal(losses.agreement([teacher], [student]), (teacher > 0)[:, 0] == (student > 0)[:, 0])
+    labels = (RNG.random(20) < 0.5).astype("int64")
+    for given in (labels, labels[:, np.newaxis], np.stack([labels], axis=-1).astype("float32")):
+        np.testing.assert_allclose(
+            losses.cross_entropy(tf.constant(given), tf.constant(student)),
+            losses.cross_entropy(tf.constant(labels), tf.constant(two_s)),
+            rtol=1e-5,
+        )
+
+
+def test_agreement_in_fit_is_the_share_of_samples_however_batches_divide_them():
+    teacher, student = (network("sigmoid", classes=1) for _ in range(2))
+    student.get_layer("head").bias.assign([0.7])
+    student = student_of(student)
+    answers = [model.predict(ROWS[:9], verbose=0) > 0.5 for model in (teacher, student)]
+    share = np.mean(answers[0] == answers[1])
+    order = np.argsort(answers[0] != answers[1], axis=0, kind="stable")[:, 0]  # those that disagree last
+    distiller = klb.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.Adam(1e-9))
+    found = distiller.evaluate(ROWS[:9][order], batch_size=8, verbose=0, return_dict=True)["agreement"]
+    assert 0 < share < 1
+    assert found == pytest.approx(share, abs=1e-6)

@@ -21,8 +21,8 @@ class Distiller(keras.Model):
 
     ``loss = distance(teacher logits, student logits) + label_weight * cross-entropy(labels, student logits)``, summed over
     the outputs. Both models run in inference mode: batch norms use their moving statistics, dropout is off, activation
-    ranges stay as calibrated. A final softmax is left out on both sides (see `logits_model`). Logs ``loss`` and
-    ``agreement``, the share of samples whose top-1 is the teacher's.
+    ranges stay as calibrated. A final softmax or sigmoid is left out on both sides (see `logits_model`). Logs ``loss`` and
+    ``agreement``, the share of samples whose top-1 is the teacher's; an output of one unit says class 1 where it is above 0.
 
         distiller = klb.Distiller(quantized, model)
         distiller.compile(keras.optimizers.Adam(1e-3))

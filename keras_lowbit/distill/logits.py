@@ -1,25 +1,27 @@
-"""A classifier's logits: the model without the softmax it ends with."""
+"""A classifier's logits: the model without the softmax or sigmoid it ends with."""
 
 from typing import Any
 
 import keras
 from keras import tree
 
-# Operations that move values or hand them on, through which a softmax before them is seen.
+# Operations that move values or hand them on, through which a softmax or sigmoid before them is seen.
 _HANDS_ON = ("Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Permute")
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
 
 def logits_model(model: Any) -> Any:
-    """A model that shares all layers with `model` and gives its outputs (a list of several), final softmaxes left out.
+    """A model that shares all layers with `model` and gives its outputs (a list of several), final softmaxes and
+    sigmoids left out.
 
     Found as a layer (Softmax, Activation), as the activation of the last layer (Dense, Conv2D, their quantized forms,
-    QuantActivation), as `keras.ops.softmax`; inside nested models, and before a Reshape, Flatten, Dropout or linear
-    Activation. An output without a softmax is given as it is, and so are the outputs of a subclassed model: its code
+    QuantActivation), as an operation of `keras.ops`; inside nested models, and before a Reshape, Flatten, Dropout or linear
+    Activation. An output without them is given as it is, and so are the outputs of a subclassed model: its code
     cannot be read. The model itself does not change.
     """
     if not _is_graph(model):
         return _Outputs(model)
-    return keras.Model(_structure(model), [_before_softmax(output) for output in model.outputs], name=model.name)
+    return keras.Model(_structure(model), [_before_probabilities(output) for output in model.outputs], name=model.name)
 
 
 def _is_graph(model: Any) -> bool:
@@ -32,34 +34,36 @@ def _structure(model: Any) -> Any:
     return model._functional.input if isinstance(model, keras.Sequential) else model.input
 
 
-def _before_softmax(tensor: Any) -> Any:
-    """The symbolic tensor with the final softmax left out; itself if there is none."""
+def _before_probabilities(tensor: Any) -> Any:
+    """The symbolic tensor with the final softmax or sigmoid left out; itself if there is none."""
     operation, node_index, tensor_index = tensor._keras_history
     if isinstance(operation, keras.layers.InputLayer):
         return tensor
     node = operation._inbound_nodes[node_index]
     kind, arguments = type(operation).__name__, node.arguments
     if isinstance(operation, keras.Model) and _is_graph(operation):
-        inner = _before_softmax(operation.outputs[tensor_index])
+        inner = _before_probabilities(operation.outputs[tensor_index])
         if inner is operation.outputs[tensor_index]:
             return tensor
         return Run(keras.Model(_structure(operation), inner))(*arguments.args, **arguments.kwargs)
-    if _is_softmax(operation, len(tensor.shape)):
+    if _makes_probabilities(operation, len(tensor.shape)):
         return node.input_tensors[0]
     if len(node.input_tensors) == 1 and (kind in _HANDS_ON or _is_linear(operation)):
-        before = _before_softmax(node.input_tensors[0])
+        before = _before_probabilities(node.input_tensors[0])
         if before is not node.input_tensors[0]:
             return Run(operation)(before, *arguments.args[1:], **arguments.kwargs)
-    elif getattr(operation, "activation", None) is keras.activations.softmax:
+    elif getattr(operation, "activation", None) in _PROBABILITIES:
         return Run(operation, linear=True)(*arguments.args, **arguments.kwargs)
     return tensor
 
 
-def _is_softmax(operation: Any, rank: int) -> bool:
+def _makes_probabilities(operation: Any, rank: int) -> bool:
     kind = type(operation).__name__
     if kind == "Softmax":
         return operation.axis in (-1, rank - 1)
-    return kind in ("Activation", "QuantActivation") and operation.activation is keras.activations.softmax
+    if kind in ("Activation", "QuantActivation"):
+        return operation.activation in _PROBABILITIES
+    return kind == "Sigmoid"
 
 
 def _is_linear(operation: Any) -> bool:

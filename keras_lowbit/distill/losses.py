@@ -40,8 +40,8 @@ def kl(temperature: float) -> Loss:
     """
 
     def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-        log_t = ops.log_softmax(teacher * (1.0 / temperature), axis=-1)
-        log_s = ops.log_softmax(student * (1.0 / temperature), axis=-1)
+        log_t = ops.log_softmax(_classes(teacher) * (1.0 / temperature), axis=-1)
+        log_s = ops.log_softmax(_classes(student) * (1.0 / temperature), axis=-1)
         return temperature**2 * ops.mean(ops.sum(ops.exp(log_t) * (log_t - log_s), axis=-1))
 
     return divergence
@@ -60,7 +60,13 @@ def get(loss: str | Loss, temperature: float) -> Loss:
 
 
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
-    """Mean cross-entropy of integer classes [batch, ...] or probabilities [batch, ..., classes] with logits."""
+    """Mean cross-entropy of integer classes [batch, ...] or probabilities [batch, ..., classes] with logits.
+
+    One unit is the logit of class 1 of two: labels 0 and 1, or its probability.
+    """
+    if logits.shape[-1] == 1:
+        labels = ops.cast(ops.reshape(labels, ops.shape(logits)), "float32")
+        return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True))
     if len(labels.shape) == len(logits.shape) and labels.shape[-1] == logits.shape[-1]:
         return ops.mean(ops.categorical_crossentropy(labels, logits, from_logits=True))
     if len(labels.shape) == len(logits.shape):  # [batch, 1]
@@ -69,9 +75,18 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def agreement(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """The share of logit vectors whose largest entry is at the same place, mean over the outputs."""
+    """For each sample the share of logit vectors whose largest entry is at the same place, mean over the outputs: [batch].
+
+    Of one unit: whether it is above 0, a probability above one half.
+    """
     same = [
-        ops.mean(ops.cast(ops.equal(ops.argmax(t, -1), ops.argmax(s, -1)), "float32"))
+        ops.cast(ops.equal(ops.argmax(_classes(t), -1), ops.argmax(_classes(s), -1)), "float32")
         for t, s in zip(teacher, student, strict=True)
     ]
-    return ops.mean(ops.stack(same))
+    shares = [ops.mean(ops.reshape(part, (ops.shape(part)[0], -1)), axis=-1) for part in same]
+    return ops.mean(ops.stack(shares), axis=0)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """A logit of one unit as those of two classes, 0 and x: their softmax is its sigmoid; others as they are."""
+    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits

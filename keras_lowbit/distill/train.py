@@ -44,9 +44,9 @@ def distill(
 ) -> keras.callbacks.History:
     """Train the thresholds (or other declared variables) of a calibrated student against a teacher; no labels needed.
 
-    Minimises the distance between the logits (before a final softmax, which is found and left out on both sides) with
-    Adam; both models in inference mode. Only the declared variables change, the teacher does not. See `Distiller` for
-    `loss`, `temperature` and `variables`; "pointwise" factors are multiplied into the weights at the end.
+    Minimises the distance between the logits (before a final softmax or sigmoid, which is found and left out on both
+    sides) with Adam; both models in inference mode. Only the declared variables change, the teacher does not. See
+    `Distiller` for `loss`, `temperature` and `variables`; "pointwise" factors are multiplied into the weights at the end.
 
     data: arrays, dicts, tf.data and so on as for `calibrate`; arrays are shuffled, an epoch is a function of (seed, epoch).
     labels: integer classes or probabilities beside arrays; adds `label_weight` (1 by default) times the cross-entropy.
