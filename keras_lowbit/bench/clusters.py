@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.output import output_file
 from keras_lowbit.deploy.files import atomic_write
 from keras_lowbit.quantizers import Clustered, Quantizer, Ternary, Uniform
 
@@ -71,7 +72,7 @@ def _peak_mb() -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures each quantizer in a process of its own, writes the file and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", help="file to write (JSON)")
+    parser.add_argument("--out", type=output_file, help="file to write (JSON)")
     parser.add_argument("--only", choices=list(QUANTIZERS), help="one quantizer in this process; prints its JSON")
     given = parser.parse_args(arguments)
     if given.only:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import calls_for, interleaved
 from keras_lowbit.convert.report import table
 from keras_lowbit.deploy import fixed_point as fp
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tensorflow as tf
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="file to write (JSON)")
+    parser.add_argument("--output", type=output_file, required=True, help="file to write (JSON)")
     parser.add_argument("--repeats", type=int, default=20, help="times each layer is measured")
     parser.add_argument("--only", choices=("ResNet-50", "MobileNetV2", "dense"), help="one group of layers")
     parser.add_argument("--rows", nargs="*", default=(), help="kernel rows on which to time our two ops as well")
@@ -323,7 +324,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats, others=given.rows)
-    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
     heads = (
         "layer",
         "ternary ms",
@@ -345,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     print(table(heads, cells))
     print(markdown(report))
+    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import calls_for, interleaved
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.build import GraphBuilder
@@ -62,19 +63,19 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the table and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="file to write (JSON)")
+    parser.add_argument("--out", type=output_file, required=True, help="file to write (JSON)")
     parser.add_argument("--repeats", type=int, default=40, help="times each layer is measured")
     parser.add_argument("--threads", type=int, default=1, help="threads of LiteRT")
     given = parser.parse_args(arguments)
     if given.repeats < 1 or given.threads < 1:
         parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
     found = measure(repeats=given.repeats, threads=given.threads)
-    atomic_write(given.out, found.to_json().encode())
     for row in found.rows:
         ratios = ", ".join(f"{kind} {row.ratio(kind):.2f}" for kind in KINDS[1:])
         print(
             f"{row.pixels:>6} pixels {row.inputs:>5} -> {row.outputs:<5} int8 {row.int8:8.4f} ms, times int8: {ratios}"
         )
+    atomic_write(given.out, found.to_json().encode())
     print(f"written to {given.out}")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from keras_lowbit import deploy
 from keras_lowbit.bench import kernels
 from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.turns import in_turns
 from keras_lowbit.convert import calibrate, quantize_model, reestimate_batch_norms
 from keras_lowbit.convert.report import table
@@ -176,7 +177,7 @@ def markdown(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures ResNet-50, writes the JSON and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="file to write (JSON)")
+    parser.add_argument("--output", type=output_file, required=True, help="file to write (JSON)")
     parser.add_argument("--repeats", type=int, default=20, help="times each network is measured")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts, the first to compare with")
     given = parser.parse_args(arguments)
@@ -184,10 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
     keras.utils.set_random_seed(0)
     report = measure(keras.applications.ResNet50(weights=None), given.threads, given.repeats)
-    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
     heads = ("threads", *(f"{kind} ms" for kind in KINDS))
     print(table(heads, [(row["threads"], *(row[f"{kind}_ms"] for kind in KINDS)) for row in report["rows"]]))
     print(markdown(report))
+    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

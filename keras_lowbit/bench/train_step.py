@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,9 +21,11 @@ import tensorflow as tf
 
 from keras_lowbit import recipes
 from keras_lowbit.bench.machine import machine
+from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import interleaved
 from keras_lowbit.convert import quantize_model
 from keras_lowbit.convert.report import table
+from keras_lowbit.deploy.files import atomic_write
 
 FLOAT = "float"
 CLOCKS = {"process": time.process_time, "wall": time.perf_counter}
@@ -130,7 +131,7 @@ def _row(labels: list[tuple[str, str]], times: np.ndarray, index: int) -> TrainS
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=output_file, help="JSON file to write")
     parser.add_argument("--recipes", nargs="+", default=["int8", "sq-twn"])
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        atomic_write(options.out, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

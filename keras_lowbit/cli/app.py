@@ -44,7 +44,7 @@ def _run(name, command, arguments) -> int:
         if left_over:
             raise flags.Error(f"unexpected {' '.join(left_over)!r}")
         return command.run(command.FLAGS)
-    except (flags.Error, FileNotFoundError, PermissionError, ImportError) as error:
+    except (flags.Error, OSError, ImportError) as error:
         print(f"keras-lowbit {name}: {error}\nkeras-lowbit {name} --help shows the flags.", file=sys.stderr)
         return 2
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from absl import flags
 
+from keras_lowbit.deploy.files import check_writable
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "demo_output", "folder for the .tflite files and curves.png", flag_values=FLAGS)
 flags.DEFINE_integer("epochs", 32, "epochs of each quantized run; at least 4", lower_bound=4, flag_values=FLAGS)
@@ -47,6 +49,8 @@ def run(arguments: Any) -> int:
     started = time.perf_counter()
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
+    check_writable(output / "curves.png")
+    load_pyplot()
     digits = load_digits()
     keras.utils.set_random_seed(arguments.seed)
     model = build_network()
@@ -54,9 +58,9 @@ def run(arguments: Any) -> int:
     for method in METHODS:
         keras.utils.set_random_seed(arguments.seed)
         outcomes.append(train_quantized(model, method, digits, arguments.epochs, output))
-    draw_curves(outcomes, output / "curves.png")
     print(f"\n{table(outcomes, len(digits[1][1]))}")
     print(f"Every quantized run: {arguments.epochs} epochs from the same float network; seed {arguments.seed}.")
+    draw_curves(outcomes, output / "curves.png")
     print(f"Files and curves.png are in {output}{os.sep}.  {time.perf_counter() - started:.0f} s")
     return int(any(outcome.verified == "NO" for outcome in outcomes))
 
@@ -173,8 +177,8 @@ def table(outcomes: list[Outcome], images: int) -> str:
     return "\n".join(rows)
 
 
-def draw_curves(outcomes: list[Outcome], path: Path) -> None:
-    """Test accuracy after each epoch of every run, as a PNG."""
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files. ImportError, with the remedy, without matplotlib."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -182,6 +186,12 @@ def draw_curves(outcomes: list[Outcome], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def draw_curves(outcomes: list[Outcome], path: Path) -> None:
+    """Test accuracy after each epoch of every run, as a PNG."""
+    plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
     for row in outcomes:
         axes.plot(range(1, len(row.curve) + 1), [100 * value for value in row.curve], ".-", label=row.method)

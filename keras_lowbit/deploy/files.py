@@ -14,14 +14,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
     if the folder is missing or cannot be written, or `path` is a folder, a device or a pipe; `path` is then untouched and
     no temporary file stays.
     """
-    target = os.path.realpath(os.fspath(path))
-    if os.path.isdir(target):
-        raise IsADirectoryError(f"cannot write {target!r}: it is a folder. Give the name of a file.")
-    if os.path.lexists(target) and not os.path.isfile(target):
-        raise OSError(
-            f"cannot write {target!r}: it is no regular file, and a device, pipe or socket cannot be replaced whole. Give "
-            "the name of a file."
-        )
+    target = _target(path)
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
@@ -44,6 +37,29 @@ def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
             "existing folder that you may write to, with room for the file: create it, or choose another "
             "path",
         ) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Before work that takes long: OSError where `atomic_write` would raise one in the end. Nothing is written."""
+    target = _target(path)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(
+            f"cannot write {target!r}: {folder!r} is no folder that you may write to. Create it, or choose another path."
+        )
+
+
+def _target(path: str | os.PathLike[str]) -> str:
+    """The file that is written, behind symbolic links. OSError if something else has that name."""
+    target = os.path.realpath(os.fspath(path))
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"cannot write {target!r}: it is a folder. Give the name of a file.")
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise OSError(
+            f"cannot write {target!r}: it is no regular file, and a device, pipe or socket cannot be replaced whole. Give "
+            "the name of a file."
+        )
+    return target
 
 
 def _mode(target: str) -> int:

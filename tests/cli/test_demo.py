@@ -1,5 +1,7 @@
 """The demo, cut short: its data, its table and its files. `make demo` runs it at full length."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,45 @@ def test_table_shows_every_method_with_its_size():
     assert lines[1].split() == ["float", "99.12%", "99.12%", "98.8", "kB"]
     assert lines[2].split() == ["sq-twn", "97.50%", "97.22%", "12.3", "kB", "yes"]
     assert "one image is 0.25%" in lines[3]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the networks trained, without training them."""
+    names = []
+
+    def train(model, method, *arguments):
+        names.append(method)
+        return demo.Outcome(str(method), 0.5, 0.5, 1000, "yes", [0.4, 0.5])
+
+    monkeypatch.setattr(demo, "train_quantized", train)
+    monkeypatch.setattr(demo, "train_float", lambda model, digits, epochs, output: train(model, "float"))
+    return names
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_bytes(b"mine")
+    assert app.main(["keras-lowbit", "demo", f"--output={tmp_path / 'file'}"]) == 2
+    assert "File exists" in capsys.readouterr().err
+    (tmp_path / "curves.png").mkdir()
+    assert app.main(["keras-lowbit", "demo", f"--output={tmp_path}"]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert app.main(["keras-lowbit", "demo", f"--output={tmp_path / 'out'}"]) == 2
+    assert "pip install 'keras_lowbit[demo]'" in capsys.readouterr().err
+    assert trained == []
+
+
+def test_the_table_is_printed_before_the_picture_is_written(trained, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "draw_curves", full)
+    assert app.main(["keras-lowbit", "demo", f"--output={tmp_path / 'out'}"]) == 2
+    shown = capsys.readouterr()
+    assert trained == ["float", *demo.METHODS]
+    assert "sq-bwn" in shown.out
+    assert "No space left" in shown.err
 
 
 @pytest.mark.slow

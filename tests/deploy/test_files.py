@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.deploy.files import atomic_write, check_writable
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path):
@@ -51,3 +51,13 @@ def test_links_in_a_circle_and_folders_are_refused(tmp_path):
         with pytest.raises(OSError, match=words):
             atomic_write(path, b"new")
     assert sorted(os.listdir(tmp_path)) == ["folder", "link"]
+
+
+def test_what_could_not_be_written_is_known_before(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new")
+    for path in (tmp_path / "none" / "x", tmp_path / "file" / "x", tmp_path):
+        with pytest.raises(OSError, match="cannot write"):
+            check_writable(path)
+    assert os.listdir(tmp_path) == ["file"]
