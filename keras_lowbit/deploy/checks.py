@@ -288,7 +288,8 @@ def _check_order(graph: IntegerGraph) -> None:
     for kind, names in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if not names or len(set(names)) != len(names) or any(n not in graph.tensors for n in names):
             raise ValueError(
-                f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph"
+                f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph. A model that "
+                "returns one value twice, or also its Dropout or Identity, must return it once"
             )
     if known & set(graph.inputs):
         raise ValueError(f"graph inputs {sorted(known & set(graph.inputs))} are constants")

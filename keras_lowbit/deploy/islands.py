@@ -1,8 +1,8 @@
 """Float islands: operations that stay float, kept as the one-subgraph .tflite that the converter made of
 them.
 
-`describe` reads what goes in and out; `splice` copies operators, tensors and buffers into the file that is
-being written.
+`describe` reads what goes in and out, `origins` which outputs are one value; `splice` copies operators, tensors
+and buffers into the file that is being written.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ def describe(model: bytes, name: str) -> Island:
     return Island(shapes[0], shapes[1], batches.pop())
 
 
+def origins(model: bytes, name: str) -> list[int]:
+    """Where each output of a converted model comes from: the place of the first output that is the same tensor,
+    or ``~i`` where input i is passed on as it is."""
+    graph = _load(model, name).subgraphs[0]
+    inputs, outputs = list(map(int, graph.inputs)), list(map(int, graph.outputs))
+    return [~inputs.index(i) if i in inputs else outputs.index(i) for i in outputs]
+
+
 def splice(file: FileBuilder, model: bytes, name: str, inputs: list[int], outputs: list[int]) -> None:
     """Append the island's operators to `file`, reading the file's tensors `inputs` and writing its tensors
     `outputs`.
@@ -74,7 +82,7 @@ def _copy_tensor(file: FileBuilder, tensor: Any, buffers: list[Any], name: str, 
     return file.add_tensor(moved)
 
 
-def _read(model: bytes, name: str) -> Any:
+def _load(model: bytes, name: str) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     where = f"float_island {name!r}"
@@ -85,18 +93,31 @@ def _read(model: bytes, name: str) -> Any:
     try:
         island = schema.ModelT.InitFromPackedBuf(model)
         graph = island.subgraphs[0]
-        ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
+        _ = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     except Exception as error:  # the schema raises whatever the damaged bytes lead it to
         raise ValueError(
             f"{where} holds a damaged .tflite model ({type(error).__name__}: {error}): convert it again"
         ) from error
+    return island
+
+
+def _read(model: bytes, name: str) -> Any:
+    """The model, checked to be one that can be spliced into another."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    where, island = f"float_island {name!r}", _load(model, name)
+    graph = island.subgraphs[0]
     if len(island.subgraphs) != 1:
-        raise ValueError(f"{where} has {len(island.subgraphs)} subgraphs: expected one, with no control flow")
-    floats = all(t.type == schema.TensorType.FLOAT32 for t in ends)
+        raise ValueError(
+            f"{where} has {len(island.subgraphs)} subgraphs, those of loops or branches: expected one. An LSTM, GRU or "
+            "SimpleRNN has no loop with unroll=True; leave other control flow out of the exported model"
+        )
+    floats = all(graph.tensors[i].type == schema.TensorType.FLOAT32 for i in (*graph.inputs, *graph.outputs))
     computed = {int(i) for op in graph.operators or () for i in op.outputs}
     if not floats or len(set(graph.outputs)) != len(graph.outputs) or not computed.issuperset(map(int, graph.outputs)):
         raise ValueError(
-            f"{where} must have float32 inputs and outputs, and outputs that are all different and all computed"
+            f"{where} must have float32 inputs and outputs, and outputs that are all different and all computed: leave "
+            "integer and constant results out of the exported model"
         )
     if any(b.offset for b in island.buffers):
         raise ValueError(f"{where} keeps its buffers outside the flatbuffer: convert it as a model below 2 GB")

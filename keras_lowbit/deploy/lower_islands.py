@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_lowbit.convert.roles import Role, activation_name, role_of
+from keras_lowbit.deploy.islands import origins
 from keras_lowbit.deploy.islands_convert import as_converted, convert_island
 from keras_lowbit.deploy.lower import Island, Lowering
 from keras_lowbit.deploy.values import Floating, Part, Trail
@@ -45,15 +46,21 @@ def _insert(
     trail: Trail,
     name: str,
 ) -> None:
-    """The island's node; the call's outputs become its float outputs."""
-    shapes = [state.builder.tensor(source.tensor).shape[1:] for source in sources]
-    kind = type(call.operation).__name__
+    """The island's node, which computes each value once; the call's outputs become its float outputs."""
+    given = [source.tensor for source in sources]
+    shapes = [state.builder.tensor(tensor).shape[1:] for tensor in given]
+    what = f"{call.path!r} ({type(call.operation).__name__})"
     with as_converted(call.operation):
-        model = convert_island(run, shapes, f"{call.path!r} ({kind})", state.batch_size)
+        model = convert_island(run, shapes, what, state.batch_size)
+        found = origins(model, name)
+        kept = sorted({place for place in found if place >= 0})
+        if kept and kept != found:
+            model = convert_island(lambda *v: [run(*v)[place] for place in kept], shapes, what, state.batch_size)
+    made = state.builder.float_island(given, model, state.name(name)) if kept else []
+    tensors = dict(zip(kept, made, strict=True)) | {~place: tensor for place, tensor in enumerate(given)}
     bounded = activation_name(call.operation) in BOUNDED
-    outputs = state.builder.float_island([source.tensor for source in sources], model, state.name(name))
-    for key, tensor in zip(call.outputs, outputs, strict=True):
-        state.values[key] = Floating(tensor, trail, bounded)
+    for key, place in zip(call.outputs, found, strict=True):
+        state.values[key] = Floating(tensors[place], trail, bounded)
 
 
 def _reason(call: Call) -> str:

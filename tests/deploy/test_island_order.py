@@ -1,4 +1,4 @@
-"""Float islands keep the order of a call's inputs and outputs, and are the same bytes whatever Keras counts its names to."""
+"""Float islands: the order of a call's inputs and outputs, results that are one value, and the same bytes at each export."""
 
 import keras
 import numpy as np
@@ -55,6 +55,13 @@ class Film(kl.Layer):
         return x * gain + shift
 
 
+class Passing(kl.Layer):
+    """Its inputs in another order, and a result twice."""
+
+    def call(self, x, y):
+        return y, x - 2 * y, x, x - 2 * y
+
+
 class Branches(kl.Layer):
     """Two results of three layers of its own, whose names Keras counts up."""
 
@@ -90,6 +97,20 @@ def branches(x):
     return kl.Concatenate(name="c")(Branches(name="piece")(denses(x, 1)[0]))
 
 
+def passing(x):
+    return kl.Concatenate(name="c")(list(Passing(name="piece")(*denses(x, 2))))
+
+
+def nothing_but_a_cast(x):
+    return ops.cast(denses(x, 1)[0], "float32")
+
+
+def recurrent(x, unroll=True):
+    steps = kl.Reshape((4, 3), name="r")(x)
+    last, hidden, carry = kl.LSTM(3, unroll=unroll, return_state=True, name="lstm")(steps)  # last and hidden are one
+    return kl.Concatenate(name="c")([hidden, carry, last])
+
+
 def deployed(body, path):
     """A quantized, calibrated model around `body`, written to `path`; the model and its images."""
     keras.utils.set_random_seed(1)
@@ -102,12 +123,17 @@ def deployed(body, path):
     return quantized, images
 
 
-@pytest.mark.parametrize("body", [film, split, branches])
+@pytest.mark.parametrize("body", [film, split, branches, passing, nothing_but_a_cast, recurrent])
 def test_islands_with_several_ends_compute_what_keras_does(body, tmp_path):
     model, images = deployed(body, tmp_path / "m.tflite")
     parity = klb.verify(model, tmp_path / "m.tflite", images)
     assert parity.ok
     assert parity.max_output_steps <= 2
+
+
+def test_a_recurrent_layer_with_a_loop_is_told_to_unroll(tmp_path):
+    with pytest.raises(ValueError, match=r"'lstm' has 3 subgraphs, .* has no loop with unroll=True"):
+        deployed(lambda x: recurrent(x, unroll=False), tmp_path / "m.tflite")
 
 
 def test_another_export_of_the_same_model_is_the_same_file(tmp_path):
