@@ -12,6 +12,7 @@ import numpy as np
 from keras_lowbit.convert import report as text
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy import overflow as overflow_
+from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.lower import Island, lower_model
 from keras_lowbit.deploy.packed_speed import resolve_weights
 
@@ -75,9 +76,11 @@ def export_litert(
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
     "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
-    Raises ValueError before calibration, for a value without a range, and for labels or numbers that do not fit; OSError
-    for a path that cannot be written.
+    Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
+    that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
     """
+    check_model(model, "export_litert")
+    check_not_packed(model, "export_litert")
     if table is not None and weights != "auto":
         raise ValueError(
             f"export_litert got table={os.fspath(table)!r} with weights={weights!r}; only 'auto' reads it."

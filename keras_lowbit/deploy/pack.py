@@ -8,6 +8,7 @@ import numpy as np
 from keras_lowbit.convert.surgery import Edit, edited
 from keras_lowbit.convert.weights import kernel_codes
 from keras_lowbit.deploy.fold import channel_scales
+from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.lower import lower_model
 from keras_lowbit.deploy.packed import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
@@ -27,11 +28,14 @@ def pack(model: keras.Model, input_shapes: Any = None) -> keras.Model:
     other layers are kept as they are. input_shapes: as in `lower`.
 
     The result saves to a `.keras` file that loads without a scope, and predicts the same bits with and without the compiled
-    ops. Raises ValueError if no layer is ternary, and what `lower` raises before calibration.
+    ops. Raises ValueError if no layer is ternary or one is packed already, TypeError for what is no Keras model, and what
+    `lower` raises before calibration.
 
     >>> packed = keras_lowbit.pack(quantized)
     >>> packed.save("packed.keras"); keras.saving.load_model("packed.keras").predict(images)
     """
+    check_model(model, "pack")
+    check_not_packed(model, "pack")
     layers = [(path, layer) for path, layer in layers_of(model) if isinstance(layer, QuantizedLayer)]
     weights = {path: packed_weights(layer) for path, layer in layers if type(layer) in (QuantConv2D, QuantDense)}
     found = {path: packed for path, packed in weights.items() if packed is not None}

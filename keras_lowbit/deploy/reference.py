@@ -16,6 +16,7 @@ from keras_lowbit.deploy import reference_elementwise as elementwise
 from keras_lowbit.deploy import reference_kernels as kernels
 from keras_lowbit.deploy import reference_shapes as shapes
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.kinds import check_graph
 from keras_lowbit.deploy.reference_call import Call, scale_of
 from keras_lowbit.deploy.reference_islands import float_island
 from keras_lowbit.deploy.reference_softmax import softmax
@@ -65,6 +66,7 @@ def run_reference(graph: IntegerGraph, images: Any) -> Any:
 
     >>> codes = run_reference(graph, images[:4])
     """
+    check_graph(graph, "run_reference")
     arrays = trace(graph, images)
     outputs = [arrays[name] for name in graph.outputs]
     return outputs[0] if len(outputs) == 1 else outputs

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_lowbit.deploy import runtime_weighted as weighted
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.kinds import check_graph
 from keras_lowbit.deploy.reference_call import scale_of
 from keras_lowbit.deploy.runtime_plain import PLAIN
 from keras_lowbit.ops import active_kernel, composite
@@ -80,6 +81,7 @@ class Runtime(tf.Module):
 
     def __init__(self, graph: IntegerGraph, name: str | None = None) -> None:
         super().__init__(name=name)
+        check_graph(graph, "Runtime")
         graph.validate()
         self._variables: list[tf.Variable] = []
         self._bytes = 0

@@ -1,6 +1,7 @@
 """summary: bits, parameters, bytes, multiply-accumulates and multiplications left of every layer, and the file's size."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -10,8 +11,10 @@ from keras_lowbit.convert.report import table
 from keras_lowbit.convert.roles import KINDS, stock_kind
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.lower import lower_model
 from keras_lowbit.deploy.multiplications import filter_size, multiplications_left, scale_bytes
+from keras_lowbit.deploy.packed import PackedLayer
 from keras_lowbit.deploy.packed_speed import resolve_weights
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.graph import Call, calls_of
@@ -95,14 +98,17 @@ def summary(model: keras.Model, *, weights: str = "int8", input_shapes: Any = No
 
     The size is that of the bytes `export_litert(model, weights=weights)` would write, found by writing them to memory
     (ranges not calibrated yet are stood in for: equal numbers are stored once, so they move it by some bytes).
-    model: Functional or Sequential, quantized or not.   input_shapes: for inputs of variable size, as in `export_litert`.
+    model: Functional or Sequential, quantized or not, or from `pack`.   input_shapes: for inputs of variable size, as in
+    `export_litert`.
     """
+    check_model(model, "summary")
     graph = calls_of(model, inline=True)
     layers, seen = [], set()
     for call in graph.calls:
         if call.is_layer and call.operation.weights and call.path not in seen and _counts(call):
             seen.add(call.path)
-            layers.append(_layer(call, _activation_bits(graph, call)))
+            row = _packed_layer if isinstance(call.operation, PackedLayer) else _layer
+            layers.append(row(call, _activation_bits(graph, call)))
     size, reason = _file_bytes(model, weights, input_shapes)
     return Summary(model.name, tuple(layers), size, reason)
 
@@ -136,6 +142,21 @@ def _layer(call: Call, activation_bits: float) -> LayerSummary:
     return LayerSummary(call.path, kind, bits, activation_bits, count, kilobytes, macs, multiplications)
 
 
+def _packed_layer(call: Call, activation_bits: float) -> LayerSummary:
+    """A layer from `pack`: bytes as they stand in memory, padding and sums included."""
+    operation, layout = call.operation, call.operation.layout
+    bits, kernel, filters = {"ternary": 2, "int8": 8}[layout.kind], math.prod(layout.window), layout.window[3]
+    reals = filters * (2 if operation.use_bias else 1)  # the scales, and the bias
+    arrays = math.prod(layout.data_shape) + math.prod(layout.scales_shape) + 4 * math.prod(layout.sums_shape)
+    kilobytes = (arrays + 4 * reals) / 1000
+    scales = layout.clusters * (math.prod(layout.window[:2]) if layout.per_tap else 1)
+    macs, left = _macs(call, kernel), 1.0 if layout.kind == "int8" else scales / (kernel // filters)
+    parameters = kernel + (filters if operation.use_bias else 0)
+    multiplications = None if macs is None else round(macs * left)
+    kind = type(operation).__name__
+    return LayerSummary(call.path, kind, bits, activation_bits, parameters, kilobytes, macs, multiplications)
+
+
 def _own_weights(operation: Any) -> list[Any]:
     """The layer's weights without the state of its quantizers."""
     state = {
@@ -145,6 +166,10 @@ def _own_weights(operation: Any) -> list[Any]:
         for variable in getattr(operation, name).variables
     }
     return [weight for weight in operation.weights if id(weight) not in state]
+
+
+def _has_kernel(operation: Any) -> bool:
+    return stock_kind(operation) in KINDS or isinstance(operation, PackedLayer)
 
 
 def _macs(call: Call, kernel: int) -> int | None:
@@ -159,14 +184,16 @@ def _macs(call: Call, kernel: int) -> int | None:
 
 def _activation_bits(graph: Any, call: Call) -> float:
     """Bits of the range behind a layer: its own, or that of the first range its result flows into alone."""
-    own = getattr(call.operation, "output_quantizer", None)
+    if getattr(call.operation, "output_range", None) is not None:  # a packed layer that gives int8 codes
+        return 8
+    own = getattr(call.operation, "output_host", None)
     if own is not None:
-        return float(own.bits)
+        return float(own.quantizer.bits)
     reader = graph.only_consumer(call.outputs[0])
     while reader is not None:
         if isinstance(reader.operation, QuantActivation):
             return float(reader.operation.output_host.quantizer.bits)
-        if stock_kind(reader.operation) in KINDS or len(reader.inputs) > 1:
+        if _has_kernel(reader.operation) or len(reader.inputs) > 1:
             return 32
         reader = graph.only_consumer(reader.outputs[0])
     return 32
@@ -174,6 +201,7 @@ def _activation_bits(graph: Any, call: Call) -> float:
 
 def _file_bytes(model: keras.Model, weights: str, input_shapes: Any) -> tuple[int | None, str]:
     try:
+        check_not_packed(model, "export_litert")
         graph = lower_model(model, input_shapes, placeholder=Range(1 / 16, 0)).graph
         return len(litert.to_bytes(graph, weights=resolve_weights(graph, weights))[0]), ""
     except ValueError as error:

@@ -218,3 +218,65 @@ def test_wide_int8_layers_are_left_alone_and_run():
     assert "wide" not in names
     graph = klb.deploy.lower(model)
     np.testing.assert_array_equal(klb.deploy.Runtime(graph)(inputs), run_reference(graph, inputs))
+
+
+def test_a_summary_counts_packed_layers(packed):
+    model, packed_model, _ = packed
+    before = {row.path: row for row in klb.summary(model).layers}
+    found = klb.summary(packed_model)
+    assert {row.path for row in found.layers} == set(before)
+    assert found.file_bytes is None
+    assert "use the model that you packed" in found.no_file_because.lower()
+    layers = {layer.name: layer for layer in packed_layers(packed_model)}
+    for row in found.layers:
+        was = before[row.path]
+        counts = (row.parameters, row.macs, row.activation_bits)
+        assert counts == (was.parameters, was.macs, was.activation_bits)
+        if row.path in layers:
+            assert row.layer.startswith("PackedTernary")
+            assert row.weight_bits == 2
+            assert row.kilobytes == sum(weight.nbytes for weight in own(layers[row.path])) / 1000
+            assert row.multiplications == was.multiplications
+        else:
+            assert row == was
+
+
+def own(layer):
+    """The layer's arrays, without the state of its quantizer."""
+    arrays = [layer.packed_data, layer.packed_scales, layer.packed_sums, layer.scale, layer.bias]
+    return [np.asarray(keras.ops.convert_to_numpy(array)) for array in arrays if array is not None]
+
+
+def test_packed_models_are_refused_where_quantized_ones_are_needed(packed, tmp_path):
+    for use in (lambda model: klb.export_litert(model, tmp_path / "q.tflite"), klb.pack):
+        with pytest.raises(
+            ValueError, match=r"cannot use 'net'.*\(packed: .*second.*\)\. Use the model that you packed"
+        ):
+            use(packed[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda model: klb.export_litert("q.keras", "q.tflite"), "export_litert takes .*'q.keras': load it with"),
+        (
+            lambda model: klb.export_litert(klb.deploy.lower(model), "q.tflite"),
+            "got IntegerGraph: give the model that it",
+        ),
+        (lambda model: klb.pack(None), "pack takes a Keras 3 model, got None"),
+        (lambda model: klb.summary("q.keras"), "summary takes a Keras 3 model"),
+        (
+            lambda model: klb.deploy.Runtime(model),
+            "Runtime takes an IntegerGraph, got Functional: make one with .*lower",
+        ),
+        (
+            lambda model: run_reference(model, np.zeros((1, 12, 12, 4))),
+            "run_reference takes an IntegerGraph, got Functional",
+        ),
+        (lambda model: klb.deploy.Runtime("q.keras"), "a .keras file is loaded and lowered"),
+    ],
+)
+def test_things_of_another_kind_are_named(packed, use, words):
+    with pytest.raises(TypeError, match=words):
+        use(packed[0])
