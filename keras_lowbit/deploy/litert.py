@@ -80,18 +80,22 @@ def to_bytes(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
-    """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote
-    it)."""
+    """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote it).
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is foreign, cut short or damaged.
+    """
+    from keras_lowbit.deploy.litert_read import parsing, read_bytes
+
+    content = read_bytes(path)
+    with parsing(path, len(content)):
+        return _metadata(content)
+
+
+def _metadata(content: bytes) -> dict[str, object] | None:
     from ai_edge_litert import schema_py_generated as schema
 
     from keras_lowbit.deploy.metadata import read_labels
 
-    with open(path, "rb") as stream:
-        content = stream.read()
-    if content[4:8] != b"TFL3":
-        raise ValueError(
-            f"{os.fspath(path)!r} is not a .tflite file: expected the identifier TFL3, got {content[4:8]!r}"
-        )
     model = schema.Model.GetRootAs(content)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)

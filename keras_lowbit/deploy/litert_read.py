@@ -1,6 +1,8 @@
 """Reads a .tflite file back: the codes and scales that are really in it, packed ones unpacked."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,15 +36,10 @@ class LiteRTFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        content = _read(path)
+        content = read_bytes(path)
         self.size = len(content)
-        try:
+        with parsing(path, self.size):
             self._parse(content)
-        except Exception as error:  # the schema's reader raises whatever the damaged bytes lead it to
-            raise ValueError(
-                f"{os.fspath(path)!r} is damaged or cut short ({self.size:,} bytes; {type(error).__name__}: {error}). "
-                "Export it again: keras_lowbit.export_litert(model, path)."
-            ) from error
 
     @classmethod
     def of_bytes(cls, content: bytes) -> "LiteRTFile":
@@ -92,7 +89,20 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+@contextlib.contextmanager
+def parsing(path: str | os.PathLike[str], size: int) -> Iterator[None]:
+    """What the readers of the parts of a file raise, whatever damaged bytes lead them to, as one ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is damaged or cut short ({size:,} bytes; {type(error).__name__}: {error}). "
+            "Export it again: keras_lowbit.export_litert(model, path)."
+        ) from error
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a .tflite file. FileNotFoundError if there is none, ValueError if it is something else."""
     try:
         with open(path, "rb") as stream:
             content = stream.read()

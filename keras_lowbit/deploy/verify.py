@@ -149,26 +149,23 @@ def verify(
     """Compare a .tflite file that `export_litert` wrote with the model it came from.
 
     Layer by layer on the first `layer_samples` samples, run on LiteRT's reference kernels; against the NumPy reference,
-    every tensor, on the first `reference_samples` (it is slow); end to end on all of `data`, run as a phone would
-    (XNNPACK delegate).
+    every tensor, on the first `reference_samples` (it is slow) and at least one batch of the file's size, the last sample
+    repeated where there are too few; end to end on all of `data`, run as a phone would (XNNPACK delegate).
     data: as for `calibrate`.   batch_size: for arrays.   steps: batches to look at.
-    Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model.
+    Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
+    numbers of samples below 1.
     """
+    _check_samples(layer_samples=layer_samples, reference_samples=reference_samples)
     file = LiteRTFile(path)
     policy = policy_of(litert.read_metadata(path))
     lowered = lower_model(model, _input_shapes(model, file), _batch_size(file), overflow=policy)
     containers = check_same_structure(lowered.graph, file, path)
     inputs = [_flat(model, batch) for batch in klb_data.batches(data, batch_size, steps)]
-    count = max(layer_samples, reference_samples, _batch_size(file))
-    spare = softmax_overflows(lowered.graph, _first(inputs, count))
+    spare = softmax_overflows(lowered.graph, _first(inputs, max(layer_samples, reference_samples), _batch_size(file)))
     runner, coverage = FileRunner(path, reference=True, spare_reference=spare), delegate_coverage(path)
     layers = compare_layers(model, lowered, file, runner, _first(inputs, layer_samples), set(coverage.taken))
-    first = _first(inputs, max(reference_samples, runner.batch_size))
-    whole = len(first[0]) // runner.batch_size * runner.batch_size
-    reference = None
-    if whole:
-        written = as_written(lowered.graph, containers)
-        reference = compare_reference(written, runner, [part[:whole] for part in first])
+    written = as_written(lowered.graph, containers)
+    reference = compare_reference(written, runner, _first(inputs, reference_samples, runner.batch_size))
     differences, agreements = _end_to_end(model, lowered.graph, path, inputs)
     counts = np.bincount(differences) if differences.size else np.zeros(1, np.int64)
     agreement = float(np.mean(agreements)) if agreements else None
@@ -181,9 +178,16 @@ def _flat(model: keras.Model, batch: Any) -> list[np.ndarray]:
     return [np.asarray(leaf, np.float32) for leaf in inputs_in_order(model, batch)]
 
 
-def _first(batches: list[list[np.ndarray]], count: int) -> list[np.ndarray]:
-    joined = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return [array[:count] for array in joined]
+def _check_samples(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name}={count!r}: expected a whole number of at least 1.")
+
+
+def _first(batches: list[list[np.ndarray]], count: int, multiple: int = 1) -> list[np.ndarray]:
+    """The first `count` samples and as many more as make a multiple; the last one repeated where there are too few."""
+    joined = [np.concatenate(parts)[: -(-count // multiple) * multiple] for parts in zip(*batches, strict=True)]
+    return [np.concatenate([array, array[-1:].repeat(-len(array) % multiple, axis=0)]) for array in joined]
 
 
 def _batch_size(file: LiteRTFile) -> int:

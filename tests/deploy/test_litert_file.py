@@ -143,7 +143,7 @@ def test_metadata_comes_back_and_nothing_else_has_it(tmp_path):
     path.write_bytes(island()[0])
     assert read_metadata(path) is None
     path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"not a \.tflite file: expected the identifier TFL3"):
+    with pytest.raises(ValueError, match=r"not a \.tflite file: expected the identifier b'TFL3'"):
         read_metadata(path)
 
 

@@ -146,14 +146,15 @@ def test_one_bit_of_a_weight_or_bias_is_noticed(mixed, tmp_path, name):
     assert "NOT OK" in str(parity)
 
 
-def test_a_changed_bias_differs_from_the_reference(mixed, tmp_path):
-    def edit(model, tensors):
-        buffer = model.buffers[tensors["point/bias"].buffer]
-        buffer.data = np.array(buffer.data, np.uint8)
-        buffer.data[2] ^= 8  # 2**19 steps
+def high_bias(model, tensors):
+    buffer = model.buffers[tensors["point/bias"].buffer]
+    buffer.data = np.array(buffer.data, np.uint8)
+    buffer.data[2] ^= 8  # 2**19 steps
 
+
+def test_a_changed_bias_differs_from_the_reference(mixed, tmp_path):
     model, images, path = mixed
-    parity = klb.verify(model, change(path, tmp_path / "m.tflite", edit), images)
+    parity = klb.verify(model, change(path, tmp_path / "m.tflite", high_bias), images)
     assert parity.reference_equal is False
     assert parity.reference.differing["point"] > 0
     assert "conv" not in parity.reference.differing
@@ -251,6 +252,57 @@ def test_file_of_another_tool(mixed, tmp_path):
     (tmp_path / "m.tflite").write_bytes(float_model("ABS", [(1, 4)], (1, 4)))
     with pytest.raises(ValueError, match="has no tensor"):
         klb.verify(model, tmp_path / "m.tflite", images)
+
+
+def in_labels(content):
+    """The file with its compressed labels damaged."""
+    at = content.rindex(b"PK\x03\x04") + 30 + len("labels.txt")
+    return content[:at] + b"\xff\xff" + content[at + 2 :]
+
+
+DAMAGE = {
+    "labels": in_labels,
+    "metadata": lambda content: content.replace(b'{"islands"', b'<"islands"'),
+    "no text": lambda content: content.replace(b'{"islands"', b'{"\xff\xfelands"'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_metadata_is_refused_by_the_name_of_the_file(mixed, tmp_path, name):
+    model, images, _ = mixed
+    klb.export_litert(model, tmp_path / "m.tflite", labels=list("abcd"))
+    content = (tmp_path / "m.tflite").read_bytes()
+    broken = DAMAGE[name](content)
+    assert broken != content
+    (tmp_path / "m.tflite").write_bytes(broken)
+    with pytest.raises(ValueError, match=r"m\.tflite' is damaged or cut short.*Export it again"):
+        klb.verify(model, tmp_path / "m.tflite", images)
+
+
+@pytest.mark.parametrize("wrong", [{"layer_samples": 0}, {"reference_samples": -1}, {"layer_samples": 1.5}], ids=str)
+def test_numbers_of_samples_must_be_positive(mixed, wrong):
+    model, images, path = mixed
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected a whole number of at least 1"):
+        klb.verify(model, path, images, **wrong)
+
+
+def test_fewer_samples_than_the_batch_of_the_file_are_compared_with_the_reference_too(mixed, tmp_path):
+    model, images, _ = mixed
+    klb.export_litert(model, tmp_path / "m.tflite", batch_size=4)
+    assert klb.verify(model, tmp_path / "m.tflite", images).reference_equal is True
+    parity = klb.verify(model, change(tmp_path / "m.tflite", tmp_path / "n.tflite", high_bias), images)
+    assert parity.reference_equal is False
+    assert parity.samples == 3
+
+
+def test_a_batch_an_island_and_a_wide_softmax_go_together(tmp_path):
+    """Whether the softmax would end the process is found by running the graph: in whole batches."""
+    model, data = trained(case(Unknown, lambda: kl.Dense(600, activation="softmax"), shape=(6,)))
+    klb.export_litert(model, tmp_path / "m.tflite", batch_size=3)
+    parity = klb.verify(model, tmp_path / "m.tflite", np.concatenate([data, data]), layer_samples=4)
+    assert parity.ok, parity
+    assert parity.reference_equal is True
 
 
 def test_data_of_another_size(mixed):
