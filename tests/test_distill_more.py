@@ -1,5 +1,7 @@
 """distill: what a run does with frozen layers, early stops, heads of one unit, and starts that would lose work."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -108,3 +110,55 @@ def test_agreement_in_fit_is_the_share_of_samples_however_batches_divide_them():
     found = distiller.evaluate(ROWS[:9][order], batch_size=8, verbose=0, return_dict=True)["agreement"]
     assert 0 < share < 1
     assert found == pytest.approx(share, abs=1e-6)
+
+
+def state(model):
+    return [np.array(to_numpy(variable)) for variable in model.variables]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: {"data": iter([ROWS[:8], ROWS[8:]])}, r"data is a list_iterator.*needed 2 times.*Give the function"),
+        (lambda: {"validation_data": (part for part in [ROWS])}, r"validation_data is a generator.*needed 3 times"),
+        (lambda: {"labels": [[0, 1], [1, 0]] * 12}, r"numbers in nested lists.*np\.asarray"),
+    ],
+    ids=["data", "validation_data", "labels"],
+)
+def test_what_would_fail_later_is_refused_before_anything_changes(make, words):
+    teacher = network()
+    student = student_of(teacher)
+    before = state(student)
+    with pytest.raises(ValueError, match=words):
+        distilled(student, teacher, **{"epochs": 2} | make())
+    for left, right in zip(state(student), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_endless_iterators_and_lists_of_labels_are_taken():
+    teacher = network()
+    student = student_of(teacher)
+    endless = (ROWS[start % 24 : start % 24 + 8] for start in itertools.count(0, 8))
+    assert len(distilled(student, teacher, endless, steps=2, epochs=np.int64(2)).history["loss"]) == 2
+    labels = [int(label) for label in RNG.integers(0, 3, 24)]
+    found, wanted = (
+        distilled(student, teacher, labels=form, variables=[student.get_layer("head").bias], learning_rate=1e-9).history
+        for form in (labels, np.array(labels))
+    )
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+
+
+def test_factors_are_multiplied_in_once_whichever_student_meets_the_finished_checkpoint(tmp_path):
+    teacher = network()
+    first, second = student_of(teacher), student_of(teacher)
+    options = {"variables": "pointwise", "learning_rate": 0.05, "checkpoint": tmp_path / "new" / "run.npz"}
+    start = to_numpy(first.get_layer("body").kernel)
+    distilled(first, teacher, **options)
+    wanted = state(first)
+    assert np.abs(wanted[0] - start).max() > 0.01
+    for student in (first, second, first):  # finished already; built anew after a kill; again
+        assert distilled(student, teacher, **options).epoch == [0]
+        for left, right in zip(state(student), wanted, strict=True):
+            np.testing.assert_array_equal(left, right)
+    with pytest.raises(ValueError, match=r"factors of the 1 epochs .* multiplied in.*as it was before"):
+        distilled(first, teacher, epochs=2, **options)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_lowbit.layers.host import freeze_ranges, hosts
 
@@ -17,7 +18,7 @@ class FreezeRanges(keras.callbacks.Callback):
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or epoch < 0:
             raise ValueError(f"FreezeRanges needs the number of an epoch, 0 or more, got epoch={epoch!r}.")
         self.epoch = epoch
 

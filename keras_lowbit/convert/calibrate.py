@@ -1,6 +1,7 @@
 """calibrate: activation ranges from data, without training."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from keras_lowbit import data as klb_data
 from keras_lowbit.convert.observers import make_observer
 from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.layers.graph import as_taken, layers_of
-from keras_lowbit.layers.host import QuantizerHost, hosts
+from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
 
 METHODS = ("max", "percentile", "mse")
 
@@ -28,7 +29,7 @@ def calibrate(
     """Set every activation range from data: weights quantized, activations float while it looks.
 
     Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Trained thresholds
-    (`quantizers.AdjustableThreshold`) start afresh, those of weights too. Runs in inference mode.
+    (`quantizers.AdjustableThreshold`) start afresh, those of weights too. Runs in inference mode. If it fails nothing changes.
 
     data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
     batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
@@ -48,32 +49,46 @@ def calibrate(
             "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
         )
     observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
-    _start_tuning(model)  # first: the activations are those of weights with thresholds at their start
-    count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
-    found = {}
+    with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
+        count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
+        found = {path: observers[path].range() for path in ranges}
+        for path, (low, high) in found.items():
+            if low > high:
+                raise ValueError(
+                    f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
+                )
     for path, host in ranges.items():
-        low, high = observers[path].range()
-        if low > high:
-            raise ValueError(
-                f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
-            )
+        low, high = found[path]
         for name, value in host.quantizer.calibrated(low, high, count).items():
             host.state[name].assign(value)
-        found[path] = (low, high)
     return found
 
 
-def _start_tuning(model: keras.Model) -> None:
-    """Trained thresholds of weights, and of ranges that the arguments fix, start afresh."""
+@contextlib.contextmanager
+def _tuning_started(model: keras.Model) -> Iterator[None]:
+    """Trained thresholds of weights, and of ranges that the arguments fix, start afresh, but for a failure inside."""
+    starts = list(_tuning_starts(model))
+    before = [to_numpy(variable) for variable, _ in starts]
+    try:
+        for variable, value in starts:
+            variable.assign(value)
+        yield
+    except BaseException:
+        for (variable, _), value in zip(starts, before, strict=True):
+            variable.assign(value)
+        raise
+
+
+def _tuning_starts(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     for layer in quantized_layers(model).values():
         for host, weights in ((layer.kernel_host, layer.kernel), (layer.bias_host, layer.bias)):
             if host is not None and weights is not None:
-                for name, value in host.quantizer.tuning_start(weights, host.filter_axes).items():
-                    host.state[name].assign(value)
+                values = host.quantizer.tuning_start(weights, host.filter_axes)
+                yield from ((host.state[name], value) for name, value in values.items())
     for _, host in hosts(model):
         if host.quantizer.is_range and host.quantizer.fixed:
-            for name, value in host.quantizer.calibrated(0.0, 0.0, 0).items():
-                host.state[name].assign(value)
+            values = host.quantizer.calibrated(0.0, 0.0, 0)
+            yield from ((host.state[name], value) for name, value in values.items())
 
 
 def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:

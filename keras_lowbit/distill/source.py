@@ -23,7 +23,7 @@ class Source:
     def __init__(self, model: Any, data: Any, batch_size: int, steps: int | None, labels: Any, seed: int) -> None:
         self.model, self.data, self.batch_size, self.steps, self.seed = model, data, batch_size, steps, seed
         self.arrays = as_taken(model, _arrays(data, batch_size))
-        self.labels = None if labels is None else tree.map_structure(np.asarray, labels)
+        self.labels = None if labels is None else _label_arrays(labels)
         self.teacher: list[np.ndarray] | None = None
         self.count = klb_data.batch_count(data, batch_size, steps)
         if self.labels is not None:
@@ -71,6 +71,27 @@ class Source:
             targets["labels"] = tree.map_structure(lambda leaf: leaf[rows], self.labels)
         inputs = tree.map_structure(lambda leaf: leaf[rows], self.arrays)
         return inputs, (targets if self.teacher is not None else targets.get("labels"))
+
+
+def _label_arrays(labels: Any) -> Any:
+    """Labels as arrays; a flat list of numbers is one, any other list holds one for each output."""
+    if isinstance(labels, list | tuple) and all(np.ndim(label) == 0 for label in labels):
+        return np.asarray(labels)
+    found = tree.map_structure(np.asarray, labels)
+    if any(leaf.ndim == 0 for leaf in tree.flatten(found)):
+        raise ValueError(
+            "labels= holds numbers in nested lists. Give an array: np.asarray(labels), one for each output."
+        )
+    return found
+
+
+def check_rereadable(name: str, data: Any, steps: int | None, times: int) -> None:
+    """ValueError for data that can be read once, read to the end by the first of several readings."""
+    if isinstance(data, Iterator) and steps is None and times > 1:
+        raise ValueError(
+            f"{name} is a {type(data).__name__}, which can be read once, but it is needed {times} times. Give the function "
+            "that makes it, arrays or a data set."
+        )
 
 
 def _arrays(data: Any, batch_size: int) -> Any:

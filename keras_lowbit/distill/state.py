@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -35,12 +36,16 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a checkpoint says: epochs and steps done, the history so far and the best state."""
+    """What a checkpoint says: epochs and steps done, the history so far and the best state.
+
+    written: `fingerprint` of the weights into which the factors of the finished run were multiplied, or None.
+    """
 
     epoch: int
     step: int
     history: dict[str, list[float]]
     best: Snapshot
+    written: str | None
 
 
 def save(
@@ -52,6 +57,26 @@ def save(
     arrays |= {f"best_{i}": value for i, value in enumerate(best.values)}
     plain = {name: [float(value) for value in values] for name, values in history.items()}
     about = {"format_version": FORMAT_VERSION, "epoch": epoch, "step": step, "history": plain, "best_loss": best.loss}
+    _write(path, about, arrays)
+
+
+def mark_written(path: str | os.PathLike[str], weights: Sequence[Any]) -> None:
+    """Say in a checkpoint that its factors are multiplied in, and what that gave."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    about = json.loads(str(arrays.pop("about")))
+    _write(path, about | {"written": fingerprint(weights)}, arrays)
+
+
+def fingerprint(weights: Sequence[Any]) -> str:
+    """The same for weights of the same bits."""
+    found = hashlib.sha256()
+    for weight in weights:
+        found.update(to_numpy(weight).tobytes())
+    return found.hexdigest()
+
+
+def _write(path: str | os.PathLike[str], about: dict[str, Any], arrays: dict[str, Any]) -> None:
     target = Path(path)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
@@ -85,4 +110,4 @@ def load(path: str | os.PathLike[str], distiller: Any) -> Progress:
     for name, variable in zip(names, variables, strict=True):
         variable.assign(arrays[name])
     best = Snapshot(tuple(arrays[f"best_{i}"] for i in range(count)), float(about["best_loss"]))
-    return Progress(about["epoch"], about["step"], about["history"], best)
+    return Progress(about["epoch"], about["step"], about["history"], best, about.get("written"))

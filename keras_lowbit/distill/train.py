@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,8 +13,8 @@ from keras import tree
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.distill.distiller import Distiller
-from keras_lowbit.distill.source import Source
-from keras_lowbit.distill.state import Snapshot, load, save
+from keras_lowbit.distill.source import Source, check_rereadable
+from keras_lowbit.distill.state import Snapshot, fingerprint, load, mark_written, save
 
 # A cycle of the learning rate where the number of steps is not known: that of FAT's published code.
 _UNKNOWN_PERIOD = 400
@@ -59,7 +60,8 @@ def distill(
     before the first and after every epoch (``val_loss``, ``val_agreement`` in the History), and the state of its least
     value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
     lose on others.
-    checkpoint: file written after every epoch; a run that finds it goes on behind its last epoch, to the same bits.
+    checkpoint: file written after every epoch, its folder made if need be; a run that finds it goes on behind its last epoch,
+    to the same bits.
     callbacks: Keras callbacks, of the `Distiller`; the run ends with the epoch in which one sets `stop_training`.
     verbose: 1 a progress bar, 0 nothing.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
@@ -69,7 +71,9 @@ def distill(
     Raises ValueError and TypeError for models that do not fit each other or the data, before anything is trained.
     Goncharenko et al. 2018, arXiv:1812.07872.
     """
-    _check_epochs(epochs)
+    epochs = _checked_epochs(epochs)
+    check_rereadable("data", data, steps, epochs)
+    check_rereadable("validation_data", validation_data, None, epochs + 1)
     weight = (1.0 if labels is not None else 0.0) if label_weight is None else label_weight
     source = Source(student, data, batch_size, steps, labels, seed)
     distiller = Distiller(
@@ -87,7 +91,7 @@ def distill(
         if held_back is not None:
             held_back.cache(distiller, epochs + 1 - training.first, None)
     history = training.run(callbacks, verbose)
-    distiller.write_back()
+    training.write_back()
     return history
 
 
@@ -104,9 +108,10 @@ def _held_back(student: keras.Model, data: Any, batch_size: int, labels: Any, se
     return Source(student, data[0], batch_size, None, data[1], seed)
 
 
-def _check_epochs(epochs: int) -> None:
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+def _checked_epochs(epochs: Any) -> int:
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
         raise ValueError(f"distill needs epochs of 1 or more, got {epochs!r}.")
+    return int(epochs)
 
 
 class _Means:
@@ -136,18 +141,35 @@ class _Training:
     ) -> None:
         self.distiller, self.source, self.held_back, self.rates = distiller, source, held_back, rates
         self.epochs, self.checkpoint = epochs, checkpoint
-        self.first, self.restores = 0, 0
+        self.first, self.restores, self.written = 0, 0, False
         self.history: dict[str, list[float]] = {}
         self.best = Snapshot.of(distiller.trainable_variables, np.inf)
         rates.set_model(distiller)
 
     def resume(self) -> None:
         """Take up the state of the checkpoint, if its file exists."""
-        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+        if self.checkpoint is None:
+            return
+        Path(self.checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.exists(self.checkpoint):
             return
         self.distiller.optimizer.build(self.distiller.trainable_variables)
         found = load(self.checkpoint, self.distiller)
         self.first, self.rates.step, self.history, self.best = found.epoch, found.step, found.history, found.best
+        self.written = found.written is not None and found.written == fingerprint(self.distiller.scaled)
+        if self.written and self.first < self.epochs:
+            raise ValueError(
+                f"The student has the factors of the {self.first} epochs in {os.fspath(self.checkpoint)} multiplied in, so no "
+                "further epoch can begin there. Give the student as it was before, or another checkpoint."
+            )
+
+    def write_back(self) -> None:
+        """Multiply pointwise factors in, once: the student may be the one that a finished run left."""
+        if self.written:
+            return
+        self.distiller.write_back()
+        if self.checkpoint is not None and self.distiller.scaled:
+            mark_written(self.checkpoint, self.distiller.scaled)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], verbose: int | bool) -> keras.callbacks.History:
         """All epochs that are left."""

@@ -10,6 +10,7 @@ from model_zoo import inputs_of, randomize, run
 import keras_lowbit as klb
 from keras_lowbit.convert import observers
 from keras_lowbit.convert.calibrate import activation_hosts
+from keras_lowbit.layers import to_numpy
 from keras_lowbit.recipes import Recipe
 
 L = keras.layers
@@ -238,6 +239,24 @@ def test_activations_that_overflow_are_named_and_ranges_stay():
     assert state(copy) == before
     assert all(host.watch is None for _, host in klb.layers.hosts(copy))  # and it runs as before
     copy(ROWS)
+
+
+def test_a_calibration_that_fails_leaves_trained_thresholds_alone():
+    row = keras.Input((4,))
+    model, _ = klb.quantize_model(keras.Model(row, L.Dense(3)(L.Dense(5, activation="relu")(row))), "fat")
+    rows = np.random.default_rng(9).normal(size=(8, 4)).astype("float32")
+    klb.calibrate(model, rows, verbose=0)
+    for _, host in klb.layers.hosts(model):
+        for variable in host.learned:
+            variable.assign(0.9 * to_numpy(variable))
+    before = [to_numpy(variable) for variable in model.variables]
+    rows[-1] = np.nan
+    with pytest.raises(ValueError, match="batch 1"):
+        klb.calibrate(model, rows, batch_size=4, verbose=0)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(to_numpy(variable), value, err_msg=variable.path)
+    klb.calibrate(model, rows[:4], verbose=0)
+    assert any(np.any(to_numpy(v) != value) for v, value in zip(model.variables, before, strict=True))
 
 
 def test_a_model_without_ranges_is_told_why():
