@@ -176,3 +176,22 @@ def test_rules_take_short_names_and_dicts():
     assert Rule("ternary") == Rule({"name": "ternary"}) == Rule(Ternary())
     assert Recipe("x", ({"kernel": "binary"},), "activation").plan == (Rule(Binary()),)
     assert Recipe("x", (), "activation").activations == quantizers.get("activation")
+
+
+@pytest.mark.parametrize("name", ["int8", "fat", "dfp-2w8a-n4"])
+def test_arguments_that_no_callback_takes_are_an_error(name):
+    assert recipes.get(name).callbacks(epochs=3) == []
+    with pytest.raises(TypeError, match=rf"'{name}' has no schedule, .* take \['learning_rate', 'seed'\]"):
+        recipes.get(name).callbacks(epochs=3, seed=1, learning_rate=0.1)
+
+
+def test_a_seed_of_a_rule_becomes_one_of_each_layer():
+    recipe = Recipe("seeded", (Rule(Stochastic(Ternary(), seed=7), layers="d.*"), Rule(Ternary())))
+    seeds = {path: recipe.kernel_quantizer(path, path, "dense").seed for path in ("d0", "d1", "d/0")}
+    assert len({7, *seeds.values()}) == 4
+    assert all(0 <= seed < 2**31 for seed in seeds.values())
+    assert recipe.kernel_quantizer("d0", "d0", "dense") == Stochastic(Ternary(), seed=seeds["d0"])
+    again = recipe.replace(plan=[Rule(Stochastic(Ternary(), seed=8))]).kernel_quantizer("d0", "d0", "dense")
+    assert again.seed != seeds["d0"]
+    assert recipe.kernel_quantizer("e", "e", "dense") == Ternary()
+    assert recipe.replace(plan=[Rule(Stochastic())]).kernel_quantizer("d0", "d0", "dense") == Stochastic()

@@ -9,12 +9,14 @@ import keras
 import numpy as np
 
 from keras_lowbit import quantizers, recipes
+from keras_lowbit.convert.copies import warn_of_own_steps
 from keras_lowbit.convert.report import ConversionReport
 from keras_lowbit.convert.rewrite import Choice, Rewriter
 from keras_lowbit.convert.roles import KINDS, stock_kind
+from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.layers.host import to_numpy
-from keras_lowbit.recipes import Rule
+from keras_lowbit.recipes import Recipe, Rule
 
 _SUBCLASSED = """{name!r} is a subclassed model ({kind}): Python code calls its layers, and that cannot be rewritten.
 Use the drop-in layers in its place, they take the stock arguments:
@@ -42,17 +44,21 @@ def quantize_model(
     stand where the integer pipeline stores values (see `convert.ranges`) unless the recipe has none. Separable
     convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Nested
     models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they are.
-    The copy is not compiled. A layer that is not known stays float and is reported, it never stops the conversion.
+    The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never stops
+    the conversion; one that is quantized already keeps its quantizers.
+    Of several outputs, those of weighted layers keep their names; for others the report has the new one.
 
     model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
     skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float; a nested
     model that matches stays float with all its layers.
     overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
     Returns (quantized model, `ConversionReport`).
-    Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, or for weights that
-    are not finite.
+    Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
+    layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
+    steps of its own, which the copy has not.
     """
     _check_model(model)
+    warn_of_own_steps(model)
     recipe = recipes.get(recipe)
     calls = list(_all_calls(model))
     skip = [skip] if isinstance(skip, str) else list(skip)
@@ -64,6 +70,7 @@ def quantize_model(
     _check_finite(model)
     runs = Counter(id(call.operation) for _, call in calls)
     choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), runs)
+    _check_quantized(choice, recipe.replace(plan=rules), calls)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)
     return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
@@ -121,6 +128,19 @@ def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> Non
             f"The pattern {pattern!r} matches no {what}. It must match a whole name or path; the model has for "
             f"example {near[:5]}. Write '.*{pattern}.*' to match a part."
         )
+
+
+def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, Call]]) -> None:
+    """An override cannot change a layer that is quantized already."""
+    for path, call in calls:
+        if not isinstance(call.operation, QuantizedLayer) or choice.skips(call.name, path):
+            continue
+        wanted, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
+        if wanted != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
+            raise ValueError(
+                f"An override gives {path!r} {wanted or 'float weights'}, but it is quantized already and keeps {known}. "
+                "Quantize the float model instead; keras_lowbit.dequantize(model) has its quantized values."
+            )
 
 
 def _check_finite(model: keras.Model) -> None:

@@ -1,5 +1,6 @@
 """Copies of single operations, so that a rebuilt model shares nothing with the original."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,22 @@ def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Mo
     )
     copy_own_trainable(sequence, built)
     return built
+
+
+_STEPS = "train_step test_step predict_step compute_loss compute_metrics".split()
+
+
+def warn_of_own_steps(model: Any) -> None:
+    """A UserWarning if the model's class has training steps of its own, which a rebuilt model has not."""
+    kinds = type(model).__mro__
+    defining = {name: next(cls for cls in kinds if name in vars(cls)) for name in _STEPS}
+    if own := [name for name, cls in defining.items() if not cls.__module__.startswith("keras.")]:
+        kind = type(model).__name__
+        warnings.warn(
+            f"{kind} {model.name!r} has {', '.join(own)} of its own. The copy is a plain keras.Model with Keras' steps; to "
+            f"train it with yours, make a {kind} of it: {kind}(copy.input, copy.output).",
+            stacklevel=3,
+        )
 
 
 def bare_copy(operation: Any) -> Any:

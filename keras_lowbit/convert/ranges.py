@@ -21,13 +21,19 @@ _PROBABILITIES = ("softmax", "sigmoid")
 @dataclasses.dataclass
 class RangePlan:
     """after: key of a tensor -> quantizer of the range that stands behind it.
-    before_activation: weighted calls whose own activation does not fuse -> quantizer of the range before it.
+    own: weighted calls -> quantizer of the range in the layer itself: before an activation that does not fuse, or at the
+    end of a layer that gives one of several outputs its name.
     shared: key of a concatenation's result -> key of the first concatenation of its group, whose range it shares.
     """
 
     after: dict[int, Quantizer] = dataclasses.field(default_factory=dict)
-    before_activation: dict[Call, Quantizer] = dataclasses.field(default_factory=dict)
+    own: dict[Call, Quantizer] = dataclasses.field(default_factory=dict)
     shared: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def move_into(self, call: Call) -> None:
+        """Put the range behind a weighted call whose activation fuses into its layer, where it means the same."""
+        if fuses(call.operation) and call.outputs[0] in self.after:
+            self.own[call] = self.after.pop(call.outputs[0])
 
 
 def plan_ranges(
@@ -94,7 +100,7 @@ class _Planner:
                 self.after(call.outputs[0], self.activation)
             return
         if not in_place:
-            self.plan.before_activation[call] = self.activation
+            self.plan.own[call] = self.activation
         self._bounded(call)
 
     def _bounded(self, call: Call) -> None:

@@ -80,12 +80,11 @@ class Rewriter:
             self.reported.add(path)
             self.rows.append(LayerReport(path, type(operation).__name__, outcome, detail))
 
-    def shares(self, path: str, error: Exception) -> None:
-        """Say in the row of `path` that the two models share that operation."""
-        reason = f"shared with the original: it cannot be copied ({in_short(error)})"
+    def note(self, path: str, what: str, outcome: str | None = None) -> None:
+        """Add a remark to the row of `path`, and change its outcome if one is given."""
         for index, row in enumerate(self.rows):
             if row.path == path:
-                self.rows[index] = LayerReport(path, row.layer, "skipped", f"{row.detail}; {reason}")
+                self.rows[index] = LayerReport(path, row.layer, outcome or row.outcome, f"{row.detail}; {what}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +115,10 @@ class _Level:
             activations = activations.held()
         self.final = {key for index, key in enumerate(graph.outputs) if place.last is None or index in place.last}
         self.plan: RangePlan = plan_ranges(graph, self.roles, activations, self.final, nested=bool(self.prefix))
+        # Keras knows a list of outputs by the operations that make them; in a dict their keys are the names.
+        self.named = not self.prefix and len(graph.outputs) > 1 and not isinstance(self.model.output, Mapping)
+        if self.named:
+            self._keep_output_names()
         self.names = {call.name for call in graph.calls}
         self.gates: set[str] = set()  # names of the products that stand for gated activations
         self.values: dict[int, Any] = {}
@@ -130,7 +133,18 @@ class _Level:
             for key, value in zip(call.outputs, self._emit(call), strict=True):
                 self._store(key, value, call.name)
         outputs = [self.values[key] for key in self.graph.outputs]
-        return model_like(self.original, inputs, outputs)
+        built = model_like(self.original, inputs, outputs)
+        if self.named:
+            for old, new in zip(self.model.output_names, built.output_names, strict=True):
+                if old != new:
+                    self.rewriter.note(old, f"as an output of the model it is called {new!r}")
+        return built
+
+    def _keep_output_names(self) -> None:
+        for call in self.graph.calls:
+            returned = call.outputs[0] in self.graph.outputs
+            if returned and self.roles[call] is Role.WEIGHTED and not self._runs_often(call):
+                self.plan.move_into(call)
 
     def _role(self, call: Call) -> Role:
         role, path = role_of(call), self.prefix + call.path
@@ -200,16 +214,17 @@ class _Level:
         quantizer = self.rewriter.choice.kernel(call, path)
         gate = activation_name(call.operation)
         changes: dict[str, Any] = {"kernel_quantizer": quantizer}
-        if call in self.plan.before_activation:
+        if call in self.plan.own:
             changes["output_quantizer"] = self._own_range(call)
             if gate in GATES:
                 changes["activation"] = "linear"
         if stock_kind(call.operation) == "SeparableConv2D":
             outputs = self._separable(call, path, changes)
         else:
-            self.rewriter.report(path, call.operation, "quantized", repr(quantizer))
+            keeps = "keeps the quantizer it has: " if isinstance(call.operation, klb_layers.QuantizedLayer) else ""
+            self.rewriter.report(path, call.operation, "quantized", f"{keeps}{quantizer!r}")
             outputs = call.run(self.values, self._quantized(call.operation, changes))
-        if gate in GATES and call in self.plan.before_activation:
+        if gate in GATES and call in self.plan.own:
             return [self._gated(outputs[0], gate, self._fresh(f"{call.name}_{gate}"))]
         return outputs
 
@@ -217,7 +232,7 @@ class _Level:
         return self.rewriter.choice.runs[id(call.operation)] > 1
 
     def _own_range(self, call: Call) -> Quantizer:
-        quantizer = self.plan.before_activation[call]
+        quantizer = self.plan.own[call]
         return quantizer.held() if self._runs_often(call) else quantizer
 
     def _separable(self, call: Call, path: str, changes: dict[str, Any]) -> list[Any]:
@@ -270,7 +285,8 @@ class _Level:
             return call.run(self.values, copies[id(operation)])
         copies[id(operation)], results, error = copied(call, self.values)
         if error is not None:
-            self.rewriter.shares(path, error)
+            reason = f"shared with the original: it cannot be copied ({in_short(error)})"
+            self.rewriter.note(path, reason, "skipped")
         return results
 
 

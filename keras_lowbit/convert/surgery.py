@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.copies import copied, live_config, rebuilt
+from keras_lowbit.convert.copies import copied, live_config, rebuilt, warn_of_own_steps
 from keras_lowbit.layers.graph import Call, is_graph_model
 from keras_lowbit.layers.host import to_numpy
 
@@ -44,6 +44,7 @@ def edited(model: keras.Model, edits: Mapping[int, Edit]) -> keras.Model:
     edits: id of a layer of the model or of a model inside it -> what becomes of it. Weights are stored in the layer's own
     dtype. An operation that cannot be copied is shared with the original, as by `quantize_model`.
     """
+    warn_of_own_steps(model)
     return _rebuilt(model, edits, {})
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.copies import copied, live_config, rebuilt
+from keras_lowbit.convert.copies import copied, live_config, rebuilt, warn_of_own_steps
 from keras_lowbit.convert.roles import QUANTIZED_CLASSES
 from keras_lowbit.layers.graph import Call, is_graph_model, layers_of
 from keras_lowbit.numerics.thresholds import reduced_axes
@@ -72,6 +72,7 @@ def dequantize(model: keras.Model) -> keras.Model:
     not touched; an operation that cannot be copied is shared with it. A Functional or Sequential model is needed, as
     for `quantize_model`.
     """
+    warn_of_own_steps(model)
     return _rebuild(model, {})
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,9 +88,14 @@ class Recipe:
             raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['portions', 'ratio'].")
 
     def kernel_quantizer(self, name: str, path: str, kind: str, positions: tuple[str, ...] = ()) -> Quantizer | None:
-        """The quantizer of one layer's kernel: that of the first matching rule, None if there is none."""
-        found = (rule.kernel for rule in self.plan if rule.matches(name, path, kind, positions))
-        return next(found, None)
+        """The quantizer of one layer's kernel: that of the first matching rule, None if there is none.
+
+        A rule's seed becomes one of the layer's own, from seed and path: with one for all, layers would draw alike.
+        """
+        found: Any = next((rule.kernel for rule in self.plan if rule.matches(name, path, kind, positions)), None)
+        if getattr(found, "seed", None) is None:
+            return found
+        return dataclasses.replace(found, seed=zlib.crc32(f"{found.seed} {path}".encode()) >> 1)
 
     def replace(self, **changes: Any) -> "Recipe":
         """A recipe with some fields changed: ``recipe.replace(activations=None)``."""
@@ -98,7 +104,8 @@ class Recipe:
     def callbacks(self, epochs: int, **arguments: Any) -> list[keras.callbacks.Callback]:
         """The callbacks `model.fit` needs for this recipe over `epochs` epochs; may be empty.
 
-        arguments go to the schedule's callback (`callbacks.RatioSchedule`, `callbacks.PartitionSchedule`).
+        arguments go to the schedule's callback (`callbacks.RatioSchedule`, `callbacks.PartitionSchedule`). TypeError for
+        those of a recipe without a schedule.
         """
         from keras_lowbit import callbacks
 
@@ -107,6 +114,11 @@ class Recipe:
             made.append(callbacks.RatioSchedule(self.schedule["ratio"], epochs=epochs, **arguments))
         if "portions" in self.schedule:
             made.append(callbacks.PartitionSchedule(self.schedule["portions"], epochs=epochs, **arguments))
+        if arguments and not made:
+            raise TypeError(
+                f"Recipe {self.name!r} has no schedule, so there is no callback to take {sorted(arguments)}. Write "
+                "recipe.callbacks(epochs), and give a learning rate to the optimizer."
+            )
         return made
 
     def get_config(self) -> dict[str, Any]:

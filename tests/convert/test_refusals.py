@@ -125,6 +125,41 @@ def test_overrides_come_before_the_plan_the_first_that_matches_decides_and_skip_
     assert report["stem"].detail.startswith("skip list")
 
 
+def test_what_is_quantized_already_keeps_its_quantizers_and_an_override_of_it_is_an_error():
+    model, _ = klb.quantize_model(small(), "int8", skip=["head"])
+    copy, report = klb.quantize_model(model, "twn", overrides={"body": Uniform(8), "head": Uniform(4)})
+    assert report["body"].detail.startswith("keeps the quantizer it has: Uniform(bits=8")
+    assert report["head"].detail.startswith("Uniform(bits=4")
+    assert [layer.kernel_quantizer for layer in (copy.get_layer("body"), copy.get_layer("head"))] == [
+        Uniform(8),
+        Uniform(4),
+    ]
+    for given, said in ((Ternary(), "Ternary"), (None, "float weights")):
+        with pytest.raises(
+            ValueError, match=rf"override gives 'body' {said}.* but it is quantized already and keeps Uni"
+        ):
+            klb.quantize_model(model, overrides={"bod.": given})
+    klb.quantize_model(model, overrides={".*": "ternary"}, skip=["body"])
+
+
+class Trained(keras.Model):
+    def train_step(self, data):
+        raise NotImplementedError
+
+    def compute_loss(self, *arguments, **options):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("convert", [klb.quantize_model, klb.fold_batch_norms, klb.dequantize])
+def test_a_class_with_training_steps_of_its_own_is_warned_of(convert):
+    row = keras.Input((4,), name="row")
+    model = Trained(row, L.Dense(2, name="head")(row), name="mine")
+    with pytest.warns(
+        UserWarning, match="Trained 'mine' has train_step, compute_loss of its own. .*Trained.copy.input"
+    ):
+        convert(model)
+
+
 def test_a_skipped_nested_model_stays_float_with_all_its_layers():
     model = randomize(model_zoo.nested_twice())
     copy, report = klb.quantize_model(model, Recipe("w", (Rule(Ternary()),)), skip=["middle"])
