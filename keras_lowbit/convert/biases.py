@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
+from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.layers.graph import Call, CallGraph, calls_of, inputs_in_order
 from keras_lowbit.layers.host import to_numpy
 
@@ -32,7 +33,8 @@ def correct_biases(
     reference: the float model, folded, with layers of the same paths.
     data, batch_size, steps, verbose: as for `calibrate`.
     Returns path of each corrected layer -> the largest shift of its channels, in the units of its output. Layers without a
-    bias, shared layers and those whose bias is quantized stay as they are.
+    bias, shared layers and those whose bias is quantized stay as they are. Of a separable convolution the pointwise half,
+    which has its path and bias, is corrected for both.
     Raises ValueError if no layer of the two models matches.
     Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D).
     """
@@ -87,16 +89,32 @@ def layer_by_layer(
 
 def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
     """Paths of quantized calls with a plain bias that run once and have a twin."""
-    twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel")}
+    return [call.path for call, reason in candidates(graph, reference) if reason is None]
+
+
+def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str | None]]:
+    """Every call of a quantized layer, and why it is not `correctable`, None if it is.
+
+    The pointwise half of a separable convolution has its name, and the whole of it as its twin.
+    """
+    twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel") or _is_separable(call)}
     runs = Counter(id(call.operation) for call in graph.calls)
 
-    def fits(call: Call) -> bool:
+    def reason(call: Call) -> str | None:
         layer = call.operation
-        if not isinstance(layer, klb_layers.QuantizedLayer) or call.path not in twins or runs[id(layer)] > 1:
-            return False
-        return layer.bias is not None and layer.bias_quantizer is None
+        if call.path not in twins:
+            return "no layer of its path in the float model"
+        if runs[id(layer)] > 1:
+            return f"shared: it runs {runs[id(layer)]} times"
+        if layer.bias is None:
+            return "it has no bias"
+        return None if layer.bias_quantizer is None else "its bias is quantized"
 
-    return [call.path for call in graph.calls if fits(call)]
+    return [(call, reason(call)) for call in graph.calls if isinstance(call.operation, klb_layers.QuantizedLayer)]
+
+
+def _is_separable(call: Call) -> bool:
+    return stock_kind(call.operation) == "SeparableConv2D"
 
 
 def walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
@@ -124,7 +142,8 @@ def _linear_output(call: Call, values: dict[int, Any]) -> Any:
     """What the call's layer gives before its activation: linear operation and bias, kernel quantized if it is."""
     layer, source = call.operation, values[call.inputs[0]]
     if isinstance(layer, klb_layers.QuantizedLayer):
-        return keras.ops.add(layer.linear(source, False), layer.bias)
+        source = keras.ops.cast(source, layer.compute_dtype)
+        return keras.ops.add(layer.linear(source, False), keras.ops.cast(layer.bias, layer.compute_dtype))
     activation, layer.activation = layer.activation, keras.activations.linear
     try:
         return layer(source)

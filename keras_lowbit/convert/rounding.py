@@ -8,10 +8,10 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.biases import layer_by_layer, mean_output
+from keras_lowbit.convert.biases import candidates, layer_by_layer, mean_output
 from keras_lowbit.convert.report import ConversionReport, LayerReport
 from keras_lowbit.convert.roles import stock_kind
-from keras_lowbit.layers.graph import Call
+from keras_lowbit.layers.graph import Call, calls_of
 from keras_lowbit.layers.host import to_numpy
 
 # Input vectors that the second moments of a layer are taken over: 30 for each dimension, within these limits.
@@ -66,14 +66,17 @@ def round_weights(
         bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
 
     layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, change, verbose)
-    return ConversionReport(quantized.name, "round_weights", tuple(rows))
+    graphs = (calls_of(model, inline=True) for model in (quantized, reference))
+    left = {call.path: LayerReport(call.path, call.kind, "left", why) for call, why in candidates(*graphs) if why}
+    return ConversionReport(quantized.name, "round_weights", (*rows, *left.values()))
 
 
 def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -> LayerReport:
     """Give a layer its new kernel. seen, real: its inputs in the quantized and in the float model, the same samples."""
     layer, old = call.operation, to_numpy(call.operation.kernel)
     if seen is None or real is None:
-        return LayerReport(call.path, call.kind, "left", f"{call.kind} is not covered")
+        kind = call.kind if seen is None else "half of a separable convolution"
+        return LayerReport(call.path, call.kind, "left", f"{kind} is not covered")
     encoded = layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
     weights, scales = (_grouped(layer, value) for value in (old.astype(np.float64), scale))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from model_zoo import randomize
 
 import keras_lowbit as klb
 from keras_lowbit.layers import to_numpy
@@ -161,6 +162,29 @@ def test_corrected_layers_have_the_means_of_the_float_model():
         np.testing.assert_array_equal(old, to_numpy(layer.kernel))
     again = klb.correct_biases(quantized, model, IMAGES, batch_size=5, verbose=0)
     assert max(again.values()) < 1e-3 * max(found.values())
+
+
+def separable(**options):
+    image = keras.Input((8, 8, 3), name="image")
+    hidden = L.SeparableConv2D(6, 3, padding="same", activation="relu", name="separable", **options)(image)
+    hidden = L.SeparableConv2D(4, 3, use_bias=False, name="bare", **options)(hidden)
+    head = L.Dense(3, name="head", **options)(L.GlobalAveragePooling2D(**options)(hidden))
+    return randomize(keras.Model(image, head))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_separable_layers_are_corrected_as_a_whole_at_every_precision(policy):
+    images = RNG.normal(size=(12, 8, 8, 3)).astype("float32")
+    model = separable(dtype=policy)
+    quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(3)})
+    klb.calibrate(quantized, images, verbose=0)
+    found = klb.correct_biases(quantized, model, images, verbose=0)
+    assert set(found) == {"separable", "head"}
+    again = klb.correct_biases(quantized, model, images, verbose=0)
+    # What is left is rounding of biases and sums to the 24, 11 or 8 bits of the policy.
+    step = {"float32": 2.0**-23, "mixed_float16": 2.0**-10, "mixed_bfloat16": 2.0**-7}[policy]
+    for path, shift in again.items():
+        assert shift < min(4 * step * (1 + np.abs(means(model, path, images)).max()), 0.5 * found[path])
 
 
 def test_correction_brings_outputs_closer():

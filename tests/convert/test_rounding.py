@@ -173,6 +173,24 @@ def test_outputs_come_closer_and_only_codes_and_biases_change(recipe):
     np.testing.assert_array_equal(before["transpose"].codes, after["transpose"].codes)
 
 
+def test_every_quantized_layer_is_in_the_report_with_its_reason():
+    image = keras.Input((9, 9, 4), name="image")
+    hidden = L.SeparableConv2D(4, 3, activation="relu", name="separable")(image)
+    shared = L.Conv2D(4, 1, name="shared")
+    hidden = L.Conv2D(4, 1, use_bias=False, name="bare")(shared(shared(hidden)))
+    model = keras.Model(image, L.Dense(2, name="head")(L.GlobalAveragePooling2D()(hidden)))
+    quantized, _ = klb.quantize_model(model, "fat-w4")
+    klb.calibrate(quantized, IMAGES, verbose=0)
+    report = klb.round_weights(quantized, model, IMAGES, verbose=0)
+    assert {row.path: row.detail for row in report.layers if row.outcome == "left"} == {
+        "separable": "half of a separable convolution is not covered",
+        "separable_depthwise": "no layer of its path in the float model",
+        "shared": "shared: it runs 2 times",
+        "bare": "it has no bias",
+    }
+    assert report.outcomes("rounded") == ["head"]
+
+
 def test_grids_that_are_not_even_are_left_as_they_are():
     model = network()
     quantized, _ = klb.quantize_model(model, "inq-4")
