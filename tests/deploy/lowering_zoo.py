@@ -126,7 +126,7 @@ def _norm(**options):
 
 VARIABLE = (None, None, 4)
 FIRST = {"data_format": "channels_first"}
-PAIRS = np.float32([[0.5], [2.0]] * 4)  # one factor for each column of an image
+PAIRS = np.float32([[0.5], [2.0]] * 4)  # one factor for each column of an image, not for each of as many channels
 
 ZOO: dict[str, Case] = {
     # convolutions
@@ -167,7 +167,7 @@ ZOO: dict[str, Case] = {
     "relu behind affine": function(lambda x: keras.ops.relu(x * 2.0 - 0.3)),
     "divide": function(lambda x: x / 3.0, islands=("true_divide",)),
     "from vector": function(lambda x: keras.ops.subtract(np.float32([1, 2, -1, 0]), x)),
-    "multiply columns": function(lambda x: kl.Conv2D(4, 1)(x) * PAIRS, islands=("multiply",)),
+    "multiply columns": function(lambda x: kl.Conv2D(8, 1)(x) * PAIRS, islands=("multiply",)),
     "multiply widens": function(
         lambda x: kl.Dense(3)(kl.Dense(1)(x) * np.float32([1, -2, 0.5])), VECTOR, islands=("multiply",)
     ),
@@ -265,9 +265,12 @@ ZOO: dict[str, Case] = {
     ),
     "norm of rows": case(conv(), _norm(axis=1, name="n"), conv(), islands=("n",)),
     "normalization of columns": case(
-        lambda: kl.Normalization(axis=2, mean=[0.3] * 8, variance=[0.5, 2.0] * 4, name="n"), conv(), islands=("n",)
+        conv(8, 1),
+        lambda: kl.Normalization(axis=2, mean=[0.3] * 8, variance=[0.5, 2.0] * 4, name="n"),
+        conv(),
+        islands=("n",),
     ),
-    "rescaling columns": case(lambda: kl.Rescaling(PAIRS, name="r"), conv(), islands=("r",)),
+    "rescaling columns": case(conv(8, 1), lambda: kl.Rescaling(PAIRS, name="r"), conv(), islands=("r",)),
     "rescaling": case(lambda: kl.Rescaling(1 / 127.5, offset=-1.0), conv()),
     "rescaling channels": case(lambda: kl.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[0.0, 1.0, 2.0, 3.0])),
     "normalization": case(adapted, conv()),
