@@ -46,9 +46,11 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
     model = keras.Model(inputs, run(*inputs), name="island")
     # A mixed policy has Keras read every variable in the type its layer computes in, see `as_converted`.
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
-    function = tf.function(lambda *values: model(list(values), training=False), autograph=False)
     arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]
-    concrete = function.get_concrete_function(*arguments)
+    archive = keras.export.ExportArchive()  # makes a tf.function of any backend's model
+    archive.track(model)
+    function = archive.add_endpoint("run", lambda *values: model(list(values), training=False), arguments)
+    concrete = function.get_concrete_function()
     # The second argument keeps the variables alive; being a function, it also keeps the converter from a SavedModel.
     return bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], function).convert())
 

@@ -1,10 +1,13 @@
 """Float islands: the order of a call's inputs and outputs, results that are one value, and the same bytes at each export."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from keras import layers as kl
 from keras import ops
+from process import run_python
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.islands_convert import convert_island
@@ -46,6 +49,19 @@ def test_a_dozen_ends_are_in_numeric_order():
 
 def test_an_input_that_is_not_read_keeps_its_place():
     assert run_island(convert_island(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
+
+
+JAX = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_island_order import convert_island, run_island
+print(run_island(convert_island(lambda a, b: [a - 2 * b, a + b, b], [(4,), (4,)], "a piece"), [1, 10]))
+"""
+
+
+def test_the_order_is_kept_on_the_jax_backend_too():
+    printed = run_python(JAX, Path(__file__).parent, KERAS_BACKEND="jax")
+    assert printed.splitlines()[-1] == "[-19.0, 11.0, 10.0]"
 
 
 class Film(kl.Layer):
