@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
+from keras_lowbit.layers.graph import fresh_name, layers_of
 from keras_lowbit.quantizers import Quantizer, StateSpec
 
 PACKAGE = "keras_lowbit"
@@ -175,7 +176,14 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
     """
     if hasattr(model, "quantizer_hosts"):
         return model.quantizer_hosts()
-    return [(host.path or host.name, host) for host in find_layers(model, QuantizerHost)]
+    try:
+        paths = {id(layer): path for path, layer in layers_of(model)} if isinstance(model, keras.Model) else {}
+    except ValueError:  # a Sequential model without an input shape
+        paths = {}
+    found: dict[str, QuantizerHost] = {}
+    for host in find_layers(model, QuantizerHost):
+        found[fresh_name(paths.get(id(host), host.path or host.name), found)] = host
+    return list(found.items())
 
 
 def ratio_hosts(model: Any) -> list[QuantizerHost]:
