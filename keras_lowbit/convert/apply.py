@@ -146,7 +146,7 @@ def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, C
 def _check_finite(model: keras.Model) -> None:
     for variable in model.weights:
         value = to_numpy(variable)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
             bad = int(np.size(value) - np.isfinite(value).sum())
             raise ValueError(
                 f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}. Quantizing it would "

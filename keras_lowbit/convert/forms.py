@@ -13,6 +13,13 @@ from keras_lowbit.layers.graph import Call
 
 # Each draws at random in training and hands its input on in inference.
 DROPOUTS = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout")
+# So do these. RandomCrop is none of them: it resizes.
+AUGMENTATIONS = (
+    *"AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast".split(),
+    *"RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert".split(),
+    *"RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear".split(),
+    *"RandomTranslation RandomZoom".split(),
+)
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
@@ -20,7 +27,7 @@ _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such pa
 
 def lacks_form(call: Call, kind: str) -> str | None:
     """Why this call of a `kind` that has an integer form cannot take it, for the report; None if it can."""
-    if kind in DROPOUTS:
+    if kind in DROPOUTS + AUGMENTATIONS:
         return None
     layout = getattr(call.operation, "data_format", None) or "channels_last"
     if layout != "channels_last":

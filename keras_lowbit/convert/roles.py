@@ -7,7 +7,7 @@ import keras
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.copies import function_name
-from keras_lowbit.convert.forms import DROPOUTS, lacks_form
+from keras_lowbit.convert.forms import AUGMENTATIONS, DROPOUTS, lacks_form
 from keras_lowbit.layers.graph import Call, is_graph_model
 
 
@@ -59,7 +59,7 @@ _SIMPLE: dict[str, Role] = {
         ).split(),
         Role.KEEP,
     ),
-    **dict.fromkeys(DROPOUTS, Role.KEEP),
+    **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Role.KEEP),
     "Concatenate": Role.CONCAT,
     "BatchNormalization": Role.BATCH_NORM,
     "Relu": Role.CLIP,

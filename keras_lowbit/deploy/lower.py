@@ -20,6 +20,7 @@ from keras_lowbit.convert.weights import quantized_layers
 from keras_lowbit.deploy import overflow as overflow_
 from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.graph import IntegerGraph, Range
+from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
 from keras_lowbit.layers.graph import Call, CallGraph, calls_of
 from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
@@ -59,6 +60,8 @@ def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow
     Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
     that does not fit int32.
     """
+    check_model(model, "lower")
+    check_not_packed(model, "lower")
     lowered = lower_model(model, input_shapes, overflow=overflow)
     overflow_.warn(lowered.overflows)
     return lowered.graph
@@ -257,7 +260,7 @@ def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
 def _check_finite(model: keras.Model) -> None:
     for variable in model.weights:
         value = to_numpy(variable)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
             raise ValueError(
                 f"Weight {variable.path!r} holds {int(np.size(value) - np.isfinite(value).sum())} NaN or infinite values "
                 f"of {value.size}; integers cannot stand for them. Train again with a smaller learning rate, or load a "

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_lowbit.convert.roles import Role, activation_name, role_of
+from keras_lowbit.convert.roles import Role, activation_name, role_of, why_island
 from keras_lowbit.deploy.islands import origins
 from keras_lowbit.deploy.islands_convert import as_converted, convert_island
 from keras_lowbit.deploy.lower import Island, Lowering
@@ -65,11 +65,12 @@ def _insert(
 
 def _reason(call: Call) -> str:
     operation, kind = call.operation, type(call.operation).__name__
-    if role_of(call) is not Role.WEIGHTED:
-        return f"{kind} has no integer form"
+    role = role_of(call)
+    if role is Role.ISLAND:
+        return why_island(call)
+    if role is not Role.WEIGHTED:
+        return f"{kind} stands between operations in float"
     if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:
         return f"{kind} is not quantized"
-    if not operation.activation_fuses and operation.output_host is None:
-        name = activation_name(operation)
-        return f"{kind} has the activation {name!r} and no output_quantizer: its sums have no range"
-    return f"{kind} of this form (output padding, dilation) has no integer form"
+    name = activation_name(operation)
+    return f"{kind} has the activation {name!r} and no output_quantizer: its sums have no range"

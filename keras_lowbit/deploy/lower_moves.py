@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.forms import DROPOUTS, index_of
+from keras_lowbit.convert.forms import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.convert.roles import stock_kind
 from keras_lowbit.deploy.lower import Lowering, static_shape
 from keras_lowbit.deploy.values import Floating, Pending, Stored
 from keras_lowbit.layers.graph import Call
 
 # Nothing happens in inference: the result is the input itself. An Activation here is linear; others have other roles.
-_ALIASES = {*DROPOUTS, "InputLayer", "Identity", "ActivityRegularization", "Activation"}
+_ALIASES = {*DROPOUTS, *AUGMENTATIONS, "InputLayer", "Identity", "ActivityRegularization", "Activation"}
 
 
 def lower_move(state: Lowering, call: Call) -> bool:

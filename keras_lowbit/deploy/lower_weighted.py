@@ -30,10 +30,10 @@ class Given(NamedTuple):
 
 
 def lower_weighted(state: Lowering, call: Call) -> bool:
-    """A quantized layer waits for its range; False (a float island) if the integer graph has no such form."""
+    """A quantized layer waits for its range; False (a float island) without a quantizer, or without a range for its sums."""
     layer: QuantizedLayer = call.operation
     kind = stock_kind(layer)
-    if layer.kernel_host is None or not _has_form(layer, kind):
+    if layer.kernel_host is None:
         return False
     source, key = state.stored(call.inputs[0], call), call.outputs[0]
     pending = _pending(state, call, source, kind)
@@ -71,12 +71,6 @@ def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pendi
     if unary is None:
         return activation_island(state, call, before, tail)
     state.values[call.outputs[0]] = Pending(call.path, unary, trail, clips=False)
-    return True
-
-
-def _has_form(layer: Any, kind: str) -> bool:
-    if kind == "Conv2DTranspose":
-        return layer.output_padding is None and tuple(layer.dilation_rate) == (1, 1)
     return True
 
 

@@ -18,6 +18,7 @@ from keras_lowbit.convert.report import table
 from keras_lowbit.deploy import litert
 from keras_lowbit.deploy.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.litert_read import LiteRTFile
 from keras_lowbit.deploy.litert_weights import as_written
 from keras_lowbit.deploy.lower import lower_model
@@ -155,6 +156,8 @@ def verify(
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
     numbers of samples below 1.
     """
+    check_model(model, "verify")
+    check_not_packed(model, "verify")
     _check_samples(layer_samples=layer_samples, reference_samples=reference_samples)
     file = LiteRTFile(path)
     policy = policy_of(litert.read_metadata(path))

@@ -52,8 +52,14 @@ class Call:
         return self.arguments.fill_in(by_id)
 
     def run(self, values: Mapping[int, Any], operation: Any = None) -> list[Any]:
-        """Call the operation (or another in its place) on `values`; its outputs, flattened."""
+        """Call the operation (or another in its place) on `values`; its outputs, flattened.
+
+        Values are computed as in `predict`, which overrules a recorded training=True; symbolic tensors keep it, so that
+        a model built again is the same model. (Keras records it for every augmentation layer.)
+        """
         args, kwargs = self.fill(values)
+        if kwargs.get("training") and not any(isinstance(value, KerasTensor) for value in values.values()):
+            kwargs = {**kwargs, "training": False}
         return tree.flatten((operation or self.operation)(*args, **kwargs))
 
     def constants(self) -> list[Any]:

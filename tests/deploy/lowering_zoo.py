@@ -284,6 +284,9 @@ ZOO: dict[str, Case] = {
     "passes its input on": function(lambda x: [x, kl.Conv2D(2, 3)(x)]),
     "inputs read in another order": function(lambda a, b: kl.Dense(2)(b) - kl.Dense(2)(a), VECTOR, VECTOR),
     "dropout": case(conv(), lambda: kl.Dropout(0.5), lambda: kl.ReLU(), lambda: kl.SpatialDropout2D(0.2)),
+    "augmentation": case(
+        lambda: kl.RandomFlip(), lambda: kl.RandomRotation(0.2), conv(), lambda: kl.RandomContrast(0.5)
+    ),
     "variable size": case(
         conv(padding="same"),
         lambda: kl.MaxPooling2D(),

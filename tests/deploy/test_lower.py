@@ -180,6 +180,27 @@ def test_narrow_activations_are_refused():
         klb.deploy.lower(model)
 
 
+def test_the_graph_says_why_an_operation_runs_in_float():
+    i = keras.Input((8, 8, 8))
+    normal = keras.layers.BatchNormalization(axis=1, name="normal")
+    model = keras.Model(i, normal(keras.layers.Conv2D(8, 3, padding="same")(i)))
+    model = klb.quantize_model(model, "int8")[0]
+    klb.calibrate(model, np.ones((2, 8, 8, 8), np.float32), verbose=0)
+    [island] = klb.deploy.lower(model).metadata["islands"]
+    assert island == {"path": "normal", "reason": "normalises axis 1, not the last one"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bfloat16_weights_are_looked_at_too(value):
+    dense = keras.layers.Dense(3, dtype="bfloat16")
+    model = klb.quantize_model(keras.Sequential([keras.Input((4,)), dense]), "int8")[0]
+    klb.calibrate(model, np.ones((2, 4), np.float32), verbose=0)
+    model.get_layer(dense.name).bias.assign([0, value, 0])
+    for use in (klb.deploy.lower, lambda model: klb.quantize_model(model, "int8")):
+        with pytest.raises(ValueError, match="1 NaN or infinite values of 3"):
+            use(model)
+
+
 def test_nan_weights_are_refused_by_name():
     model, _ = trained(ZOO["dense 2-d"])
     layer = next(iter(layer for layer in model.layers if isinstance(layer, klb.layers.QuantDense)))

@@ -248,7 +248,7 @@ def own(layer):
 
 
 def test_packed_models_are_refused_where_quantized_ones_are_needed(packed, tmp_path):
-    for use in (lambda model: klb.export_litert(model, tmp_path / "q.tflite"), klb.pack):
+    for use in (lambda model: klb.export_litert(model, tmp_path / "q.tflite"), klb.pack, klb.deploy.lower):
         with pytest.raises(
             ValueError, match=r"cannot use 'net'.*\(packed: .*second.*\)\. Use the model that you packed"
         ):
@@ -266,6 +266,8 @@ def test_packed_models_are_refused_where_quantized_ones_are_needed(packed, tmp_p
         ),
         (lambda model: klb.pack(None), "pack takes a Keras 3 model, got None"),
         (lambda model: klb.summary("q.keras"), "summary takes a Keras 3 model"),
+        (lambda model: klb.deploy.lower(None), "lower takes a Keras 3 model, got None"),
+        (lambda model: klb.verify("q.keras", "q.tflite", None), "verify takes .*'q.keras': load it with"),
         (
             lambda model: klb.deploy.Runtime(model),
             "Runtime takes an IntegerGraph, got Functional: make one with .*lower",
