@@ -40,7 +40,33 @@ def content():
 def test_table_has_both_measurements_and_the_levels(content):
     lines = run.summary(content).splitlines()
     assert lines[1].split() == ["pretrained", "resnet20", "91.73"]
-    assert lines[2].split() == ["inq-5-magnitude", "1", "4", "92.00", "-", "91.90", "92.10", "8"]
+    assert lines[2].split() == ["inq-5-magnitude", "1", "4", "0.01", "-", "92.00", "-", "91.90", "92.10", "8"]
+
+
+def test_runs_of_other_steps_and_rates_are_rows_of_their_own(content):
+    own = record("inq-5-magnitude", 0.9, 8)
+    own["settings"] |= {"portions": [0.5, 0.9, 0.99, 1.0]}
+    faster = record("inq-5-magnitude", 0.8, 8)
+    faster["settings"] |= {"learning_rate": 0.03}
+    rows = [
+        line.split()[:6]
+        for line in run.summary({**content, "runs": [content["runs"][0], own, faster]}).splitlines()[2:]
+    ]
+    assert rows == [
+        ["inq-5-magnitude", "1", "4", "0.01", "-", "92.00"],
+        ["inq-5-magnitude", "1", "4", "0.01", "4", "90.00"],
+        ["inq-5-magnitude", "1", "4", "0.03", "-", "80.00"],
+    ]
+    assert plot.variant(own) == "magnitude, 4 own steps"
+
+
+def test_portions_of_ones_own_take_the_place_of_the_papers(stored_data):
+    config, _ = run.parse_arguments(
+        ["--portions", "0.5", "0.9", "1", "--epochs-per-step", "2", "--last-step-epochs", "2"]
+    )
+    _, [schedule], epochs = run.prepared("inq-3-random", config, stored_data, 0)
+    assert (schedule.values, epochs) == ((0.5, 0.9, 1.0), 6)
+    assert [schedule.stage(epoch, 5) for epoch in range(6)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_plot_is_written_and_refuses_an_empty_result(content, tmp_path):
