@@ -160,5 +160,8 @@ def why_island(call: Call) -> str:
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
         return f"{name} is a class of {type(operation).__module__}, unknown here"
     if stock_kind(operation) == "Activation":
-        return f"its function {activation_name(operation)!r} has no integer form here"
+        known, function = activation_name(operation), operation.activation
+        if known == "?":
+            return f"its function {getattr(function, '__qualname__', type(function).__name__)!r} is none of Keras'"
+        return f"its function {known!r} has no integer form here"
     return f"{name} has no integer form here"

@@ -29,6 +29,11 @@ def bilinear(size):
     return L.UpSampling2D(size, interpolation="bilinear")
 
 
+def relu(x):
+    """The user's, whatever its name."""
+    return ops.maximum(x, 0.5)
+
+
 FLOAT = {
     "flatten": (L.Flatten(**FIRST), IMAGE, FIRST_SAYS),
     "pad": (L.ZeroPadding2D(1, **FIRST), IMAGE, FIRST_SAYS),
@@ -68,6 +73,7 @@ FLOAT = {
     "transposed": (L.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE, "output padding or dilation"),
     "maximum": (lambda x: L.Maximum()([x, x]), ROW, "Maximum has no integer form here"),
     "function": (L.Activation("gelu"), ROW, "its function 'gelu' has no integer form here"),
+    "own function": (L.Activation(relu), ROW, "its function 'relu' is none of Keras'"),
 }
 
 INTEGER = {
