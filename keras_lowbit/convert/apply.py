@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_lowbit import quantizers, recipes
 from keras_lowbit.convert.copies import warn_of_own_steps
@@ -15,7 +14,7 @@ from keras_lowbit.convert.rewrite import Choice, Rewriter
 from keras_lowbit.convert.roles import KINDS, stock_kind
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.graph import Call, calls_of, functional_of, is_graph_model
-from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.layers.host import not_finite
 from keras_lowbit.recipes import Recipe, Rule
 
 _SUBCLASSED = """{name!r} is a subclassed model ({kind}): Python code calls its layers, and that cannot be rewritten.
@@ -144,11 +143,5 @@ def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, C
 
 
 def _check_finite(model: keras.Model) -> None:
-    for variable in model.weights:
-        value = to_numpy(variable)
-        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
-            bad = int(np.size(value) - np.isfinite(value).sum())
-            raise ValueError(
-                f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}. Quantizing it would "
-                "hide that; load weights that are finite."
-            )
+    if found := not_finite(model):
+        raise ValueError(f"{found}. Quantizing it would hide that; load weights that are finite.")

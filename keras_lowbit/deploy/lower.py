@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_lowbit.convert.forms import DROPOUTS
 from keras_lowbit.convert.roles import Role, role_of, stock_kind
@@ -23,7 +22,7 @@ from keras_lowbit.deploy.graph import IntegerGraph, Range
 from keras_lowbit.deploy.kinds import check_model, check_not_packed
 from keras_lowbit.deploy.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
 from keras_lowbit.layers.graph import Call, CallGraph, calls_of
-from keras_lowbit.layers.host import QuantizerHost, hosts, to_numpy
+from keras_lowbit.layers.host import QuantizerHost, hosts, not_finite
 from keras_lowbit.quantizers import serialize
 
 
@@ -258,14 +257,11 @@ def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
 
 
 def _check_finite(model: keras.Model) -> None:
-    for variable in model.weights:
-        value = to_numpy(variable)
-        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
-            raise ValueError(
-                f"Weight {variable.path!r} holds {int(np.size(value) - np.isfinite(value).sum())} NaN or infinite values "
-                f"of {value.size}; integers cannot stand for them. Train again with a smaller learning rate, or load a "
-                "checkpoint from before they appeared."
-            )
+    if found := not_finite(model):
+        raise ValueError(
+            f"{found}; integers cannot stand for them. Train again with a smaller learning rate, or load a checkpoint from "
+            "before they appeared."
+        )
 
 
 def _check_inference(model: Any, prefix: str = "", training: bool = False) -> None:

@@ -34,6 +34,16 @@ def to_numpy(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+def not_finite(model: Any) -> str | None:
+    """The first weight with NaN or infinite values and how many, in words; None if there is none."""
+    for variable in model.weights:
+        value = to_numpy(variable)
+        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
+            bad = int(value.size - np.isfinite(value).sum())
+            return f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}"
+    return None
+
+
 class _Within(keras.constraints.Constraint):
     """Brings a variable back into [low, high] after every step of the optimizer."""
 

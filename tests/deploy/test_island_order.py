@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from island_models import deployed
 from keras import layers as kl
 from keras import ops
 from process import run_python
@@ -127,21 +128,9 @@ def recurrent(x, unroll=True):
     return kl.Concatenate(name="c")([hidden, carry, last])
 
 
-def deployed(body, path):
-    """A quantized, calibrated model around `body`, written to `path`; the model and its images."""
-    keras.utils.set_random_seed(1)
-    entry = keras.Input((12,), name="x")
-    model = keras.Model(entry, kl.Dense(3, name="head")(body(entry)), name="m")
-    images = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
-    quantized, _ = klb.quantize_model(model, "int8")
-    klb.calibrate(quantized, images, verbose=0)
-    klb.export_litert(quantized, path)
-    return quantized, images
-
-
 @pytest.mark.parametrize("body", [film, split, branches, passing, nothing_but_a_cast, recurrent])
 def test_islands_with_several_ends_compute_what_keras_does(body, tmp_path):
-    model, images = deployed(body, tmp_path / "m.tflite")
+    model, images = deployed(body, tmp_path / "m.tflite", 12)
     parity = klb.verify(model, tmp_path / "m.tflite", images)
     assert parity.ok
     assert parity.max_output_steps <= 2
@@ -149,11 +138,11 @@ def test_islands_with_several_ends_compute_what_keras_does(body, tmp_path):
 
 def test_a_recurrent_layer_with_a_loop_is_told_to_unroll(tmp_path):
     with pytest.raises(ValueError, match=r"'lstm' has 3 subgraphs, .* has no loop with unroll=True"):
-        deployed(lambda x: recurrent(x, unroll=False), tmp_path / "m.tflite")
+        deployed(lambda x: recurrent(x, unroll=False), tmp_path / "m.tflite", 12)
 
 
 def test_another_export_of_the_same_model_is_the_same_file(tmp_path):
-    model, _ = deployed(film, tmp_path / "first.tflite")
+    model, _ = deployed(film, tmp_path / "first.tflite", 12)
     for _ in range(7):
         ops.abs(keras.Input((1,)))
     klb.export_litert(model, tmp_path / "second.tflite")
@@ -163,11 +152,11 @@ def test_another_export_of_the_same_model_is_the_same_file(tmp_path):
 def test_the_names_of_a_layers_own_layers_do_not_matter(tmp_path):
     """A model loaded in another process: the inner layers are dense_8 to dense_10 here, dense to dense_2 there."""
     keras.backend.clear_session()
-    first, _ = deployed(branches, tmp_path / "first.tflite")
+    first, _ = deployed(branches, tmp_path / "first.tflite", 12)
     keras.backend.clear_session()
     for _ in range(5):
         kl.Dense(1)
-    second, images = deployed(branches, tmp_path / "second.tflite")
+    second, images = deployed(branches, tmp_path / "second.tflite", 12)
     assert sorted(inner_names(first)) == inner_names(first)
     assert sorted(inner_names(second)) != inner_names(second)
     assert (tmp_path / "first.tflite").read_bytes() == (tmp_path / "second.tflite").read_bytes()
@@ -179,7 +168,7 @@ def inner_names(model):
 
 
 def test_an_export_leaves_all_names_as_they_were(tmp_path):
-    model, _ = deployed(branches, tmp_path / "m.tflite")
+    model, _ = deployed(branches, tmp_path / "m.tflite", 12)
     before = [path for path, _ in layers_of(model)]
     klb.export_litert(model, tmp_path / "m.tflite")
     assert [path for path, _ in layers_of(model)] == before

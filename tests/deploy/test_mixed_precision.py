@@ -1,8 +1,8 @@
 """Models of other float types than float32: islands are float32 all the same, and `verify` replays what Keras computes."""
 
 import keras
-import numpy as np
 import pytest
+from island_models import deployed
 from keras import layers as kl
 from keras import ops
 
@@ -49,32 +49,22 @@ def activations(x):
     return kl.Flatten(name="f")(kl.Conv2D(4, 1, activation="gelu", name="c1")(x))
 
 
-def deployed(body, path):
-    entry = keras.Input((6,), name="x")
-    model = keras.Model(entry, kl.Dense(3, name="head")(body(entry)), name="m")
-    vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    quantized, _ = klb.quantize_model(model, "int8")
-    klb.calibrate(quantized, vectors, verbose=0)
-    klb.export_litert(quantized, path)
-    return quantized, vectors
-
-
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"], indirect=True)
 def test_float_islands_are_exported_and_verified(policy, tmp_path):
-    model, vectors = deployed(islands, tmp_path / "m.tflite")
+    model, vectors = deployed(islands, tmp_path / "m.tflite", 6)
     assert model.get_layer("head").dtype_policy.name == policy
     assert klb.verify(model, tmp_path / "m.tflite", vectors).ok
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "float64"], indirect=True)
 def test_layers_with_an_activation_of_their_own_are_verified(policy, tmp_path):
-    model, vectors = deployed(activations, tmp_path / "m.tflite")
+    model, vectors = deployed(activations, tmp_path / "m.tflite", 6)
     assert klb.verify(model, tmp_path / "m.tflite", vectors).ok
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
 def test_an_export_leaves_the_dtype_policies_as_they_were(policy, tmp_path):
-    model, _ = deployed(islands, tmp_path / "m.tflite")
+    model, _ = deployed(islands, tmp_path / "m.tflite", 6)
     before = [layer.dtype_policy.name for _, layer in layers_of(model)]
     assert before.count("mixed_float16") > 8
     klb.export_litert(model, tmp_path / "m.tflite")
