@@ -19,7 +19,7 @@ from keras_lowbit.convert import (
 )
 from keras_lowbit.deploy import export_litert, pack, summary, verify
 from keras_lowbit.distill import Distiller, distill
-from keras_lowbit.layers.host import freeze_ranges
+from keras_lowbit.layers.find import freeze_ranges
 
 try:
     __version__ = version("keras_lowbit")

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable
 from html import escape
 
-from keras_lowbit.deploy.files import atomic_write
-from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.files import atomic_write
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 210, 58, 24, 34, 20
 LETTERS = 34  # that fit into a box

@@ -10,7 +10,19 @@ from pathlib import Path
 
 # Data flows to the right and nothing imports from its right.
 ORDER = (
-    *("numerics", "quantizers", "schedules", "data", "layers", "callbacks", "distill", "recipes"),
+    *(
+        "files",
+        "tables",
+        "keras_graph",
+        "numerics",
+        "quantizers",
+        "schedules",
+        "data",
+        "layers",
+        "callbacks",
+        "distill",
+        "recipes",
+    ),
     *("convert", "tfmot", "ops", "deploy", "bench", "plot", "cli"),
 )
 KERAS_ONLY = ("numerics", "quantizers", "schedules", "layers")

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from process import ROOT, run_python
+
+from tests.support.process import ROOT, run_python
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 

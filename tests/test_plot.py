@@ -3,9 +3,9 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from lowering_zoo import ZOO, trained
 
 import keras_lowbit as klb
+from tests.support.lowering_zoo import ZOO, trained
 
 SVG = "{http://www.w3.org/2000/svg}"
 

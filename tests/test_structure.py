@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-import structure
+
+from tests import structure
 
 PACKAGE = Path(__file__).resolve().parent.parent / "keras_lowbit"
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import output_file
-from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.files import atomic_write
 from keras_lowbit.quantizers import Clustered, Quantizer, Ternary, Uniform
 
 QUANTIZERS: dict[str, Quantizer] = {

@@ -19,9 +19,9 @@ import numpy as np
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import calls_for, interleaved
-from keras_lowbit.convert.report import table
-from keras_lowbit.deploy import fixed_point as fp
-from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.files import atomic_write
+from keras_lowbit.numerics import requantization as fp
+from keras_lowbit.tables import table
 
 
 class Shape(NamedTuple):
@@ -160,9 +160,10 @@ def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
 
 
 def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
-    from keras_lowbit.deploy import litert
-    from keras_lowbit.deploy.build import GraphBuilder, Range
-    from keras_lowbit.deploy.run_file import make_interpreter
+    from keras_lowbit.deploy.graph.builder import GraphBuilder
+    from keras_lowbit.deploy.graph.tensors import Range
+    from keras_lowbit.deploy.litert import writer as litert
+    from keras_lowbit.deploy.litert.interpreter import make_interpreter
 
     builder, grid = GraphBuilder(), Range(0.05, 0)
     scales, bias = np.full(shape.outputs, 0.01, np.float32), np.zeros(shape.outputs, np.int32)

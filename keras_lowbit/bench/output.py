@@ -2,7 +2,7 @@
 
 import argparse
 
-from keras_lowbit.deploy.files import check_writable
+from keras_lowbit.files import check_writable
 
 
 def output_file(path: str) -> str:

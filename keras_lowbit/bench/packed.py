@@ -15,12 +15,13 @@ import numpy as np
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import calls_for, interleaved
-from keras_lowbit.deploy import litert
-from keras_lowbit.deploy.build import GraphBuilder
-from keras_lowbit.deploy.files import atomic_write
-from keras_lowbit.deploy.graph import IntegerGraph, Range
-from keras_lowbit.deploy.packed_speed import Speed, SpeedTable
-from keras_lowbit.deploy.run_file import make_interpreter
+from keras_lowbit.deploy.graph.builder import GraphBuilder
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.format_choice import Speed, SpeedTable
+from keras_lowbit.deploy.litert.interpreter import make_interpreter
+from keras_lowbit.files import atomic_write
 
 # (pixels, input channels, output channels): classifiers, and the pointwise layers of MobileNets at 224 px.
 SHAPES = (

@@ -24,8 +24,8 @@ from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.turns import in_turns
 from keras_lowbit.convert import calibrate, quantize_model, reestimate_batch_norms
-from keras_lowbit.convert.report import table
-from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.files import atomic_write
+from keras_lowbit.tables import table
 
 KINDS = ("runtime", "tf_float32", "litert_int8")
 LAYERS = (
@@ -104,7 +104,7 @@ def _float(folder: str) -> Callable[[], Any]:
 
 
 def _litert(folder: str, threads: int) -> Callable[[], Any]:
-    from keras_lowbit.deploy.run_file import make_interpreter
+    from keras_lowbit.deploy.litert.interpreter import make_interpreter
 
     interpreter = make_interpreter("xnnpack", threads, model_path=str(Path(folder, FILES["litert_int8"])))
     detail = interpreter.get_input_details()[0]

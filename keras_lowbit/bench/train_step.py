@@ -24,8 +24,8 @@ from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import output_file
 from keras_lowbit.bench.timing import interleaved
 from keras_lowbit.convert import quantize_model
-from keras_lowbit.convert.report import table
-from keras_lowbit.deploy.files import atomic_write
+from keras_lowbit.files import atomic_write
+from keras_lowbit.tables import table
 
 FLOAT = "float"
 CLOCKS = {"process": time.process_time, "wall": time.perf_counter}

@@ -6,9 +6,16 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
+from keras_lowbit.keras_graph.calls import (
+    CallGraph,
+    calls_of,
+    find_layers,
+    functional_of,
+    inputs_in_order,
+    layers_inside,
+)
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.graph import CallGraph, calls_of, functional_of, inputs_in_order, layers_inside
-from keras_lowbit.layers.host import find_layers, to_numpy
 from keras_lowbit.quantizers import Incremental
 
 

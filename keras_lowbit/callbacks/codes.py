@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import kernel_layers
-from keras_lowbit.layers.host import to_numpy
 
 
 def weight_codes(model: Any) -> list[np.ndarray]:

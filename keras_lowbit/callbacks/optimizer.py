@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 
 
 def plain_learning_rate(optimizer: Any) -> float | None:

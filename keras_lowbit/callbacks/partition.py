@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_lowbit import schedules
 from keras_lowbit.callbacks.stages import StageCallback
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import QuantizedLayer, kernel_layers
-from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.quantizers import Incremental
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.layers.host import freeze_ranges, hosts
+from keras_lowbit.layers.find import freeze_ranges, hosts
 
 
 class FreezeRanges(keras.callbacks.Callback):

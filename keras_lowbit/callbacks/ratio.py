@@ -7,7 +7,8 @@ import numpy as np
 
 from keras_lowbit import schedules
 from keras_lowbit.callbacks.stages import StageCallback
-from keras_lowbit.layers.host import ratio_hosts, set_ratio, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.find import ratio_hosts, set_ratio
 
 
 class RatioSchedule(StageCallback):

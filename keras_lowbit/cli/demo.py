@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from keras_lowbit.deploy.files import check_writable
+from keras_lowbit.files import check_writable
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "demo_output", "folder for the .tflite files and curves.png", flag_values=FLAGS)

@@ -1,16 +1,16 @@
 """Whole model in, whole model out."""
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
-from keras_lowbit.convert.apply import quantize_model
-from keras_lowbit.convert.biases import correct_biases
-from keras_lowbit.convert.calibrate import calibrate
-from keras_lowbit.convert.equalize import equalize
-from keras_lowbit.convert.fold import fold_batch_norms, fold_report
-from keras_lowbit.convert.report import ConversionReport, LayerReport
-from keras_lowbit.convert.rescale import rescale_depthwise
-from keras_lowbit.convert.rounding import round_weights
-from keras_lowbit.convert.storage import LayerStorage, Storage, storage
-from keras_lowbit.convert.weight_errors import LayerError, WeightErrors, weight_errors
+from keras_lowbit.convert.post_training.calibrate import calibrate
+from keras_lowbit.convert.post_training.correct_biases import correct_biases
+from keras_lowbit.convert.post_training.equalize import equalize
+from keras_lowbit.convert.post_training.fold_batch_norms import fold_batch_norms, fold_report
+from keras_lowbit.convert.post_training.rescale_depthwise import rescale_depthwise
+from keras_lowbit.convert.post_training.round_weights import round_weights
+from keras_lowbit.convert.quantize_model import quantize_model
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.convert.reports.storage import LayerStorage, Storage, storage
+from keras_lowbit.convert.reports.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
 __all__ = [

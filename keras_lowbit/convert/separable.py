@@ -4,8 +4,9 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.convert.copies import live_config
-from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D, to_numpy
+from keras_lowbit.keras_graph.copies import live_config
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantConv2D, QuantDepthwiseConv2D
 from keras_lowbit.quantizers import Quantizer
 
 

@@ -3,18 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from keras_lowbit.deploy.build import GraphBuilder
 from keras_lowbit.deploy.export import ExportReport, export_litert
-from keras_lowbit.deploy.graph import IntegerGraph, Node, Range, Tensor
-from keras_lowbit.deploy.lower import lower
+from keras_lowbit.deploy.graph.builder import GraphBuilder
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.lowering.lower import lower
 from keras_lowbit.deploy.pack import pack
-from keras_lowbit.deploy.packed import PackedTernaryConv2D, PackedTernaryDense
-from keras_lowbit.deploy.reference import run_reference
+from keras_lowbit.deploy.packed.layers import PackedTernaryConv2D, PackedTernaryDense
+from keras_lowbit.deploy.reference.interpreter import run_reference
 from keras_lowbit.deploy.summary import LayerSummary, Summary, summary
-from keras_lowbit.deploy.verify import LayerParity, Parity, verify
+from keras_lowbit.deploy.verification.verify import LayerParity, Parity, verify
 
 if TYPE_CHECKING:
-    from keras_lowbit.deploy.runtime import Runtime
+    from keras_lowbit.deploy.runtime.runtime import Runtime
 
 __all__ = [
     "ExportReport",
@@ -43,4 +44,4 @@ def __getattr__(name: str) -> Any:
     """`Runtime`, whose module imports TensorFlow."""
     if name != "Runtime":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return import_module("keras_lowbit.deploy.runtime").Runtime
+    return import_module("keras_lowbit.deploy.runtime.runtime").Runtime

@@ -9,12 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert import report as text
-from keras_lowbit.deploy import litert
-from keras_lowbit.deploy import overflow as overflow_
-from keras_lowbit.deploy.kinds import check_model, check_not_packed
-from keras_lowbit.deploy.lower import Island, lower_model
-from keras_lowbit.deploy.packed_speed import resolve_weights
+from keras_lowbit.convert.reports import conversion as text
+from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.format_choice import resolve_weights
+from keras_lowbit.deploy.lowering import int8_overflow as overflow_
+from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
+from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.state import Island
 
 
 @dataclasses.dataclass(frozen=True)

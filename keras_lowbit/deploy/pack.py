@@ -5,15 +5,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.surgery import Edit, edited
-from keras_lowbit.convert.weights import kernel_codes
-from keras_lowbit.deploy.fold import channel_scales
-from keras_lowbit.deploy.kinds import check_model, check_not_packed
-from keras_lowbit.deploy.lower import lower_model
-from keras_lowbit.deploy.packed import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
+from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
+from keras_lowbit.deploy.lowering.folding import channel_scales
+from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.packed.layers import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
+from keras_lowbit.keras_graph.calls import layers_of
+from keras_lowbit.keras_graph.edits import Edit, edited
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
-from keras_lowbit.layers.graph import layers_of
-from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.ops.packing import PackedWeights, pack_if_ternary, pack_ternary
 
 CLUSTER_SIZES = (64, 32, 16, 8, 4)

@@ -7,17 +7,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.report import table
-from keras_lowbit.convert.roles import KINDS, stock_kind
-from keras_lowbit.deploy import litert
-from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.kinds import check_model, check_not_packed
-from keras_lowbit.deploy.lower import lower_model
+from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.format_choice import resolve_weights
+from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
+from keras_lowbit.deploy.lowering.lower import lower_model
 from keras_lowbit.deploy.multiplications import filter_size, multiplications_left, scale_bytes
-from keras_lowbit.deploy.packed import PackedLayer
-from keras_lowbit.deploy.packed_speed import resolve_weights
+from keras_lowbit.deploy.packed.layers import PackedLayer
+from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
-from keras_lowbit.layers.graph import Call, calls_of
+from keras_lowbit.tables import table
 
 
 @dataclasses.dataclass(frozen=True)

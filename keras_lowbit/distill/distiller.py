@@ -9,8 +9,10 @@ from keras import ops, tree
 
 from keras_lowbit.distill import losses
 from keras_lowbit.distill.logits import logits_model
+from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import QuantizedLayer
-from keras_lowbit.layers.host import find_layers, hosts, to_numpy
+from keras_lowbit.layers.find import hosts
 
 TEACHER = "teacher_logits"
 POINTWISE_LIMITS = (0.75, 1.25)

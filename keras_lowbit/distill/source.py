@@ -8,7 +8,7 @@ from keras import tree
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.distill.distiller import TEACHER, Distiller
-from keras_lowbit.layers.graph import as_taken
+from keras_lowbit.keras_graph.calls import as_taken
 
 # Teacher logits are kept for data up to this many bytes of them.
 _CACHE_LIMIT = 2**30

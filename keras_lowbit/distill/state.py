@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 
 FORMAT_VERSION = 1
 

@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version, find_layers
+from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
 
 ROLES = ("kernel", "bias", "output")
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.graph import fresh_name, layers_of
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Quantizer, StateSpec
 
 PACKAGE = "keras_lowbit"
@@ -24,24 +23,6 @@ def check_format_version(config: dict[str, Any], what: str) -> None:
             f"{what} was saved in format version {version!r}; this keras_lowbit reads up to "
             f"{FORMAT_VERSION}. Load it with the keras_lowbit release that wrote it, or a newer one."
         )
-
-
-def to_numpy(variable: Any) -> np.ndarray:
-    """The value of a Keras variable or tensor on any backend.
-
-    `ops.convert_to_numpy` hands a variable itself to NumPy 2, which warns; a copy is a plain tensor.
-    """
-    return ops.convert_to_numpy(ops.copy(variable))
-
-
-def not_finite(model: Any) -> str | None:
-    """The first weight with NaN or infinite values and how many, in words; None if there is none."""
-    for variable in model.weights:
-        value = to_numpy(variable)
-        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
-            bad = int(value.size - np.isfinite(value).sum())
-            return f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}"
-    return None
 
 
 class _Within(keras.constraints.Constraint):
@@ -170,72 +151,3 @@ class QuantizerHost(keras.layers.Layer):
         config = dict(config)
         check_format_version(config, "A QuantizerHost")
         return cls(**config)
-
-
-def find_layers(model: Any, kind: type) -> list[Any]:
-    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
-    # The public API has no such walk; this is the only place that uses the private one.
-    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
-
-
-def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
-    """Every quantizer host inside `model`, each once, with its path.
-
-    The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
-    `keras_lowbit.tfmot`) names its hosts itself, in `quantizer_hosts()`.
-    """
-    if hasattr(model, "quantizer_hosts"):
-        return model.quantizer_hosts()
-    try:
-        paths = {id(layer): path for path, layer in layers_of(model)} if isinstance(model, keras.Model) else {}
-    except ValueError:  # a Sequential model without an input shape
-        paths = {}
-    found: dict[str, QuantizerHost] = {}
-    for host in find_layers(model, QuantizerHost):
-        found[fresh_name(paths.get(id(host), host.path or host.name), found)] = host
-    return list(found.items())
-
-
-def ratio_hosts(model: Any) -> list[QuantizerHost]:
-    """The built hosts of the stochastic quantizers of `model`; a ValueError if there are none."""
-    found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
-    if not found:
-        raise ValueError(
-            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. Quantize it "
-            'with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
-        )
-    if not all(host.built for host in found):
-        raise ValueError(
-            f"Model {model.name!r} has no variables yet. Build it first: begin with keras.Input(shape), or "
-            "call it on a batch."
-        )
-    return found
-
-
-def set_ratio(model: Any, ratio: float) -> None:
-    """Let every stochastic quantizer of `model` quantize `ratio` (0 to 1) of its units in each training step.
-
-    Raises ValueError for a ratio outside [0, 1] and for a model without stochastic quantizers.
-    """
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"A ratio is a fraction of the units in [0, 1], got {ratio!r}. For 50 % write 0.5.")
-    for host in ratio_hosts(model):
-        host.state["ratio"].assign(float(ratio))
-
-
-def freeze_ranges(model: Any, frozen: bool = True) -> int:
-    """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
-
-    Returns how many ranges there are; fixed ones (given as arguments) have nothing to freeze. Raises
-    ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
-    """
-    ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
-    unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]
-    if frozen and unseen:
-        raise ValueError(
-            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
-            f"{unseen[0]!r}. Calibrate the model or train it for some steps before freezing its ranges."
-        )
-    for _, host in ranges:
-        host.state["frozen"].assign(float(frozen))
-    return len(ranges)

@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.roles import QUANTIZED_CLASSES
+from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.convert.separable import split_separable
-from keras_lowbit.layers.graph import fresh_name
+from keras_lowbit.keras_graph.calls import fresh_name
 from keras_lowbit.layers.host import SEED
 from keras_lowbit.quantizers import ActivationRange
 from keras_lowbit.tfmot.adapter import LowbitQuantizer

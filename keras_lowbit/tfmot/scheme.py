@@ -8,7 +8,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from keras_lowbit import recipes
-from keras_lowbit.convert.roles import KINDS
+from keras_lowbit.convert.analysis.operations import KINDS
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import (
     KernelQuantizeConfig,

@@ -25,7 +25,7 @@ import tensorflow as tf
 import keras_lowbit as klb
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.data import data_folder
-from keras_lowbit.deploy.run_file import FileRunner
+from keras_lowbit.deploy.litert.interpreter import FileRunner
 from keras_lowbit.distill import biases, thresholds
 from keras_lowbit.quantizers import AdjustableThreshold, Uniform
 from studies.common import imagenet
@@ -332,7 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The cells as text."""
-    from keras_lowbit.convert.report import table as text
+    from keras_lowbit.tables import table as text
 
     def row(name: str, r: dict[str, Any]) -> tuple[Any, ...]:
         low, high = (100 * end for end in r["interval"])

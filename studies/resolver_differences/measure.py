@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_lowbit.deploy import litert
-from keras_lowbit.deploy.build import GraphBuilder, Range
-from keras_lowbit.deploy.graph import IntegerGraph
-from keras_lowbit.deploy.litert_weights import as_written
-from keras_lowbit.deploy.reference import trace
+from keras_lowbit.deploy.graph.builder import GraphBuilder
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.weight_formats import as_written
+from keras_lowbit.deploy.reference.interpreter import trace
 
 RESOLVERS = {
     "xnnpack": OpResolverType.BUILTIN,

@@ -7,8 +7,8 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.bench import packed, timing
-from keras_lowbit.deploy import litert
-from keras_lowbit.deploy.packed_speed import load_table
+from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.format_choice import load_table
 
 
 @pytest.fixture(scope="module")

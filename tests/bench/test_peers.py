@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from lowering_zoo import ZOO, enliven, samples
 
 import keras_lowbit as klb
 from keras_lowbit.bench import write_peers
-from keras_lowbit.deploy.litert_read import LiteRTFile
+from keras_lowbit.deploy.litert.reader import LiteRTFile
+from tests.support.lowering_zoo import ZOO, enliven, samples
 
 
 def test_float_and_tensorflow_int8_stand_beside_ours(tmp_path):

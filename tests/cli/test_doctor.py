@@ -1,9 +1,8 @@
 """doctor says what runs, and why not; its exit status says so to scripts."""
 
-from process import run_python
-
 from keras_lowbit import ops
 from keras_lowbit.cli import main
+from tests.support.process import run_python
 
 
 def test_tells_what_runs(capsys):

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from model_zoo import run
 
 import keras_lowbit as klb
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.quantizers import Stochastic, Ternary
 from keras_lowbit.recipes import Recipe
+from tests.support.model_zoo import run
 
 SIDE = 32  # what keras.applications allows at least
 MODELS = {

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from model_zoo import MODELS, inputs_of, randomize, run
 
 import keras_lowbit as klb
 from keras_lowbit.quantizers import Binary, Ternary, Uniform
 from keras_lowbit.recipes import Recipe, Rule
+from tests.support.model_zoo import MODELS, inputs_of, randomize, run
 
 L = keras.layers
 FLOAT = Recipe("float", plan=())  # no rule: every kernel stays float

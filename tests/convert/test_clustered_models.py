@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.layers import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Clustered, DynamicFixedPoint, Ternary, Uniform
 
 kl = keras.layers

@@ -2,9 +2,9 @@
 
 import keras
 import numpy as np
-from model_zoo import inputs_of, randomize
 
 import keras_lowbit as klb
+from tests.support.model_zoo import inputs_of, randomize
 
 L = keras.layers
 NAMES = ["u", "v", "w", "x"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.layers import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 
 L = keras.layers
 BYTES = np.random.default_rng(31).integers(0, 255, (6, 8, 8)).astype("uint8")

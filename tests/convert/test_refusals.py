@@ -1,14 +1,14 @@
 """What quantize_model refuses, what it skips, and what it says."""
 
 import keras
-import model_zoo
 import numpy as np
 import pytest
-from model_zoo import inputs_of, randomize, run
 
 import keras_lowbit as klb
 from keras_lowbit.quantizers import Ternary, Uniform
 from keras_lowbit.recipes import Recipe, Rule
+from tests.support import model_zoo
+from tests.support.model_zoo import inputs_of, randomize, run
 
 L = keras.layers
 

@@ -1,12 +1,12 @@
 """Quantized models saved and loaded again elsewhere, with nothing but `import keras_lowbit`."""
 
 import keras
-import model_zoo
 import numpy as np
-from model_zoo import MODELS, inputs_of, randomize
-from process import run_python
 
 import keras_lowbit as klb
+from tests.support import model_zoo
+from tests.support.model_zoo import MODELS, inputs_of, randomize
+from tests.support.process import run_python
 
 _RELOAD = """
 import sys

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.layers import QuantizedLayer, QuantizerHost, hosts, to_numpy
-from keras_lowbit.layers.host import find_layers
+from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantizedLayer, QuantizerHost, hosts
 from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold, LearnedPowerOfTwo, LearnedStep, Uniform
 from keras_lowbit.recipes import Recipe, Rule
 

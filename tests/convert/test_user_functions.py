@@ -3,16 +3,16 @@
 import functools
 
 import keras
-import model_zoo
 import numpy as np
 import pytest
 import tensorflow as tf
-from model_zoo import inputs_of, randomize, run
 
 import keras_lowbit as klb
-from keras_lowbit.convert.copies import function_name, live_config
+from keras_lowbit.keras_graph.copies import function_name, live_config
 from keras_lowbit.quantizers import Uniform
 from keras_lowbit.recipes import Recipe, Rule
+from tests.support import model_zoo
+from tests.support.model_zoo import inputs_of, randomize, run
 
 L = keras.layers
 

@@ -1,15 +1,15 @@
 """quantized_weights and dequantize: the integers, and the way back to stock Keras."""
 
 import keras
-import model_zoo
 import numpy as np
 import pytest
-from model_zoo import MODELS, inputs_of, randomize, run
 
 import keras_lowbit as klb
 from keras_lowbit.layers import QuantConv2D, QuantDense, QuantizedLayer, QuantizerHost
 from keras_lowbit.quantizers import Binary, Stochastic, Ternary, Uniform
 from keras_lowbit.recipes import Recipe, Rule
+from tests.support import model_zoo
+from tests.support.model_zoo import MODELS, inputs_of, randomize, run
 
 L = keras.layers
 each_model = pytest.mark.parametrize("name", MODELS)

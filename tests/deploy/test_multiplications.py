@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from lowering_zoo import case
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.multiplications import multiplications_left
 from keras_lowbit.quantizers import Binary, Clustered, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform
+from tests.support.lowering_zoo import case
 
 kl = keras.layers
 STEM = ((7, 7, 3, 64), 112)

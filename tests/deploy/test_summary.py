@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from lowering_zoo import ZOO, case, trained
 
 import keras_lowbit as klb
+from tests.support.lowering_zoo import ZOO, case, trained
 
 kl = keras.layers
 

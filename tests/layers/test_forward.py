@@ -1,11 +1,12 @@
 import keras
 import numpy as np
 import pytest
-from layer_zoo import ZOO
 
 from keras_lowbit import layers
-from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizerHost, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizerHost
 from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from tests.support.layer_zoo import ZOO
 
 RNG = np.random.default_rng(20)
 QUANTIZERS = {"kernel_quantizer": Ternary(), "bias_quantizer": Uniform(8, "tensor")}

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.layers import QuantActivation, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantActivation
 from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold
 
 L = keras.layers

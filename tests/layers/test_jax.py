@@ -4,7 +4,8 @@ import importlib.util
 import json
 
 import pytest
-from process import run_python
+
+from tests.support.process import run_python
 
 if importlib.util.find_spec("jax") is None:
     pytest.skip("jax is not installed (pip install keras_lowbit[test])", allow_module_level=True)
@@ -12,7 +13,7 @@ if importlib.util.find_spec("jax") is None:
 TRAIN = """
 import json, pathlib, sys
 import keras, numpy as np
-from layer_zoo import ZOO
+from tests.support.layer_zoo import ZOO
 from keras_lowbit import callbacks, layers
 from keras_lowbit.layers import to_numpy
 from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform

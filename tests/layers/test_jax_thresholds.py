@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from process import run_python
 
 from keras_lowbit import quantizers
+from tests.support.process import run_python
 
 if importlib.util.find_spec("jax") is None:
     pytest.skip("jax is not installed (pip install keras_lowbit[test])", allow_module_level=True)

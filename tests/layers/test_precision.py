@@ -2,11 +2,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from layer_zoo import ZOO
 
 from keras_lowbit import layers
-from keras_lowbit.layers import QuantActivation, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantActivation
 from keras_lowbit.quantizers import Binary, Stochastic, Ternary, Uniform
+from tests.support.layer_zoo import ZOO
 
 RNG = np.random.default_rng(30)
 POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from process import run_python
+
+from tests.support.process import run_python
 
 TRAIN = """
 import json

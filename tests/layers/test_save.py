@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from layer_zoo import ZOO
-from process import run_python
 
 from keras_lowbit import layers
-from keras_lowbit.layers import QuantActivation, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantActivation
 from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from tests.support.layer_zoo import ZOO
+from tests.support.process import run_python
 
 KERNELS = {
     "stochastic": Stochastic(Ternary()),

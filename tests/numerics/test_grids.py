@@ -1,5 +1,4 @@
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 from keras_lowbit.numerics import grids
+from tests.support import oracle
 
 BITS = range(2, 9)
 reals = arrays(np.float32, 16, elements=st.floats(-1000, 1000, width=32))

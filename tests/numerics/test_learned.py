@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import threshold_oracle as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
 from keras_lowbit.numerics import learned
+from tests.support import threshold_oracle as oracle
 
 RNG = np.random.default_rng(11)
 BITS = range(2, 9)

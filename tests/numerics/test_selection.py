@@ -2,7 +2,6 @@ import fractions
 import math
 
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 from keras_lowbit.numerics import selection
+from tests.support import oracle
 
 PROBABILITIES = ("constant", "linear", "softmax", "sigmoid")
 RNG = np.random.default_rng(3)

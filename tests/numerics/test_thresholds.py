@@ -1,5 +1,4 @@
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 from keras_lowbit.numerics import thresholds
+from tests.support import oracle
 
 RNG = np.random.default_rng(2)
 KERNEL = RNG.normal(size=(3, 3, 4, 5)).astype("float32")

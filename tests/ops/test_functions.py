@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_lowbit import ops
-from keras_lowbit.deploy import fixed_point as fp
+from keras_lowbit.numerics import requantization as fp
 
 
 @pytest.fixture(params=ops.available_kernels())
@@ -172,8 +172,9 @@ def test_float_output_is_one_product(kernel):
 
 
 def test_residual_addition_is_litert_add(kernel):
-    from keras_lowbit.deploy.build import GraphBuilder, Range
-    from keras_lowbit.deploy.reference import run_reference
+    from keras_lowbit.deploy.graph.builder import GraphBuilder
+    from keras_lowbit.deploy.graph.tensors import Range
+    from keras_lowbit.deploy.reference.interpreter import run_reference
 
     rng = np.random.default_rng(8)
     builder = GraphBuilder()

@@ -4,9 +4,9 @@ Everything runs in one process of its own: a crash would end it, and the test wo
 """
 
 import pytest
-from process import run_python
 
 from keras_lowbit import ops
+from tests.support.process import run_python
 
 SCRIPT = """
 import numpy as np, tensorflow as tf

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from process import ROOT, run_python
 
 from keras_lowbit import ops
 from keras_lowbit.ops import build, library
+from tests.support.process import ROOT, run_python
 
 CUSTOM_OPS = ROOT / "custom_ops"
 

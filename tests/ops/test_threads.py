@@ -1,9 +1,9 @@
 """Every compiled op on one thread and on several: TensorFlow's threads are set once, so each count has a process."""
 
 import pytest
-from process import run_python
 
 from keras_lowbit import ops
+from tests.support.process import run_python
 
 SCRIPT = """
 import sys

@@ -1,10 +1,10 @@
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 from keras import ops
 
 from keras_lowbit.quantizers import ActivationRange
+from tests.support import oracle
 
 RNG = np.random.default_rng(5)
 BITS = range(2, 9)

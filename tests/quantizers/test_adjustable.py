@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import threshold_oracle as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
 from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold, Stochastic, Ternary, Uniform
+from tests.support import threshold_oracle as oracle
 
 RNG = np.random.default_rng(21)
 BITS = range(2, 9)

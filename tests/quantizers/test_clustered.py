@@ -2,7 +2,6 @@
 
 import json
 
-import cluster_oracle as oracle
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +10,7 @@ from keras_lowbit import quantizers
 from keras_lowbit.numerics import clusters
 from keras_lowbit.numerics.dynamic_fixed_point import shared_step
 from keras_lowbit.quantizers import Clustered, Stochastic, Ternary, Uniform
+from tests.support import cluster_oracle as oracle
 
 GOLDEN = np.float32([0.9, -0.5, 0.1, -0.05, 0.3, -1.2, 0, 0.7])
 SHAPES = [(3, 3, 10, 3), (1, 1, 7, 4), (12, 5), (3, 5, 2), (2, 3, 1, 2)]

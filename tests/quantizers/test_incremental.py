@@ -6,7 +6,8 @@ import pytest
 
 from keras_lowbit.callbacks import PartitionSchedule
 from keras_lowbit.callbacks.partition import freeze_portion
-from keras_lowbit.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D, to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
 from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform, get
 
 BASES = (

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import threshold_oracle as oracle
 
 from keras_lowbit.quantizers import ActivationRange, LearnedPowerOfTwo, LearnedStep, Uniform
+from tests.support import threshold_oracle as oracle
 
 RNG = np.random.default_rng(31)
 BITS = range(2, 9)

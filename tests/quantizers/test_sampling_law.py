@@ -4,11 +4,11 @@ import itertools
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
 from keras_lowbit.quantizers import Stochastic
+from tests.support import oracle
 
 ERRORS = np.array([0.1, 0.2, 0.4, 0.8])
 DRAWS = 4000

@@ -2,12 +2,12 @@ import itertools
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 from keras import ops
 
 from keras_lowbit.quantizers import ActivationRange, Binary, Stochastic, Ternary, Uniform
+from tests.support import oracle
 
 RNG = np.random.default_rng(6)
 KERNEL = RNG.normal(size=(3, 3, 4, 16)).astype("float32")

@@ -1,7 +1,6 @@
 import itertools
 
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 from keras_lowbit.quantizers import Binary, Ternary, Uniform
+from tests.support import oracle
 
 RNG = np.random.default_rng(4)
 KERNEL = RNG.normal(size=(3, 3, 4, 6)).astype("float32")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.layers import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 from studies.common import imagenet
 from studies.dfp_imagenet import plot, run, tune
 from studies.dfp_imagenet.networks import NETWORKS, unfold_batch_norms

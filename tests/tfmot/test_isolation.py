@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from process import run_python
+
+from tests.support.process import run_python
 
 CLEAN = """
 import os, sys

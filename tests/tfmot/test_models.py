@@ -8,7 +8,7 @@ import tf_keras
 
 import keras_lowbit as klb
 import keras_lowbit.tfmot as klt
-from keras_lowbit.layers.host import to_numpy
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Stochastic
 from keras_lowbit.tfmot.sites import ModelView
 

@@ -8,8 +8,8 @@ import tf_keras
 import keras_lowbit.tfmot as klt
 from keras_lowbit import callbacks, recipes
 from keras_lowbit.callbacks import weight_codes
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import kernel_layers
-from keras_lowbit.layers.host import to_numpy
 from keras_lowbit.quantizers import (
     ActivationRange,
     AdjustableThreshold,

@@ -1,0 +1,186 @@
+"""Which forms of an operation the integer pipeline has. A call of another form runs in float, and says why.
+
+This is the one place that decides it: where ranges stand (conversion) and what runs in integers (lowering) both follow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import tree
+
+from keras_lowbit.keras_graph.calls import Call
+
+# Each draws at random in training and hands its input on in inference.
+DROPOUTS = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout")
+# So do these. RandomCrop is none of them: it resizes.
+AUGMENTATIONS = (
+    *"AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast".split(),
+    *"RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert".split(),
+    *"RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear".split(),
+    *"RandomTranslation RandomZoom".split(),
+)
+
+_MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
+_POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
+
+
+def lacks_form(call: Call, kind: str) -> str | None:
+    """Why this call of a `kind` that has an integer form cannot take it, for the report; None if it can."""
+    if kind in DROPOUTS + AUGMENTATIONS:
+        return None
+    layout = getattr(call.operation, "data_format", None) or "channels_last"
+    if layout != "channels_last":
+        return f"its data format is {layout}, the integer pipeline is channels_last"
+    if call.arguments.kwargs.get("mask") is not None:
+        return "it is called with a mask"
+    rule = _RULES.get(kind)
+    return None if rule is None else rule(call)
+
+
+def index_of(call: Call) -> list[int | slice] | None:
+    """What ``x[...]`` picks on each axis; None for steps backwards, new axes, tensors and parts of a batch."""
+    key = [*call.arguments.args, *call.arguments.kwargs.values()][1]
+    parts = list(key) if isinstance(key, (tuple, list)) else [key]
+    if not all(part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
+        return None
+    rank = len(call.tensors[0].shape)
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
+    parts += [slice(None)] * (rank - len(parts))
+    forwards = all(isinstance(part, int) or (part.step or 1) > 0 for part in parts)
+    return parts if forwards and parts[0] == slice(None) else None
+
+
+def starts_with_tensor(call: Call) -> bool:
+    """Whether the first operand of a call with one tensor and one constant is the tensor."""
+    return any(tree.flatten((call.arguments.args, call.arguments.kwargs))[0] is tensor for tensor in call.tensors)
+
+
+def _given(call: Call) -> list[Any]:
+    return [constant for constant in call.constants() if constant is not None]
+
+
+def _rank(call: Call) -> int:
+    return len(call.tensors[0].shape)
+
+
+def _on_last_axis(call: Call, constant: Any) -> bool:
+    """Whether a constant is one number, or one for each channel, and leaves the tensor's shape alone."""
+    shape, channels = np.shape(constant), call.tensors[0].shape[-1]
+    one_axis = int(np.prod(shape)) == 1 or (int(np.prod(shape)) == shape[-1] == channels)
+    return one_axis and tuple(call.results[0].shape) == tuple(call.tensors[0].shape)
+
+
+def _batch_norm(call: Call) -> str | None:
+    axis = call.operation.axis
+    return None if axis in (-1, _rank(call) - 1) else f"normalises axis {axis}, not the last one"
+
+
+def _normalization(call: Call) -> str | None:
+    axes = tuple(call.operation.axis)
+    return None if axes in ((), (-1,), (_rank(call) - 1,)) else f"normalises axes {axes}, not the last one"
+
+
+def _rescaling(call: Call) -> str | None:
+    layer = call.operation
+    if _on_last_axis(call, layer.scale) and _on_last_axis(call, layer.offset):
+        return None
+    return f"its scale or offset has the shape {np.shape(layer.scale)} or {np.shape(layer.offset)}: not one per channel"
+
+
+def _elementwise(call: Call) -> str | None:
+    constants = _given(call)
+    if len(call.inputs) == len(constants) == 1:
+        if _on_last_axis(call, constants[0]):
+            return None
+        return f"its constant of shape {np.shape(constants[0])} is neither one number nor one for each channel"
+    if len(call.inputs) != 2 or constants:
+        return f"it joins {len(call.inputs)} tensors and {len(constants)} constants, not two"
+    left, right = (tuple(tensor.shape) for tensor in call.tensors)
+    fits = len(left) == len(right) <= _MOST_AXES and left[0] == right[0]
+    return None if fits else f"its shapes {left} and {right} have not the same batch and at most {_MOST_AXES} axes each"
+
+
+def _softmax(call: Call) -> str | None:
+    axis = getattr(call.operation, "axis", -1)
+    return None if axis in (-1, _rank(call) - 1) else f"its axis is {axis}, not the last one"
+
+
+def _mean(call: Call) -> str | None:
+    axis, rank = call.operation.axis, _rank(call)
+    axes = [axis] if isinstance(axis, int) else axis or [0]
+    return "it mixes the samples of a batch" if 0 in [a % rank for a in axes] else None
+
+
+def _concatenate(call: Call) -> str | None:
+    if _given(call):
+        return "it joins constants to tensors"
+    return "it joins batches" if call.operation.axis % _rank(call) == 0 else None
+
+
+def _reshape(call: Call) -> str | None:
+    before, after = (tuple(side[0].shape) for side in (call.tensors, call.results))
+    if before[0] != after[0]:
+        return "it changes the batch axis"
+    return "more than one size behind it is variable" if after[1:].count(None) > 1 else None
+
+
+def _transpose(call: Call) -> str | None:
+    axes = getattr(call.operation, "axes", (0,))  # Permute has dims, which leave the batch out
+    return None if axes and axes[0] % _rank(call) == 0 else "it moves the batch axis"
+
+
+def _pad(call: Call) -> str | None:
+    widths = np.broadcast_to(call.operation.pad_width, (_rank(call), 2))
+    zeros = len(call.inputs) == 1 and not any(np.any(np.asarray(value)) for value in _given(call))
+    if call.operation.mode != "constant" or not zeros:
+        return "it pads with other values than zeros"
+    return "it pads the batch axis" if np.any(widths[0]) else None
+
+
+def _get_item(call: Call) -> str | None:
+    return "its index has steps backwards, new axes, tensors or parts of the batch" if index_of(call) is None else None
+
+
+def _upsample(call: Call) -> str | None:
+    layer = call.operation
+    if layer.interpolation == "nearest":
+        return None
+    if layer.interpolation != "bilinear":
+        return f"its interpolation is {layer.interpolation!r}"
+    # A size of 1 is repeated. Elsewhere a position off by a part of 1/1024 adds up over the image.
+    image = call.tensors[0].shape[1:3]
+    exact = all(size == 1 or _POSITIONS % factor == 0 for size, factor in zip(image, layer.size, strict=True))
+    return None if exact else f"its factors {tuple(layer.size)} are no powers of two: int8 positions would drift"
+
+
+def _relu(call: Call) -> str | None:
+    layer = call.operation
+    plain = not layer.threshold and layer.max_value in (None, 6.0) and not (layer.negative_slope and layer.max_value)
+    return None if plain else "its threshold, maximum or slope has no integer form here"
+
+
+def _transposed_convolution(call: Call) -> str | None:
+    layer = call.operation
+    plain = layer.output_padding is None and set(layer.dilation_rate) == {1}
+    return None if plain else "its output padding or dilation has no integer form here"
+
+
+_RULES: dict[str, Callable[[Call], str | None]] = {
+    "BatchNormalization": _batch_norm,
+    "Normalization": _normalization,
+    "Rescaling": _rescaling,
+    **dict.fromkeys(("Add", "Subtract", "Multiply"), _elementwise),
+    "Softmax": _softmax,
+    "Mean": _mean,
+    "Concatenate": _concatenate,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
+    **dict.fromkeys(("Permute", "Transpose"), _transpose),
+    "Pad": _pad,
+    "GetItem": _get_item,
+    "UpSampling2D": _upsample,
+    "ReLU": _relu,
+    "Conv2DTranspose": _transposed_convolution,
+}

@@ -1,0 +1,146 @@
+"""calibrate: activation ranges from data, without training."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit import data as klb_data
+from keras_lowbit.convert.post_training.observers import make_observer
+from keras_lowbit.keras_graph.calls import as_taken, layers_of
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.find import hosts
+from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.layers.kernels import quantized_layers
+
+METHODS = ("max", "percentile", "mse")
+
+
+def calibrate(
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    method: str = "max",
+    percentile: float = 99.99,
+    verbose: int | bool = 1,
+) -> dict[str, tuple[float, float]]:
+    """Set every activation range from data: weights quantized, activations float while it looks.
+
+    Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Trained thresholds
+    (`quantizers.AdjustableThreshold`) start afresh, those of weights too. Runs in inference mode. If it fails nothing changes.
+
+    data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
+    batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
+    method: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
+    verbose: 1 shows a progress bar, 0 nothing.
+    Returns path of the range -> (minimum, maximum), in the units of the tensor.
+    Raises ValueError for a model without ranges, an unknown method, empty data, or NaN activations (naming the range).
+    """
+    if method not in METHODS:
+        raise ValueError(f"calibrate got method={method!r}; choose one of {', '.join(map(repr, METHODS))}.")
+    if not 50.0 < percentile <= 100.0:
+        raise ValueError(f"calibrate got percentile={percentile!r}; give one in (50, 100], usual is 99.99.")
+    ranges = activation_hosts(model)
+    if not ranges:
+        raise ValueError(
+            f"{model.name!r} has no activation ranges to calibrate. Quantize it with a recipe whose activations are not "
+            "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
+        )
+    observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
+    with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
+        count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
+        found = {path: observers[path].range() for path in ranges}
+        for path, (low, high) in found.items():
+            if low > high:
+                raise ValueError(
+                    f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
+                )
+    for path, host in ranges.items():
+        low, high = found[path]
+        for name, value in host.quantizer.calibrated(low, high, count).items():
+            host.state[name].assign(value)
+    return found
+
+
+@contextlib.contextmanager
+def _tuning_started(model: keras.Model) -> Iterator[None]:
+    """Trained thresholds of weights, and of ranges that the arguments fix, start afresh, but for a failure inside."""
+    starts = list(_tuning_starts(model))
+    before = [to_numpy(variable) for variable, _ in starts]
+    try:
+        for variable, value in starts:
+            variable.assign(value)
+        yield
+    except BaseException:
+        for (variable, _), value in zip(starts, before, strict=True):
+            variable.assign(value)
+        raise
+
+
+def _tuning_starts(model: keras.Model) -> Iterator[tuple[Any, Any]]:
+    for layer in quantized_layers(model).values():
+        for host, weights in ((layer.kernel_host, layer.kernel), (layer.bias_host, layer.bias)):
+            if host is not None and weights is not None:
+                values = host.quantizer.tuning_start(weights, host.filter_axes)
+                yield from ((host.state[name], value) for name, value in values.items())
+    for _, host in hosts(model):
+        if host.quantizer.is_range and host.quantizer.fixed:
+            values = host.quantizer.calibrated(0.0, 0.0, 0)
+            yield from ((host.state[name], value) for name, value in values.items())
+
+
+def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
+    """Path ("backbone/conv1_range/output_quantizer") -> host of every activation range that data decides."""
+    return {
+        path: host
+        for path, host in layers_of(model)
+        if isinstance(host, QuantizerHost)
+        # A kernel may have a quantizer that would be a range elsewhere (DynamicFixedPoint).
+        and not (host.filter_axes or host.quantizer.fixed)
+        and host.quantizer.is_range
+    }
+
+
+def _watch_batches(
+    model: keras.Model,
+    data: Any,
+    batch_size: int,
+    steps: int | None,
+    verbose: int | bool,
+    ranges: dict[str, QuantizerHost],
+    observers: dict[str, Any],
+) -> int:
+    stream = klb_data.batches(data, batch_size, steps)  # checks the numbers that the count divides by
+    total = klb_data.batch_count(data, batch_size, steps)
+    bar = keras.utils.Progbar(total, verbose=1 if verbose else 0, unit_name="batch")
+    count = 0
+    try:
+        for path, host in ranges.items():
+            host.watch = _watcher(path, observers[path])
+        for batch in stream:
+            model(as_taken(model, batch), training=False)
+            count += 1
+            bar.update(count, finalize=count == total)
+        if count != total:
+            bar.update(count, finalize=True)
+    finally:
+        for host in ranges.values():
+            host.watch = None
+    return count
+
+
+def _watcher(path: str, observer: Any) -> Callable[[Any], None]:
+    def watch(real: Any) -> None:
+        values = keras.ops.convert_to_numpy(keras.ops.cast(real, "float32"))
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"The activations at range {path!r} hold NaN or infinite values. Check the weights of the layers before "
+                "it and the scale of the inputs."
+            )
+        observer.see(values)
+
+    return watch

@@ -1,0 +1,110 @@
+"""rescale_depthwise: filters of one depthwise layer brought to similar ranges, for one scale per tensor."""
+
+from typing import Any, Literal, overload
+
+import keras
+import numpy as np
+
+from keras_lowbit.convert.post_training import layer_pairs as pairs
+from keras_lowbit.convert.post_training.layer_pairs import Pair
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.keras_graph.calls import calls_of
+from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
+
+# A dead channel (nothing above 0 on the data) or a tiny filter is not scaled up further than this.
+_LARGEST_SCALE = 1e3
+
+
+@overload
+def rescale_depthwise(
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    locked_above: float = 5.9,
+    verbose: int | bool = 1,
+    return_report: Literal[False] = False,
+) -> keras.Model: ...
+@overload
+def rescale_depthwise(
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    locked_above: float = 5.9,
+    verbose: int | bool = 1,
+    return_report: Literal[True],
+) -> tuple[keras.Model, ConversionReport]: ...
+def rescale_depthwise(
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    locked_above: float = 5.9,
+    verbose: int | bool = 1,
+    return_report: bool = False,
+) -> Any:
+    """A stock copy of a folded model whose depthwise filters have similar ranges; the output on `data` is unchanged.
+
+    For DepthwiseConv2D, ReLU6 (or ReLU, or nothing), Conv2D or Dense: depthwise filter k and its bias are multiplied by
+    S_k, input channel k of the next layer is divided by it. With ``M_k = max |w|`` of filter k and X_k the largest output
+    of channel k on the data: channels with X_k > `locked_above` reach the clip of ReLU6 and stay as they are, bit for bit;
+    T_0 is the mean M_k of these; the others get ``S_k = min(T_0 / M_k, 6 / X_k)``. So every M_k moves towards T_0 and
+    no channel comes over 6. Behind a plain ReLU nothing is locked or limited.
+
+    It is for quantizers with one scale per tensor; scales per filter do not need it. Exact on inputs whose channels stay
+    below what `data` showed, on all inputs without ReLU6. Fold before, calibrate after.
+    model: Functional or Sequential Keras model without batch norms in those places (`fold_batch_norms` first).
+    data, batch_size, steps, verbose: as for `calibrate`; about 100 images.
+    return_report: give (model, `ConversionReport`) instead: "rescaled" with the ranges before and after, or "left" and why.
+    Ours, where the paper is silent: no locked channel: T_0 is the mean of all M_k; M_k = 0: S_k = 1; S_k at most 1000.
+    Goncharenko et al. 2018, arXiv:1812.07872, section 3.3.
+    """
+    if not 0 < locked_above < 6:
+        raise ValueError(
+            f"locked_above={locked_above!r} must lie between 0 and 6, where ReLU6 clips; the paper has 5.9."
+        )
+    graph = calls_of(model, inline=True)
+    found = list(pairs.find_pairs(graph, first=("DepthwiseConv2D",)))
+    keys = [pair.first.outputs[0] for pair in found if isinstance(pair, Pair)]
+    maxima = pairs.channel_maxima(model, graph, keys, data, batch_size, steps, verbose) if keys else {}
+    edits: dict[int, Edit] = {}
+    rows = []
+    for pair in found:
+        if not isinstance(pair, Pair):
+            rows.append(LayerReport(pair[0].path, pair[0].kind, "left", pair[1]))
+            continue
+        rows.append(_rescale(pair, maxima[pair.first.outputs[0]].astype(np.float64), locked_above, edits))
+    rescaled = edited(model, edits)
+    report = ConversionReport(model.name, "rescale_depthwise", tuple(rows))
+    return (rescaled, report) if return_report else rescaled
+
+
+def _rescale(pair: Pair, largest: np.ndarray, locked_above: float, edits: dict[int, Edit]) -> LayerReport:
+    first, second = pair.first.operation, pair.second.operation
+    weights = {id(layer): dict(edits.get(id(layer), Edit()).weights) or weights_of(layer) for layer in (first, second)}
+    ranges = pairs.filter_ranges(first, weights[id(first)]["kernel"])
+    locked = (largest > locked_above) & (pair.activation == "relu6")
+    scales = rescale_factors(ranges, largest, locked, limited=pair.activation == "relu6")
+    edits[id(first)] = Edit(weights=pairs.scale_filters(first, weights[id(first)], scales))
+    edits[id(second)] = Edit(weights=pairs.scale_inputs(weights[id(second)], 1.0 / scales))
+    spread = [float(values.max() / max(values.min(), 1e-30)) for values in (ranges, ranges * scales)]
+    detail = (
+        f"with {pair.second.path}: {int(locked.sum())} of {len(scales)} channels locked, largest over smallest filter "
+    )
+    return LayerReport(
+        pair.first.path, pair.first.kind, "rescaled", detail + f"range {spread[0]:.3g} -> {spread[1]:.3g}"
+    )
+
+
+def rescale_factors(ranges: np.ndarray, largest: np.ndarray, locked: np.ndarray, limited: bool) -> np.ndarray:
+    """S_k of every channel, as `rescale_depthwise` says. ranges: M_k.   largest: X_k.   limited: ReLU6 follows."""
+    target = ranges[locked].mean() if locked.any() else ranges.mean()
+    scales = np.minimum(target / np.where(ranges > 0, ranges, np.inf), _LARGEST_SCALE)
+    scales = np.where(ranges > 0, scales, 1.0)
+    if limited:
+        scales = np.minimum(scales, 6.0 / np.where(largest > 0, largest, 1e-30))
+    return np.where(locked | (scales <= 0), 1.0, scales)

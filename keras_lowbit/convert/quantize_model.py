@@ -1,0 +1,147 @@
+"""quantize_model: a whole Keras model in, a quantized copy and a report out."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_lowbit import quantizers, recipes
+from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.convert.reports.conversion import ConversionReport
+from keras_lowbit.convert.rewriter import Choice, Rewriter
+from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.keras_graph.copies import warn_of_own_steps
+from keras_lowbit.keras_graph.variables import not_finite
+from keras_lowbit.layers import QuantizedLayer
+from keras_lowbit.recipes import Recipe, Rule
+
+_SUBCLASSED = """{name!r} is a subclassed model ({kind}): Python code calls its layers, and that cannot be rewritten.
+Use the drop-in layers in its place, they take the stock arguments:
+    self.conv = keras_lowbit.layers.QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
+    self.out  = keras_lowbit.layers.QuantDense(10, kernel_quantizer="uniform")
+    self.act  = keras_lowbit.layers.QuantActivation("relu")
+or build the model with the Functional API."""
+
+_TF_KERAS = """either move it to Keras 3 with keras_lowbit.tfmot.to_keras3(model) and quantize that, or train it
+where it is with TFMOT:
+    import keras_lowbit.tfmot as klt  # pip install "keras_lowbit[tfmot]"
+    model = klt.quantize_model(model, "int8")"""
+
+
+def quantize_model(
+    model: keras.Model,
+    recipe: Any = "int8",
+    *,
+    skip: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[keras.Model, ConversionReport]:
+    """A quantized copy of a Functional or Sequential model, and a report that names every layer.
+
+    Weights are copied, the original is not touched. Kernels get the quantizers of the recipe's plan; 8-bit ranges
+    stand where the integer pipeline stores values (see `convert.ranges`) unless the recipe has none. Separable
+    convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Nested
+    models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they are.
+    The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never stops
+    the conversion; one that is quantized already keeps its quantizers.
+    Of several outputs, those of weighted layers keep their names; for others the report has the new one.
+
+    model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
+    skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float; a nested
+    model that matches stays float with all its layers.
+    overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
+    Returns (quantized model, `ConversionReport`).
+    Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
+    layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
+    steps of its own, which the copy has not.
+    """
+    _check_model(model)
+    warn_of_own_steps(model)
+    recipe = recipes.get(recipe)
+    calls = list(_all_calls(model))
+    skip = [skip] if isinstance(skip, str) else list(skip)
+    rules = tuple(Rule(quantizers.get(value), layers=pattern) for pattern, value in (overrides or {}).items())
+    for pattern in skip:
+        _check_pattern(pattern, [(call.name, path) for path, call in calls], "layer")
+    for rule in rules:
+        _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
+    _check_finite(model)
+    runs = Counter(id(call.operation) for _, call in calls)
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), runs)
+    _check_quantized(choice, recipe.replace(plan=rules), calls)
+    rewriter = Rewriter(choice)
+    quantized = rewriter.rewrite(model)
+    return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
+
+
+def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
+    """Path and call of everything in running order: nested models, then what is in them."""
+    for call in calls_of(model).calls:
+        yield prefix + call.path, call
+        if is_graph_model(call.operation):
+            yield from _all_calls(call.operation, f"{prefix}{call.path}/")
+
+
+def _kernels(calls: list[tuple[str, Call]]) -> list[tuple[str, str]]:
+    """Name and path of every layer with a kernel, and of the depthwise half of a separable convolution."""
+    found = []
+    for path, call in calls:
+        kind = stock_kind(call.operation)
+        found += [(call.name, path)] if kind in KINDS else []
+        found += [(f"{call.name}_depthwise", f"{path}_depthwise")] if kind == "SeparableConv2D" else []
+    return found
+
+
+def _positions(calls: list[tuple[str, Call]]) -> dict[str, tuple[str, ...]]:
+    """Path -> ("first",), ("last",) or both, of the first and last weighted layer in running order."""
+    weighted = [path for path, call in calls if stock_kind(call.operation) in KINDS]
+    if not weighted:
+        return {}
+    first, last = weighted[0], weighted[-1]
+    return {first: ("first", "last")} if first == last else {first: ("first",), last: ("last",)}
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        hint = ""
+        if type(model).__module__.startswith(("tf_keras", "keras.engine", "keras.src.engine")):
+            hint = " It is a tf_keras (Keras 2) model: " + _TF_KERAS
+        raise TypeError(
+            f"quantize_model needs a Keras 3 model, got {type(model).__module__}.{type(model).__name__}.{hint}"
+        )
+    try:
+        functional_of(model)
+    except TypeError as error:
+        raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
+
+
+def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error
+    if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
+        near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
+        raise ValueError(
+            f"The pattern {pattern!r} matches no {what}. It must match a whole name or path; the model has for "
+            f"example {near[:5]}. Write '.*{pattern}.*' to match a part."
+        )
+
+
+def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, Call]]) -> None:
+    """An override cannot change a layer that is quantized already."""
+    for path, call in calls:
+        if not isinstance(call.operation, QuantizedLayer) or choice.skips(call.name, path):
+            continue
+        wanted, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
+        if wanted != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
+            raise ValueError(
+                f"An override gives {path!r} {wanted or 'float weights'}, but it is quantized already and keeps {known}. "
+                "Quantize the float model instead; keras_lowbit.dequantize(model) has its quantized values."
+            )
+
+
+def _check_finite(model: keras.Model) -> None:
+    if found := not_finite(model):
+        raise ValueError(f"{found}. Quantizing it would hide that; load weights that are finite.")

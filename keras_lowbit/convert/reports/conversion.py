@@ -1,0 +1,45 @@
+"""Reports for people: plain text tables, and the list of what `quantize_model` did with every layer."""
+
+import dataclasses
+from collections import Counter
+
+from keras_lowbit.tables import table
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer. outcome: "quantized", "kept", "rewritten" or "skipped"; detail: how, or why not."""
+
+    path: str
+    layer: str
+    outcome: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """One `LayerReport` for every layer of the model, in running order; prints as a table."""
+
+    model: str
+    recipe: str
+    layers: tuple[LayerReport, ...]
+
+    def __str__(self) -> str:
+        rows = [(row.path, row.layer, row.outcome, row.detail) for row in self.layers]
+        counts = Counter(row.outcome for row in self.layers)
+        total = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        return f"{self.model} with {self.recipe}: {total}\n" + table(("layer", "class", "outcome", "detail"), rows)
+
+    def __getitem__(self, path: str) -> LayerReport:
+        """The report of one layer by its path (``"backbone/conv1"``); a KeyError that lists close names."""
+        import difflib
+
+        by_path = {row.path: row for row in self.layers}
+        if path not in by_path:
+            close = difflib.get_close_matches(path, by_path, n=3)
+            raise KeyError(f"No layer {path!r} in the report. Close: {close or list(by_path)[:3]}.")
+        return by_path[path]
+
+    def outcomes(self, outcome: str) -> list[str]:
+        """Paths of the layers with that outcome."""
+        return [row.path for row in self.layers if row.outcome == outcome]

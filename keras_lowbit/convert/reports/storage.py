@@ -1,0 +1,138 @@
+"""storage: what the quantized weights take in the variable-length code of INQ, with and without their zeros."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
+from keras_lowbit.quantizers import PowerOfTwo, Quantizer, Ternary
+from keras_lowbit.tables import table
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStorage:
+    """The kernel of one layer. path "total" for the sum of all.
+
+    bits: of a weight that is not zero.   weights, zeros: how many.   pruned: those of the zeros that were there before the
+    first partition of INQ, None where no partition counted them.   code_bits: of the whole kernel, as in `storage`.
+    dense_bits: the same if no weight were zero.
+    """
+
+    path: str
+    bits: float
+    weights: int
+    zeros: int
+    pruned: int | None
+    code_bits: int
+    dense_bits: int
+
+    @property
+    def kilobytes(self) -> float:
+        """The code's size in units of 1000 bytes."""
+        return self.code_bits / 8000
+
+    @property
+    def ratio_alone(self) -> float:
+        """Float32 size over the size without any zero: what quantization alone gives."""
+        return 32 * self.weights / self.dense_bits if self.dense_bits else 1.0
+
+    @property
+    def ratio(self) -> float:
+        """Float32 size over the code's size: quantization and the zeros, pruned ones and others, together."""
+        return 32 * self.weights / self.code_bits if self.code_bits else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Every quantized kernel; prints as a table. float_weights: all other weights of the model (biases, batch norms)."""
+
+    model: str
+    layers: tuple[LayerStorage, ...]
+    float_weights: int
+
+    @property
+    def total(self) -> LayerStorage:
+        """All quantized kernels together; bits is the mean over their weights."""
+        weights = sum(layer.weights for layer in self.layers)
+        pruned = [layer.pruned for layer in self.layers if layer.pruned is not None]
+        return LayerStorage(
+            path="total",
+            bits=sum(layer.bits * layer.weights for layer in self.layers) / max(weights, 1),
+            weights=weights,
+            zeros=sum(layer.zeros for layer in self.layers),
+            pruned=sum(pruned) if pruned else None,
+            code_bits=sum(layer.code_bits for layer in self.layers),
+            dense_bits=sum(layer.dense_bits for layer in self.layers),
+        )
+
+    @property
+    def model_ratio(self) -> float:
+        """The compression ratio of the whole model, with every other weight in float32."""
+        floats = 32 * self.float_weights
+        return (32 * self.total.weights + floats) / max(self.total.code_bits + floats, 1)
+
+    def __str__(self) -> str:
+        heads = (
+            "layer",
+            "bits",
+            "weights",
+            "% zero",
+            "% pruned",
+            "float32 kB",
+            "kB",
+            "ratio alone",
+            "ratio with zeros",
+        )
+        body = table(heads, [_row(layer) for layer in (*self.layers, self.total)])
+        rest = f"{self.float_weights:,} other weights stay float32; with them the ratio is {self.model_ratio:.3g}"
+        return f"{self.model}: variable-length code of the weights\n{body}\n{rest}"
+
+
+def _row(layer: LayerStorage) -> tuple[Any, ...]:
+    share = 100 / max(layer.weights, 1)
+    pruned = None if layer.pruned is None else layer.pruned * share
+    sizes = (4 * layer.weights / 1000, layer.kilobytes, layer.ratio_alone, layer.ratio)
+    return (layer.path, float(layer.bits), layer.weights, layer.zeros * share, pruned, *sizes)
+
+
+def storage(model: keras.Model) -> Storage:
+    """Size of every quantized kernel in the variable-length code of INQ, and the compression ratio against float32.
+
+    A weight of a grid of powers of two or a ternary one takes one flag bit that says whether it is zero, and ``b - 1`` more
+    bits (sign and exponent) if it is not: ``N + (b - 1) * nonzero`` bits for N weights, ``b * N`` if none is zero. Other
+    grids take b bits a weight. Ratios are ``32 N`` over these: `ratio_alone` without, `ratio` with the zeros, which is what
+    pruning adds. Scales (one exponent a layer in the paper) are not counted.
+    This is a size on disk for comparing methods; `summary` has the bytes of the .tflite file, which packs 8, 4 or 2 bits.
+    model: quantized; its weights as at inference, frozen or not.   Raises ValueError for a model without quantized layers.
+    Zhou et al. 2017, arXiv:1702.03044, section 2.1: b counts the flag.
+    """
+    layers = quantized_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{model.name!r} has no quantized layer. Quantize it first: keras_lowbit.quantize_model(model, 'inq-5')."
+        )
+    found = tuple(_layer(path, layer) for path, layer in layers.items())
+    state = {id(v) for layer in model._flatten_layers() for v in getattr(layer, "state", {}).values()}
+    others = sum(int(np.prod(weight.shape)) for weight in model.weights if id(weight) not in state)
+    return Storage(model.name, found, others - sum(layer.weights for layer in found))
+
+
+def _layer(path: str, layer: Any) -> LayerStorage:
+    quantizer, weights = layer.kernel_host.quantizer, kernel_codes(layer)
+    bits, count = quantizer.bits, weights.codes.size
+    zeros = int(np.count_nonzero(weights.codes == weights.zero_point))
+    dense = round(bits * count)
+    code = count + (bits - 1) * (count - zeros) if _has_zero_flag(quantizer) else dense
+    counted = layer.kernel_host.state.get("zeros")
+    pruned = None if counted is None or to_numpy(layer.kernel_host.state["portion"]) == 0 else int(to_numpy(counted))
+    return LayerStorage(path, bits, count, zeros, pruned, int(code), dense)
+
+
+def _has_zero_flag(quantizer: Quantizer) -> bool:
+    """Whether the grid at the bottom has the variable-length code."""
+    while isinstance(base := getattr(quantizer, "base", None), Quantizer):
+        quantizer = base
+    return isinstance(quantizer, (PowerOfTwo, Ternary))

@@ -1,0 +1,312 @@
+"""GraphBuilder: makes an integer graph node by node and refuses at once what cannot be run exactly.
+
+Conventions of every method: shapes, paddings and slices leave the batch axis out; axis numbers count it as
+axis 0. Each method returns the name of its output tensor, which is the node's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.graph import checks
+from keras_lowbit.deploy.graph.builder_base import BaseBuilder, Padding
+from keras_lowbit.deploy.graph.shapes import deconvolved
+from keras_lowbit.deploy.graph.tensors import Node, Range
+
+__all__ = ["GraphBuilder", "Range"]
+
+Pair = Sequence[int]
+
+
+class GraphBuilder(BaseBuilder):
+    """Builds an IntegerGraph.
+
+    >>> b = GraphBuilder(metadata={"recipe": "ternary"})
+    >>> x = b.input("images", (32, 32, 3), range=Range(1 / 255, -128))
+    >>> y = b.conv2d(x, codes, scales, bias, Range(0.1, -128), "conv", padding="same", activation="relu")
+    >>> graph = b.build(outputs=[y])
+    """
+
+    # operations with weights
+
+    def conv2d(
+        self,
+        x: str,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        strides: Pair = (1, 1),
+        padding: Padding = "valid",
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+        activation: str | None = None,
+    ) -> str:
+        """2-D convolution. codes: int8 [KH,KW,IC/groups,OC]; scales: [OC]; bias: int32 [OC] or None (zeros).
+
+        padding: "same", "valid" or ((top, bottom), (left, right)); the last adds a pad node `name/pad`.
+        """
+        x, padding = self._explicit_padding(x, padding, name)
+        attributes = {
+            "strides": [*strides],
+            "padding": padding,
+            "dilation": [*dilation],
+            "groups": groups,
+            "activation": activation,
+        }
+        return self._weighted("conv2d", x, codes, scales, bias, out, name, attributes)
+
+    def depthwise_conv2d(
+        self,
+        x: str,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        strides: Pair = (1, 1),
+        padding: Padding = "valid",
+        dilation: Pair = (1, 1),
+        activation: str | None = None,
+    ) -> str:
+        """Depthwise convolution. codes: int8 [KH,KW,C,M]; output channel c * M + m; scales, bias: [C * M]."""
+        x, padding = self._explicit_padding(x, padding, name)
+        attributes = {"strides": [*strides], "padding": padding, "dilation": [*dilation], "activation": activation}
+        return self._weighted("depthwise_conv2d", x, codes, scales, bias, out, name, attributes)
+
+    def transpose_conv(
+        self,
+        x: str,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        strides: Pair = (1, 1),
+        padding: str = "valid",
+        output_shape: Pair | None = None,
+        activation: str | None = None,
+    ) -> str:
+        """Transposed convolution. codes: int8 [KH,KW,OC,IC]; scales, bias: [OC].
+
+        output_shape: (height, width); None: `in * stride` for "same", `in * stride + max(kernel - stride, 0)`
+        for "valid".
+        """
+        shape, kernel = self.tensor(x).shape, np.shape(codes)
+        if output_shape is None and len(shape) == len(kernel) == 4:
+            output_shape = [deconvolved(shape[i + 1] or 0, kernel[i], strides[i], padding) for i in (0, 1)]
+        attributes = {
+            "strides": [*strides],
+            "padding": padding,
+            "output_shape": [*(output_shape or ())],
+            "activation": activation,
+        }
+        return self._weighted("transpose_conv", x, codes, scales, bias, out, name, attributes)
+
+    def fully_connected(
+        self,
+        x: str,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        activation: str | None = None,
+    ) -> str:
+        """Dense on the last axis, the other axes kept. codes: int8 [IC,OC]; scales, bias: [OC]."""
+        return self._weighted("fully_connected", x, codes, scales, bias, out, name, {"activation": activation})
+
+    # elementwise
+
+    def add(self, a: str, b: str, out: Range, name: str, activation: str | None = None) -> str:
+        """a + b, broadcasting; b may be a constant."""
+        return self._node("add", name, (a, b), {"activation": activation}, out)
+
+    def sub(self, a: str, b: str, out: Range, name: str, activation: str | None = None) -> str:
+        """a - b, broadcasting; either may be a constant."""
+        return self._node("sub", name, (a, b), {"activation": activation}, out)
+
+    def mul(self, a: str, b: str, out: Range, name: str, activation: str | None = None) -> str:
+        """a * b, broadcasting; b may be a constant."""
+        return self._node("mul", name, (a, b), {"activation": activation}, out)
+
+    def relu(self, x: str, out: Range, name: str) -> str:
+        """max(x, 0)."""
+        return self._node("relu", name, (x,), {}, out)
+
+    def relu6(self, x: str, out: Range, name: str) -> str:
+        """min(max(x, 0), 6)."""
+        return self._node("relu6", name, (x,), {}, out)
+
+    def leaky_relu(self, x: str, out: Range, name: str, alpha: float) -> str:
+        """x if x > 0, else alpha * x. alpha is kept as float32, as the file has it."""
+        return self._node("leaky_relu", name, (x,), {"alpha": float(np.float32(alpha))}, out)
+
+    def hard_swish(self, x: str, out: Range, name: str) -> str:
+        """x * relu6(x + 3) / 6."""
+        return self._node("hard_swish", name, (x,), {}, out)
+
+    def softmax(self, x: str, name: str) -> str:
+        """Softmax of the last axis; the output grid is always (1/256, -128)."""
+        return self._node("softmax", name, (x,), {}, _fixed("softmax"))
+
+    def logistic(self, x: str, name: str) -> str:
+        """1 / (1 + exp(-x)); the output grid is always (1/256, -128)."""
+        return self._node("logistic", name, (x,), {}, _fixed("logistic"))
+
+    def tanh(self, x: str, name: str) -> str:
+        """tanh(x); the output grid is always (1/128, 0)."""
+        return self._node("tanh", name, (x,), {}, _fixed("tanh"))
+
+    # shapes, windows, means: these keep the range, but for mean
+
+    def concatenation(self, parts: Sequence[str], name: str, axis: int = -1) -> str:
+        """Joins tensors of one range along `axis`. ValueError names both tensors if their ranges differ."""
+        if not parts:
+            raise ValueError(f"concatenation {name!r} has no inputs: expected at least one")
+        rank = len(self.tensor(parts[0]).shape)
+        return self._node("concatenation", name, tuple(parts), {"axis": axis % rank if axis < 0 else axis})
+
+    def max_pool2d(
+        self,
+        x: str,
+        name: str,
+        pool_size: Pair = (2, 2),
+        strides: Pair | None = None,
+        padding: str = "valid",
+        activation: str | None = None,
+    ) -> str:
+        """Largest code of each window. strides: None means pool_size."""
+        return self._node("max_pool2d", name, (x,), _pool(pool_size, strides, padding, activation))
+
+    def average_pool2d(
+        self,
+        x: str,
+        name: str,
+        pool_size: Pair = (2, 2),
+        strides: Pair | None = None,
+        padding: str = "valid",
+        activation: str | None = None,
+    ) -> str:
+        """Mean of each window, over the pixels inside the image, rounded half away from zero."""
+        return self._node("average_pool2d", name, (x,), _pool(pool_size, strides, padding, activation))
+
+    def mean(self, x: str, out: Range, name: str, axes: Sequence[int] = (1, 2), keepdims: bool = False) -> str:
+        """Mean over `axes`; global average pooling is axes (1, 2)."""
+        rank = len(self.tensor(x).shape)
+        axes = sorted(a % rank if a < 0 else a for a in axes)
+        return self._node("mean", name, (x,), {"axes": axes, "keepdims": bool(keepdims)}, out)
+
+    def pad(self, x: str, name: str, paddings: Sequence[Sequence[int]]) -> str:
+        """Pads with real 0 (the zero point). paddings: (before, after) for each axis after the batch."""
+        return self._node("pad", name, (x,), {"paddings": [[int(v) for v in p] for p in paddings]})
+
+    def reshape(self, x: str, name: str, shape: Sequence[int]) -> str:
+        """Reshape; shape without the batch, one size may be -1."""
+        sizes = [int(d) for d in shape]
+        if sizes.count(-1) == 1:
+            have = int(np.prod([d or 0 for d in self.tensor(x).shape[1:]]))
+            rest = -int(np.prod(sizes))
+            sizes[sizes.index(-1)] = have // rest if rest > 0 else 0
+        return self._node("reshape", name, (x,), {"shape": sizes})
+
+    def transpose(self, x: str, name: str, perm: Sequence[int]) -> str:
+        """Output axis i is input axis perm[i]; perm[0] is 0, the batch."""
+        return self._node("transpose", name, (x,), {"perm": [int(p) for p in perm]})
+
+    def strided_slice(
+        self, x: str, name: str, begin: Sequence[int], end: Sequence[int | None], strides: Sequence[int] | None = None
+    ) -> str:
+        """x[:, begin:end:strides, ...], an entry for each axis after the batch; negative and None ends as in
+        Python.
+
+        The node holds them with 0 <= begin < end <= size; strides must be positive.
+        """
+        sizes = [d or 0 for d in self.tensor(x).shape[1:]]
+        strides = [1] * len(sizes) if strides is None else [*strides]
+        if not len(begin) == len(end) == len(strides) == len(sizes) or min(strides, default=1) < 1:
+            raise ValueError(
+                f"strided_slice {name!r}: begin {begin}, end {end}, strides {strides} do not "
+                f"fit sizes {sizes}: "
+                "expected one entry for each axis after the batch, strides of at least 1"
+            )
+        cut = [slice(b, e).indices(d) for b, e, d in zip(begin, end, sizes, strict=True)]
+        return self._node(
+            "strided_slice", name, (x,), {"begin": [c[0] for c in cut], "end": [c[1] for c in cut], "strides": strides}
+        )
+
+    def resize_nearest(
+        self, x: str, name: str, size: Pair, half_pixel_centers: bool = True, align_corners: bool = False
+    ) -> str:
+        """Nearest neighbour to (height, width)."""
+        return self._node("resize_nearest", name, (x,), _resize(size, half_pixel_centers, align_corners))
+
+    def resize_bilinear(
+        self, x: str, name: str, size: Pair, half_pixel_centers: bool = True, align_corners: bool = False
+    ) -> str:
+        """Bilinear to (height, width)."""
+        return self._node("resize_bilinear", name, (x,), _resize(size, half_pixel_centers, align_corners))
+
+    # between integers and floats
+
+    def quantize(self, x: str, out: Range, name: str) -> str:
+        """float32 to int8, or int8 to another int8 range."""
+        return self._node("quantize", name, (x,), {}, out)
+
+    def dequantize(self, x: str, name: str) -> str:
+        """int8 to float32."""
+        return self._node("dequantize", name, (x,), {}, None)
+
+    def float_island(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:
+        """Operations kept in float: the one subgraph of a float .tflite, its inputs and outputs in order.
+
+        Returns the output names `name/output_0`, .... The batch size is the one the island was converted for;
+        it is kept in the attribute `batch_size`. Only this method needs `ai_edge_litert`.
+        """
+        from keras_lowbit.deploy.graph.float_subgraph import describe
+
+        island = describe(bytes(tflite_bytes), name)
+        given = [self.tensor(n).shape[1:] for n in inputs]
+        if given != [s[1:] for s in island.input_shapes]:
+            raise ValueError(
+                f"float_island {name!r} takes inputs of shapes {list(island.input_shapes)} "
+                f"(batch first), got {given} "
+                "without batch"
+            )
+        outputs = tuple(f"{name}/output_{i}" for i in range(len(island.output_shapes)))
+        made = [self._activation(n, (None, *s[1:]), None) for n, s in zip(outputs, island.output_shapes, strict=True)]
+        self._insert(
+            Node(
+                "float_island",
+                name,
+                tuple(inputs),
+                outputs,
+                {"model": bytes(tflite_bytes), "batch_size": island.batch_size},
+            ),
+            made,
+        )
+        return list(outputs)
+
+
+def _fixed(op: str) -> Range:
+    grid = checks.RULES[op].grid
+    if not isinstance(grid, Range):
+        raise TypeError(f"{op} has no fixed range, its rule is {grid!r}")
+    return grid
+
+
+def _pool(pool_size: Pair, strides: Pair | None, padding: str, activation: str | None) -> dict[str, Any]:
+    return {
+        "pool_size": [*pool_size],
+        "strides": [*(pool_size if strides is None else strides)],
+        "padding": padding,
+        "activation": activation,
+    }
+
+
+def _resize(size: Pair, half_pixel_centers: bool, align_corners: bool) -> dict[str, Any]:
+    return {"size": [*size], "half_pixel_centers": bool(half_pixel_centers), "align_corners": bool(align_corners)}

@@ -1,0 +1,168 @@
+"""What every method of `GraphBuilder` stands on: names, constants, and the check of each node before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph, checks
+from keras_lowbit.deploy.graph.shapes import infer_shape
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+
+Padding = str | Sequence[Sequence[int]]
+
+
+class BaseBuilder:
+    """Inputs, constants, the result; the operations are `GraphBuilder`'s."""
+
+    def __init__(self, metadata: Mapping[str, Any] | None = None) -> None:
+        self._metadata = dict(metadata or {})
+        self._tensors: dict[str, Tensor] = {}
+        self._nodes: list[Node] = []
+        self._inputs: list[str] = []
+
+    # inputs, constants, result
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "int8", range: Range | None = None) -> str:
+        """An input of the graph. shape: without the batch. range: its grid, for int8; None for float32."""
+        if (range is None) != (dtype == "float32"):
+            raise ValueError(f"input {name!r} is {dtype} with range {range}: int8 needs a range, float32 has none")
+        self._inputs.append(self._add(self._activation(name, (None, *shape), range)))
+        return name
+
+    def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0) -> str:
+        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full
+        shape."""
+        return self._add(
+            Tensor(
+                name,
+                np.shape(codes),
+                "int8",
+                np.array(scale, np.float32),
+                zero_point,
+                _integers(codes, "int8", -128, f"constant {name!r}"),
+            )
+        )
+
+    def build(self, outputs: Sequence[str]) -> IntegerGraph:
+        """The finished, validated graph. ValueError if an output is unknown or the graph is not sound."""
+        graph = IntegerGraph(self._tensors, tuple(self._nodes), tuple(self._inputs), tuple(outputs), self._metadata)
+        graph.validate()
+        return graph
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor added so far. ValueError lists the known names if there is none of this name."""
+        if name not in self._tensors:
+            raise ValueError(f"no tensor is named {name!r}; known: {', '.join(self._tensors) or 'none yet'}")
+        return self._tensors[name]
+
+    # for the operations
+
+    def _weighted(
+        self,
+        op: str,
+        x: str,
+        codes: np.ndarray,
+        scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        attributes: dict[str, Any],
+    ) -> str:
+        where = f"{op} {name!r}"
+        if self.tensor(x).scale is None:
+            raise ValueError(f"{where} reads {x!r}, which is float32: quantize it first")
+        codes = _integers(codes, "int8", -127, f"{where} kernel")
+        scale = np.asarray(scales, np.float32)
+        checks.check_scale(scale, f"{where} kernel")
+        with np.errstate(over="ignore", under="ignore"):
+            bias_scale = checks.bias_scale(self.tensor(x), scale)
+        checks.check_scale(bias_scale, f"{where} bias (input scale * weight scale)")
+        bias = _integers(
+            np.zeros(scale.shape, np.int32) if bias is None else bias, "int32", -checks.INT32_MAX, f"{where} bias"
+        )
+        kernel = Tensor(f"{name}/kernel", codes.shape, "int8", scale, 0, codes)
+        added = Tensor(f"{name}/bias", bias.shape, "int32", bias_scale, 0, bias)
+        return self._node(op, name, (x, kernel.name, added.name), attributes, out, (kernel, added))
+
+    def _explicit_padding(self, x: str, padding: Padding, name: str) -> tuple[str, str]:
+        if isinstance(padding, str):
+            return x, padding
+        if len(padding) != 2 or any(len(p) != 2 for p in padding):
+            raise ValueError(
+                f"{name!r} has padding {padding!r}: expected 'same', 'valid' or ((top, bottom), (left, right))"
+            )
+        if not np.any(padding):
+            return x, "valid"
+        return self._node(
+            "pad", f"{name}/pad", (x,), {"paddings": [[int(v) for v in p] for p in (*padding, (0, 0))]}
+        ), "valid"
+
+    def _node(
+        self,
+        op: str,
+        name: str,
+        inputs: tuple[str, ...],
+        attributes: dict[str, Any],
+        out: Range | str | None = "keep",
+        constants: Sequence[Tensor] = (),
+    ) -> str:
+        tensors = [*map(self.tensor, inputs[: len(inputs) - len(constants)]), *constants]
+        if isinstance(out, str):
+            out = tensors[0].range
+        try:
+            shape = infer_shape(op, attributes, [t.shape for t in tensors])
+        except ValueError as error:
+            raise ValueError(f"{op} {name!r}: {error}") from error
+        made = self._activation(name, shape, Range(*out) if out is not None else None)
+        self._insert(Node(op, name, inputs, (name,), attributes), [*constants, made])
+        return name
+
+    def _insert(self, node: Node, made: Sequence[Tensor]) -> None:
+        """Check the node with its new tensors, and only then keep them: a refused node leaves no trace."""
+        if any(n.name == node.name for n in self._nodes):
+            raise ValueError(f"two nodes are named {node.name!r}: names are unique")
+        self._refuse_taken(made)
+        for tensor in made:
+            checks.check_tensor(tensor)
+        checks.check_node(node, {**self._tensors, **{t.name: t for t in made}})
+        self._tensors.update((t.name, t) for t in made)
+        self._nodes.append(node)
+
+    def _add(self, tensor: Tensor) -> str:
+        self._refuse_taken([tensor])
+        checks.check_tensor(tensor)
+        self._tensors[tensor.name] = tensor
+        return tensor.name
+
+    def _refuse_taken(self, made: Sequence[Tensor]) -> None:
+        taken = [t.name for t in made if t.name in self._tensors]
+        if taken:
+            raise ValueError(f"a tensor is already named {taken[0]!r}: names are unique")
+
+    @staticmethod
+    def _activation(name: str, shape: Sequence[int | None], out: Range | None) -> Tensor:
+        if out is None:
+            return Tensor(name, tuple(shape), "float32")
+        if out.zero_point != int(out.zero_point):
+            raise ValueError(f"tensor {name!r} has zero point {out.zero_point}: expected a whole number")
+        return Tensor(name, tuple(shape), "int8", np.array(out.scale, np.float32), int(out.zero_point))
+
+
+def _integers(codes: np.ndarray, dtype: str, low: int, where: str) -> np.ndarray:
+    """`codes` as `dtype`. ValueError if any is not a whole number in [low, largest of dtype]."""
+    array, high = np.asarray(codes), np.iinfo(dtype).max
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{where} has dtype {array.dtype}: expected integers")
+    bad = ~((array >= low) & (array <= high)) | (array != np.round(array))
+    if bad.any():
+        raise ValueError(
+            f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): "
+            "expected whole numbers "
+            f"from {low} to {high}. A weight needs a larger scale; a bias beyond int32 needs a "
+            "larger weight scale "
+            "in its channel"
+        )
+    return np.ascontiguousarray(array.astype(dtype))

@@ -1,0 +1,106 @@
+"""The integer graph: tensors, nodes, and the one number contract they all keep.
+
+    real = scale * (code - zero_point)        scale: size of one step (float32), never its reciprocal
+
+Activations are int8 with one scale and one zero point in [-128, 127]. Weights are int8 codes in [-127, 127]
+with zero point 0 and one scale per output channel. Biases are int32 at `float32(s_in) * float32(s_w[c])`.
+Sums are kept in int32 and brought back to int8 the way LiteRT's reference kernels do it (double rounding).
+
+Nothing in this file needs TensorFlow or Keras.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from keras_lowbit.deploy.graph import checks, serialize
+from keras_lowbit.deploy.graph.tensors import Node, Tensor
+
+
+class IntegerGraph:
+    """An integer network: what is verified on the desk and what ships.
+
+    tensors: name -> Tensor.   nodes: in an order that can be run.   inputs, outputs: tensor names.
+    metadata: plain JSON (recipe, library version, ...).
+
+    >>> graph.save("q.klb"); again = IntegerGraph.load("q.klb")      # bit-equal
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        nodes: tuple[Node, ...],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tensors = dict(tensors)
+        self.nodes = tuple(nodes)
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.metadata = dict(metadata or {})
+
+    def validate(self) -> None:
+        """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is
+        wrong where."""
+        checks.check_graph(self.tensors, self.nodes, self.inputs, self.outputs, self.metadata)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the graph into one file, atomically. OSError if the folder cannot be written."""
+        self.validate()
+        serialize.save(path, self.tensors, self.nodes, self.inputs, self.outputs, self.metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> IntegerGraph:
+        """Read a saved graph. GraphFileError (a ValueError) for a damaged, foreign or newer file."""
+        return cls(**serialize.load(path))
+
+    def producer(self, name: str) -> Node | None:
+        """The node that computes tensor `name`; None for inputs and constants."""
+        return next((n for n in self.nodes if name in n.outputs), None)
+
+    def equals(self, other: IntegerGraph) -> bool:
+        """Bit equality: tensors, nodes, order, metadata."""
+        plain = ("nodes", "inputs", "outputs", "metadata")
+        return (
+            all(getattr(self, k) == getattr(other, k) for k in plain)
+            and self.tensors.keys() == other.tensors.keys()
+            and all(t.equals(other.tensors[n]) for n, t in self.tensors.items())
+        )
+
+    def __str__(self) -> str:
+        """One line per input and node: operation, name, shape, grid of the output, weight codes."""
+        rows = [("op", "name", "output", "scale", "zero", "weights", "attributes")]
+        rows += [("input", n, *_tensor_cells(self.tensors[n]), "", "") for n in self.inputs]
+        for node in self.nodes:
+            rows += [
+                (node.op, node.name, *_tensor_cells(self.tensors[out]), self._weight_cell(node), _attribute_cell(node))
+                for out in node.outputs
+            ]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        weights = sum(t.data.size for t in self.tensors.values() if t.data is not None and t.dtype == "int8")
+        lines.append(f"{len(self.nodes)} nodes, {weights:,} int8 weights, outputs: {', '.join(self.outputs)}")
+        return "\n".join(lines)
+
+    def _weight_cell(self, node: Node) -> str:
+        constants = (self.tensors[n] for n in node.inputs)
+        return " ".join(
+            "x".join(map(str, t.shape)) + f" [{t.data.min()},{t.data.max()}]"
+            for t in constants
+            if t.data is not None and t.dtype == "int8" and t.data.size
+        )
+
+
+def _tensor_cells(tensor: Tensor) -> tuple[str, str, str]:
+    shape = "x".join("?" if d is None else str(d) for d in tensor.shape)
+    if tensor.scale is None:
+        return f"{shape} {tensor.dtype}", "", ""
+    return f"{shape} {tensor.dtype}", f"{float(tensor.scale):.6g}", str(tensor.zero_point)
+
+
+def _attribute_cell(node: Node) -> str:
+    shown = ((k, f"<{len(v)} bytes>" if isinstance(v, bytes) else v) for k, v in node.attributes.items())
+    return " ".join(f"{k}={v}" for k, v in shown if v is not None)

@@ -1,0 +1,95 @@
+"""What an integer graph is made of: tensors with their grids, and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DTYPES = ("int8", "int32", "float32")
+
+
+class Range(NamedTuple):
+    """Grid of an int8 activation: `real = scale * (code - zero_point)`; scale in real units, zero point in
+    [-128, 127]."""
+
+    scale: float
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A named array of the graph.
+
+    name: unique in the graph.   shape: activations have the batch axis first, written None; constants have
+    their full shape.
+    dtype: "int8", "int32" or "float32".   scale: float32 array, shape () per tensor or (channels,) per
+    channel; None for float32.   zero_point: integer code of real 0.   data: the codes, for constants only
+    (kept read-only).
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    scale: np.ndarray | None = None
+    zero_point: int = 0
+    data: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(None if d is None else int(d) for d in self.shape))
+        object.__setattr__(self, "zero_point", int(self.zero_point))
+        for key in ("scale", "data"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            array = np.array(value, dtype=np.float32 if key == "scale" else None, order="C")
+            array.setflags(write=False)
+            object.__setattr__(self, key, array)
+
+    @property
+    def is_constant(self) -> bool:
+        """True if the tensor carries its codes."""
+        return self.data is not None
+
+    @property
+    def range(self) -> Range:
+        """Scale and zero point of a per-tensor quantized tensor. ValueError if it has none or one per
+        channel."""
+        if self.scale is None or self.scale.ndim:
+            raise ValueError(
+                f"tensor {self.name!r} has no single scale (dtype {self.dtype}, scale shape "
+                f"{None if self.scale is None else self.scale.shape}); read .scale instead"
+            )
+        return Range(float(self.scale), self.zero_point)
+
+    def static_shape(self, batch_size: int) -> tuple[int, ...]:
+        """The shape with the batch axis filled in."""
+        return tuple(batch_size if d is None else d for d in self.shape)
+
+    def equals(self, other: Tensor) -> bool:
+        """Bit equality of every field, codes and scales included."""
+        plain = ("name", "shape", "dtype", "zero_point")
+        return all(getattr(self, k) == getattr(other, k) for k in plain) and all(
+            same_bits(getattr(self, k), getattr(other, k)) for k in ("scale", "data")
+        )
+
+
+@dataclass(frozen=True)
+class Node:
+    """One integer operation. `attributes` are plain JSON values; only a float island holds bytes
+    (`model`)."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two arrays, or two Nones, are equal in type, shape and every bit."""
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

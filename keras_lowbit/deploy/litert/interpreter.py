@@ -1,0 +1,134 @@
+"""Runs a .tflite file with LiteRT: reals in, reals or raw tensors out, batch by batch."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+RESOLVERS = {
+    "reference": "BUILTIN_REF",
+    "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "xnnpack": "AUTO",
+}
+_LACKS_OPERATION = "Didn't find op for builtin opcode"
+
+
+def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **source: Any) -> Any:
+    """A LiteRT interpreter with its tensors allocated.
+
+    resolver: "xnnpack" (the delegate a phone uses), "built-in" (optimized kernels) or "reference".
+    keep_all: every tensor stays readable.   source: model_path or model_content.
+    Raises ValueError, with LiteRT's reason, if it refuses the file.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    try:
+        with warnings.catch_warnings():
+            # It warns of the memory that keeping all tensors takes: asked for here.
+            warnings.simplefilter("ignore")
+            interpreter = Interpreter(
+                **source,
+                num_threads=threads,
+                experimental_op_resolver_type=getattr(OpResolverType, RESOLVERS[resolver]),
+                experimental_preserve_all_tensors=keep_all,
+            )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        where = (
+            f"{source['model_path']!r}"
+            if "model_path" in source
+            else f"a model of {len(source['model_content'])} bytes"
+        )
+        raise ValueError(f"LiteRT ({resolver} kernels) refuses {where}: {error}") from error
+    return interpreter
+
+
+def open_interpreter(reference: bool, threads: int = 1, keep_all: bool = False, **source: Any) -> tuple[Any, str]:
+    """An interpreter on the reference kernels or the XNNPACK delegate, and the name of what it runs on.
+
+    The reference kernels lack a few float operations (ELU); a file with one of them runs on the built-in kernels.
+    """
+    resolver = "reference" if reference else "xnnpack"
+    try:
+        return make_interpreter(resolver, threads, keep_all, **source), resolver
+    except ValueError as error:
+        if not reference or _LACKS_OPERATION not in str(error):
+            raise
+        return make_interpreter("built-in", threads, keep_all, **source), "built-in"
+
+
+class FileRunner:
+    """One interpreter. reference: LiteRT's reference kernels, every tensor kept; else the default XNNPACK delegate.
+
+    spare_reference: the built-in kernels in place of the reference ones, for data that would end the process there.
+    resolver: the kernels it really runs on, a key of `RESOLVERS`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        reference: bool = False,
+        threads: int = 1,
+        spare_reference: bool = False,
+    ) -> None:
+        source = {"model_path": os.fspath(path)}
+        if reference and spare_reference:
+            self.interpreter, self.resolver = make_interpreter("built-in", threads, True, **source), "built-in"
+        else:
+            self.interpreter, self.resolver = open_interpreter(reference, threads, keep_all=reference, **source)
+        # Our writer lists both in the order of the graph, which is the model's.
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
+        self.batch_size = int(self.inputs[0]["shape"][0])
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Real outputs, in the model's order, for real inputs [n, ...] in the model's order."""
+        found = [self._invoke(chunk) for chunk in self._chunks(arrays)]
+        count = len(arrays[0])
+        return [np.concatenate(parts)[:count] for parts in zip(*found, strict=True)]
+
+    def all_tensors(self, arrays: list[np.ndarray], names: set[str]) -> dict[str, np.ndarray]:
+        """Raw values (codes, or floats of float tensors) of named tensors for real inputs."""
+        by_name = {d["name"]: d["index"] for d in self.interpreter.get_tensor_details()}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for chunk in self._chunks(arrays):
+            self._invoke(chunk)
+            for name in names:
+                found[name].append(self.interpreter.get_tensor(by_name[name]))
+        return {name: np.concatenate(parts)[: len(arrays[0])] for name, parts in found.items()}
+
+    def _chunks(self, arrays: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        size = self.batch_size
+        for start in range(0, len(arrays[0]), size):
+            chunk = [array[start : start + size] for array in arrays]
+            short = size - len(chunk[0])
+            yield [np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part for part in chunk]
+
+    def _invoke(self, chunk: list[np.ndarray]) -> list[np.ndarray]:
+        for detail, value in zip(self.inputs, chunk, strict=True):
+            if value.size != int(np.prod(detail["shape"])):
+                raise ValueError(
+                    f"Input {detail['name']!r} of the file takes {tuple(int(d) for d in detail['shape'])}, got samples of "
+                    f"shape {value.shape[1:]}. Resize the data, or export with input_shapes= of the data."
+                )
+            self.interpreter.set_tensor(detail["index"], _encode(value, detail))
+        self.interpreter.invoke()
+        return [_decode(self.interpreter.get_tensor(d["index"]), d) for d in self.outputs]
+
+
+def _encode(real: np.ndarray, detail: Any) -> np.ndarray:
+    from keras_lowbit.numerics.requantization import quantize_real
+
+    if detail["dtype"] is np.float32:
+        return real.astype(np.float32).reshape(detail["shape"])
+    scale, zero_point = detail["quantization"]
+    return quantize_real(real, np.float32(scale), zero_point).reshape(detail["shape"])
+
+
+def _decode(value: np.ndarray, detail: Any) -> np.ndarray:
+    if detail["dtype"] is np.float32:
+        return value.copy()
+    scale, zero_point = detail["quantization"]
+    return (value.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,0 +1,135 @@
+"""IntegerGraph -> .tflite: every code and scale of the graph, in LiteRT's layouts, with nothing left to a
+converter.
+
+The file is written through the schema module that `ai_edge_litert` ships rather than by patching a converted
+file: the converter chooses weight types by itself (4 bits or fewer become the slow INT4 CONV_2D), refuses a
+dense layer with one scale per channel, and would have to be undone tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.litert.weight_formats import Weights, as_written, check_weights, plan
+from keras_lowbit.files import atomic_write
+
+if TYPE_CHECKING:
+    from keras_lowbit.deploy.litert.operators import Emitter, Row
+
+
+def write(
+    graph: IntegerGraph,
+    path: str | os.PathLike[str],
+    *,
+    weights: Weights = "int8",
+    io: str = "int8",
+    batch_size: int = 1,
+) -> list[Row]:
+    """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
+
+    weights: container asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
+    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; or a
+    Container for each node by name.
+    io: "int8", or "float32" to add QUANTIZE after the inputs and DEQUANTIZE before the outputs.
+    batch_size: every shape in the file is static.
+
+    Tensors have the names they have in the graph; with io="float32" the float ends are `<name>/float32`. The
+    signature is "serving_default", with the names of the graph's inputs and outputs.
+
+    Packed weights, measured on LiteRT 2.3: INT4 and INT2 files load on the default delegate, on the built-in kernels
+    and on BUILTIN_REF. On the first two the output has the bits of the int8 file. BUILTIN_REF rounds FULLY_CONNECTED
+    once and CONV_2D twice, so there a packed 1x1 convolution may differ from its int8 form by one step; it equals the
+    NumPy reference of `litert_weights.as_written(graph, weights)`.
+
+    The file holds the graph's metadata (entry "keras_lowbit", JSON) and TFLite's own: input and output names, image or
+    features, and from the graph's metadata its name, normalization and labels (see `metadata`).
+
+    ValueError for an unsound graph or a wrong argument, OSError if the file cannot be written; nothing is
+    half-written.
+    """
+    content, rows = to_bytes(graph, weights=weights, io=io, batch_size=batch_size)
+    atomic_write(path, content)
+    return rows
+
+
+def to_bytes(
+    graph: IntegerGraph, *, weights: Weights = "int8", io: str = "int8", batch_size: int = 1
+) -> tuple[bytes, list[Row]]:
+    """The bytes that `write` writes, and its rows."""
+    from keras_lowbit.deploy.litert.flatbuffer import FileBuilder
+    from keras_lowbit.deploy.litert.metadata import append_labels, describe
+    from keras_lowbit.deploy.litert.operators import Emitter
+
+    _check_arguments(weights, io, batch_size)
+    graph.validate()
+    file = FileBuilder("keras_lowbit")
+    emitter = Emitter(as_written(graph, weights), file, plan(graph, weights), batch_size)
+    inputs = {name: _input(emitter, name, io) for name in graph.inputs}
+    for node in emitter.graph.nodes:
+        emitter.emit(node)
+    outputs = {name: _output(emitter, name, io) for name in graph.outputs}
+    file.signature(inputs, outputs)
+    labels = graph.metadata.get("labels") or []
+    about = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
+    file.metadata("keras_lowbit", json.dumps(about, sort_keys=True).encode())
+    file.metadata("TFLITE_METADATA", describe(graph))
+    return append_labels(file.pack(), labels), emitter.rows
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
+    """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote it).
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is foreign, cut short or damaged.
+    """
+    from keras_lowbit.deploy.litert.reader import parsing, read_bytes
+
+    content = read_bytes(path)
+    with parsing(path, len(content)):
+        return _metadata(content)
+
+
+def _metadata(content: bytes) -> dict[str, object] | None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    from keras_lowbit.deploy.litert.metadata import read_labels
+
+    model = schema.Model.GetRootAs(content)
+    for i in range(model.MetadataLength()):
+        entry = model.Metadata(i)
+        if entry.Name() == b"keras_lowbit":
+            labels = read_labels(content)
+            about = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return about | ({"labels": labels} if labels else {})
+    return None
+
+
+def _check_arguments(weights: Weights, io: str, batch_size: int) -> None:
+    check_weights(weights)
+    if io not in ("int8", "float32"):
+        raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+
+
+def _input(emitter: Emitter, name: str, io: str) -> int:
+    if io == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _float_end(emitter, name)
+    emitter.file.operator("QUANTIZE", 1, [outer], [emitter.place(name)], "QuantizeOptions")
+    return outer
+
+
+def _output(emitter: Emitter, name: str, io: str) -> int:
+    if io == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _float_end(emitter, name)
+    emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
+    return outer
+
+
+def _float_end(emitter: Emitter, name: str) -> int:
+    shape = emitter.graph.tensors[name].static_shape(emitter.batch_size)
+    return emitter.file.tensor(f"{name}/float32", shape, "FLOAT32")

@@ -1,0 +1,1 @@
+"""From a quantized Keras model to its integer graph."""

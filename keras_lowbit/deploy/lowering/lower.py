@@ -1,0 +1,121 @@
+"""lower: a trained quantized Keras model becomes an IntegerGraph.
+
+The model's calls are walked once in running order. Each Keras tensor is a `Stored` int8 tensor, a `Pending` operation
+that waits for the range behind it (batch norms and a relu fuse meanwhile), or `Floating`. Operations the integer graph
+does not know run as float islands between explicit dequantize and quantize nodes, and are listed.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_lowbit.convert.analysis.operations import Role, role_of, stock_kind
+from keras_lowbit.convert.analysis.supported_forms import DROPOUTS
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.lowering import int8_overflow as overflow_
+from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
+from keras_lowbit.deploy.lowering.handlers import lower_call
+from keras_lowbit.deploy.lowering.state import Island, Lowering
+from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
+from keras_lowbit.keras_graph.calls import calls_of
+from keras_lowbit.keras_graph.variables import not_finite
+from keras_lowbit.layers.find import hosts
+
+
+@dataclasses.dataclass
+class Lowered:
+    """An integer graph with its ties to the Keras model: what `verify` and reports need beside the graph."""
+
+    graph: IntegerGraph
+    segments: list[Segment]
+    layers: dict[str, LoweredLayer]  # by node: a shared layer has several
+    islands: list[Island]
+    input_keys: dict[str, int]
+
+    @property
+    def overflows(self) -> dict[str, overflow_.Overflow]:
+        """Path of every layer whose weights were altered to fit int8 -> what that changed."""
+        return {layer.path: layer.overflow for layer in self.layers.values() if layer.overflow is not None}
+
+
+def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow_.DEFAULT) -> IntegerGraph:
+    """The integer graph of a quantized model: int8 codes, scales, zero points, int32 biases, nothing else.
+
+    model: from `quantize_model`, or built from the drop-in layers; every range seen in `calibrate` or `fit`.
+    input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
+    overflow: what to do with codes beyond 127, as in `export_litert`; a UserWarning says what it altered.
+    Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
+    that does not fit int32.
+    """
+    check_model(model, "lower")
+    check_not_packed(model, "lower")
+    lowered = lower_model(model, input_shapes, overflow=overflow)
+    overflow_.warn(lowered.overflows)
+    return lowered.graph
+
+
+def lower_model(
+    model: keras.Model,
+    input_shapes: Any = None,
+    batch_size: int = 1,
+    placeholder: Range | None = None,
+    overflow: str = overflow_.DEFAULT,
+) -> Lowered:
+    """As `lower`, with the graph's ties to the Keras model, and without the warning.
+
+    batch_size: what float islands are converted for.   placeholder: stands for ranges that saw no data yet (the size
+    of a file does not depend on them).
+    """
+    if not hosts(model):
+        raise ValueError(
+            f"{model.name!r} has no quantized layer and no activation range. Quantize it first: "
+            "keras_lowbit.quantize_model(model, 'int8')."
+        )
+    _check_finite(model)
+    _check_inference(model)
+    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder, overflow)
+    for call in state.calls.calls:
+        lower_call(state, call)
+    outputs = [state.output(key) for key in state.calls.outputs]
+    graph = state.builder.build(outputs)
+    graph.inputs = _in_model_order(state, graph.inputs)
+    graph.metadata["islands"] = [dataclasses.asdict(island) for island in state.islands]
+    lowered = Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
+    if lowered.overflows:
+        altered = {path: dataclasses.asdict(found) for path, found in lowered.overflows.items()}
+        graph.metadata["overflow"] = {"policy": overflow, "layers": altered}
+    return lowered
+
+
+def _in_model_order(state: Lowering, found: tuple[str, ...]) -> tuple[str, ...]:
+    """The graph's inputs as the model lists them; they were found in the order in which they are read."""
+    unread = [name for name in state.input_keys if name not in found]
+    if unread:
+        raise ValueError(f"Nothing in the model reads its input {unread[0]!r}. Build the model without that input.")
+    return tuple(state.input_keys)
+
+
+def _check_finite(model: keras.Model) -> None:
+    if found := not_finite(model):
+        raise ValueError(
+            f"{found}; integers cannot stand for them. Train again with a smaller learning rate, or load a checkpoint from "
+            "before they appeared."
+        )
+
+
+def _check_inference(model: Any, prefix: str = "", training: bool = False) -> None:
+    """Refuses layers that a call with training=True, their own or one of a model around them, keeps in training."""
+    for call in calls_of(model).calls:
+        always = training or call.arguments.kwargs.get("training") is True
+        path, kind = prefix + call.path, stock_kind(call.operation)
+        if role_of(call) is Role.NESTED:
+            _check_inference(call.operation, f"{path}/", always)
+        elif always and kind in ("BatchNormalization", *DROPOUTS):
+            does = "takes each batch's own statistics" if kind == "BatchNormalization" else "draws at random"
+            raise ValueError(
+                f"{path!r} is called with training=True: this {kind} {does} in inference too, which a file cannot do. "
+                "Build the model again without training=True, give it the weights (new.set_weights(model.get_weights())), "
+                "then quantize and export that one."
+            )

@@ -1,0 +1,40 @@
+"""What a reference kernel is given: one node with its arrays and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_lowbit.deploy.graph.tensors import Tensor
+from keras_lowbit.numerics import requantization as fp
+
+
+class Call(NamedTuple):
+    """One execution of a node. arrays: values of the inputs, batch axis first; inputs, outputs: tensors."""
+
+    attributes: Mapping[str, Any]
+    arrays: tuple[np.ndarray, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def output(self) -> Tensor:
+        """The only output."""
+        return self.outputs[0]
+
+    def centered(self, index: int = 0) -> NDArray[np.int64]:
+        """`code - zero_point` of input `index`, in [-255, 255]."""
+        return self.arrays[index].astype(np.int64) - self.inputs[index].zero_point
+
+    def limits(self) -> tuple[int, int]:
+        """Code range that the fused activation leaves in the output."""
+        scale = float(scale_of(self.output))
+        return fp.activation_range(self.attributes.get("activation"), scale, self.output.zero_point)
+
+
+def scale_of(tensor: Tensor) -> np.float32:
+    """The single float32 scale of an activation."""
+    return np.float32(tensor.range.scale)

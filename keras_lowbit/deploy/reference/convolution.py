@@ -1,0 +1,141 @@
+"""Reference kernels that sum: convolutions, dense layers, pooling, mean.
+
+Activations are NHWC, kernels have Keras layouts. Sums are formed in float64, where integers below 2**53 are
+exact, and wrapped to int32 before they are brought back to int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_lowbit.deploy.graph.tensors import Tensor
+from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.numerics import requantization as fp
+
+
+def conv2d(call: Call) -> NDArray[np.int8]:
+    """`sum_{i,j,c} (x - z) * w + bias`, requantised per channel. kernel [KH, KW, IC/groups, OC]."""
+    kernel = call.arrays[1].astype(np.float64)
+    groups = call.attributes.get("groups", 1)
+    outputs = []
+    for group in range(groups):
+        weights = np.split(kernel, groups, axis=3)[group]
+        image = np.split(call.centered().astype(np.float64), groups, axis=3)[group]
+        outputs.append(sum(window @ weights[i, j] for i, j, window in _taps(call, image, kernel.shape)))
+    return _requantize_sum(call, np.concatenate(outputs, axis=3))
+
+
+def depthwise_conv2d(call: Call) -> NDArray[np.int8]:
+    """Each input channel c with its own windows; output channel `c * DM + m`. kernel [KH, KW, C, DM]."""
+    kernel = call.arrays[1].astype(np.float64)
+    image = call.centered().astype(np.float64)
+    total = sum(window[..., None] * kernel[i, j] for i, j, window in _taps(call, image, kernel.shape))
+    shape = np.shape(total)
+    return _requantize_sum(call, np.reshape(total, (*shape[:3], shape[3] * shape[4])))
+
+
+def transpose_conv(call: Call) -> NDArray[np.int8]:
+    """Every input pixel adds `(x - z) * w` into a window of the output. kernel [KH, KW, OC, IC]."""
+    kernel, image = call.arrays[1].astype(np.float64), call.centered().astype(np.float64)
+    (batch, *size, _), strides = image.shape, call.attributes["strides"]
+    out_size, window = call.attributes["output_shape"], kernel.shape[:2]
+    before = [max((size[k] - 1) * strides[k] + window[k] - out_size[k], 0) // 2 for k in (0, 1)]
+    full = [max((size[k] - 1) * strides[k] + window[k], before[k] + out_size[k]) for k in (0, 1)]
+    total = np.zeros((batch, *full, kernel.shape[2]))
+    for i, j in np.ndindex(*window):
+        rows = slice(i, i + (size[0] - 1) * strides[0] + 1, strides[0])
+        columns = slice(j, j + (size[1] - 1) * strides[1] + 1, strides[1])
+        total[:, rows, columns] += image @ kernel[i, j].T
+    inside = tuple(slice(b, b + o) for b, o in zip(before, out_size, strict=True))
+    return _requantize_sum(call, total[:, *inside])
+
+
+def fully_connected(call: Call) -> NDArray[np.int8]:
+    """`round_half_away(sum_c (x - z) * w * factor) + zero_point` on the last axis. kernel [IC, OC].
+
+    LiteRT's *reference* kernel multiplies a dense layer's sum by the factor in double and rounds once; its
+    convolutions use fixed point and round twice. So a 1x1 convolution and the same layer as FULLY_CONNECTED
+    may differ by one step where the true value is all but half a step.
+    """
+    total = call.centered().astype(np.float64) @ call.arrays[1].astype(np.float64)
+    scaled = fp.round_half_away(fp.wrap(total.astype(np.int64) + _bias(call)) * effective_scale(call))
+    codes = np.where(np.abs(scaled) < 2.0**31, scaled, fp.INT32_MIN).astype(np.int64)
+    return np.clip(fp.wrap(codes + call.output.zero_point), *call.limits()).astype(np.int8)
+
+
+def max_pool2d(call: Call) -> NDArray[np.int8]:
+    """Largest code of each window; padding never wins."""
+    image = call.arrays[0].astype(np.int64)
+    window = (*call.attributes["pool_size"], image.shape[3])
+    best = np.maximum.reduce([tap for _, _, tap in _taps(call, image, window, fill=fp.QMIN)])
+    return np.clip(best, *call.limits()).astype(np.int8)
+
+
+def average_pool2d(call: Call) -> NDArray[np.int8]:
+    """Mean of the codes inside the image, halves away from zero; the zero point plays no part in it."""
+    image = call.arrays[0].astype(np.int64)
+    window = (*call.attributes["pool_size"], image.shape[3])
+    total = sum(tap for _, _, tap in _taps(call, image, window))
+    count = np.asarray(sum(tap for _, _, tap in _taps(call, np.ones_like(image), window)))
+    mean = fp.divide_toward_zero(total + np.where(np.asarray(total) > 0, count // 2, -(count // 2)), count)
+    return np.clip(mean, *call.limits()).astype(np.int8)
+
+
+def mean(call: Call) -> NDArray[np.int8]:
+    """Mean over `axes`: the factor `s_in / (s_out * count)` is formed in integers, then one requantisation.
+
+    LiteRT divides the 31-bit multiplier of `s_in / s_out` by the count, after a shift by floor(log2(count)).
+    """
+    axes = tuple(call.attributes["axes"])
+    total = call.centered().sum(axis=axes, keepdims=True)
+    if not call.attributes["keepdims"]:
+        total = total.squeeze(axes)
+    count = int(np.prod([call.arrays[0].shape[a] for a in axes]))
+    return fp.requantize(total, mean_factor(call, count), call.output.zero_point)
+
+
+def mean_factor(call: Call, count: int) -> fp.Multiplier:
+    """`s_in / (s_out * count)`, the division by the count done in integers."""
+    ratio = fp.quantize_multiplier(np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output)))
+    left = min(count.bit_length() - 1, 32, 31 + int(ratio.shift))
+    return fp.Multiplier(np.asarray((int(ratio.multiplier) << left) // count), ratio.shift - left)
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and after one axis with padding "same": the smaller half comes first."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _taps(call: Call, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> Iterator[tuple]:
+    """For each kernel position (i, j): the pixels that it meets, one per output pixel."""
+    strides, dilation = call.attributes["strides"], call.attributes.get("dilation", (1, 1))
+    size, window = image.shape[1:3], kernel_shape[:2]
+    pads = [(0, 0), (0, 0)]
+    if call.attributes["padding"] == "same":
+        pads = [same_padding(size[k], window[k], strides[k], dilation[k]) for k in (0, 1)]
+    image = np.pad(image, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    counts = [(image.shape[k + 1] - (window[k] - 1) * dilation[k] - 1) // strides[k] + 1 for k in (0, 1)]
+    spans = [(counts[k] - 1) * strides[k] + 1 for k in (0, 1)]
+    for i, j in np.ndindex(*window):
+        top, left = i * dilation[0], j * dilation[1]
+        yield i, j, image[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]]
+
+
+def _requantize_sum(call: Call, total: np.ndarray) -> NDArray[np.int8]:
+    factor = fp.quantize_multiplier(effective_scale(call))
+    return fp.requantize(total.astype(np.int64) + _bias(call), factor, call.output.zero_point, call.limits())
+
+
+def effective_scale(call: Call) -> NDArray[np.float64]:
+    """`s_in * s_w[c] / s_out`, each float32 scale widened to double first, as LiteRT has it."""
+    weights: Tensor = call.inputs[1]
+    scales = np.asarray(weights.scale, np.float64)
+    return np.float64(scale_of(call.inputs[0])) * scales / np.float64(scale_of(call.output))
+
+
+def _bias(call: Call) -> np.ndarray:
+    return call.arrays[2].astype(np.int64) if len(call.arrays) > 2 else np.zeros((), np.int64)

@@ -1,0 +1,153 @@
+"""Reference kernels that work code by code: arithmetic, rectifiers, hard swish, tables, quantize, dequantize.
+
+The factors are formed as LiteRT forms them, in float32 or in double: the last bit of a factor decides ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.numerics import requantization as fp
+
+
+def add(call: Call) -> NDArray[np.int8]:
+    """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their sum requantised."""
+    return _sum(call, 1)
+
+
+def sub(call: Call) -> NDArray[np.int8]:
+    """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their difference requantised."""
+    return _sum(call, -1)
+
+
+def _sum(call: Call, sign: int) -> NDArray[np.int8]:
+    first, second = (np.float64(scale_of(t)) for t in call.inputs)
+    grid = 2 * max(first, second)
+    back = grid / (2.0**20 * np.float64(scale_of(call.output)))
+    if back >= 1:
+        raise ValueError(
+            f"an input scale of {first:g} and {second:g} is 2**19 or more times the output "
+            f"scale {scale_of(call.output):g}, which LiteRT refuses: widen the output's range"
+        )
+    terms = [
+        fp.multiply_by_quantized_multiplier(call.centered(i) * 2**20, fp.quantize_multiplier(s / grid))
+        for i, s in enumerate((first, second))
+    ]
+    factor = fp.quantize_multiplier(back)
+    return fp.requantize(terms[0] + sign * terms[1], factor, call.output.zero_point, call.limits())
+
+
+def mul(call: Call) -> NDArray[np.int8]:
+    """The product of the centred codes times `s_1 * s_2 / s_out`, a factor formed in float32."""
+    real = scale_of(call.inputs[0]) * scale_of(call.inputs[1]) / scale_of(call.output)
+    product = call.centered(0) * call.centered(1)
+    return fp.requantize(product, fp.quantize_multiplier(real), call.output.zero_point, call.limits())
+
+
+def relu(call: Call) -> NDArray[np.int8]:
+    """Requantised by `s_in / s_out` (float32), never below the output's zero point."""
+    return _rectify(call, "relu")
+
+
+def relu6(call: Call) -> NDArray[np.int8]:
+    """As relu, and never above real 6."""
+    return _rectify(call, "relu6")
+
+
+def _rectify(call: Call, name: str) -> NDArray[np.int8]:
+    factor = fp.quantize_multiplier(scale_of(call.inputs[0]) / scale_of(call.output))
+    limits = fp.activation_range(name, float(scale_of(call.output)), call.output.zero_point)
+    return fp.requantize(call.centered(), factor, call.output.zero_point, limits)
+
+
+def leaky_relu(call: Call) -> NDArray[np.int8]:
+    """Two factors, `s_in / s_out` from real 0 on and `s_in * alpha / s_out` below, both formed in float32."""
+    source, target = scale_of(call.inputs[0]), scale_of(call.output)
+    slope = source * np.float32(call.attributes["alpha"]) / target
+    x, zero_point = call.centered(), call.output.zero_point
+    above = fp.requantize(x, fp.quantize_multiplier(source / target), zero_point)
+    below = fp.multiply_by_quantized_multiplier(x, fp.quantize_multiplier(abs(slope)))
+    below = np.clip(zero_point + (below if slope >= 0 else -below), fp.QMIN, fp.QMAX).astype(np.int8)
+    return np.where(x >= 0, above, below)
+
+
+def hard_swish(call: Call) -> NDArray[np.int8]:
+    """`x * clip(x + 3, 0, 6) / 6` in 16-bit fixed point: x on a 2**7 finer grid, the gate in Q0.15."""
+    fine = np.float32(1 / 128) * scale_of(call.inputs[0])
+    out_factor = fp.quantize_multiplier(fine / scale_of(call.output))
+    gate_factor = fp.quantize_multiplier(fine / np.float32(3 / 32768))
+    if out_factor.shift > 0:
+        raise ValueError(
+            f"the output scale is {scale_of(call.output):g}; expected more than 1/128 of the "
+            f"input scale {scale_of(call.inputs[0]):g}: give the output a wider range"
+        )
+    x = fp.wrap(call.centered() * 2**7, 16)
+    value = fp.saturating_rounding_doubling_high_mul(x, _to_int16(out_factor.multiplier), 16)
+    gate = _hard_swish_gate(x, gate_factor)
+    product = fp.divide_toward_zero(gate * value, 2**15)
+    code = fp.rounding_divide_by_power_of_two(product, -out_factor.shift, 16) + call.output.zero_point
+    return np.clip(fp.wrap(code, 16), fp.QMIN, fp.QMAX).astype(np.int8)
+
+
+def _hard_swish_gate(x: fp.Ints, factor: fp.Multiplier) -> fp.Ints:
+    """`(x / 3 + 1) / 2` clipped to [0, 1), in Q0.15; x in 16 bits."""
+    shift = int(factor.shift)
+    gate = _clip16(x * 2 ** (shift - 1)) if shift > 0 else x
+    gate = fp.saturating_rounding_doubling_high_mul(gate, _to_int16(factor.multiplier), 16)
+    if shift > 0:
+        gate = _clip16(gate * 2)
+    elif shift < 0:
+        gate = fp.rounding_divide_by_power_of_two(gate, -shift, 16)
+    return (gate + 2**15) >> 1
+
+
+def _clip16(x: fp.Ints) -> fp.Ints:
+    return np.clip(x, -(2**15), 2**15 - 1)
+
+
+def _to_int16(multiplier: fp.Ints) -> fp.Ints:
+    """A 31-bit multiplier with 15 bits, rounded."""
+    return np.minimum((multiplier + 2**15) >> 16, 2**15 - 1)
+
+
+def logistic(call: Call) -> NDArray[np.int8]:
+    """A table of 256 codes from float32 `1 / (1 + exp(-x))`."""
+    return _table(call, lambda x: np.float32(1) / (np.float32(1) + _in_double(np.exp, -x)))
+
+
+def tanh(call: Call) -> NDArray[np.int8]:
+    """A table of 256 codes from float32 `tanh(x)`."""
+    return _table(call, lambda x: _in_double(np.tanh, x))
+
+
+def _table(call: Call, function: Callable[[np.ndarray], np.ndarray]) -> NDArray[np.int8]:
+    """All 256 codes through a float32 function, then a look-up."""
+    codes = np.arange(fp.QMIN, fp.QMAX + 1)
+    real = scale_of(call.inputs[0]) * (codes - call.inputs[0].zero_point).astype(np.float32)
+    inverse = np.float32(1) / scale_of(call.output)
+    steps = fp.round_half_away(function(real) * inverse) + np.float32(call.output.zero_point)
+    table = np.clip(steps, fp.QMIN, fp.QMAX).astype(np.int8)
+    return table[call.arrays[0].astype(np.int64) + 128]
+
+
+def _in_double(function: Callable, x: np.ndarray) -> NDArray[np.float32]:
+    """The float32 nearest to the true value; a C library's float function gives it up to the last bit."""
+    with np.errstate(over="ignore", under="ignore"):
+        return function(x.astype(np.float64)).astype(np.float32)
+
+
+def quantize(call: Call) -> NDArray[np.int8]:
+    """float32 to int8: `round_half_away(x / scale) + zero_point` in float32; int8 to int8: requantised."""
+    if call.arrays[0].dtype != np.int8:
+        return fp.quantize_real(call.arrays[0], scale_of(call.output), call.output.zero_point)
+    real = np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output))
+    return fp.requantize(call.centered(), fp.quantize_multiplier(real), call.output.zero_point)
+
+
+def dequantize(call: Call) -> NDArray[np.float32]:
+    """`scale * (code - zero_point)` in float32."""
+    return scale_of(call.inputs[0]) * call.centered().astype(np.float32)

@@ -1,0 +1,36 @@
+"""Float islands: the one operation of the reference that is not NumPy; LiteRT's reference kernels run
+it, or its built-in ones where the reference kernels lack an operation (ELU)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.reference.call import Call
+
+
+def float_island(call: Call) -> list[np.ndarray]:
+    """The island's float32 outputs. An island of fixed batch is run as often as needed.
+
+    ImportError if ai_edge_litert is not installed; ValueError if the batch is not a multiple of the island's.
+    """
+    interpreter = _interpreter(call.attributes["model"])
+    batch, fixed = len(call.arrays[0]), int(interpreter.get_input_details()[0]["shape"][0])
+    if batch % fixed:
+        raise ValueError(f"the island takes batches of {fixed}, got {batch}: pass a multiple of {fixed}")
+    runs = [_invoke(interpreter, [a[i : i + fixed] for a in call.arrays]) for i in range(0, batch, fixed)]
+    return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+
+
+def _interpreter(model: bytes) -> Any:
+    from keras_lowbit.deploy.litert.interpreter import open_interpreter
+
+    return open_interpreter(model_content=model, reference=True)[0]
+
+
+def _invoke(interpreter: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+        interpreter.set_tensor(detail["index"], np.ascontiguousarray(array, np.float32))
+    interpreter.invoke()
+    return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]

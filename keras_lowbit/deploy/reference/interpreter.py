@@ -1,0 +1,141 @@
+"""Runs an IntegerGraph in NumPy: slow, obvious, and the oracle of every other back end.
+
+What it gives equals LiteRT's reference kernels (`OpResolverType.BUILTIN_REF`) to the last bit, tensor by
+tensor. XNNPACK and LiteRT's optimized kernels may differ from it; studies/resolver_differences measures by
+how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.lowering.arguments import check_graph
+from keras_lowbit.deploy.reference import convolution as kernels
+from keras_lowbit.deploy.reference import data_movement as shapes
+from keras_lowbit.deploy.reference import elementwise
+from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference.float_subgraph import float_island
+from keras_lowbit.deploy.reference.softmax import softmax
+from keras_lowbit.numerics.requantization import quantize_real
+
+Kernel = Callable[[Call], Any]
+
+KERNELS: dict[str, Kernel] = {
+    "conv2d": kernels.conv2d,
+    "depthwise_conv2d": kernels.depthwise_conv2d,
+    "transpose_conv": kernels.transpose_conv,
+    "fully_connected": kernels.fully_connected,
+    "max_pool2d": kernels.max_pool2d,
+    "average_pool2d": kernels.average_pool2d,
+    "mean": kernels.mean,
+    "add": elementwise.add,
+    "sub": elementwise.sub,
+    "mul": elementwise.mul,
+    "relu": elementwise.relu,
+    "relu6": elementwise.relu6,
+    "leaky_relu": elementwise.leaky_relu,
+    "hard_swish": elementwise.hard_swish,
+    "logistic": elementwise.logistic,
+    "tanh": elementwise.tanh,
+    "softmax": softmax,
+    "quantize": elementwise.quantize,
+    "dequantize": elementwise.dequantize,
+    "concatenation": shapes.concatenation,
+    "pad": shapes.pad,
+    "reshape": shapes.reshape,
+    "transpose": shapes.transpose,
+    "strided_slice": shapes.strided_slice,
+    "resize_nearest": shapes.resize_nearest,
+    "resize_bilinear": shapes.resize_bilinear,
+    "float_island": float_island,
+}
+
+
+def run_reference(graph: IntegerGraph, images: Any) -> Any:
+    """Outputs of the graph for a batch of inputs: one array, or a list where the graph has several outputs.
+
+    images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
+    inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
+    scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after an island or
+    dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
+    twice: run `litert_weights.as_written(graph, weights)` for it. ValueError or TypeError, with values, for what does
+    not fit.
+
+    >>> codes = run_reference(graph, images[:4])
+    """
+    check_graph(graph, "run_reference")
+    arrays = trace(graph, images)
+    outputs = [arrays[name] for name in graph.outputs]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def trace(graph: IntegerGraph, images: Any) -> dict[str, np.ndarray]:
+    """Every activation of the graph by name, inputs included; constants are in `graph.tensors`.
+
+    images, errors: as in `run_reference`.
+    """
+    arrays = {name: _as_input(graph.tensors[name], value) for name, value in _by_name(graph, images).items()}
+    batches = {name: len(array) for name, array in arrays.items()}
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"the inputs have different batch sizes {batches}; expected one size for all")
+    for node in graph.nodes:
+        arrays.update(zip(node.outputs, _run(graph, node, _kernel(node), arrays), strict=True))
+    return arrays
+
+
+def _kernel(node: Node) -> Kernel:
+    """The function that runs a node."""
+    if node.op not in KERNELS:
+        raise ValueError(
+            f"node {node.name!r} has the unknown operation {node.op!r}; the reference knows "
+            f"{', '.join(sorted(KERNELS))}"
+        )
+    return KERNELS[node.op]
+
+
+def _run(graph: IntegerGraph, node: Node, kernel: Kernel, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """The outputs of one node."""
+    inputs, outputs = (tuple(graph.tensors[n] for n in names) for names in (node.inputs, node.outputs))
+    values = tuple(arrays[t.name] if t.data is None else t.data for t in inputs)
+    try:
+        result = kernel(Call(node.attributes, values, inputs, outputs))
+    except ValueError as error:
+        raise ValueError(f"{node.op} {node.name!r}: {error}") from error
+    return result if isinstance(result, list) else [result]
+
+
+def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:
+    """The inputs as a dict by name, whatever form they came in."""
+    if isinstance(images, Mapping):
+        if set(images) != set(graph.inputs):
+            raise ValueError(f"got inputs {sorted(images)}; the graph's inputs are {sorted(graph.inputs)}")
+        return {name: images[name] for name in graph.inputs}
+    several = isinstance(images, Sequence) and not isinstance(images, np.ndarray)
+    values = list(images) if several and len(graph.inputs) > 1 else [images]
+    if len(values) != len(graph.inputs):
+        raise ValueError(
+            f"got {len(values)} inputs; the graph has {list(graph.inputs)}: pass a "
+            "dict by name, or a list in this order"
+        )
+    return dict(zip(graph.inputs, values, strict=True))
+
+
+def _as_input(tensor: Tensor, value: Any) -> np.ndarray:
+    """Codes (or float32, for a float input) of one input, shape checked."""
+    array = np.asarray(value)
+    if array.ndim != len(tensor.shape) or array.shape[1:] != tensor.shape[1:]:
+        expected = ", ".join("batch" if d is None else str(d) for d in tensor.shape)
+        raise ValueError(f"input {tensor.name!r} has shape {array.shape}; expected ({expected})")
+    if tensor.dtype != "float32" and array.dtype == np.int8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
+        raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {wanted}: convert it with .astype")
+    if tensor.dtype == "float32":
+        return array.astype(np.float32)
+    return quantize_real(array, scale_of(tensor), tensor.zero_point)

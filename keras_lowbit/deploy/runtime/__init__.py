@@ -1,0 +1,1 @@
+"""The integer graph in TensorFlow, on the compiled ops."""

@@ -1,0 +1,1 @@
+"""Whether a file is what its Keras model computes."""

@@ -1,0 +1,292 @@
+"""A Functional model as a list of calls. The one place that reads Keras' own graph structures.
+
+Tensors are known by integer keys. `calls_of(model)` keeps nested models as single calls (for rewriting),
+`calls_of(model, inline=True)` dissolves them (for lowering to integers).
+"""
+
+import dataclasses
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+KerasTensor: Any = keras.KerasTensor
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of one operation: a layer, a `keras.ops` operation or (not inlined) a nested model.
+
+    path: name with the names of the enclosing models, ``"backbone/block1_conv"``.
+    inputs, outputs: keys of the tensors it reads and makes, in flattened order.
+    """
+
+    operation: Any
+    path: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    tensors: tuple[KerasTensor, ...]  # the symbolic inputs, beside `inputs`
+    results: tuple[KerasTensor, ...]  # the symbolic outputs, beside `outputs`
+    arguments: Any  # Keras' SymbolicArguments: the call's arguments with holes for the tensors
+
+    @property
+    def name(self) -> str:
+        """The operation's own name."""
+        return str(self.operation.name)
+
+    @property
+    def kind(self) -> str:
+        """The operation's class name."""
+        return type(self.operation).__name__
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the operation is a layer (with weights and a configuration) and not a bare op."""
+        return isinstance(self.operation, keras.layers.Layer)
+
+    def fill(self, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the call with `values` (by key) for its tensors."""
+        by_id = {id(tensor): values[key] for tensor, key in zip(self.tensors, self.inputs, strict=True)}
+        return self.arguments.fill_in(by_id)
+
+    def run(self, values: Mapping[int, Any], operation: Any = None) -> list[Any]:
+        """Call the operation (or another in its place) on `values`; its outputs, flattened.
+
+        Values are computed as in `predict`, which overrules a recorded training=True; symbolic tensors keep it, so that
+        a model built again is the same model. (Keras records it for every augmentation layer.)
+        """
+        args, kwargs = self.fill(values)
+        if kwargs.get("training") and not any(isinstance(value, KerasTensor) for value in values.values()):
+            kwargs = {**kwargs, "training": False}
+        return tree.flatten((operation or self.operation)(*args, **kwargs))
+
+    def constants(self) -> list[Any]:
+        """The call's positional and keyword arguments that are not tensors of the graph, flattened."""
+        args, kwargs = self.arguments.args, self.arguments.kwargs
+        return [leaf for leaf in tree.flatten((args, kwargs)) if not isinstance(leaf, KerasTensor)]
+
+
+@dataclasses.dataclass(eq=False)
+class CallGraph:
+    """Calls in an order in which they can run, and the keys of the model's inputs and outputs (flattened)."""
+
+    calls: list[Call]
+    inputs: list[int]
+    outputs: list[int]
+    tensors: dict[int, KerasTensor]  # shape and dtype of every key
+
+    def __post_init__(self) -> None:
+        self._consumers: dict[int, list[Call]] = {}
+        self.producers: dict[int, Call] = {}
+        for call in self.calls:
+            self.producers |= dict.fromkeys(call.outputs, call)
+            for key in dict.fromkeys(call.inputs):
+                self._consumers.setdefault(key, []).append(call)
+
+    def consumers(self, key: int) -> list[Call]:
+        """The calls that read a tensor, each once."""
+        return self._consumers.get(key, [])
+
+    def only_consumer(self, key: int) -> Call | None:
+        """The one call that reads a tensor, or None if several do, none does, or the model returns it."""
+        found = self.consumers(key)
+        return found[0] if len(found) == 1 and key not in self.outputs else None
+
+    def release(self, call: Call, values: dict[int, Any]) -> None:
+        """Drop from `values` the tensors that `call`, which has just run, was the last to read."""
+        for key in set(call.inputs):
+            if self._consumers[key][-1] is call:
+                values.pop(key, None)
+
+
+def calls_of(model: keras.Model, inline: bool = False) -> CallGraph:
+    """The calls of a Functional or Sequential model in running order."""
+    return _Walker(inline).walk(functional_of(model))
+
+
+def functional_of(model: Any) -> Any:
+    """The Functional form of a Functional or built Sequential model; a ValueError with the remedy otherwise."""
+    if isinstance(model, keras.Sequential) and _calls_as_keras(model):
+        if not model.built or getattr(model, "_functional", None) is None:
+            raise ValueError(
+                f"Sequential model {model.name!r} has no input shape yet. Add keras.Input(shape) as its first layer, "
+                "or call model.build(input_shape)."
+            )
+        return model._functional
+    if is_graph_model(model):
+        return model
+    raise TypeError(
+        f"{type(model).__name__} {getattr(model, 'name', '')!r} is not a Functional or Sequential Keras 3 model."
+    )
+
+
+def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
+    """The arrays of a batch in the model's own order, as they are; a dict may name them after the model's input layers."""
+    functional = functional_of(model)
+    names = [tensor.name for tensor in functional.inputs]
+    if isinstance(batch, Mapping):
+        wanted = list(functional.input) if isinstance(functional.input, Mapping) else names
+        if missing := [name for name in wanted if name not in batch]:
+            raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
+        parts = {name: batch[name] for name in wanted}
+        batch = parts if isinstance(functional.input, Mapping) else list(parts.values())
+    found = tree.flatten(batch)
+    if len(found) != len(names):
+        raise ValueError(
+            f"The data hold {len(found)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for each, in "
+            "this order or in a dict."
+        )
+    return found
+
+
+def as_taken(model: keras.Model, batch: Any) -> Any:
+    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are."""
+    structure = getattr(model, "input", None)
+    if not isinstance(batch, Mapping) or structure is None:
+        return batch
+    found = chosen_inputs(model, batch)
+    if isinstance(structure, Mapping):
+        return {name: batch[name] for name in structure}
+    return found[0] if len(found) == 1 else found
+
+
+def inputs_in_order(model: keras.Model, batch: Any) -> list[np.ndarray]:
+    """The inputs in the model's own order, as running the model takes them: cast, and of the wanted rank.
+
+    batch: NumPy arrays. An axis of size 1 at the end is added or dropped where only that is missing, as by Keras.
+    """
+    wanted = functional_of(model).inputs
+    return [_adapted(np.asarray(part), t) for part, t in zip(chosen_inputs(model, batch), wanted, strict=True)]
+
+
+def _adapted(part: np.ndarray, wanted: KerasTensor) -> np.ndarray:
+    part = part.astype(wanted.dtype, copy=False)
+    if part.ndim == len(wanted.shape) - 1 and wanted.shape[-1] == 1:
+        return part[..., np.newaxis]
+    if part.ndim == len(wanted.shape) + 1 and part.shape[-1] == 1:
+        return part[..., 0]
+    if part.ndim != len(wanted.shape):
+        raise ValueError(
+            f"Input {wanted.name!r} takes arrays of shape {wanted.shape}, got {part.shape}. Axis 0 counts samples."
+        )
+    return part
+
+
+def is_graph_model(operation: Any) -> bool:
+    """Whether an operation is itself a graph of operations: Functional, Sequential, or a subclass with their `call`."""
+    is_graph = isinstance(operation, keras.Sequential) or (
+        isinstance(operation, keras.Model) and hasattr(operation, "_nodes_by_depth")
+    )
+    return is_graph and _calls_as_keras(operation)
+
+
+def _calls_as_keras(model: Any) -> bool:
+    """Whether running the model is running its graph: no class of the user's redefines `call`."""
+    defining = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
+    return defining.__module__.startswith("keras.")
+
+
+def layers_of(model: Any) -> list[tuple[str, Any]]:
+    """Path and layer of every layer in a model, those inside custom layers included, each once, in running order.
+
+    A layer that several calls or parents share has the path of the first. In a subclassed model the paths start at its
+    attributes' layers. Equal paths, which only custom layers can bring about, get a number: "block/conv_1".
+    """
+    try:
+        roots = [(call.path, call.operation) for call in calls_of(model, inline=True).calls if call.is_layer]
+    except TypeError:
+        roots = [(layer.name, layer) for layer in _children(model)]
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for root_path, root in roots:
+        for path, layer in _descendants(root_path, root):
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                found[fresh_name(path, found)] = layer
+    return list(found.items())
+
+
+def layers_inside(model: Any, kind: type) -> list[str]:
+    """Paths of the layers of type `kind` that stand inside custom layers, where running call by call does not meet them."""
+    called = {id(call.operation) for call in calls_of(model, inline=True).calls}
+    return [path for path, layer in layers_of(model) if isinstance(layer, kind) and id(layer) not in called]
+
+
+def fresh_name(name: str, taken: Container[str]) -> str:
+    """The name, or the first of name_1, name_2, ... that is not taken."""
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _children(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _descendants(path: str, layer: Any) -> Iterator[tuple[str, Any]]:
+    yield path, layer
+    for child in _children(layer):
+        yield from _descendants(f"{path}/{child.name}", child)
+
+
+class _Walker:
+    def __init__(self, inline: bool) -> None:
+        self.inline = inline
+        self.calls: list[Call] = []
+        self.tensors: dict[int, KerasTensor] = {}
+
+    def walk(self, model: Any) -> CallGraph:
+        keys = {id(tensor): self._key(tensor) for tensor in tree.flatten(model.inputs)}
+        inputs = list(keys.values())
+        outputs = self._calls(model, keys, "")
+        return CallGraph(self.calls, inputs, outputs, self.tensors)
+
+    def _calls(self, model: Any, keys: dict[int, int], prefix: str) -> list[int]:
+        for node in _nodes(model):
+            inputs = tuple(keys[id(tensor)] for tensor in node.arguments.keras_tensors)
+            path = prefix + node.operation.name
+            if self.inline and is_graph_model(node.operation):
+                inner = functional_of(node.operation)
+                inner_keys = {
+                    id(t): key for t, key in zip(tree.flatten(inner.inputs), _order(node, inputs), strict=True)
+                }
+                results = self._calls(inner, inner_keys, path + "/")
+                keys |= {id(t): key for t, key in zip(tree.flatten(node.outputs), results, strict=True)}
+                continue
+            results = tree.flatten(node.outputs)
+            made = tuple(self._key(tensor) for tensor in results)
+            keys |= {id(tensor): key for tensor, key in zip(results, made, strict=True)}
+            arguments = node.arguments
+            call = Call(node.operation, path, inputs, made, tuple(arguments.keras_tensors), tuple(results), arguments)
+            self.calls.append(call)
+        return [keys[id(tensor)] for tensor in tree.flatten(model.outputs)]
+
+    def _key(self, tensor: KerasTensor) -> int:
+        key = len(self.tensors)
+        self.tensors[key] = tensor
+        return key
+
+
+def _order(node: Any, inputs: tuple[int, ...]) -> list[int]:
+    """Keys of a nested model's arguments in the order of that model's own flattened inputs."""
+    struct = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs["inputs"]
+    by_id = {id(t): key for t, key in zip(node.arguments.keras_tensors, inputs, strict=True)}
+    return [by_id[id(tensor)] for tensor in tree.flatten(struct)]
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """Keras' nodes of one model in running order, inputs left out."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.operation is not None and not node.is_input:
+                yield node
+
+
+def find_layers(model: Any, kind: type) -> list[Any]:
+    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
+    # The public API has no such walk; this is the only place that uses the private one.
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]

@@ -1,0 +1,198 @@
+"""Copies of single operations, so that a rebuilt model shares nothing with the original."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_lowbit.keras_graph.calls import Call, calls_of, find_layers, functional_of
+from keras_lowbit.keras_graph.variables import to_numpy
+
+
+def rebuilt(sequence: Any, run: Callable[[Call, dict[int, Any]], list[Any]]) -> keras.Model:
+    """A Functional model of the form of `sequence`: `run` gives the outputs of each call from the values by key."""
+    graph = calls_of(sequence)
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+        for tensor in functional_of(sequence).inputs
+    ]
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    for call in graph.calls:
+        values |= dict(zip(call.outputs, run(call, values), strict=True))
+    return model_like(sequence, inputs, [values[key] for key in graph.outputs])
+
+
+def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Model:
+    """The model between flat inputs and outputs, with the structure, name and own trainable flag of `sequence`."""
+    model = functional_of(sequence)
+    built = keras.Model(
+        tree.pack_sequence_as(model.input, inputs),
+        tree.pack_sequence_as(model.output, outputs),
+        name=sequence.name,  # the Functional inside a Sequential has another
+    )
+    copy_own_trainable(sequence, built)
+    return built
+
+
+_STEPS = "train_step test_step predict_step compute_loss compute_metrics".split()
+
+
+def warn_of_own_steps(model: Any) -> None:
+    """A UserWarning if the model's class has training steps of its own, which a rebuilt model has not."""
+    kinds = type(model).__mro__
+    defining = {name: next(cls for cls in kinds if name in vars(cls)) for name in _STEPS}
+    if own := [name for name, cls in defining.items() if not cls.__module__.startswith("keras.")]:
+        kind = type(model).__name__
+        warnings.warn(
+            f"{kind} {model.name!r} has {', '.join(own)} of its own. The copy is a plain keras.Model with Keras' steps; to "
+            f"train it with yours, make a {kind} of it: {kind}(copy.input, copy.output).",
+            stacklevel=3,
+        )
+
+
+def bare_copy(operation: Any) -> Any:
+    """A layer or op of the same configuration and name, not built; raises whatever `from_config` raises.
+
+    A layer that keeps state outside its variables (vocabularies) cannot be copied: NotImplementedError.
+    """
+    if hasattr(operation, "load_assets"):
+        raise NotImplementedError("it keeps state outside its weights")
+    if isinstance(operation, keras.layers.Lambda):
+        return _copy_of_lambda(operation)
+    copy = type(operation).from_config(live_config(operation))
+    if copy.name != operation.name:  # an automatic configuration may leave the name out
+        copy.name = operation.name
+    return copy
+
+
+def function_name(function: Any) -> str:
+    """The name of one of Keras' activation functions; "?" for any other, whatever it is called."""
+    name = getattr(function, "__name__", "?")
+    module = getattr(function, "__module__", None) or ""
+    if module.startswith(("tensorflow.", "keras.")):
+        name = _RENAMED.get(name, name)
+    try:
+        known = keras.activations.get(name)
+    except ValueError:
+        return "?"
+    same = name in _SAME and module.startswith(("tensorflow.", "keras."))
+    return name if function is known or same else "?"
+
+
+# What Keras, `keras.ops` and TensorFlow define alike (gelu is not among them), and what TensorFlow calls otherwise.
+_SAME = "relu relu6 sigmoid tanh softmax silu leaky_relu hard_sigmoid hard_silu".split()
+_RENAMED = {"softmax_v2": "softmax", "swish": "silu"}
+_OBJECTS = ("_initializer", "_regularizer", "_constraint")
+
+
+def live_config(layer: Any) -> dict[str, Any]:
+    """The configuration of a layer, in which functions and objects that are not Keras' own stand as they are.
+
+    Keras writes them by name, and reads a name that it does not know with an error, one that it has too as its own.
+    """
+    stock = type(layer).__module__.startswith(("keras.", "keras_lowbit."))
+    live = {key: value for key, value in vars(layer).items() if _is_foreign(key, value)} if stock else {}
+    for key in live:
+        setattr(layer, key, keras.activations.linear if key.endswith("activation") else None)
+    try:
+        config = layer.get_config()
+    finally:
+        for key, value in live.items():
+            setattr(layer, key, value)
+    return config | {key: _in_config(value) for key, value in live.items() if key in config}
+
+
+def unreadable(layer: Any) -> str | None:
+    """Why the layer cannot be made anew from its configuration, None if it can."""
+    try:
+        live_config(layer)
+    except Exception as error:  # what a user's object does in a configuration is its own affair
+        return f"its configuration cannot be read ({in_short(error)})"
+    return None
+
+
+def _is_foreign(key: str, value: Any) -> bool:
+    """Whether a layer's attribute is a function or object that its configuration would only name."""
+    if key.startswith("_") or not callable(value):
+        return False
+    if key.endswith("activation"):
+        name = function_name(value)
+        return name == "?" or value is not keras.activations.get(name)
+    return key.endswith(_OBJECTS) and not type(value).__module__.startswith("keras.")
+
+
+def _in_config(value: Any) -> Any:
+    """A function by its name where Keras has it, a layer that serves as one as a copy, anything else as it is."""
+    if not isinstance(value, keras.layers.Layer):
+        name = function_name(value)
+        return value if name == "?" else name
+    copy = bare_copy(value)
+    if value.built:
+        copy.build_from_config(value.get_build_config() or {})
+        copy_variables(value, copy)
+    return copy
+
+
+def copied(call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exception | None]:
+    """A copy of the call's operation and its results; the operation itself and the reason if it cannot be copied."""
+    try:
+        copy = bare_copy(call.operation)
+        results = call.run(values, copy)  # calling it builds it, layers inside a layer included
+        if call.is_layer:
+            copy_variables(call.operation, copy)
+    except Exception as error:  # any custom layer may fail in its own way; the model must still convert
+        return call.operation, call.run(values), error
+    return copy, results, None
+
+
+def in_short(error: Exception) -> str:
+    """Kind of an error and the first line of what it says; Keras' are pages long."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def copy_variables(old: Any, new: Any) -> None:
+    """Give `new`, a built copy of the layer `old`, its variables (random state included) and trainable flags.
+
+    Raises ValueError if the two do not have the same variables, or not the same activation functions.
+    """
+    shapes = [[tuple(variable.shape) for variable in layer.variables] for layer in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"its variables have shapes {shapes[0]}, those of a copy {shapes[1]}")
+    for source, target in zip(old.variables, new.variables, strict=True):
+        target.assign(to_numpy(source))
+    if hasattr(new, "finalize_state"):  # Normalization derives its constants from its weights
+        new.finalize_state()
+    sides = (find_layers(layer, keras.layers.Layer) for layer in (old, new))
+    for source, target in zip(*sides, strict=True):
+        if (there := _functions(source)) != (here := _functions(target)):
+            raise ValueError(f"{source.name!r} has the functions {there}, its copy {here}")
+        if target.trainable != source.trainable:
+            target.trainable = source.trainable
+
+
+def _functions(layer: Any) -> dict[str, str]:
+    """The activation functions of a layer by attribute: Keras' name, or where the user's was defined."""
+    found = {}
+    for key, value in vars(layer).items():
+        if key.endswith("activation") and callable(value) and not isinstance(value, keras.layers.Layer):
+            name, module = function_name(value), getattr(value, "__module__", "")
+            found[key] = name if name != "?" else f"{module}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return found
+
+
+def copy_own_trainable(old: keras.Model, new: keras.Model) -> None:
+    """Give the model `new` the trainable flag of `old` and leave those of its layers alone."""
+    if new.trainable != old.trainable:
+        flags = [(layer, layer.trainable) for layer in find_layers(new, keras.layers.Layer) if layer is not new]
+        new.trainable = old.trainable
+        for layer, flag in flags:
+            layer.trainable = flag
+
+
+def _copy_of_lambda(layer: Any) -> Any:
+    # From its configuration it would get a copy of its code without the globals, and only outside of safe mode.
+    config = layer.get_config()
+    config |= {"function": layer.function, "arguments": layer.arguments, "mask": layer.mask}
+    return keras.layers.Lambda(**config | {"output_shape": layer._output_shape})

@@ -1,0 +1,82 @@
+"""Model surgery: a copy of a model in which some layers have other weights or are left out."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.keras_graph.calls import Call, is_graph_model
+from keras_lowbit.keras_graph.copies import copied, live_config, rebuilt, warn_of_own_steps
+from keras_lowbit.keras_graph.variables import to_numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What becomes of one layer.
+
+    drop: its input passes on as it is.   config: changes of its configuration.   weights: values by the names of
+    `weights_of`; those not named are copied.   replacement: a built layer that stands in its place, of any class.
+    """
+
+    drop: bool = False
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    replacement: Any = None
+
+
+def weights_of(layer: Any) -> dict[str, np.ndarray]:
+    """The weights of a stock layer by attribute name (kernel, bias, depthwise_kernel, pointwise_kernel), float64.
+
+    DepthwiseConv2D's is "kernel" here, as everywhere in this library.
+    """
+    names = (
+        ("depthwise_kernel", "pointwise_kernel", "bias") if hasattr(layer, "pointwise_kernel") else ("kernel", "bias")
+    )
+    found = {name: getattr(layer, name, None) for name in names}
+    return {name: to_numpy(value).astype(np.float64) for name, value in found.items() if value is not None}
+
+
+def edited(model: keras.Model, edits: Mapping[int, Edit]) -> keras.Model:
+    """A copy of a Functional or Sequential model with some layers changed; the original is not touched.
+
+    edits: id of a layer of the model or of a model inside it -> what becomes of it. Weights are stored in the layer's own
+    dtype. An operation that cannot be copied is shared with the original, as by `quantize_model`.
+    """
+    warn_of_own_steps(model)
+    return _rebuilt(model, edits, {})
+
+
+def _rebuilt(sequence: Any, edits: Mapping[int, Edit], copies: dict[int, Any]) -> keras.Model:
+    def run(call: Call, values: dict[int, Any]) -> list[Any]:
+        edit = edits.get(id(call.operation))
+        return [values[call.inputs[0]]] if edit is not None and edit.drop else _run(call, values, edits, copies)
+
+    return rebuilt(sequence, run)
+
+
+def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: dict[int, Any]) -> list[Any]:
+    """The results of an operation's copy."""
+    operation = call.operation
+    if id(operation) in copies:
+        return call.run(values, copies[id(operation)])
+    if is_graph_model(operation):
+        copies[id(operation)] = _rebuilt(operation, edits, copies)
+        return call.run(values, copies[id(operation)])
+    if id(operation) in edits:
+        edit = edits[id(operation)]
+        copies[id(operation)] = copy = edit.replacement or _edited_layer(operation, edit)
+        return call.run(values, copy)
+    copies[id(operation)], results, _ = copied(call, values)
+    return results
+
+
+def _edited_layer(layer: Any, edit: Edit) -> Any:
+    copy = type(layer).from_config({**live_config(layer), **edit.config})
+    if layer.variables:
+        copy.build(layer.get_build_config()["input_shape"])
+    for name, value in {**weights_of(layer), **edit.weights}.items():
+        getattr(copy, name).assign(value)
+    copy.trainable = layer.trainable
+    return copy

@@ -1,0 +1,24 @@
+"""Values of Keras variables, on any backend."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+
+def to_numpy(variable: Any) -> np.ndarray:
+    """The value of a Keras variable or tensor on any backend.
+
+    `ops.convert_to_numpy` hands a variable itself to NumPy 2, which warns; a copy is a plain tensor.
+    """
+    return ops.convert_to_numpy(ops.copy(variable))
+
+
+def not_finite(model: Any) -> str | None:
+    """The first weight with NaN or infinite values and how many, in words; None if there is none."""
+    for variable in model.weights:
+        value = to_numpy(variable)
+        if "float" in value.dtype.name and not np.isfinite(value).all():  # NumPy's kind of bfloat16 is "V"
+            bad = int(value.size - np.isfinite(value).sum())
+            return f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}"
+    return None

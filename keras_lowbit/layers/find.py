@@ -1,0 +1,72 @@
+"""Finding the quantizers of a model, and the settings that all of them share."""
+
+from typing import Any
+
+import keras
+
+from keras_lowbit.keras_graph.calls import find_layers, fresh_name, layers_of
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.host import QuantizerHost
+
+
+def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
+    """Every quantizer host inside `model`, each once, with its path.
+
+    The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
+    `keras_lowbit.tfmot`) names its hosts itself, in `quantizer_hosts()`.
+    """
+    if hasattr(model, "quantizer_hosts"):
+        return model.quantizer_hosts()
+    try:
+        paths = {id(layer): path for path, layer in layers_of(model)} if isinstance(model, keras.Model) else {}
+    except ValueError:  # a Sequential model without an input shape
+        paths = {}
+    found: dict[str, QuantizerHost] = {}
+    for host in find_layers(model, QuantizerHost):
+        found[fresh_name(paths.get(id(host), host.path or host.name), found)] = host
+    return list(found.items())
+
+
+def ratio_hosts(model: Any) -> list[QuantizerHost]:
+    """The built hosts of the stochastic quantizers of `model`; a ValueError if there are none."""
+    found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
+    if not found:
+        raise ValueError(
+            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. Quantize it "
+            'with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
+        )
+    if not all(host.built for host in found):
+        raise ValueError(
+            f"Model {model.name!r} has no variables yet. Build it first: begin with keras.Input(shape), or "
+            "call it on a batch."
+        )
+    return found
+
+
+def set_ratio(model: Any, ratio: float) -> None:
+    """Let every stochastic quantizer of `model` quantize `ratio` (0 to 1) of its units in each training step.
+
+    Raises ValueError for a ratio outside [0, 1] and for a model without stochastic quantizers.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"A ratio is a fraction of the units in [0, 1], got {ratio!r}. For 50 % write 0.5.")
+    for host in ratio_hosts(model):
+        host.state["ratio"].assign(float(ratio))
+
+
+def freeze_ranges(model: Any, frozen: bool = True) -> int:
+    """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
+
+    Returns how many ranges there are; fixed ones (given as arguments) have nothing to freeze. Raises
+    ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
+    """
+    ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
+    unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]
+    if frozen and unseen:
+        raise ValueError(
+            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
+            f"{unseen[0]!r}. Calibrate the model or train it for some steps before freezing its ranges."
+        )
+    for _, host in ranges:
+        host.state["frozen"].assign(float(frozen))
+    return len(ranges)

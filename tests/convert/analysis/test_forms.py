@@ -1,0 +1,126 @@
+"""Which calls run in integers and which in float, and the reason that the report gives for the latter."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+import keras_lowbit as klb
+from keras_lowbit.convert.analysis.operations import Role, role_of, why_island
+from keras_lowbit.keras_graph.calls import calls_of
+
+IMAGE, ROW = (8, 8, 4), (6,)
+FIRST = {"data_format": "channels_first"}
+FIRST_SAYS = "its data format is channels_first, the integer pipeline is channels_last"
+COLUMNS = np.ones((8, 1), "float32")
+MASK = np.ones((1, 8), bool)
+
+
+def last_call(body, *shapes):
+    """The last call of a model that `body` makes of inputs of these shapes."""
+    inputs = [keras.Input(shape) for shape in shapes]
+    return calls_of(keras.Model(inputs, body(*inputs))).calls[-1]
+
+
+def bilinear(size):
+    return L.UpSampling2D(size, interpolation="bilinear")
+
+
+def relu(x):
+    """The user's, whatever its name."""
+    return ops.maximum(x, 0.5)
+
+
+FLOAT = {
+    "flatten": (L.Flatten(**FIRST), IMAGE, FIRST_SAYS),
+    "pad": (L.ZeroPadding2D(1, **FIRST), IMAGE, FIRST_SAYS),
+    "crop": (L.Cropping2D(1, **FIRST), IMAGE, FIRST_SAYS),
+    "pool": (L.MaxPooling2D(2, **FIRST), IMAGE, FIRST_SAYS),
+    "upsample": (L.UpSampling2D(2, **FIRST), IMAGE, FIRST_SAYS),
+    "batch norm": (L.BatchNormalization(axis=1), IMAGE, "normalises axis 1, not the last one"),
+    "normalization": (
+        L.Normalization(axis=1, mean=0.0, variance=1.0),
+        IMAGE,
+        r"normalises axes \(1,\), not the last one",
+    ),
+    "rescaling": (L.Rescaling(COLUMNS), IMAGE, r"scale or offset has the shape \(8, 1\) or \(\)"),
+    "columns": (lambda x: x * COLUMNS, IMAGE, r"its constant of shape \(8, 1\) is neither"),
+    "widening": (lambda x: L.Dense(1)(x) + np.ones(3, "float32"), ROW, r"its constant of shape \(3,\) is neither"),
+    "more axes": (lambda x: x - np.ones((1, 1, 1), "float32"), ROW, r"its constant of shape \(1, 1, 1\) is neither"),
+    "three": (lambda x: L.Add()([x, x, x]), ROW, "it joins 3 tensors and 0 constants, not two"),
+    "rank 5": (lambda x: L.Multiply()([x, x]), (2, 2, 2, 2), "at most 4 axes"),
+    "softmax axis": (L.Softmax(axis=1), IMAGE, "its axis is 1, not the last one"),
+    "softmax mask": (lambda x: L.Softmax()(x, mask=MASK), (8,), "it is called with a mask"),
+    "average of some": (lambda x: L.GlobalAveragePooling1D()(x, mask=MASK), (8, 4), "it is called with a mask"),
+    "mean": (lambda x: ops.mean(x), IMAGE, "mixes the samples of a batch"),
+    "new axis": (lambda x: ops.expand_dims(x, 0), ROW, "changes the batch axis"),
+    "transpose": (lambda x: ops.transpose(x), ROW, "moves the batch axis"),
+    "concatenation": (lambda x: ops.concatenate([x, x], 0), ROW, "joins batches"),
+    "pad with numbers": (lambda x: ops.pad(x, 1, constant_values=np.float32(2)), ROW, "other values than zeros"),
+    "pad the batch": (lambda x: ops.pad(x, 1), ROW, "pads the batch axis"),
+    "backwards": (lambda x: x[:, ::-1], ROW, "its index has steps backwards"),
+    "new last axis": (lambda x: x[..., None], ROW, "new axes"),
+    "bilinear by 3": (
+        bilinear((2, 3)),
+        IMAGE,
+        r"its factors \(2, 3\) are no powers of two: int8 positions would drift",
+    ),
+    "bicubic": (L.UpSampling2D(2, interpolation="bicubic"), IMAGE, "its interpolation is 'bicubic'"),
+    "relu": (L.ReLU(6.0, negative_slope=0.1), ROW, "threshold, maximum or slope"),
+    "transposed": (L.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE, "output padding or dilation"),
+    "maximum": (lambda x: L.Maximum()([x, x]), ROW, "Maximum has no integer form here"),
+    "function": (L.Activation("gelu"), ROW, "its function 'gelu' has no integer form here"),
+    "own function": (L.Activation(relu), ROW, "its function 'relu' is none of Keras'"),
+}
+
+INTEGER = {
+    "batch norm": (L.BatchNormalization(axis=3), IMAGE),
+    "normalization": (L.Normalization(axis=None, mean=0.0, variance=1.0), IMAGE),
+    "rescaling": (L.Rescaling([1.0, 2.0, 3.0, 4.0], [0.5]), IMAGE),
+    "vector": (lambda x: ops.subtract(np.ones((1, 1, 4), "float32"), x), IMAGE),
+    "two": (lambda x: L.Add()([x, x]), IMAGE),
+    "gate": (lambda x: x * L.GlobalAveragePooling2D(keepdims=True)(x), IMAGE),
+    "dropout": (L.SpatialDropout2D(0.5, **FIRST), IMAGE),
+    "softmax": (L.Softmax(axis=1), ROW),
+    "transpose": (lambda x: ops.transpose(x, (0, -1, 1, 2)), IMAGE),
+    "pad": (lambda x: ops.pad(x, ((0, 0), (1, 2)), constant_values=0.0), ROW),
+    "pick": (lambda x: x[..., 1:, 0], IMAGE),
+    "bilinear by 4": (bilinear((4, 2)), IMAGE),
+    "bilinear of one pixel": (bilinear(7), (1, 1, 4)),
+    "relu": (L.ReLU(6.0), ROW),
+    "sloped relu": (L.ReLU(negative_slope=0.1), ROW),
+    "transposed": (L.Conv2DTranspose(3, 3, strides=2), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_a_form_that_integers_lack_runs_in_float_with_its_reason(name):
+    body, shape, reason = FLOAT[name]
+    call = last_call(body, shape)
+    assert role_of(call) is Role.ISLAND
+    assert re.search(reason, why_island(call))
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_a_form_that_integers_have_does_not(name):
+    assert role_of(last_call(*INTEGER[name])) is not Role.ISLAND
+
+
+def test_flatten_of_a_fixed_batch_runs_in_integers():
+    entry = keras.Input(batch_shape=(4, *IMAGE))
+    [call] = calls_of(keras.Model(entry, L.Flatten()(entry))).calls
+    assert role_of(call) is Role.KEEP
+
+
+def test_a_range_stands_behind_what_runs_in_float():
+    """In front of an operation that would take the range of its input otherwise, or fuse."""
+    entry = keras.Input(IMAGE)
+    value = L.Flatten(name="flat", **FIRST)(L.Conv2D(4, 3)(entry))
+    value = L.ReLU(name="relu")(L.Add(name="sum")([value, value, value]))
+    model, report = klb.quantize_model(keras.Model(entry, value))
+    assert report["flat"].detail == f"{FIRST_SAYS}; runs in float"
+    readers = {call.name: call.operation for call in calls_of(model).calls}
+    assert isinstance(readers["sum_range"], klb.layers.QuantActivation)

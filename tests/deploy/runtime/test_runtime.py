@@ -1,0 +1,179 @@
+"""The runtime equals the NumPy reference in every bit, for every operation; it serves from a SavedModel elsewhere."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import keras_lowbit as klb
+from keras_lowbit.deploy.graph.builder import GraphBuilder
+from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.reference.interpreter import KERNELS, run_reference
+from keras_lowbit.deploy.runtime.runtime import MAKERS
+from tests.support.lowering_zoo import ZOO, trained
+from tests.support.process import run_python
+from tests.support.random_graphs import random_graph
+
+# One model for each way of lowering; all operations meet in the random graphs.
+NAMES = (
+    *("conv2d groups", "conv2d binary", "conv1d causal", "depthwise multiplier", "transpose same", "dense softmax"),
+    *("operators", "squeeze and excite", "concat unequal", "average pool same", "max pool same", "mean channels"),
+    *("pad then conv", "slice", "upsample bilinear", "gelu", "norm after conv", "several outputs", "drop-in hard_silu"),
+)
+ROWS = ["composite"] if klb.ops.why_not() else ["best", "composite"]
+
+
+def kernel(row):
+    """The best row this machine has, or the fallback."""
+    return klb.ops.using_kernel(klb.ops.available_kernels()[0] if row == "best" else row)
+
+
+def assert_equal(graph, inputs):
+    expected = run_reference(graph, inputs)
+    got = klb.deploy.Runtime(graph)(inputs)
+    if not isinstance(expected, list):
+        expected, got = [expected], [got]
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other, err_msg=str(graph))
+
+
+def test_every_operation_is_there():
+    assert set(MAKERS) == set(KERNELS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@settings(
+    max_examples=25,
+    phases=[Phase.generate],  # a graph takes a second to trace: shrinking would take minutes
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+@given(data=st.data())
+def test_random_graphs(row, data):
+    graph, inputs, _ = random_graph(data.draw)
+    with kernel(row):
+        assert_equal(graph, inputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lowered_models(name):
+    entry = ZOO[name]
+    model, data = trained(entry)
+    graph = klb.deploy.lower(model, entry.input_shapes)
+    islands = any(node.op == "float_island" for node in graph.nodes)
+    parts = [part[:1] if islands else part for part in (data if isinstance(data, list) else [data])]
+    assert_equal(graph, parts if len(parts) > 1 else parts[0])
+
+
+def small():
+    """Two convolutions with a residual addition, a pool and a dense layer."""
+    rng, builder = np.random.default_rng(3), GraphBuilder()
+    x = builder.input("x", (8, 8, 16), range=Range(0.05, -3))
+
+    def weights(*shape):
+        return (
+            rng.integers(-1, 2, shape),
+            rng.uniform(0.01, 0.1, shape[-1]).astype(np.float32),
+            rng.integers(-99, 99, shape[-1]),
+        )
+
+    y = builder.conv2d(x, *weights(3, 3, 16, 16), Range(0.2, 5), "first", padding="same", activation="relu")
+    y = builder.conv2d(y, *weights(3, 3, 16, 16), Range(0.3, -7), "second", padding="same")
+    y = builder.add(y, x, Range(0.25, 3), "sum", "relu")
+    y = builder.mean(y, Range(0.1, 2), "mean", [1, 2], False)
+    graph = builder.build([builder.fully_connected(y, *weights(16, 10), Range(0.3, 0), "dense")])
+    return graph, rng.integers(-128, 128, (5, 8, 8, 16)).astype(np.int8)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_an_addition_is_done_by_the_layer_before_it(row):
+    graph, images = small()
+    with kernel(row):
+        run = klb.deploy.Runtime(graph)
+        assert [step.node.name for step in run._plan.steps] == ["first", "second", "mean", "dense"]
+        np.testing.assert_array_equal(run(images), run_reference(graph, images))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_any_batch_runs_without_tracing_again(count):
+    graph, images = small()
+    run = klb.deploy.Runtime(graph)
+    traces = run.__call__.experimental_get_tracing_count()
+    assert run(images[:count]).shape == (count, 10)
+    np.testing.assert_array_equal(run(images[:count]), run_reference(graph, images[:count]))
+    assert run.__call__.experimental_get_tracing_count() == traces
+
+
+def test_real_numbers_are_quantized_as_the_reference_does():
+    graph, _ = small()
+    ties = np.arange(-200, 201).astype(np.float32) * np.float32(0.025)
+    reals = np.resize(np.concatenate([ties, [np.inf, -np.inf, 1e30]]), (2, 8, 8, 16)).astype(np.float32)
+    run = klb.deploy.Runtime(graph)
+    np.testing.assert_array_equal(run(reals), run_reference(graph, reals))
+    np.testing.assert_array_equal(run(reals.astype(np.float64)), run_reference(graph, reals.astype(np.float64)))
+    reals[0, 0, 0, 0] = np.nan
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+        run(reals)
+
+
+def test_wrong_inputs_are_refused_in_words():
+    graph, images = small()
+    run = klb.deploy.Runtime(graph)
+    with pytest.raises(ValueError, match=r"shape .*expected \(batch, 8, 8, 16\)"):
+        run(images[:, :4])
+    with pytest.raises(TypeError, match="is uint8; expected int8"):
+        run(images.astype(np.uint8))
+    with pytest.raises(ValueError, match="got 2 inputs"):
+        run([images, images])
+
+
+def test_weights_stand_packed():
+    graph, _ = small()
+    bits = 2 * (2 * 9 * 16 + 16) * 64  # channels are padded to 64
+    assert klb.deploy.Runtime(graph).weight_bytes == bits // 8 + 3 * 64 * 4
+
+
+SERVE = """
+import sys
+import numpy as np
+import tensorflow as tf
+import keras_lowbit as klb
+if not klb.ops.why_not():
+    klb.ops.load()
+run = tf.saved_model.load(sys.argv[1])
+given = np.load(sys.argv[2])
+np.save(sys.argv[3], run(given["codes"]))
+np.save(sys.argv[4], run(given["reals"]))
+"""
+
+
+def test_another_process_serves_it(tmp_path):
+    graph, images = small()
+    run = klb.deploy.Runtime(graph)
+    tf.saved_model.save(run, str(tmp_path / "served"))
+    reals = np.random.default_rng(0).normal(0, 2, images.shape).astype(np.float32)
+    np.savez(tmp_path / "in.npz", codes=images, reals=reals)
+    run_python(SERVE, tmp_path / "served", tmp_path / "in.npz", tmp_path / "codes.npy", tmp_path / "reals.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), run_reference(graph, images))
+    np.testing.assert_array_equal(np.load(tmp_path / "reals.npy"), run_reference(graph, reals))
+
+
+def test_a_graph_with_a_float_island_says_that_it_cannot_be_saved(tmp_path):
+    model, _ = trained(ZOO["gelu"])
+    run = klb.deploy.Runtime(klb.deploy.lower(model))
+    with pytest.raises(ValueError, match="float island"):
+        tf.saved_model.save(run, str(tmp_path / "served"))
+
+
+def test_import_loads_no_library():
+    script = """
+import sys
+import keras_lowbit
+maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
+print("keras_lowbit_ops" in maps, "keras_lowbit.deploy.runtime.runtime" in sys.modules)
+"""
+    assert run_python(script).split() == ["False", "False"]

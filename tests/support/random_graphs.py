@@ -1,0 +1,320 @@
+"""Random integer graphs: chains and diamonds of every operation, with ugly grids, shapes, weights and inputs.
+
+`random_graph(draw)` takes hypothesis' `draw`, so that a failing graph shrinks; array contents come from a drawn seed.
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from keras_lowbit.deploy.graph.builder import GraphBuilder
+from keras_lowbit.deploy.graph.tensors import Range
+from tests.support.litert_oracle import float_model
+
+ACTIVATIONS = (None, None, "relu", "relu6")
+SCALES = st.floats(-9.0, 0.0).map(lambda e: float(np.float32(2.0**e)))
+ZERO_POINTS = st.sampled_from([-128, 127, 0, -1, 1]) | st.integers(-128, 127)
+STYLES = ("any", "corners", "low", "high", "any")
+
+
+class Source:
+    """Draws numbers, grids and codes."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def integer(self, low, high):
+        return self.draw(st.integers(low, high))
+
+    def pick(self, values):
+        return self.draw(st.sampled_from(list(values)))
+
+    def pair(self, low, high):
+        return [self.integer(low, high), self.integer(low, high)]
+
+    def range(self):
+        return Range(self.draw(SCALES), self.draw(ZERO_POINTS))
+
+    def range_near(self, scale, octaves=3.0):
+        """A grid whose scale is within some octaves of `scale`: smaller saturates, larger wastes codes."""
+        factor = 2.0 ** self.draw(st.floats(-octaves, octaves))
+        return Range(float(np.float32(scale * factor)), self.draw(ZERO_POINTS))
+
+    def codes(self, shape, low=-128):
+        style = self.pick(STYLES)
+        if style in ("low", "high"):
+            return np.full(shape, low if style == "low" else 127, np.int8)
+        if style == "corners":
+            return self.random.choice(np.array([low, 127], np.int8), shape)
+        return self.random.integers(low, 128, shape, np.int8)
+
+    def weights(self, shape, channels, fan_in, scale):
+        """codes, scales, bias of a layer, and an output scale that suits it."""
+        bits = self.pick([8, 8, 4, 2])
+        codes = (
+            self.codes(shape, -127)
+            if bits == 8
+            else self.random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, np.int8)
+        )
+        scales = np.float32(2.0) ** self.random.uniform(-9, -5, channels).astype(np.float32)
+        spread = float(np.abs(codes.astype(float)).mean() + 1) * 60 * np.sqrt(fan_in)
+        bias = None if self.integer(0, 3) == 0 else self.random.integers(-int(spread), int(spread) + 1, channels)
+        return codes, scales, bias, scale * 2.0**-7 * spread / 64
+
+
+class Growing:
+    """A graph under construction and the tensors that the next node may read."""
+
+    def __init__(self, draw):
+        self.source, self.builder = Source(draw), GraphBuilder(metadata={"made": "at random"})
+        self.live, self.read, self.count = [], set(), 0
+        self.batch = self.source.integer(1, 2)
+
+    def tensor(self, name):
+        return self.builder.tensor(name)
+
+    def shape(self, name):
+        return self.tensor(name).shape[1:]
+
+    def take(self, rank=None):
+        """Mostly the newest tensor (a chain), sometimes an older one (a branch)."""
+        fits = [n for n in self.live if rank is None or len(self.shape(n)) == rank]
+        if not fits:
+            return None
+        name = fits[-1] if self.source.integer(0, 2) else self.source.pick(fits)
+        self.read.add(name)
+        return name
+
+    def name(self, op):
+        self.count += 1
+        return f"{op}_{self.count}"
+
+    def unread(self):
+        return [n for n in self.live if n not in self.read]
+
+
+def random_graph(draw, most=7):
+    """(graph, inputs by name, container of the weights)."""
+    growing = Growing(draw)
+    source = growing.source
+    shape = [*source.pair(1, 9), source.integer(1, 9)]
+    for i in range(source.integer(1, 2)):
+        growing.live.append(growing.builder.input(f"input_{i}", shape, range=source.range()))
+    for _ in range(source.integer(1, most)):
+        made = source.pick(OPERATIONS)(growing)
+        if made is not None:
+            growing.live.append(made)
+    outputs = growing.unread()
+    made = [n for n in outputs if not n.startswith("input_")]
+    graph = growing.builder.build(made or [growing.builder.relu(growing.live[0], source.range(), "only")])
+    inputs = {n: source.codes((growing.batch, *shape)) for n in graph.inputs}
+    return graph, inputs, source.pick(["int8", "int8", "int4", "int2"])
+
+
+def _windows(g, x, kernel, dilation=(1, 1)):
+    """A padding that fits: "valid" and explicit ones only where the window does."""
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    fits = all(r <= s for r, s in zip(reach, g.shape(x)[:2], strict=True))
+    return g.source.pick(["same", "valid"] if fits else ["same"])
+
+
+def _conv2d(g):
+    x = g.take(4 - 1)
+    if x is None:
+        return None
+    s, channels = g.source, g.shape(x)[-1]
+    kernel, dilation = s.pair(1, 3), s.pair(1, 2)
+    strides = s.pair(1, 3)
+    if s.integer(0, 2) == 0:
+        kernel, dilation, strides = [1, 1], [1, 1], [1, 1]
+    groups = s.pick([n for n in range(1, channels + 1) if channels % n == 0])
+    out = groups * s.integer(1, 4)
+    fan_in = kernel[0] * kernel[1] * channels // groups
+    codes, scales, bias, scale = s.weights((*kernel, channels // groups, out), out, fan_in, g.tensor(x).range.scale)
+    padding = _windows(g, x, kernel, dilation)
+    if s.integer(0, 4) == 0:
+        padding = [
+            [r + s.integer(0, 2), s.integer(0, 2)] for r in ((k - 1) * d for k, d in zip(kernel, dilation, strict=True))
+        ]
+    return g.builder.conv2d(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("conv2d"),
+        strides,
+        padding,
+        dilation,
+        groups,
+        s.pick(ACTIVATIONS),
+    )
+
+
+def _depthwise(g):
+    x = g.take(3)
+    if x is None:
+        return None
+    s, channels = g.source, g.shape(x)[-1]
+    kernel, dilation, multiplier = s.pair(1, 3), s.pair(1, 2), s.integer(1, 3)
+    codes, scales, bias, scale = s.weights(
+        (*kernel, channels, multiplier), channels * multiplier, kernel[0] * kernel[1], g.tensor(x).range.scale
+    )
+    return g.builder.depthwise_conv2d(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("depthwise"),
+        [s.integer(1, 3)] * 2,
+        _windows(g, x, kernel, dilation),
+        dilation,
+        s.pick(ACTIVATIONS),
+    )
+
+
+def _transpose_conv(g):
+    x = g.take(3)
+    if x is None or max(g.shape(x)[:2]) > 12:
+        return None
+    s, channels, out = g.source, g.shape(x)[-1], g.source.integer(1, 5)
+    kernel = s.pair(1, 4)
+    codes, scales, bias, scale = s.weights((*kernel, out, channels), out, channels * 2, g.tensor(x).range.scale)
+    return g.builder.transpose_conv(
+        x,
+        codes,
+        scales,
+        bias,
+        s.range_near(scale),
+        g.name("transpose_conv"),
+        s.pair(1, 3),
+        s.pick(["same", "valid"]),
+        None,
+        s.pick(ACTIVATIONS),
+    )
+
+
+def _fully_connected(g):
+    x = g.take()
+    s, channels, out = g.source, g.shape(x)[-1], g.source.integer(1, 9)
+    codes, scales, bias, scale = s.weights((channels, out), out, channels, g.tensor(x).range.scale)
+    return g.builder.fully_connected(x, codes, scales, bias, s.range_near(scale), g.name("dense"), s.pick(ACTIVATIONS))
+
+
+def _arithmetic(g):
+    x, s = g.take(), g.source
+    shape, scale = g.shape(x), g.tensor(x).range.scale
+    same = [n for n in g.live if g.shape(n) == shape]
+    operation = s.pick(["add", "sub", "mul"])
+    if s.integer(0, 1):
+        other = s.pick(same)
+        g.read.add(other)
+    else:
+        kept = [d if s.integer(0, 1) else 1 for d in shape]
+        constant = s.pick([kept[-1:], [1, *kept], [1], kept[1:]])
+        other = g.builder.constant(g.name("constant"), s.codes(constant), s.draw(SCALES), s.draw(ZERO_POINTS))
+    second = g.tensor(other).range.scale
+    out = s.range_near(128 * scale * second if operation == "mul" else max(scale, second))
+    return getattr(g.builder, operation)(x, other, out, g.name(operation), s.pick(ACTIVATIONS))
+
+
+def _concatenation(g):
+    x, s = g.take(), g.source
+    axis = s.integer(1, len(g.shape(x)))
+    fits = [
+        n
+        for n in g.live
+        if g.tensor(n).range == g.tensor(x).range
+        and len(g.shape(n)) == len(g.shape(x))
+        and all(a == b for i, (a, b) in enumerate(zip(g.shape(n), g.shape(x), strict=True)) if i != axis - 1)
+    ]
+    parts = [x, *(s.pick(fits) for _ in range(s.integer(1, 2)))]
+    g.read.update(parts)
+    return g.builder.concatenation(parts, g.name("concatenation"), axis)
+
+
+def _pool(g):
+    x = g.take(3)
+    if x is None:
+        return None
+    s, size = g.source, g.source.pair(1, 4)
+    method = s.pick([g.builder.max_pool2d, g.builder.average_pool2d])
+    return method(x, g.name("pool"), size, s.pair(1, 3), _windows(g, x, size), s.pick(ACTIVATIONS))
+
+
+def _mean(g):
+    x, s = g.take(), g.source
+    axes = [a for a in range(1, len(g.shape(x)) + 1) if s.integer(0, 1)] or [1]
+    keepdims = len(axes) == len(g.shape(x)) or s.integer(0, 1) == 1
+    return g.builder.mean(x, s.range_near(g.tensor(x).range.scale), g.name("mean"), axes, keepdims)
+
+
+def _move(g):
+    """Operations that only move codes."""
+    x, s = g.take(), g.source
+    shape, b = g.shape(x), g.builder
+    kind = s.pick(["pad", "reshape", "transpose", "slice"])
+    if kind == "pad":
+        return b.pad(x, g.name("pad"), [s.pair(0, 2) for _ in shape])
+    if kind == "reshape":
+        return b.reshape(x, g.name("reshape"), s.pick([[-1], [shape[-1], -1], [1, -1, shape[0]], list(shape)]))
+    if kind == "transpose":
+        return b.transpose(x, g.name("transpose"), [0, *s.draw(st.permutations(range(1, len(shape) + 1)))])
+    begin = [s.integer(0, d - 1) for d in shape]
+    end = [s.integer(lo + 1, d) for lo, d in zip(begin, shape, strict=True)]
+    return b.strided_slice(x, g.name("slice"), begin, end, [s.integer(1, 2) for _ in shape])
+
+
+def _resize(g):
+    x = g.take(3)
+    if x is None:
+        return None
+    s = g.source
+    half_pixel, aligned = s.pick([(True, False), (False, False), (False, True)])
+    method = s.pick([g.builder.resize_nearest, g.builder.resize_bilinear])
+    return method(x, g.name("resize"), s.pair(1, 12), half_pixel, aligned)
+
+
+def _activation(g):
+    x, s, b = g.take(), g.source, g.builder
+    near = s.range_near(g.tensor(x).range.scale, 5.0)
+    kind = s.pick(["softmax", "logistic", "tanh", "relu", "relu6", "leaky_relu", "hard_swish", "quantize"])
+    if kind in ("softmax", "logistic", "tanh"):
+        return getattr(b, kind)(x, g.name(kind))
+    if kind == "leaky_relu":
+        return b.leaky_relu(x, near, g.name(kind), s.pick([0.01, 0.1, 0.2, 0.3, 0.0, 1.5, -0.3]))
+    return getattr(b, kind)(x, near, g.name(kind))
+
+
+def _island(g):
+    """int8 -> float32 -> an operation that has no integer kernel -> int8."""
+    x, s, b = g.take(), g.source, g.builder
+    shape, name = (g.batch, *g.shape(x)), g.name("island")
+    real = b.dequantize(x, f"{name}/real")
+    kind = s.pick(["COS", "ABS", "FLOOR"])
+    (value,) = b.float_island([real], float_model(kind, [shape], shape), name)
+    return b.quantize(value, s.range_near(2.0**-6), f"{name}/codes")
+
+
+OPERATIONS = (
+    _conv2d,
+    _conv2d,
+    _conv2d,
+    _depthwise,
+    _depthwise,
+    _transpose_conv,
+    _fully_connected,
+    _arithmetic,
+    _arithmetic,
+    _concatenation,
+    _pool,
+    _pool,
+    _mean,
+    _move,
+    _move,
+    _resize,
+    _activation,
+    _activation,
+    _island,
+)
