@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterable
 from html import escape
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.graph.operations import operation_of
+from keras_lowbit.deploy.graph.operations.operation import KEEP
 from keras_lowbit.files import atomic_write
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 210, 58, 24, 34, 20
 LETTERS = 34  # that fit into a box
-# What a box does -> its colour. Float islands stand out: they are what one looks for.
+# What a box does -> its colour. What runs in float stands out: it is what one looks for.
 COLOURS = {
     "input": "#e8e8e8",
     "weights": "#cfe2ff",
@@ -18,13 +19,10 @@ COLOURS = {
     "moves": "#f5f5f5",
     "computes": "#d8f5d8",
 }
-_WEIGHTED = {"conv2d", "depthwise_conv2d", "transpose_conv", "fully_connected"}
-_FLOAT = {"float_island", "dequantize"}
-_MOVES = {"reshape", "transpose", "strided_slice", "pad", "concatenation", "max_pool2d", "quantize"}
 
 
 def graph(graph: IntegerGraph, path: str | os.PathLike[str]) -> None:
-    """Draw an integer graph into an SVG file: data flows down, float islands are orange.
+    """Draw an integer graph into an SVG file: data flows down, what runs in float is orange.
 
     Each box has the operation, its name, and shape, scale and zero point of what it gives; for weights, the shape and
     the smallest and largest code.
@@ -107,12 +105,16 @@ def _boxes(graph: IntegerGraph, places: dict[str, tuple[int, int]]) -> Iterable[
 
 
 def _colour(node: Node) -> str:
-    kinds = ((_WEIGHTED, "weights"), (_FLOAT, "float"), (_MOVES, "moves"))
-    return next((colour for ops, colour in kinds if node.op in ops), "computes")
+    operation = operation_of(node)
+    if operation.weighted:
+        return "weights"
+    if operation.writes == "float32":
+        return "float"
+    return "moves" if operation.range == KEEP or node.op == "quantize" else "computes"
 
 
 def _operation(graph: IntegerGraph, node: Node) -> str:
-    if node.op not in _WEIGHTED:
+    if not operation_of(node).weighted:
         return node.op
     kernel = graph.tensors[node.inputs[1]]
     shape = "x".join(map(str, kernel.shape))

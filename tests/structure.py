@@ -25,6 +25,18 @@ ORDER = (
     ),
     *("convert", "tfmot", "ops", "deploy", "bench", "plot", "cli"),
 )
+# The same inside the packages that have rooms: folders and files directly under them.
+ROOMS = {
+    "deploy": (
+        *("interpreters", "graph", "packed", "lowering", "reference", "litert", "runtime", "verification"),
+        *("multiplications", "pack", "export", "summary"),
+    ),
+    "deploy/graph": (
+        *("tensors", "operations", "former_files", "serialize", "integer_graph", "float_subgraph"),
+        *("builder_base", "builder"),
+    ),
+    "convert": (*("separable", "analysis", "reports", "rewriter", "quantize_model", "weights", "post_training"),),
+}
 KERAS_ONLY = ("numerics", "quantizers", "schedules", "layers")
 TENSORFLOW = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "ai_edge_litert")
 TEST_FRAMEWORKS = ("pytest", "unittest", "hypothesis", "doctest", "_pytest")
@@ -67,11 +79,12 @@ def _section(path: Path) -> str:
     return "" if first in ("__init__.py", "__main__.py") else first.removesuffix(".py")
 
 
-def _all_imports(package: Path) -> Iterator[tuple[str, str, str]]:
-    """(section, "file:line", full name) of every import in a package."""
-    for path, tree in sources(package):
-        relative = path.relative_to(package)
-        for line, name in imports(tree, package.name, relative):
+def _all_imports(folder: Path, package: Path | None = None) -> Iterator[tuple[str, str, str]]:
+    """(section, "file:line", full name) of every import in a folder, a package by itself unless one is named."""
+    package = package or folder
+    for path, tree in sources(folder):
+        relative = path.relative_to(folder)
+        for line, name in imports(tree, package.name, path.relative_to(package)):
             yield _section(relative), f"{relative.as_posix()}:{line}", name
 
 
@@ -92,6 +105,79 @@ def order_violations(package: Path, order=ORDER) -> list[str]:
     known = {*order, ""}
     stray = sorted({_section(path.relative_to(package)) for path, _ in sources(package)} - known)
     return found + [f"{name}: is no section of {' < '.join(order)}" for name in stray]
+
+
+def room_violations(package: Path, rooms=ROOMS) -> list[str]:
+    """As `order_violations` for the rooms of each folder in `rooms`; its own __init__ may import all of them."""
+    found = []
+    for folder, order in rooms.items():
+        prefix = f"{package.name}.{folder.replace('/', '.')}."
+        for section, where, name in _all_imports(package / folder, package):
+            room = name.removeprefix(prefix).split(".")[0]
+            if section == "" or not name.startswith(prefix) or room not in order:
+                continue
+            if section not in order:
+                found.append(f"{folder}/{where}: {section} is no room of {' < '.join(order)}")
+            elif order.index(room) > order.index(section):
+                found.append(f"{folder}/{where}: {section} imports {name}, which comes later in {' < '.join(order)}")
+    return found
+
+
+def circles(package: Path) -> list[str]:
+    """Files that import one another in a circle, "a -> b -> a"; imports inside functions and for types count too.
+
+    A circle means that none of its files can be read, tested or moved without the others. An import inside a function
+    only hides it.
+    """
+    files = {_module(path, package): path for path, _ in sources(package)}
+    arrows = {
+        module: {
+            target
+            for _, name in imports(ast.parse(path.read_text(encoding="utf-8")), package.name, path.relative_to(package))
+            if (target := _file_of(name, files)) is not None and target != module
+        }
+        for module, path in files.items()
+    }
+    return [" -> ".join([*circle, circle[0]]) for circle in _strongly_connected(arrows) if len(circle) > 1]
+
+
+def _module(path: Path, package: Path) -> str:
+    parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _file_of(name: str, files) -> str | None:
+    """The file that an imported name is in: "a.b.thing" is in a/b/thing.py, else in a/b.py or a/b/__init__.py."""
+    while name and name not in files:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def _strongly_connected(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Tarjan's components of a graph, each in an order along its arrows as far as there is one."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(arrows[node]):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            place = stack.index(node)
+            found.append(stack[place:])
+            del stack[place:]
+
+    for node in sorted(arrows):
+        if node not in index:
+            visit(node)
+    return found
 
 
 def framework_violations(package: Path, sections=KERAS_ONLY) -> list[str]:

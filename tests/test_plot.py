@@ -23,7 +23,7 @@ def test_every_node_and_input_is_drawn(name, tmp_path):
     arrows = root.findall(f"{SVG}path")
     assert len(arrows) == sum(not graph.tensors[t].is_constant for node in graph.nodes for t in node.inputs)
     fills = [box.find(f"{SVG}rect").get("fill") for box in boxes]
-    islands = [node for node in graph.nodes if node.op in ("float_island", "dequantize")]
+    islands = [node for node in graph.nodes if node.op in ("float_subgraph", "dequantize")]
     assert fills.count(klb.plot.COLOURS["float"]) == len(islands)
     outputs = [box for box in boxes if box.find(f"{SVG}rect").get("stroke-width") == "3"]
     assert len(outputs) == len(graph.outputs)

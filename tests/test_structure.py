@@ -17,6 +17,14 @@ def test_imports_follow_the_order():
     assert structure.order_violations(PACKAGE) == []
 
 
+def test_rooms_follow_their_order():
+    assert structure.room_violations(PACKAGE) == []
+
+
+def test_no_files_import_one_another_in_a_circle():
+    assert structure.circles(PACKAGE) == []
+
+
 def test_no_tensorflow_where_every_backend_must_train_and_no_test_framework_anywhere():
     assert structure.framework_violations(PACKAGE) == []
 
@@ -99,6 +107,52 @@ def test_import_from_the_left_and_from_the_same_section_is_fine(toy):
 def test_relative_import_in_a_package_init_is_resolved_against_that_package(toy):
     found = structure.order_violations(toy({"layers/__init__": "from ..deploy import graph"}))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import toy.deploy.litert",
+        "from toy.deploy.litert import write",
+        "from ..litert import write",
+        "def f():\n    from toy.deploy import litert",
+    ],
+)
+def test_arrow_back_up_between_rooms_is_found(toy, source):
+    rooms = {"deploy": ("graph", "litert")}
+    package = toy({"deploy/graph/a": source, "deploy/litert/b": "from toy.deploy.graph import a"})
+    found = structure.room_violations(package, rooms)
+    assert len(found) == 1
+    assert found[0].startswith("deploy/graph/a.py:")
+
+
+def test_room_that_the_order_does_not_know_is_found(toy):
+    package = toy({"deploy/other/a": "import toy.deploy.graph", "deploy/graph/a": ""})
+    assert len(structure.room_violations(package, {"deploy": ("graph",)})) == 1
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import toy.a",
+        "from toy import a",
+        "from toy.a import x",
+        "from . import a",
+        "def late():\n    from toy.a import x",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.a import x",
+    ],
+)
+def test_circle_is_found_however_it_is_hidden(toy, back):
+    assert structure.circles(toy({"a": "from toy.b import y", "b": "import toy.c", "c": back})) == [
+        "toy.a -> toy.b -> toy.c -> toy.a"
+    ]
+
+
+def test_circle_through_a_package_init_is_found(toy):
+    package = toy({"room/__init__": "from toy.room.a import x", "room/a": "from toy.room import b", "room/b": ""})
+    assert structure.circles(package) == []
+    package = toy({"room/__init__": "from toy.room.a import x", "room/a": "from toy.room import helper"})
+    assert structure.circles(package) == ["toy.room -> toy.room.a -> toy.room"]
 
 
 def test_root_is_for_the_last_section_only(toy):

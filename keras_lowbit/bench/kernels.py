@@ -162,8 +162,8 @@ def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
 def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     from keras_lowbit.deploy.graph.builder import GraphBuilder
     from keras_lowbit.deploy.graph.tensors import Range
+    from keras_lowbit.deploy.interpreters import make_interpreter
     from keras_lowbit.deploy.litert import writer as litert
-    from keras_lowbit.deploy.litert.interpreter import make_interpreter
 
     builder, grid = GraphBuilder(), Range(0.05, 0)
     scales, bias = np.full(shape.outputs, 0.01, np.float32), np.zeros(shape.outputs, np.int32)

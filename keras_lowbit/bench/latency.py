@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.timing import interleaved
-from keras_lowbit.deploy.litert.interpreter import RESOLVERS, make_interpreter
+from keras_lowbit.deploy.interpreters import RESOLVERS, make_interpreter
 from keras_lowbit.tables import table
 
 KERNELS = {"xnnpack": "XNNPACK delegate", "built-in": "built-in kernels"}

@@ -18,9 +18,9 @@ from keras_lowbit.bench.timing import calls_for, interleaved
 from keras_lowbit.deploy.graph.builder import GraphBuilder
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import Speed, SpeedTable
-from keras_lowbit.deploy.litert.interpreter import make_interpreter
+from keras_lowbit.deploy.litert.format_choice import LatencyTable, LayerLatency
 from keras_lowbit.files import atomic_write
 
 # (pixels, input channels, output channels): classifiers, and the pointwise layers of MobileNets at 224 px.
@@ -47,7 +47,7 @@ def layer(pixels: int, inputs: int, outputs: int) -> IntegerGraph:
 
 def measure(
     shapes: Sequence[tuple[int, int, int]] = SHAPES, repeats: int = 40, threads: int = 1, milliseconds: float = 2.0
-) -> SpeedTable:
+) -> LatencyTable:
     """The table of these shapes. milliseconds: each of the repeats runs a layer for about so long."""
     rows = []
     for shape in shapes:
@@ -57,8 +57,8 @@ def measure(
             runs.append(interpreter.invoke)
         inner = [calls_for(run, milliseconds) for run in runs]
         medians = np.median(interleaved(runs, repeats, 3, inner), axis=1)
-        rows.append(Speed(*shape, *(round(float(value), 6) for value in medians)))
-    return SpeedTable(tuple(rows), {**machine(), "threads": threads, "repeats": repeats})
+        rows.append(LayerLatency(*shape, *(round(float(value), 6) for value in medians)))
+    return LatencyTable(tuple(rows), {**machine(), "threads": threads, "repeats": repeats})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

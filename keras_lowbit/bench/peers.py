@@ -60,7 +60,7 @@ def write_peers(
 def _ai_edge_quantized(float_file: Path, samples: list[list[np.ndarray]]) -> bytes:
     from ai_edge_quantizer import quantizer, recipe
 
-    from keras_lowbit.deploy.litert.interpreter import make_interpreter
+    from keras_lowbit.deploy.interpreters import make_interpreter
 
     signature = make_interpreter("xnnpack", model_path=os.fspath(float_file)).get_signature_list()["serving_default"]
     calibration = {"serving_default": [dict(zip(signature["inputs"], sample, strict=True)) for sample in samples]}

@@ -104,7 +104,7 @@ def _float(folder: str) -> Callable[[], Any]:
 
 
 def _litert(folder: str, threads: int) -> Callable[[], Any]:
-    from keras_lowbit.deploy.litert.interpreter import make_interpreter
+    from keras_lowbit.deploy.interpreters import make_interpreter
 
     interpreter = make_interpreter("xnnpack", threads, model_path=str(Path(folder, FILES["litert_int8"])))
     detail = interpreter.get_input_details()[0]

@@ -9,20 +9,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.convert.reports import conversion as text
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import resolve_weights
+from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.lower import lower_model
-from keras_lowbit.deploy.lowering.state import Island
+from keras_lowbit.deploy.lowering.values import FloatFallback
+from keras_lowbit.tables import table
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
     """What was written, layer by layer; prints as a table.
 
-    rows: name, LiteRT op, weight type, weight bytes, why.   islands: operations that run in float, with reasons.
+    rows: name, LiteRT op, weight type, weight bytes, why.   float_fallbacks: operations that run in float, with reasons.
     flushed: layer -> channels whose negligible weights became zero codes (their bias would not have fitted int32).
     overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
     """
@@ -30,15 +30,15 @@ class ExportReport:
     path: str
     size_bytes: int
     rows: tuple[Any, ...]
-    islands: tuple[Island, ...]
+    float_fallbacks: tuple[FloatFallback, ...]
     flushed: dict[str, tuple[int, ...]]
     overflows: dict[str, overflow_.Overflow] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
         lines = [f"{self.path}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
-        lines.append(text.table(("layer", "op", "weights", "bytes", "why"), rows))
-        lines += [f"float island {island.path}: {island.reason}" for island in self.islands]
+        lines.append(table(("layer", "op", "weights", "bytes", "why"), rows))
+        lines += [f"runs in float: {found.path}: {found.reason}" for found in self.float_fallbacks]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
         lines += [f"{path}: {found}" for path, found in self.overflows.items()]
         lines += [overflow_.sentence(self.overflows)] if self.overflows else []
@@ -49,11 +49,10 @@ def export_litert(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
-    weights: str = "int8",
+    weights: Weights = "int8",
     io: str = "int8",
     batch_size: int = 1,
     input_shapes: Any = None,
-    table: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
     overflow: str = overflow_.DEFAULT,
@@ -66,9 +65,8 @@ def export_litert(
     renamed, so that an error leaves an older file whole.
 
     weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
-    the smallest of the three that is no slower than int8 in `table`.
-    table: file of `python -m keras_lowbit.bench.packed --out FILE`, for "auto"; by default the one that ships with the
-    library, measured on one x86-64 server.
+    the smallest of the three that is no slower than int8, by latencies that were measured on one x86-64 server;
+    `deploy.LatencyTable.load(FILE)` of `python -m keras_lowbit.bench.packed --out FILE` does so by those of another machine.
     io: "int8" takes and gives codes, "float32" takes and gives reals.   batch_size: of every shape in the file.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
@@ -82,18 +80,13 @@ def export_litert(
     """
     check_model(model, "export_litert")
     check_not_packed(model, "export_litert")
-    if table is not None and weights != "auto":
-        raise ValueError(
-            f"export_litert got table={os.fspath(table)!r} with weights={weights!r}; only 'auto' reads it."
-        )
     lowered = lower_model(model, input_shapes, batch_size, overflow=overflow)
-    lowered.graph.metadata |= _about(labels, normalization)
-    containers = resolve_weights(lowered.graph, weights, table)
-    rows = litert.write(lowered.graph, path, weights=containers, io=io, batch_size=batch_size)
+    graph = lowered.graph.with_metadata(**_about(labels, normalization))
+    rows = litert.write(graph, path, weights=weights, io=io, batch_size=batch_size)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
-    size, islands = Path(path).stat().st_size, tuple(lowered.islands)
+    size, in_float = Path(path).stat().st_size, tuple(lowered.float_fallbacks)
     overflow_.warn(lowered.overflows)
-    return ExportReport(os.fspath(path), size, tuple(rows), islands, flushed, lowered.overflows)
+    return ExportReport(os.fspath(path), size, tuple(rows), in_float, flushed, lowered.overflows)
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.folding import channel_scales
-from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.ranges import infer_ranges
 from keras_lowbit.deploy.packed.layers import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
-from keras_lowbit.keras_graph.calls import layers_of
+from keras_lowbit.keras_graph.calls import calls_of, layers_of
 from keras_lowbit.keras_graph.edits import Edit, edited
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
@@ -19,13 +19,13 @@ from keras_lowbit.ops.packing import PackedWeights, pack_if_ternary, pack_ternar
 CLUSTER_SIZES = (64, 32, 16, 8, 4)
 
 
-def pack(model: keras.Model, input_shapes: Any = None) -> keras.Model:
+def pack(model: keras.Model) -> keras.Model:
     """A copy of a quantized model whose ternary and clustered convolutions and dense layers are packed at two bits.
 
     model: from `quantize_model`, or built from the drop-in layers, calibrated; Functional or Sequential. Float in and out,
     as before; its layers quantize their inputs to the ranges the model has learnt and sum in integers. Where the model has
     no ranges (or a layer is shared between different ones), a packed layer computes in float and only saves memory. All
-    other layers are kept as they are. input_shapes: as in `lower`.
+    other layers are kept as they are.
 
     The result saves to a `.keras` file that loads without a scope, and predicts the same bits with and without the compiled
     ops. Raises ValueError if no layer is ternary or one is packed already, TypeError for what is no Keras model, and what
@@ -44,9 +44,9 @@ def pack(model: keras.Model, input_shapes: Any = None) -> keras.Model:
             f"{model.name!r} has no convolution or dense layer with ternary weights. Quantize it with a ternary recipe first, "
             "for example keras_lowbit.quantize_model(model, 'sq-twn')."
         )
-    ranges = input_ranges(model, input_shapes)
+    ranges = input_ranges(model)
     edits = {
-        id(layer): Edit(replacement=_layer(layer, *found[path], ranges.get(path)))
+        id(layer): Edit(replacement=_layer(layer, *found[path], ranges.get(id(layer))))
         for path, layer in layers
         if path in found
     }
@@ -71,21 +71,18 @@ def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:
     return None if found is None else (found, channel_scales(codes, scale, layer.filter_axes, layer.name))
 
 
-def input_ranges(model: keras.Model, input_shapes: Any = None) -> dict[str, tuple[float, int]]:
-    """Path of a layer -> (scale, zero point) of the int8 codes that it reads; layers without one range are left out."""
+def input_ranges(model: keras.Model) -> dict[int, tuple[float, int]]:
+    """id of a layer -> (scale, zero point) of the int8 codes that it reads; layers without one range are left out."""
     layers = [layer for _, layer in layers_of(model)]
     if not any(isinstance(x, QuantActivation) or getattr(x, "output_host", None) is not None for x in layers):
         return {}
-    lowered = lower_model(model, input_shapes)
-    nodes = {node.name: node for node in lowered.graph.nodes}
-    found: dict[str, set[tuple[float, int]]] = {}
-    for layer in lowered.layers.values():
-        if layer.node not in nodes:  # a 1-D convolution: several nodes, and not packed
-            continue
-        node = nodes[layer.node]
-        grid = lowered.graph.tensors[node.inputs[0]].range
-        found.setdefault(layer.path, set()).add((grid.scale, grid.zero_point))
-    return {path: grids.pop() for path, grids in found.items() if len(grids) == 1}
+    graph = calls_of(model, inline=True)
+    ranges, found = infer_ranges(graph), dict[int, set[tuple[float, int]]]()
+    for call in graph.calls:
+        if isinstance(call.operation, QuantizedLayer) and call.inputs[0] in ranges:
+            scale, zero_point = ranges[call.inputs[0]]
+            found.setdefault(id(call.operation), set()).add((float(np.float32(scale)), zero_point))
+    return {layer: grids.pop() for layer, grids in found.items() if len(grids) == 1}
 
 
 def _layer(layer: Any, packed: PackedWeights, scale: np.ndarray, grid: tuple[float, int] | None) -> PackedLayer:

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
-from keras_lowbit.deploy.graph.tensors import Range
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import resolve_weights
+from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.ranges import StandInRanges
 from keras_lowbit.deploy.multiplications import filter_size, multiplications_left, scale_bytes
 from keras_lowbit.deploy.packed.layers import PackedLayer
 from keras_lowbit.keras_graph.calls import Call, calls_of
@@ -93,7 +93,7 @@ class Summary:
         return f"{self.model}\n{body}\nfloat32 weights: {4 * self.parameters / 1000:,.1f} kB; .tflite file: {size}"
 
 
-def summary(model: keras.Model, *, weights: str = "int8", input_shapes: Any = None) -> Summary:
+def summary(model: keras.Model, *, weights: Weights = "int8", input_shapes: Any = None) -> Summary:
     """Weight and activation bits, parameters, kB and MACs for each layer with weights, and the .tflite size.
 
     The size is that of the bytes `export_litert(model, weights=weights)` would write, found by writing them to memory
@@ -199,10 +199,10 @@ def _activation_bits(graph: Any, call: Call) -> float:
     return 32
 
 
-def _file_bytes(model: keras.Model, weights: str, input_shapes: Any) -> tuple[int | None, str]:
+def _file_bytes(model: keras.Model, weights: Weights, input_shapes: Any) -> tuple[int | None, str]:
     try:
         check_not_packed(model, "export_litert")
-        graph = lower_model(model, input_shapes, placeholder=Range(1 / 16, 0)).graph
-        return len(litert.to_bytes(graph, weights=resolve_weights(graph, weights))[0]), ""
+        graph = lower_model(model, input_shapes, range_of=StandInRanges()).graph
+        return len(litert.to_bytes(graph, weights=weights)[0]), ""
     except ValueError as error:
         return None, str(error)

@@ -23,7 +23,7 @@ import numpy as np
 
 import keras_lowbit as klb
 from keras_lowbit.data import data_folder
-from keras_lowbit.deploy.litert.interpreter import FileRunner
+from keras_lowbit.deploy.litert.file_runner import FileRunner
 from studies.common import imagenet
 
 HERE = Path(__file__).resolve().parent

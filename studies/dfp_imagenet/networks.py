@@ -10,7 +10,7 @@ import numpy as np
 
 import keras_lowbit as klb
 from keras_lowbit.data import load_cifar10
-from keras_lowbit.deploy.litert.interpreter import FileRunner
+from keras_lowbit.deploy.litert.file_runner import FileRunner
 from studies.common import cifar_resnet, imagenet
 from studies.common.cifar_training import CACHE
 

@@ -8,7 +8,7 @@ import pytest
 import keras_lowbit as klb
 from keras_lowbit.bench import packed, timing
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import load_table
+from keras_lowbit.deploy.litert.format_choice import LatencyTable
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_turns_are_taken_and_everything_is_counted():
 
 
 def test_packed_table_is_what_auto_reads(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(packed, "measure", lambda **given: measured(packed.SpeedTable, given))
+    monkeypatch.setattr(packed, "measure", lambda **given: measured(packed.LatencyTable, given))
     packed.main(["--out", str(tmp_path / "t.json"), "--repeats", "3"])
-    found = load_table(tmp_path / "t.json")
+    found = LatencyTable.load(tmp_path / "t.json")
     assert [(row.pixels, row.inputs, row.outputs) for row in found.rows] == [(1, 16, 8), (16, 8, 16)]
     assert found.machine["repeats"] == 3
     assert "times int8: int4" in capsys.readouterr().out

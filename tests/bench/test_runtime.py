@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_lowbit.bench import kernels, runtime, turns
-from keras_lowbit.deploy.litert.interpreter import make_interpreter
+from keras_lowbit.deploy.interpreters import make_interpreter
 
 
 @pytest.fixture(scope="module")

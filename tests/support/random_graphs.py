@@ -293,7 +293,7 @@ def _island(g):
     shape, name = (g.batch, *g.shape(x)), g.name("island")
     real = b.dequantize(x, f"{name}/real")
     kind = s.pick(["COS", "ABS", "FLOOR"])
-    (value,) = b.float_island([real], float_model(kind, [shape], shape), name)
+    (value,) = b.float_subgraph([real], float_model(kind, [shape], shape), name)
     return b.quantize(value, s.range_near(2.0**-6), f"{name}/codes")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph import checks
 from keras_lowbit.deploy.graph.builder_base import BaseBuilder, Padding
-from keras_lowbit.deploy.graph.shapes import deconvolved
+from keras_lowbit.deploy.graph.float_subgraph import describe
+from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.deploy.graph.operations.weighted import deconvolved
 from keras_lowbit.deploy.graph.tensors import Node, Range
 
 __all__ = ["GraphBuilder", "Range"]
@@ -152,15 +153,15 @@ class GraphBuilder(BaseBuilder):
 
     def softmax(self, x: str, name: str) -> str:
         """Softmax of the last axis; the output grid is always (1/256, -128)."""
-        return self._node("softmax", name, (x,), {}, _fixed("softmax"))
+        return self._node("softmax", name, (x,), {}, OPERATIONS["softmax"].fixed_range)
 
     def logistic(self, x: str, name: str) -> str:
         """1 / (1 + exp(-x)); the output grid is always (1/256, -128)."""
-        return self._node("logistic", name, (x,), {}, _fixed("logistic"))
+        return self._node("logistic", name, (x,), {}, OPERATIONS["logistic"].fixed_range)
 
     def tanh(self, x: str, name: str) -> str:
         """tanh(x); the output grid is always (1/128, 0)."""
-        return self._node("tanh", name, (x,), {}, _fixed("tanh"))
+        return self._node("tanh", name, (x,), {}, OPERATIONS["tanh"].fixed_range)
 
     # shapes, windows, means: these keep the range, but for mean
 
@@ -230,9 +231,8 @@ class GraphBuilder(BaseBuilder):
         strides = [1] * len(sizes) if strides is None else [*strides]
         if not len(begin) == len(end) == len(strides) == len(sizes) or min(strides, default=1) < 1:
             raise ValueError(
-                f"strided_slice {name!r}: begin {begin}, end {end}, strides {strides} do not "
-                f"fit sizes {sizes}: "
-                "expected one entry for each axis after the batch, strides of at least 1"
+                f"strided_slice {name!r}: begin {begin}, end {end}, strides {strides} do not fit sizes {sizes}: expected one "
+                "entry for each axis after the batch, strides of at least 1"
             )
         cut = [slice(b, e).indices(d) for b, e, d in zip(begin, end, sizes, strict=True)]
         return self._node(
@@ -261,42 +261,32 @@ class GraphBuilder(BaseBuilder):
         """int8 to float32."""
         return self._node("dequantize", name, (x,), {}, None)
 
-    def float_island(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:
+    def float_subgraph(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:
         """Operations kept in float: the one subgraph of a float .tflite, its inputs and outputs in order.
 
-        Returns the output names `name/output_0`, .... The batch size is the one the island was converted for;
-        it is kept in the attribute `batch_size`. Only this method needs `ai_edge_litert`.
+        Returns the output names `name/output_0`, .... The batch size is the one it was converted for, kept in the attribute
+        `batch_size`. Only this method needs `ai_edge_litert`.
         """
-        from keras_lowbit.deploy.graph.float_subgraph import describe
-
-        island = describe(bytes(tflite_bytes), name)
+        subgraph = describe(bytes(tflite_bytes), name)
         given = [self.tensor(n).shape[1:] for n in inputs]
-        if given != [s[1:] for s in island.input_shapes]:
+        if given != [s[1:] for s in subgraph.input_shapes]:
             raise ValueError(
-                f"float_island {name!r} takes inputs of shapes {list(island.input_shapes)} "
-                f"(batch first), got {given} "
+                f"float_subgraph {name!r} takes inputs of shapes {list(subgraph.input_shapes)} (batch first), got {given} "
                 "without batch"
             )
-        outputs = tuple(f"{name}/output_{i}" for i in range(len(island.output_shapes)))
-        made = [self._activation(n, (None, *s[1:]), None) for n, s in zip(outputs, island.output_shapes, strict=True)]
+        outputs = tuple(f"{name}/output_{i}" for i in range(len(subgraph.output_shapes)))
+        made = [self._activation(n, (None, *s[1:]), None) for n, s in zip(outputs, subgraph.output_shapes, strict=True)]
         self._insert(
             Node(
-                "float_island",
+                "float_subgraph",
                 name,
                 tuple(inputs),
                 outputs,
-                {"model": bytes(tflite_bytes), "batch_size": island.batch_size},
+                {"model": bytes(tflite_bytes), "batch_size": subgraph.batch_size},
             ),
             made,
         )
         return list(outputs)
-
-
-def _fixed(op: str) -> Range:
-    grid = checks.RULES[op].grid
-    if not isinstance(grid, Range):
-        raise TypeError(f"{op} has no fixed range, its rule is {grid!r}")
-    return grid
 
 
 def _pool(pool_size: Pair, strides: Pair | None, padding: str, activation: str | None) -> dict[str, Any]:

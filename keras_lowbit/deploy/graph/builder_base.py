@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph, checks
-from keras_lowbit.deploy.graph.shapes import infer_shape
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node
+from keras_lowbit.deploy.graph.operations.checks import bias_scale
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor, check_scale
+from keras_lowbit.numerics.requantization import INT32_MAX
 
 Padding = str | Sequence[Sequence[int]]
 
@@ -46,11 +48,43 @@ class BaseBuilder:
             )
         )
 
-    def build(self, outputs: Sequence[str]) -> IntegerGraph:
-        """The finished, validated graph. ValueError if an output is unknown or the graph is not sound."""
-        graph = IntegerGraph(self._tensors, tuple(self._nodes), tuple(self._inputs), tuple(outputs), self._metadata)
-        graph.validate()
+    def build(
+        self,
+        outputs: Sequence[str],
+        inputs: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> IntegerGraph:
+        """The finished, validated graph. ValueError if an output is unknown or the graph is not sound.
+
+        inputs: their order, that in which they were added by default.   metadata: added to the builder's.
+        """
+        ends = tuple(self._inputs if inputs is None else inputs), tuple(outputs)
+        graph = IntegerGraph(self._tensors, tuple(self._nodes), *ends, {**self._metadata, **(metadata or {})})
+        graph.validate(nodes=False)  # each was checked when it was added
         return graph
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs added so far."""
+        return tuple(self._inputs)
+
+    def operation(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        out: Range | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Any operation without weights, by its name in `graph.operations`.
+
+        out: the output's range, for operations that have one of their own; others keep that of their first input.
+        """
+        if op not in OPERATIONS:
+            raise ValueError(f"{op} {name!r}: unknown operation; expected one of {', '.join(OPERATIONS)}")
+        kept = OPERATIONS[op].range
+        found = out if out is not None else kept if isinstance(kept, Range) else "keep"
+        return self._node(op, name, tuple(inputs), dict(attributes or {}), found)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor added so far. ValueError lists the known names if there is none of this name."""
@@ -76,15 +110,15 @@ class BaseBuilder:
             raise ValueError(f"{where} reads {x!r}, which is float32: quantize it first")
         codes = _integers(codes, "int8", -127, f"{where} kernel")
         scale = np.asarray(scales, np.float32)
-        checks.check_scale(scale, f"{where} kernel")
+        check_scale(scale, f"{where} kernel")
         with np.errstate(over="ignore", under="ignore"):
-            bias_scale = checks.bias_scale(self.tensor(x), scale)
-        checks.check_scale(bias_scale, f"{where} bias (input scale * weight scale)")
+            step = bias_scale(self.tensor(x), scale)
+        check_scale(step, f"{where} bias (input scale * weight scale)")
         bias = _integers(
-            np.zeros(scale.shape, np.int32) if bias is None else bias, "int32", -checks.INT32_MAX, f"{where} bias"
+            np.zeros(scale.shape, np.int32) if bias is None else bias, "int32", -INT32_MAX, f"{where} bias"
         )
         kernel = Tensor(f"{name}/kernel", codes.shape, "int8", scale, 0, codes)
-        added = Tensor(f"{name}/bias", bias.shape, "int32", bias_scale, 0, bias)
+        added = Tensor(f"{name}/bias", bias.shape, "int32", step, 0, bias)
         return self._node(op, name, (x, kernel.name, added.name), attributes, out, (kernel, added))
 
     def _explicit_padding(self, x: str, padding: Padding, name: str) -> tuple[str, str]:
@@ -113,7 +147,7 @@ class BaseBuilder:
         if isinstance(out, str):
             out = tensors[0].range
         try:
-            shape = infer_shape(op, attributes, [t.shape for t in tensors])
+            shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
         made = self._activation(name, shape, Range(*out) if out is not None else None)
@@ -126,14 +160,14 @@ class BaseBuilder:
             raise ValueError(f"two nodes are named {node.name!r}: names are unique")
         self._refuse_taken(made)
         for tensor in made:
-            checks.check_tensor(tensor)
-        checks.check_node(node, {**self._tensors, **{t.name: t for t in made}})
+            tensor.check()
+        check_node(node, {**self._tensors, **{t.name: t for t in made}})
         self._tensors.update((t.name, t) for t in made)
         self._nodes.append(node)
 
     def _add(self, tensor: Tensor) -> str:
         self._refuse_taken([tensor])
-        checks.check_tensor(tensor)
+        tensor.check()
         self._tensors[tensor.name] = tensor
         return tensor.name
 
@@ -159,10 +193,7 @@ def _integers(codes: np.ndarray, dtype: str, low: int, where: str) -> np.ndarray
     bad = ~((array >= low) & (array <= high)) | (array != np.round(array))
     if bad.any():
         raise ValueError(
-            f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): "
-            "expected whole numbers "
-            f"from {low} to {high}. A weight needs a larger scale; a bias beyond int32 needs a "
-            "larger weight scale "
-            "in its channel"
+            f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): expected whole numbers from {low} "
+            f"to {high}. A weight needs a larger scale; a bias beyond int32 needs a larger weight scale in its channel"
         )
     return np.ascontiguousarray(array.astype(dtype))

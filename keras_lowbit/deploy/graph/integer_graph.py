@@ -11,16 +11,21 @@ Nothing in this file needs TensorFlow or Keras.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from keras_lowbit.deploy.graph import checks, serialize
+from keras_lowbit.deploy.graph import serialize
+from keras_lowbit.deploy.graph.operations import check_node
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class IntegerGraph:
-    """An integer network: what is verified on the desk and what ships.
+    """An integer network: what is verified and what ships. It cannot be changed.
 
     tensors: name -> Tensor.   nodes: in an order that can be run.   inputs, outputs: tensor names.
     metadata: plain JSON (recipe, library version, ...).
@@ -28,24 +33,71 @@ class IntegerGraph:
     >>> graph.save("q.klb"); again = IntegerGraph.load("q.klb")      # bit-equal
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        nodes: tuple[Node, ...],
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.tensors = dict(tensors)
-        self.nodes = tuple(nodes)
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self.metadata = dict(metadata or {})
+    tensors: Mapping[str, Tensor]
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    _is_valid: bool = field(default=False, init=False, repr=False)
 
-    def validate(self) -> None:
-        """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is
-        wrong where."""
-        checks.check_graph(self.tensors, self.nodes, self.inputs, self.outputs, self.metadata)
+    def __post_init__(self) -> None:
+        for name in ("nodes", "inputs", "outputs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("tensors", "metadata"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name) or {})))
+
+    def with_metadata(self, **entries: Any) -> IntegerGraph:
+        """The same graph with more, or other, metadata."""
+        return IntegerGraph(self.tensors, self.nodes, self.inputs, self.outputs, {**self.metadata, **entries})
+
+    def validate(self, nodes: bool = True) -> None:
+        """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is wrong where.
+
+        A graph cannot be changed, so it is checked once however often this is called.
+        nodes: False where each node was checked when it was made.
+        """
+        if self._is_valid:
+            return
+        for key, tensor in self.tensors.items():
+            if key != tensor.name:
+                raise ValueError(f"tensor {tensor.name!r} is filed under {key!r}: names must agree")
+            tensor.check()
+        self._check_ends()
+        self._check_order()
+        for node in self.nodes if nodes else ():
+            check_node(node, self.tensors)
+        try:
+            json.dumps(dict(self.metadata), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata is not plain JSON ({error}): {dict(self.metadata)!r}") from error
+        object.__setattr__(self, "_is_valid", True)
+
+    def _check_ends(self) -> None:
+        for kind, names in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not names or len(set(names)) != len(names) or any(n not in self.tensors for n in names):
+                raise ValueError(
+                    f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph. A model that "
+                    "returns one value twice, or also its Dropout or Identity, must return it once"
+                )
+            if constants := sorted(n for n in names if self.tensors[n].is_constant):
+                raise ValueError(
+                    f"graph {kind} {constants} are constants: expected inputs, or tensors that a node computes"
+                )
+
+    def _check_order(self) -> None:
+        known = {n for n, t in self.tensors.items() if t.is_constant} | set(self.inputs)
+        seen: set[str] = set()
+        for node in self.nodes:
+            if not node.name or node.name in seen:
+                raise ValueError(f"the name {node.name!r} of a {node.op} node is empty or taken: expected unique names")
+            seen.add(node.name)
+            if late := [n for n in node.inputs if n not in known]:
+                raise ValueError(f"{node.op} {node.name!r} reads {late} before any node computes it")
+            if twice := [n for n in node.outputs if n in known]:
+                raise ValueError(f"{node.op} {node.name!r} writes {twice}, which already has a value")
+            known |= set(node.outputs)
+        if orphans := [n for n in self.tensors if n not in known]:
+            raise ValueError(f"no node computes the tensors {orphans}, and they are neither inputs nor constants")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the graph into one file, atomically. OSError if the folder cannot be written."""
@@ -55,7 +107,12 @@ class IntegerGraph:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerGraph:
         """Read a saved graph. GraphFileError (a ValueError) for a damaged, foreign or newer file."""
-        return cls(**serialize.load(path))
+        graph = cls(**serialize.load(path))
+        try:
+            graph.validate()
+        except (ValueError, TypeError) as error:
+            raise serialize.damaged(path, error) from error
+        return graph
 
     def producer(self, name: str) -> Node | None:
         """The node that computes tensor `name`; None for inputs and constants."""

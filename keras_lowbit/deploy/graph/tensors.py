@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DTYPES = ("int8", "int32", "float32")
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal numbers only
 
 
 class Range(NamedTuple):
@@ -68,6 +69,44 @@ class Tensor:
         """The shape with the batch axis filled in."""
         return tuple(batch_size if d is None else d for d in self.shape)
 
+    def check(self) -> None:
+        """ValueError, with the offending values, unless name, dtype, shape, grid and codes are sound."""
+        where = f"tensor {self.name!r}"
+        if not self.name or not isinstance(self.name, str):
+            raise ValueError(f"a tensor is named {self.name!r}: expected a non-empty string")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{where} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        self._check_shape(where)
+        self._check_grid(where)
+        if self.data is not None and (self.data.shape != self.shape or self.data.dtype != np.dtype(self.dtype)):
+            raise ValueError(
+                f"{where} holds {self.data.dtype} codes of shape {self.data.shape}: "
+                f"expected {self.dtype} of shape {self.shape}"
+            )
+
+    def _check_shape(self, where: str) -> None:
+        sizes = self.shape if self.is_constant else self.shape[1:]
+        if any(d is None or d < 1 for d in sizes) or (not self.is_constant and self.shape[:1] != (None,)):
+            raise ValueError(
+                f"{where} has shape {self.shape}: expected sizes of at least 1, after a batch axis written None unless it "
+                "is a constant"
+            )
+
+    def _check_grid(self, where: str) -> None:
+        if (self.scale is None) != (self.dtype == "float32"):
+            raise ValueError(
+                f"{where} is {self.dtype} with scale {self.scale}: integers need a scale, float32 has none"
+            )
+        if not -128 <= self.zero_point <= 127 or (self.zero_point and self.dtype != "int8"):
+            raise ValueError(
+                f"{where} is {self.dtype} with zero point {self.zero_point}: expected -128 to 127 for int8, else 0"
+            )
+        if self.scale is None:
+            return
+        check_scale(self.scale, where)
+        if not self.is_constant and self.scale.ndim:
+            raise ValueError(f"{where} is an activation with {self.scale.size} scales: activations have one scale")
+
     def equals(self, other: Tensor) -> bool:
         """Bit equality of every field, codes and scales included."""
         plain = ("name", "shape", "dtype", "zero_point")
@@ -78,8 +117,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Node:
-    """One integer operation. `attributes` are plain JSON values; only a float island holds bytes
-    (`model`)."""
+    """One integer operation. `attributes` are plain JSON values; only a float subgraph holds
+    bytes (`model`)."""
 
     op: str
     name: str
@@ -93,3 +132,15 @@ def same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def check_scale(scale: np.ndarray, where: str) -> None:
+    """ValueError that names the first bad one unless every scale is a positive normal float32."""
+    flat = np.asarray(scale, np.float32).reshape(-1)
+    bad = np.flatnonzero(~(np.isfinite(flat) & (flat >= SMALLEST_SCALE)))
+    if bad.size:
+        at = f" in channel {bad[0]}" if flat.size > 1 else ""
+        raise ValueError(
+            f"{where} has scale {flat[bad[0]]}{at} ({bad.size} bad of {flat.size}): expected a finite step size of at least "
+            f"{SMALLEST_SCALE:.3g}. Calibrate again, or give an all-zero channel any positive scale"
+        )

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from keras_lowbit.deploy.litert.interpreter import make_interpreter
+from keras_lowbit.deploy.interpreters import make_interpreter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which container a layer's weights go into, and the bytes of that container.
+"""In which format a layer's weights go into the file, and their bytes.
 
 LiteRT's XNNPACK delegate takes INT4 and INT2 weights in FULLY_CONNECTED only. A 1x1 convolution of stride 1
 and one group is a FULLY_CONNECTED with `keep_num_dims`, so it can go there. INT4 CONV_2D is unpacked at every
@@ -13,20 +13,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.checks import RULES
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.graph.operations import operation_of
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
+PACKED = ("int2", "int4")  # smallest first
 
 
-class Container(NamedTuple):
-    """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for
-    people."""
+class WeightFormat(NamedTuple):
+    """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for people."""
 
     weight_type: str
     dense: bool
     why: str
+
+
+Formats = Mapping[str, WeightFormat]  # by the name of the node
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
@@ -45,54 +47,41 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
     return np.bitwise_or.reduce(fields << shifts, axis=1).astype(np.uint8).tobytes()
 
 
-def choose(node: Node, kernel: Tensor, wanted: str) -> Container:
-    """Smallest container not below `wanted` bits that LiteRT runs fast and exactly for this layer."""
+def weighted_nodes(graph: IntegerGraph) -> list[Node]:
+    """The nodes with weights."""
+    return [node for node in graph.nodes if operation_of(node).weighted]
+
+
+def smallest_formats(graph: IntegerGraph, wanted: str) -> Formats:
+    """For every node with weights the smallest format not below `wanted` ("int8", "int4", "int2") that LiteRT runs exactly."""
+    return {node.name: _smallest(node, graph.tensors[node.inputs[1]], wanted) for node in weighted_nodes(graph)}
+
+
+def _smallest(node: Node, kernel: Tensor, wanted: str) -> WeightFormat:
     dense = node.op == "fully_connected"
     if wanted == "int8":
-        return Container("int8", dense, "asked for")
-    reason = "" if dense else not_pointwise(node, kernel)
-    if reason:
-        return Container("int8", False, f"{reason}: LiteRT takes {wanted} weights in FULLY_CONNECTED only")
+        return WeightFormat("int8", dense, "asked for")
+    if reason := not_packable(node, kernel, wanted):
+        return WeightFormat("int8", False, reason)
     refused: list[str] = []
-    for kind in ("int2", "int4") if wanted == "int2" else ("int4",):
-        reason = does_not_fit(kernel, BITS[kind])
-        if not reason:
-            return Container(kind, True, "; ".join(refused) or "asked for")
-        refused.append(f"not {kind}: {reason}")
-    return Container("int8", dense, "; ".join(refused))
+    for kind in PACKED[PACKED.index(wanted) :]:
+        misfit = codes_misfit(kernel, BITS[kind])
+        if misfit is None:
+            return WeightFormat(kind, True, "; ".join(refused) or "asked for")
+        refused.append(f"not {kind}: {misfit}")
+    return WeightFormat("int8", dense, "; ".join(refused))
 
 
-Weights = str | Mapping[str, Container]
-
-
-def check_weights(weights: Weights) -> None:
-    """ValueError for a word that is no container."""
-    if isinstance(weights, str) and weights not in BITS:
-        raise ValueError(
-            f"weights={weights!r}: expected one of {', '.join(map(repr, BITS))}, or a container for each node by name"
-        )
-
-
-def plan(graph: IntegerGraph, weights: Weights) -> dict[str, Container]:
-    """Container of every node with weights, by node name. weights: "int8", "int4", "int2", or the plan itself."""
-    check_weights(weights)
-    if not isinstance(weights, str):
-        return dict(weights)
-    return {n.name: choose(n, graph.tensors[n.inputs[1]], weights) for n in graph.nodes if RULES[n.op].weighted}
-
-
-def as_written(graph: IntegerGraph, weights: Weights) -> IntegerGraph:
-    """The graph that a file of these `weights` holds: 1x1 convolutions that are packed are fully_connected
-    nodes in it.
+def with_dense_pointwise(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
+    """The graph that a file of these formats holds: 1x1 convolutions with `dense` are fully_connected nodes in it.
 
     Same names, codes and scales; only the kernels of those nodes are [IC, OC]. Compare LiteRT's reference
     kernels with *this* graph: they round a dense layer once and a convolution twice, so the two differ by one
     step now and then. (XNNPACK and the optimized kernels give the same for both.)
     """
-    chosen = plan(graph, weights)
     tensors, nodes = dict(graph.tensors), []
     for node in graph.nodes:
-        if node.op == "conv2d" and chosen[node.name].dense:
+        if node.op == "conv2d" and formats[node.name].dense:
             kernel = tensors[node.inputs[1]]
             if reason := not_pointwise(node, kernel):
                 raise ValueError(
@@ -105,8 +94,14 @@ def as_written(graph: IntegerGraph, weights: Weights) -> IntegerGraph:
     return IntegerGraph(tensors, tuple(nodes), graph.inputs, graph.outputs, graph.metadata)
 
 
-def not_pointwise(node: Node, kernel: Tensor) -> str:
-    """Why a node is not a FULLY_CONNECTED in disguise; empty if it is."""
+def not_packable(node: Node, kernel: Tensor, wanted: str = "packed") -> str | None:
+    """Why a node's weights cannot be packed whatever they are; None if they can."""
+    reason = None if node.op == "fully_connected" else not_pointwise(node, kernel)
+    return reason and f"{reason}: LiteRT takes {wanted} weights in FULLY_CONNECTED only"
+
+
+def not_pointwise(node: Node, kernel: Tensor) -> str | None:
+    """Why a node is not a FULLY_CONNECTED in disguise; None if it is."""
     if node.op != "conv2d":
         return node.op.replace("_", " ")
     if kernel.shape[:2] != (1, 1):
@@ -115,16 +110,16 @@ def not_pointwise(node: Node, kernel: Tensor) -> str:
         return f"convolution of strides {tuple(node.attributes['strides'])}"
     if node.attributes["groups"] != 1:
         return f"convolution of {node.attributes['groups']} groups"
-    return ""
+    return None
 
 
-def does_not_fit(kernel: Tensor, bits: int) -> str:
-    """Why the codes of a dense kernel cannot be packed into `bits`; empty if they can."""
+def codes_misfit(kernel: Tensor, bits: int) -> str | None:
+    """Why the codes of a dense kernel cannot be packed into `bits`; None if they can."""
     codes, channels = _codes(kernel), kernel.shape[-2] or 0
     low, high, per_byte = -(1 << (bits - 1)), (1 << (bits - 1)) - 1, 8 // bits
     if codes.min() < low or codes.max() > high:
         return f"codes from {codes.min()} to {codes.max()} exceed {low}..{high}"
-    return f"{channels} input channels do not divide by {per_byte}" if channels % per_byte else ""
+    return f"{channels} input channels do not divide by {per_byte}" if channels % per_byte else None
 
 
 def _codes(kernel: Tensor) -> np.ndarray:

@@ -13,7 +13,8 @@ import os
 from typing import TYPE_CHECKING
 
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.litert.weight_formats import Weights, as_written, check_weights, plan
+from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
+from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.files import atomic_write
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ def write(
 ) -> list[Row]:
     """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
 
-    weights: container asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
-    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; or a
-    Container for each node by name.
+    weights: format asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
+    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; "auto" or a
+    `LatencyTable`: the smallest that is no slower; or a `WeightFormat` for each node by name.
     io: "int8", or "float32" to add QUANTIZE after the inputs and DEQUANTIZE before the outputs.
     batch_size: every shape in the file is static.
 
@@ -42,7 +43,7 @@ def write(
     Packed weights, measured on LiteRT 2.3: INT4 and INT2 files load on the default delegate, on the built-in kernels
     and on BUILTIN_REF. On the first two the output has the bits of the int8 file. BUILTIN_REF rounds FULLY_CONNECTED
     once and CONV_2D twice, so there a packed 1x1 convolution may differ from its int8 form by one step; it equals the
-    NumPy reference of `litert_weights.as_written(graph, weights)`.
+    NumPy reference of `weight_formats.with_dense_pointwise(graph, formats)`.
 
     The file holds the graph's metadata (entry "keras_lowbit", JSON) and TFLite's own: input and output names, image or
     features, and from the graph's metadata its name, normalization and labels (see `metadata`).
@@ -63,10 +64,11 @@ def to_bytes(
     from keras_lowbit.deploy.litert.metadata import append_labels, describe
     from keras_lowbit.deploy.litert.operators import Emitter
 
-    _check_arguments(weights, io, batch_size)
+    _check_arguments(io, batch_size)
     graph.validate()
+    formats = plan_formats(graph, weights)
     file = FileBuilder("keras_lowbit")
-    emitter = Emitter(as_written(graph, weights), file, plan(graph, weights), batch_size)
+    emitter = Emitter(with_dense_pointwise(graph, formats), file, formats, batch_size)
     inputs = {name: _input(emitter, name, io) for name in graph.inputs}
     for node in emitter.graph.nodes:
         emitter.emit(node)
@@ -106,8 +108,7 @@ def _metadata(content: bytes) -> dict[str, object] | None:
     return None
 
 
-def _check_arguments(weights: Weights, io: str, batch_size: int) -> None:
-    check_weights(weights)
+def _check_arguments(io: str, batch_size: int) -> None:
     if io not in ("int8", "float32"):
         raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:

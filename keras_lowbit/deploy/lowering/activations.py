@@ -1,16 +1,99 @@
 """Activations as integer operations."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.deploy.lowering.state import Lowering
+from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.lowering.ranges import FIXED
+from keras_lowbit.deploy.lowering.registry import lowers
+from keras_lowbit.deploy.lowering.state import Lowering, emits
+from keras_lowbit.deploy.lowering.values import DeferredOp
 from keras_lowbit.keras_graph.calls import Call
 
-FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 _LEAST_SOFTMAX_SCALE = 2.0**-24
+# Activation function -> the operation that waits for its range; "silu" is a composition.
+_DEFERRED = {
+    "relu": "relu",
+    "relu6": "relu6",
+    "hard_silu": "hard_swish",
+    "leaky_relu": "leaky_relu",
+    "silu": "silu",
+}
+
+
+@lowers("Relu", "Relu6", "ReLU")
+def lower_relu(state: Lowering, call: Call) -> bool:
+    """A relu or relu6 fuses with the operation that it ends; behind anything else it is an operation of its own."""
+    operation, kind = call.operation, stock_kind(call.operation)
+    if kind == "ReLU" and operation.negative_slope:
+        return activate(state, call, "leaky_relu")
+    capped = operation.max_value is not None if kind == "ReLU" else kind == "Relu6"
+    return fuse_relu(state, call, "relu6" if capped else "relu")
+
+
+def fuse_relu(state: Lowering, call: Call, name: str) -> bool:
+    """A relu or relu6, fused where that is possible."""
+    value = state.values[call.inputs[0]]
+    if isinstance(value, DeferredOp) and value.takes_activation:
+        state.values[call.outputs[0]] = value.with_activation(name, call)
+        return True
+    return activate(state, call, name)
+
+
+@lowers("Sigmoid", "Tanh", "HardSigmoid", "Silu", "HardSilu")
+def lower_function(state: Lowering, call: Call) -> bool:
+    """An activation function that is an operation of Keras."""
+    return activate(state, call, activation_name(call.operation))
+
+
+@lowers("Softmax")
+def lower_softmax(state: Lowering, call: Call) -> bool:
+    """A softmax of the last axis."""
+    return activate(state, call, "softmax")
+
+
+@lowers("LeakyReLU", "LeakyRelu")
+def lower_leaky_relu(state: Lowering, call: Call) -> bool:
+    """Two slopes."""
+    return activate(state, call, "leaky_relu")
+
+
+def activate(state: Lowering, call: Call, activation: str) -> bool:
+    """An activation on a stored tensor; False if no integer operation has that function."""
+    source, key = state.stored(call.inputs[0], call), call.outputs[0]
+    if has_fixed_range(activation):
+        provenance = source.provenance.add(call=call)
+        state.store(key, fixed_activation(state, source.tensor, activation, call.path), provenance)
+        return True
+    found = deferred_activation(call, activation)
+    return found is not None and state.defer(call, found[0], source, attributes=found[1])
+
+
+def has_fixed_range(activation: str) -> bool:
+    """Whether the result's range does not depend on data."""
+    return activation in FIXED or activation == "hard_sigmoid"
+
+
+def deferred_activation(call: Call, activation: str) -> tuple[str, dict[str, Any]] | None:
+    """Operation and attributes of an activation that waits for its range; None if there is none of that function."""
+    if activation not in _DEFERRED:
+        return None
+    return _DEFERRED[activation], {"alpha": _slope(call.operation)} if activation == "leaky_relu" else {}
+
+
+def _slope(operation: Any) -> float:
+    slope = getattr(operation, "negative_slope", None)
+    return float(np.float32(0.2 if slope is None else float(slope)))  # keras.activations.leaky_relu has 0.2
+
+
+@emits("silu")
+def emit_silu(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """``x * sigmoid(x)``."""
+    (tensor,), builder = deferred.inputs, state.builder
+    gate = builder.logistic(tensor, state.name(f"{deferred.path}/gate"))
+    return builder.mul(tensor, gate, grid, state.name(deferred.path))
 
 
 def fixed_activation(state: Lowering, tensor: str, activation: str, path: str) -> str:
@@ -20,37 +103,10 @@ def fixed_activation(state: Lowering, tensor: str, activation: str, path: str) -
         # LiteRT refuses such an input; its values are all but equal, and so are those on the wider grid.
         tensor = builder.quantize(tensor, Range(_LEAST_SOFTMAX_SCALE, 0), state.name(f"{path}/widened"))
     if activation in FIXED:
-        return str(getattr(builder, FIXED[activation])(tensor, name))
+        return builder.operation(FIXED[activation], (tensor,), name)
     grid = builder.tensor(tensor).range
     sixth = builder.constant(state.name(f"{path}/sixth"), np.ones((1,), np.int8), 1 / 6)
     half = builder.constant(state.name(f"{path}/half"), np.ones((1,), np.int8), 0.5)
     # The product has the codes of x at a sixth of its scale: no rounding happens there.
     scaled = builder.mul(tensor, sixth, Range(grid.scale / 6, grid.zero_point), state.name(f"{path}/scaled"))
     return builder.add(scaled, half, Range(1 / 256, -128), name)
-
-
-def unary_activation(
-    state: Lowering, call: Call, activation: str, tensor: str, path: str | None = None
-) -> Callable[..., str] | None:
-    """Makes the node of an activation that waits for its range; None if the integer graph has none of that name.
-
-    path: the node's name, the call's own by default.
-    """
-    builder, path = state.builder, path or call.path
-
-    def silu(grid: Range, *_: Any) -> str:
-        gate = builder.logistic(tensor, state.name(f"{path}/gate"))
-        return builder.mul(tensor, gate, grid, state.name(path))
-
-    simple = {"relu": builder.relu, "relu6": builder.relu6, "hard_silu": builder.hard_swish}
-    if activation in simple:
-        return lambda grid, *_: simple[activation](tensor, grid, state.name(path))
-    if activation == "leaky_relu":
-        slope = _slope(call.operation)
-        return lambda grid, *_: builder.leaky_relu(tensor, grid, state.name(path), slope)
-    return silu if activation == "silu" else None
-
-
-def _slope(operation: Any) -> float:
-    slope = getattr(operation, "negative_slope", None)
-    return 0.2 if slope is None else float(slope)  # keras.activations.leaky_relu has 0.2

@@ -1,50 +1,68 @@
 """Operations that move, select or average values: they keep the range of their input."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.analysis.supported_forms import AUGMENTATIONS, DROPOUTS, index_of
-from keras_lowbit.deploy.lowering.state import Lowering, static_shape
-from keras_lowbit.deploy.lowering.values import Floating, Pending, Stored
+from keras_lowbit.deploy.lowering.registry import Handler, lowers
+from keras_lowbit.deploy.lowering.state import Lowering
+from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor
 from keras_lowbit.keras_graph.calls import Call
 
-# Nothing happens in inference: the result is the input itself. An Activation here is linear; others have other roles.
-_ALIASES = {*DROPOUTS, *AUGMENTATIONS, "InputLayer", "Identity", "ActivityRegularization", "Activation"}
+Move = Callable[[Lowering, Call, str], str]  # of a call and the tensor it reads: the name of the tensor it makes
 
 
-def lower_move(state: Lowering, call: Call) -> bool:
-    """Lower one range-keeping call; False for one between operations that run in float."""
-    kind, key = stock_kind(call.operation), call.outputs[0]
+@lowers(*DROPOUTS, *AUGMENTATIONS, "InputLayer", "Identity", "ActivityRegularization")
+def pass_on(state: Lowering, call: Call) -> bool:
+    """Nothing happens at inference: the result is the input itself."""
     value = state.values[call.inputs[0]]
-    if kind in _ALIASES:
-        if isinstance(value, (Pending, Stored)):
-            state.values[key] = type(value)(**{**vars(value), "trail": value.trail.add(call=call)})
-            return True
+    if not isinstance(value, (DeferredOp, QuantizedTensor)):
         return False
-    if isinstance(value, Floating):
-        return False
-    source = state.stored(call.inputs[0], call)
-    state.store(key, _MOVES[kind](state, call, source.tensor), source.trail.add(call=call))
+    state.values[call.outputs[0]] = replace(value, provenance=value.provenance.add(call=call))
     return True
 
 
+def moves(*kinds: str) -> Callable[[Move], Move]:
+    """Decorator: the function lowers calls of these stock classes; between operations that run in float they do, too."""
+
+    def register(move: Move) -> Move:
+        lowers(*kinds)(_handler(move))
+        return move
+
+    return register
+
+
+def _handler(move: Move) -> Handler:
+    def handle(state: Lowering, call: Call) -> bool:
+        if isinstance(state.values[call.inputs[0]], FloatTensor):
+            return False
+        source = state.stored(call.inputs[0], call)
+        state.store(call.outputs[0], move(state, call, source.tensor), source.provenance.add(call=call))
+        return True
+
+    return handle
+
+
+@moves("Reshape", "Flatten", "Squeeze", "ExpandDims")
 def _reshape(state: Lowering, call: Call, tensor: str) -> str:
     """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
     wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
     return state.builder.reshape(tensor, state.name(call.path), wanted)
 
 
+@moves("Permute", "Transpose")
 def _permute(state: Lowering, call: Call, tensor: str) -> str:
     operation, rank = call.operation, len(call.tensors[0].shape)
     perm = [0, *operation.dims] if hasattr(operation, "dims") else [axis % rank for axis in operation.axes]
     return state.builder.transpose(tensor, state.name(call.path), perm)
 
 
+@moves("ZeroPadding1D", "ZeroPadding2D", "Pad")
 def _pad(state: Lowering, call: Call, tensor: str) -> str:
-    operation, rank = call.operation, len(static_shape(state, tensor))
+    operation, rank = call.operation, len(state.static_shape(tensor))
     if hasattr(operation, "pad_width"):
         widths = np.broadcast_to(operation.pad_width, (rank + 1, 2)).tolist()
         return state.builder.pad(tensor, state.name(call.path), widths[1:])
@@ -53,15 +71,17 @@ def _pad(state: Lowering, call: Call, tensor: str) -> str:
     return state.builder.pad(tensor, state.name(call.path), [*pairs, (0, 0)])
 
 
+@moves("Cropping1D", "Cropping2D")
 def _crop(state: Lowering, call: Call, tensor: str) -> str:
     cropping = call.operation.cropping
     pairs = [cropping] if isinstance(cropping[0], int) else list(cropping)
-    sizes = static_shape(state, tensor)
+    sizes = state.static_shape(tensor)
     begin = [before for before, _ in pairs] + [0]
     end = [size - after for size, (_, after) in zip(sizes, pairs, strict=False)] + [sizes[-1]]
     return state.builder.strided_slice(tensor, state.name(call.path), begin, end)
 
 
+@moves("GetItem")
 def _get_item(state: Lowering, call: Call, tensor: str) -> str:
     """``x[:, a:b:c, i, ...]``: slices of positive steps and whole numbers, the batch whole."""
     parts = index_of(call) or []
@@ -73,61 +93,56 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str:
     )
     if not drops:
         return whole
-    kept = zip(parts[1:], static_shape(state, whole), strict=True)
+    kept = zip(parts[1:], state.static_shape(whole), strict=True)
     return state.builder.reshape(whole, name, [size for part, size in kept if isinstance(part, slice)])
 
 
-def _pool(kind: str) -> Callable[[Lowering, Call, str], str]:
-    def make(state: Lowering, call: Call, tensor: str) -> str:
-        layer, sizes, builder = call.operation, static_shape(state, tensor), state.builder
-        pool = builder.max_pool2d if kind == "max" else builder.average_pool2d
-        size, strides = tuple(layer.pool_size), tuple(layer.strides)
-        if len(size) == 2:
-            return pool(tensor, state.name(call.path), size, strides, layer.padding)
-        name = state.name(call.path)
-        image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
-        inner = pool(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
-        return builder.reshape(inner, name, static_shape(state, inner)[1:])
-
-    return make
+@moves("MaxPooling1D", "MaxPooling2D")
+def _max_pool(state: Lowering, call: Call, tensor: str) -> str:
+    return _pool(state, call, tensor, state.builder.max_pool2d)
 
 
+@moves("AveragePooling1D", "AveragePooling2D")
+def _average_pool(state: Lowering, call: Call, tensor: str) -> str:
+    return _pool(state, call, tensor, state.builder.average_pool2d)
+
+
+def _pool(state: Lowering, call: Call, tensor: str, pool: Callable[..., str]) -> str:
+    """In one dimension a pool of height 1 between two reshapes."""
+    layer, builder, name = call.operation, state.builder, state.name(call.path)
+    size, strides = tuple(layer.pool_size), tuple(layer.strides)
+    if len(size) == 2:
+        return pool(tensor, name, size, strides, layer.padding)
+    image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *state.static_shape(tensor)))
+    inner = pool(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
+    return builder.reshape(inner, name, state.static_shape(inner)[1:])
+
+
+@moves("GlobalAveragePooling1D", "GlobalAveragePooling2D")
 def _global_average(state: Lowering, call: Call, tensor: str) -> str:
     layer, builder = call.operation, state.builder
-    axes = tuple(range(1, len(static_shape(state, tensor))))
+    axes = tuple(range(1, len(state.static_shape(tensor))))
     return builder.mean(tensor, builder.tensor(tensor).range, state.name(call.path), axes, layer.keepdims)
 
 
+@moves("GlobalMaxPooling1D", "GlobalMaxPooling2D")
 def _global_max(state: Lowering, call: Call, tensor: str) -> str:
-    layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
+    layer, builder, sizes = call.operation, state.builder, state.static_shape(tensor)
     name = state.name(call.path)
     image = tensor
     if len(sizes) == 2:
         image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
-    pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), static_shape(state, image)[:2], (1, 1))
+    pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), state.static_shape(image)[:2], (1, 1))
     shape = [1] * (len(sizes) - 1) * layer.keepdims + [sizes[-1]]
     return builder.reshape(pooled, name, shape)
 
 
+@moves("UpSampling2D")
 def _upsample(state: Lowering, call: Call, tensor: str) -> str:
-    layer, builder, sizes = call.operation, state.builder, static_shape(state, tensor)
+    layer, builder, sizes = call.operation, state.builder, state.static_shape(tensor)
     factor: Any = layer.size
     size = (sizes[0] * factor[0], sizes[1] * factor[1])
     if layer.interpolation == "nearest":
         # Whole factors: without half-pixel centers this repeats every pixel, as Keras does.
         return builder.resize_nearest(tensor, state.name(call.path), size, half_pixel_centers=False)
     return builder.resize_bilinear(tensor, state.name(call.path), size)
-
-
-_MOVES: dict[str, Callable[[Lowering, Call, str], str]] = {
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
-    **dict.fromkeys(("Permute", "Transpose"), _permute),
-    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "Pad"), _pad),
-    **dict.fromkeys(("Cropping1D", "Cropping2D"), _crop),
-    "GetItem": _get_item,
-    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D"), _pool("max")),
-    **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _pool("average")),
-    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), _global_average),
-    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), _global_max),
-    "UpSampling2D": _upsample,
-}

@@ -1,4 +1,4 @@
-"""A piece of a Keras model as a float .tflite: the body of a float island. The TF converter builds nothing else here."""
+"""A piece of a Keras model as a float .tflite, the content of a float subgraph. The TF converter builds nothing else here."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 
-def convert_island(
+def convert_to_float(
     run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, ...]], what: str, batch_size: int = 1
 ) -> bytes:
     """The float .tflite bytes of `run(*tensors)` for inputs of those shapes (without batch).
@@ -21,7 +21,7 @@ def convert_island(
     inputs = [keras.Input(shape, dtype="float32") for shape in shapes]
     if any(output.shape[0] is not None for output in run(*inputs)):
         raise ValueError(
-            f"{what} mixes the samples of a batch: its output has no batch axis. A phone runs one sample at a time. Leave "
+            f"{what} mixes the samples of a batch: its output has no batch axis. A device runs one sample at a time. Leave "
             "it out of the exported model."
         )
     try:
@@ -44,7 +44,7 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
 
     inputs = [keras.Input(batch_shape=shape, dtype="float32") for shape in shapes]
     model = keras.Model(inputs, run(*inputs), name="island")
-    # A mixed policy has Keras read every variable in the type its layer computes in, see `as_converted`.
+    # A mixed policy has Keras read every variable in the type its layer computes in, see `in_float32`.
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
     arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]
     archive = keras.export.ExportArchive()  # makes a tf.function of any backend's model
@@ -56,8 +56,8 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
 
 
 @contextlib.contextmanager
-def as_converted(operation: Any) -> Iterator[None]:
-    """Inside, an operation's layers compute in float32, the one float of islands, and are named by their place: "002_Dense".
+def in_float32(operation: Any) -> Iterator[None]:
+    """Inside, an operation's layers compute in float32 and are named by their place: "002_Dense".
 
     The converter sorts by names, and Keras counts those of a custom layer's own layers up with every model it makes:
     "dense_9" and "dense_10" would give another file than "dense_1" and "dense_2".

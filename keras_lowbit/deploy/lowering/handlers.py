@@ -1,142 +1,119 @@
-"""How each kind of Keras call is lowered. One handler a role; names of nodes are the layers' paths."""
+"""How calls without weights are lowered: ranges, batch norms, arithmetic, concatenations. Nodes have the layers' paths."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
 from keras_lowbit.convert.analysis.supported_forms import starts_with_tensor
-from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.deploy.lowering.activations import FIXED, fixed_activation, unary_activation
-from keras_lowbit.deploy.lowering.data_movement import lower_move
-from keras_lowbit.deploy.lowering.float_fallback import lower_island
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.lowering import data_movement
+from keras_lowbit.deploy.lowering.activations import activate, fuse_relu
+from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
-from keras_lowbit.deploy.lowering.state import Lowering
-from keras_lowbit.deploy.lowering.values import Entry, Pending, Stored, Trail
-from keras_lowbit.deploy.lowering.weighted import lower_weighted, pending_affine
+from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
+from keras_lowbit.deploy.lowering.state import Lowering, emits
+from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor
+from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 
 def lower_call(state: Lowering, call: Call) -> None:
-    """Lower one call: sets `state.values` of its outputs."""
-    role = role_of(call)
-    if role is Role.WEIGHTED and not isinstance(call.operation, QuantizedLayer):
-        role = Role.ISLAND
-    handler = _HANDLERS.get(role, lower_island)
-    if not (handler(state, call) or handler is lower_island):
-        lower_island(state, call)
+    """Lower one call: sets `state.values` of its outputs. What has no handler, or no integer form, runs in float."""
+    role, operation = role_of(call), call.operation
+    if isinstance(operation, QuantActivation):
+        return lower_range(state, call)
+    handler = HANDLERS.get(stock_kind(operation))
+    runs_in_float = role is Role.ISLAND or (role is Role.WEIGHTED and not isinstance(operation, QuantizedLayer))
+    if handler is None or runs_in_float or not handler(state, call):
+        lower_float(state, call)
+    return None
 
 
-def _range(state: Lowering, call: Call) -> bool:
+def lower_range(state: Lowering, call: Call) -> None:
     """A QuantActivation: an activation, then the range."""
     layer: QuantActivation = call.operation
     key, out = call.inputs[0], call.outputs[0]
     activation = activation_name(layer)
     if activation != "linear":
-        _activate(state, call, activation)
+        if not activate(state, call, activation):
+            lower_float(state, call)
         key = out
     grid = state.range_of(layer.output_host, call.path)
     value = state.values[key]
-    trail = value.trail if activation != "linear" else value.trail.add(call=call)
-    if isinstance(value, Entry):
+    provenance = value.provenance if activation != "linear" else value.provenance.add(call=call)
+    if isinstance(value, GraphInput):
         tensor = state.builder.input(value.name, value.shape, "int8", grid)
-        state.values[out] = Stored(tensor, Trail({out: tensor}))
-    elif isinstance(value, Pending):
-        state.store(out, state.emit(value, grid), trail)
-    elif isinstance(value, Stored) and state.builder.tensor(value.tensor).range == _as_float32(grid):
-        state.store(out, value.tensor, trail, alias=True)
+        state.values[out] = QuantizedTensor(tensor, Provenance({out: tensor}))
+    elif isinstance(value, DeferredOp):
+        state.store(out, state.emit(value, grid), provenance)
+    elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == _as_float32(grid):
+        state.store(out, value.tensor, provenance, alias=True)
     else:
-        state.store(out, state.builder.quantize(value.tensor, grid, state.name(call.path)), trail)
-    return True
+        state.store(out, state.builder.quantize(value.tensor, grid, state.name(call.path)), provenance)
 
 
 def _as_float32(grid: Range) -> Range:
     return Range(float(np.float32(grid.scale)), grid.zero_point)
 
 
-def _batch_norm(state: Lowering, call: Call) -> bool:
+@lowers("Activation")
+def lower_activation(state: Lowering, call: Call) -> bool:
+    """An Activation layer, by its function."""
+    name = activation_name(call.operation)
+    if name == "linear":
+        return data_movement.pass_on(state, call)
+    return fuse_relu(state, call, name) if name in ("relu", "relu6") else activate(state, call, name)
+
+
+@lowers("BatchNormalization")
+def lower_batch_norm(state: Lowering, call: Call) -> bool:
+    """A per-channel affine of the moving statistics."""
     return _affine(state, call, batch_norm_affine(call.operation))
+
+
+@lowers("Rescaling")
+def lower_rescaling(state: Lowering, call: Call) -> bool:
+    """``scale * x + offset``."""
+    layer = call.operation
+    return _affine(state, call, Affine(_per_channel(call, layer.scale), _per_channel(call, layer.offset)))
+
+
+@lowers("Normalization")
+def lower_normalization(state: Lowering, call: Call) -> bool:
+    """``(x - mean) / deviation``, or its inverse."""
+    layer = call.operation
+    mean = _per_channel(call, layer.mean)
+    deviation = np.maximum(np.sqrt(_per_channel(call, layer.variance)), 1e-7)
+    inverted = Affine(deviation, mean)
+    return _affine(state, call, inverted if layer.invert else Affine(1 / deviation, -mean / deviation))
 
 
 def _affine(state: Lowering, call: Call, affine: Affine) -> bool:
     value = state.values[call.inputs[0]]
-    if isinstance(value, Pending) and value.takes_affine:
-        state.values[call.outputs[0]] = value.scaled(affine, call)
-    else:
-        source = state.stored(call.inputs[0], call)
-        state.values[call.outputs[0]] = pending_affine(state, call, source, affine)
-    return True
-
-
-def _clip(state: Lowering, call: Call) -> bool:
-    name = "relu6" if "relu6" in (activation_name(call.operation), stock_kind(call.operation).lower()) else "relu"
-    if stock_kind(call.operation) == "ReLU" and call.operation.max_value is not None:
-        name = "relu6"
-    value = state.values[call.inputs[0]]
-    if isinstance(value, Pending) and value.clips and value.activation is None:
-        state.values[call.outputs[0]] = value.clipped(name, call)
+    if isinstance(value, DeferredOp) and value.takes_affine:
+        state.values[call.outputs[0]] = value.then(affine, call)
         return True
-    return _activate(state, call, name)
+    return defer_affine(state, call, state.stored(call.inputs[0], call), affine)
 
 
-def _gated(state: Lowering, call: Call) -> bool:
-    return _activate(state, call, activation_name(call.operation))
+def _per_channel(call: Call, constant: Any) -> np.ndarray:
+    """A scalar, or one value for each channel, as the latter."""
+    return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (call.results[0].shape[-1],)).copy()
 
 
-def _activate(state: Lowering, call: Call, activation: str) -> bool:
-    """An activation on a stored tensor; False if the integer graph has none of that name."""
-    source, key = state.stored(call.inputs[0], call), call.outputs[0]
-    if activation in FIXED or activation == "hard_sigmoid":
-        trail = source.trail.add(call=call)
-        state.store(key, fixed_activation(state, source.tensor, activation, call.path), trail)
-        return True
-    unary = unary_activation(state, call, activation, source.tensor)
-    if unary is None:
-        return False
-    state.values[key] = Pending(call.path, unary, source.trail.add(call=call), clips=False)
-    return True
+_PAIRS = {"Add": "add", "Subtract": "sub", "Multiply": "mul"}
 
 
-def _compute(state: Lowering, call: Call) -> bool:
-    """Sums, differences, products, rescaling, means, softmax, leaky relu."""
+@lowers(*_PAIRS)
+def lower_pair(state: Lowering, call: Call) -> bool:
+    """Two tensors, or a tensor and a constant."""
     kind = stock_kind(call.operation)
-    if kind in ("Rescaling", "Normalization"):
-        return _affine(state, call, _layer_affine(call, kind))
-    if kind in ("Add", "Subtract", "Multiply"):
-        return _binary(state, call, kind)
-    if kind == "Mean":
-        return _mean(state, call)
-    if kind == "Activation":
-        return _activate(state, call, activation_name(call.operation))
-    return _activate(state, call, "softmax" if kind == "Softmax" else "leaky_relu")
-
-
-def _mean(state: Lowering, call: Call) -> bool:
-    """`keras.ops.mean` over any axes but the batch."""
-    source, axis = state.stored(call.inputs[0], call), call.operation.axis
-    axes = [axis] if isinstance(axis, int) else list(axis)
-
-    def emit(grid: Range, *_: Any) -> str:
-        return state.builder.mean(source.tensor, grid, state.name(call.path), axes, call.operation.keepdims)
-
-    state.values[call.outputs[0]] = Pending(call.path, emit, source.trail.add(call=call), clips=False)
-    return True
-
-
-def _binary(state: Lowering, call: Call, kind: str) -> bool:
     if len(call.inputs) == 1:
         return _affine(state, call, _constant_affine(call, kind))
     left, right = (state.stored(source, call) for source in call.inputs)
-    make = {"Add": state.builder.add, "Subtract": state.builder.sub, "Multiply": state.builder.mul}[kind]
-
-    def emit(grid: Range, activation: str | None, _: Any) -> str:
-        return make(left.tensor, right.tensor, grid, state.name(call.path), activation)
-
-    trail = left.trail.add(right.trail, call=call)
-    state.values[call.outputs[0]] = Pending(call.path, emit, trail)
-    return True
+    return state.defer(call, _PAIRS[kind], left, right, fuses_activation=True)
 
 
 def _constant_affine(call: Call, kind: str) -> Affine:
@@ -151,54 +128,39 @@ def _constant_affine(call: Call, kind: str) -> Affine:
     return Affine(ones, -vector) if starts_with_tensor(call) else Affine(-ones, vector)
 
 
-def _layer_affine(call: Call, kind: str) -> Affine:
-    layer = call.operation
-    if kind == "Rescaling":
-        return Affine(_per_channel(call, layer.scale), _per_channel(call, layer.offset))
-    mean = _per_channel(call, layer.mean)
-    deviation = np.maximum(np.sqrt(_per_channel(call, layer.variance)), 1e-7)
-    return Affine(deviation, mean) if layer.invert else Affine(1 / deviation, -mean / deviation)
+@lowers("Mean")
+def lower_mean(state: Lowering, call: Call) -> bool:
+    """`keras.ops.mean` over any axes but the batch."""
+    axis, rank = call.operation.axis, len(call.tensors[0].shape)
+    axes = sorted(a % rank for a in ([axis] if isinstance(axis, int) else axis))
+    attributes = {"axes": axes, "keepdims": bool(call.operation.keepdims)}
+    return state.defer(call, "mean", state.stored(call.inputs[0], call), attributes=attributes)
 
 
-def _per_channel(call: Call, constant: Any) -> np.ndarray:
-    """A scalar, or one value for each channel, as the latter."""
-    return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (call.results[0].shape[-1],)).copy()
-
-
-def _concatenate(state: Lowering, call: Call) -> bool:
-    """Waits for the range its parts will share; parts of another range are requantized."""
-    parts = [state.values[key] for key in call.inputs]
+@lowers("Concatenate")
+def lower_concatenate(state: Lowering, call: Call) -> bool:
+    """Waits for the range that its parts will share; parts of another range are requantized."""
+    parts = tuple(state.values[key] for key in call.inputs)
     for key, part in zip(call.inputs, parts, strict=True):
-        if not isinstance(part, Pending):
+        if not isinstance(part, DeferredOp):
             state.stored(key, call)
-    axis = call.operation.axis
-
-    def emit(grid: Range, *_: Any) -> str:
-        names = [_with_range(state, part, grid, f"{call.path}/part_{i}") for i, part in enumerate(parts)]
-        return state.builder.concatenation(names, state.name(call.path), axis)
-
-    trail = parts[0].trail.add(*(part.trail for part in parts[1:]), call=call)
-    state.values[call.outputs[0]] = Pending(call.path, emit, trail, clips=False)
+    provenance = parts[0].provenance.add(*(part.provenance for part in parts[1:]), call=call)
+    axis = {"axis": call.operation.axis}
+    state.values[call.outputs[0]] = DeferredOp("concatenation", call.path, parts, provenance, axis)
     return True
 
 
+@emits("concatenation")
+def emit_concatenation(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The parts, each in the range of the whole."""
+    parts = enumerate(deferred.inputs)
+    names = [_with_range(state, part, grid, f"{deferred.path}/part_{i}") for i, part in parts]
+    return state.builder.concatenation(names, state.name(deferred.path), deferred.attributes["axis"])
+
+
 def _with_range(state: Lowering, part: Any, grid: Range, name: str) -> str:
-    if isinstance(part, Pending):
+    if isinstance(part, DeferredOp):
         return state.emit(part, grid)
     if state.builder.tensor(part.tensor).range == _as_float32(grid):
         return str(part.tensor)
     return state.builder.quantize(part.tensor, grid, state.name(name))
-
-
-_HANDLERS: dict[Role, Callable[[Lowering, Call], bool]] = {
-    Role.WEIGHTED: lower_weighted,
-    Role.BATCH_NORM: _batch_norm,
-    Role.CLIP: _clip,
-    Role.COMPUTE: _compute,
-    Role.FIXED: lambda state, call: _activate(state, call, activation_name(call.operation)),
-    Role.KEEP: lower_move,
-    Role.CONCAT: _concatenate,
-    Role.GATED: _gated,
-    Role.RANGE: _range,
-    Role.ISLAND: lower_island,
-}

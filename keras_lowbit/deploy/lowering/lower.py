@@ -1,8 +1,8 @@
 """lower: a trained quantized Keras model becomes an IntegerGraph.
 
-The model's calls are walked once in running order. Each Keras tensor is a `Stored` int8 tensor, a `Pending` operation
-that waits for the range behind it (batch norms and a relu fuse meanwhile), or `Floating`. Operations the integer graph
-does not know run as float islands between explicit dequantize and quantize nodes, and are listed.
+The model's calls are walked once in running order. Each Keras tensor is a `QuantizedTensor`, a `DeferredOp` that waits for
+the range behind it (batch norms and a relu fuse meanwhile), or a `FloatTensor`. Operations the integer graph does not know
+run in float between explicit dequantize and quantize nodes, and are listed.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ import keras
 
 from keras_lowbit.convert.analysis.operations import Role, role_of, stock_kind
 from keras_lowbit.convert.analysis.supported_forms import DROPOUTS
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.handlers import lower_call
-from keras_lowbit.deploy.lowering.state import Island, Lowering
-from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
+from keras_lowbit.deploy.lowering.ranges import range_of
+from keras_lowbit.deploy.lowering.state import Lowering, RangeOf
+from keras_lowbit.deploy.lowering.values import FloatFallback, LoweredLayer, Segment
 from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.keras_graph.variables import not_finite
 from keras_lowbit.layers.find import hosts
@@ -31,7 +31,7 @@ class Lowered:
     graph: IntegerGraph
     segments: list[Segment]
     layers: dict[str, LoweredLayer]  # by node: a shared layer has several
-    islands: list[Island]
+    float_fallbacks: list[FloatFallback]
     input_keys: dict[str, int]
 
     @property
@@ -60,13 +60,12 @@ def lower_model(
     model: keras.Model,
     input_shapes: Any = None,
     batch_size: int = 1,
-    placeholder: Range | None = None,
+    range_of: RangeOf = range_of,
     overflow: str = overflow_.DEFAULT,
 ) -> Lowered:
     """As `lower`, with the graph's ties to the Keras model, and without the warning.
 
-    batch_size: what float islands are converted for.   placeholder: stands for ranges that saw no data yet (the size
-    of a file does not depend on them).
+    batch_size: what float subgraphs are converted for.   range_of: gives the range of a quantizer; that which it has learnt.
     """
     if not hosts(model):
         raise ValueError(
@@ -75,26 +74,30 @@ def lower_model(
         )
     _check_finite(model)
     _check_inference(model)
-    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, placeholder, overflow)
+    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
     for call in state.calls.calls:
         lower_call(state, call)
     outputs = [state.output(key) for key in state.calls.outputs]
-    graph = state.builder.build(outputs)
-    graph.inputs = _in_model_order(state, graph.inputs)
-    graph.metadata["islands"] = [dataclasses.asdict(island) for island in state.islands]
-    lowered = Lowered(graph, state.segments, state.layers, state.islands, state.input_keys)
-    if lowered.overflows:
-        altered = {path: dataclasses.asdict(found) for path, found in lowered.overflows.items()}
-        graph.metadata["overflow"] = {"policy": overflow, "layers": altered}
-    return lowered
+    graph = state.builder.build(outputs, _in_model_order(state), _notes(state))
+    return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys)
 
 
-def _in_model_order(state: Lowering, found: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(state: Lowering) -> dict[str, Any]:
+    """What the file says about itself: what runs in float, and which weights were altered to fit int8."""
+    notes: dict[str, Any] = {"float_fallbacks": [dataclasses.asdict(found) for found in state.float_fallbacks]}
+    altered = {layer.path: dataclasses.asdict(layer.overflow) for layer in state.layers.values() if layer.overflow}
+    if altered:
+        notes["overflow"] = {"policy": state.overflow, "layers": altered}
+    return notes
+
+
+def _in_model_order(state: Lowering) -> list[str]:
     """The graph's inputs as the model lists them; they were found in the order in which they are read."""
-    unread = [name for name in state.input_keys if name not in found]
+    read = state.builder.inputs
+    unread = [name for name in state.input_keys if name not in read]
     if unread:
         raise ValueError(f"Nothing in the model reads its input {unread[0]!r}. Build the model without that input.")
-    return tuple(state.input_keys)
+    return list(state.input_keys)
 
 
 def _check_finite(model: keras.Model) -> None:

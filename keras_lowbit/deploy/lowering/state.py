@@ -1,33 +1,40 @@
 """The state of a lowering: the builder, what each Keras tensor is so far, and the ties to the model."""
 
-import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.deploy.lowering import int8_overflow as overflow_
-from keras_lowbit.deploy.lowering.values import Entry, Floating, LoweredLayer, Pending, Segment, Stored, Trail, Value
-from keras_lowbit.keras_graph.calls import Call, CallGraph
+from keras_lowbit.deploy.graph import GraphBuilder, Range
+from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.deploy.lowering.int8_overflow import check_policy
+from keras_lowbit.deploy.lowering.values import (
+    DeferredOp,
+    FloatFallback,
+    FloatTensor,
+    GraphInput,
+    LoweredLayer,
+    Provenance,
+    QuantizedTensor,
+    Segment,
+    Value,
+)
+from keras_lowbit.keras_graph.calls import Call, CallGraph, fresh_name
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.quantizers import serialize
 
-
-@dataclasses.dataclass(frozen=True)
-class Island:
-    """A Keras operation that runs in float, and why."""
-
-    path: str
-    reason: str
+RangeOf = Callable[[QuantizerHost, str], Range]
 
 
 class Lowering:
-    """The walk's state: the builder, what each Keras tensor is so far, and the ties collected."""
+    """The walk's state.
+
+    range_of: gives the range of a quantizer state layer.   overflow: policy for codes beyond int8.   batch_size: what float
+    subgraphs are converted for.
+    """
 
     def __init__(
         self,
@@ -35,32 +42,28 @@ class Lowering:
         calls: CallGraph,
         input_shapes: Any,
         batch_size: int,
-        placeholder: Range | None,
+        range_of: RangeOf,
         overflow: str,
     ) -> None:
-        self.calls, self.batch_size, self.placeholder = calls, batch_size, placeholder
-        self.overflow = overflow_.check_policy(overflow)
+        self.calls, self.batch_size, self.range_of = calls, batch_size, range_of
+        self.overflow = check_policy(overflow)
         self.builder = GraphBuilder(metadata=_metadata(model))
         self.values: dict[int, Value] = {}
         self.segments: list[Segment] = []
         self.layers: dict[str, LoweredLayer] = {}
-        self.islands: list[Island] = []
+        self.float_fallbacks: list[FloatFallback] = []
         self.input_keys: dict[str, int] = {}
         self._names: set[str] = set()
-        self._stand_ins: dict[int, Range] = {}
         self._pseudo_keys = itertools.count(-1, -1)
         for key in calls.inputs:
             tensor = calls.tensors[key]
             name = self.name(tensor.name)
             self.input_keys[name] = key
-            self.values[key] = Entry(name, _input_shape(tensor, input_shapes), Trail({key: name}))
+            self.values[key] = GraphInput(name, _input_shape(tensor, input_shapes), Provenance({key: name}))
 
     def name(self, wanted: str) -> str:
         """`wanted`, or `wanted_1`, ...: every name is used once."""
-        candidate, count = wanted, 0
-        while candidate in self._names:
-            count += 1
-            candidate = f"{wanted}_{count}"
+        candidate = fresh_name(wanted, self._names)
         self._names.add(candidate)
         return candidate
 
@@ -68,27 +71,35 @@ class Lowering:
         """A key for a value that Keras computes inside one call."""
         return next(self._pseudo_keys)
 
-    def store(self, key: int, tensor: str, trail: Trail, alias: bool = False) -> Stored:
+    def store(self, key: int, tensor: str, provenance: Provenance, alias: bool = False) -> QuantizedTensor:
         """Note that the graph stores Keras tensor `key` as `tensor`. alias: the same tensor under another key."""
         if alias:
-            value = Stored(tensor, trail)
+            value = QuantizedTensor(tensor, provenance)
         else:
-            self.segments.append(Segment(tensor, key, trail))
-            value = Stored(tensor, Trail({key: tensor}))
+            self.segments.append(Segment(tensor, key, provenance))
+            value = QuantizedTensor(tensor, Provenance({key: tensor}))
         self.values[key] = value
         return value
 
-    def emit(self, pending: Pending, grid: Range) -> str:
-        """Make a waiting operation's node(s) for the range behind it; the tensor's name."""
-        activation = pending.activation
+    def defer(self, call: Call, op: str, *sources: QuantizedTensor, **fields: Any) -> bool:
+        """The call's output waits for its range as operation `op` of stored tensors. fields: of the `DeferredOp`."""
+        first, *rest = (source.provenance for source in sources)
+        provenance = first.add(*rest, call=call)
+        inputs = tuple(source.tensor for source in sources)
+        self.values[call.outputs[0]] = DeferredOp(op, call.path, inputs, provenance, **fields)
+        return True
+
+    def emit(self, deferred: DeferredOp, grid: Range) -> str:
+        """Make a waiting operation's node or nodes for the range behind it; the tensor's name."""
+        activation = deferred.activation
         if activation == "relu6" and grid.scale * (127 - grid.zero_point) <= 6:
             activation = "relu"  # int8 saturates before 6; LiteRT cannot hold 6 / scale for a tiny scale
-        return pending.emit(grid, activation, pending.affine)
+        return EMITTERS.get(deferred.op, _one_node)(self, deferred, grid, activation)
 
-    def stored(self, key: int, reader: Call) -> Stored:
+    def stored(self, key: int, reader: Call) -> QuantizedTensor:
         """The value as int8; a ValueError that names both sides if no range stands in between."""
         value = self.values[key]
-        if isinstance(value, Stored):
+        if isinstance(value, QuantizedTensor):
             return value
         producer = self.calls.producers.get(key)
         what = f"the output of {producer.path!r}" if producer is not None else "an input of the model"
@@ -97,50 +108,31 @@ class Lowering:
             "them, or quantize the model with a recipe whose activations are not None."
         )
 
-    def floating(self, key: int) -> Floating:
+    def as_float(self, key: int) -> FloatTensor:
         """The value as float32, through a dequantize where it is stored as int8."""
         value = self.values[key]
-        if isinstance(value, Pending):
+        if isinstance(value, DeferredOp):
             producer = self.calls.producers[key]
             raise ValueError(
                 f"The output of {producer.path!r} goes to a float operation but has no activation range. Put "
                 "keras_lowbit.layers.QuantActivation behind it."
             )
-        if isinstance(value, Entry):
-            value = self.values[key] = Floating(self.builder.input(value.name, value.shape, "float32"), value.trail)
-        if isinstance(value, Stored):
+        if isinstance(value, GraphInput):
+            tensor = self.builder.input(value.name, value.shape, "float32")
+            value = self.values[key] = FloatTensor(tensor, value.provenance)
+        if isinstance(value, QuantizedTensor):
             name = self.name(f"{value.tensor}/float")
-            return Floating(self.builder.dequantize(value.tensor, name), value.trail)
+            return FloatTensor(self.builder.dequantize(value.tensor, name), value.provenance)
         return value
 
-    def range_of(self, host: QuantizerHost, path: str) -> Range:
-        """Scale and zero point of a range, checked for export."""
-        quantizer = host.quantizer
-        if not quantizer.is_range or quantizer.bits != 8:
-            raise ValueError(
-                f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
-                "Train with 8-bit activations to export, or leave that model in Keras."
-            )
-        state = host.values()
-        if not quantizer.fixed and float(state["count"]) == 0:
-            if self.placeholder is not None:
-                return self._stand_in(host, self.placeholder)
-            raise ValueError(
-                f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
-                "before lowering or exporting it."
-            )
-        scale, zero_point = quantizer.grid(state)
-        return Range(float(scale), int(zero_point))
-
-    def _stand_in(self, host: QuantizerHost, like: Range) -> Range:
-        """A range of its own for each host: equal ones would be stored once and make the file too small."""
-        count = len(self._stand_ins)
-        return self._stand_ins.setdefault(id(host), Range(like.scale * (1 + count / 1024), count % 100 - 50))
+    def static_shape(self, tensor: str) -> tuple[int, ...]:
+        """Sizes of a graph tensor without its batch."""
+        return tuple(int(size) for size in self.builder.tensor(tensor).shape[1:] if size is not None)
 
     def output(self, key: int) -> str:
-        """The name of a model output's tensor; a float result in [0, 1] gets its known range elsewhere."""
+        """The name of a model output's tensor. ValueError if it waits for a range that never comes."""
         value = self.values[key]
-        if isinstance(value, (Stored, Floating)):
+        if isinstance(value, (QuantizedTensor, FloatTensor)):
             return value.tensor
         producer = self.calls.producers.get(key)
         where = producer.path if producer is not None else "an input"
@@ -150,9 +142,27 @@ class Lowering:
         )
 
 
-def static_shape(state: Lowering, tensor: str) -> tuple[int, ...]:
-    """Sizes of a graph tensor without its batch."""
-    return tuple(int(size) for size in state.builder.tensor(tensor).shape[1:] if size is not None)
+Emitter = Callable[[Lowering, DeferredOp, Range, "str | None"], str]
+EMITTERS: dict[str, Emitter] = {}  # of compositions: what makes their nodes
+E = TypeVar("E", bound=Emitter)
+
+
+def emits(op: str) -> Callable[[E], E]:
+    """Decorator: the function makes the nodes of a `DeferredOp` that is no single integer operation."""
+
+    def register(emitter: E) -> E:
+        EMITTERS[op] = emitter
+        return emitter
+
+    return register
+
+
+def _one_node(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    attributes = dict(deferred.attributes)
+    if OPERATIONS[deferred.op].fuses_activation:
+        attributes["activation"] = activation
+    name = state.name(deferred.path)
+    return state.builder.operation(deferred.op, deferred.inputs, name, grid, attributes)
 
 
 def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
@@ -162,7 +172,7 @@ def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
         shape = tuple(wanted)
     if None in shape:
         raise ValueError(
-            f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a phone needs fixed sizes. Give them without batch, "
+            f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a file needs fixed sizes. Give them without batch, "
             f"for example input_shapes={{{tensor.name!r}: (224, 224, 3)}}."
         )
     if "float" not in str(tensor.dtype):

@@ -1,12 +1,12 @@
-"""What a Keras tensor is while its model is being lowered: stored as int8, waiting for its range, or float."""
+"""What a Keras tensor is while its model is being lowered: an input, stored as int8, waiting for its range, or float."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering.folding import Affine
 from keras_lowbit.deploy.lowering.int8_overflow import Overflow
 from keras_lowbit.keras_graph.calls import Call
@@ -14,7 +14,7 @@ from keras_lowbit.quantizers import Quantized
 
 
 @dataclasses.dataclass(eq=False)
-class Part:
+class PartialCall:
     """A piece of a Keras call that is stored on its own; runs like a `Call`."""
 
     function: Callable[..., Any]
@@ -27,25 +27,25 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trail:
-    """How a value came about in Keras since its last stored ancestors; what `verify` replays.
+class Provenance:
+    """How a value came about in Keras since its last stored ancestors; `verify` replays it.
 
     sources: key of a Keras tensor -> name of the graph tensor that stores it.   calls: in running order.
     """
 
     sources: dict[int, str] = dataclasses.field(default_factory=dict)
-    calls: tuple[Call | Part, ...] = ()
+    calls: tuple[Call | PartialCall, ...] = ()
 
-    def add(self, *others: "Trail", call: Call | Part) -> "Trail":
-        """This trail joined with others, and one more call."""
+    def add(self, *others: "Provenance", call: Call | PartialCall) -> "Provenance":
+        """This one joined with others, and one more call."""
         sources, calls = dict(self.sources), list(self.calls)
         for other in others:
             sources |= other.sources
             calls += [known for known in other.calls if known not in calls]
-        return Trail(sources, (*calls, call))
+        return Provenance(sources, (*calls, call))
 
     def replay(self, stored: dict[str, Any]) -> dict[int, Any]:
-        """Values of every Keras tensor along the trail, from the reals of the stored tensors by name."""
+        """Values of every Keras tensor on the way, from the reals of the stored tensors by name."""
         values = {key: stored[tensor] for key, tensor in self.sources.items()}
         for call in self.calls:
             values |= dict(zip(call.outputs, call.run(values), strict=True))
@@ -53,67 +53,71 @@ class Trail:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class QuantizedTensor:
     """An int8 tensor of the graph."""
 
     tensor: str
-    trail: Trail
+    provenance: Provenance
 
 
 @dataclasses.dataclass(frozen=True)
-class Floating:
-    """A float32 tensor of the graph. bounded: it lies in [0, 1] (softmax, sigmoid), so its range is known."""
+class FloatTensor:
+    """A float32 tensor of the graph."""
 
     tensor: str
-    trail: Trail
-    bounded: bool = False
+    provenance: Provenance
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class GraphInput:
     """A model input that nothing has read yet: the first range behind it decides its grid."""
 
     name: str
     shape: tuple[int, ...]
-    trail: Trail
-
-
-Emit = Callable[[Range, "str | None", Affine | None], str]
+    provenance: Provenance
 
 
 @dataclasses.dataclass(frozen=True)
-class Pending:
+class DeferredOp:
     """An operation that waits for its range: batch norms and a relu may still fuse with it.
 
-    emit: makes the graph node(s) for (range, activation, affine) and returns the tensor's name.
-    affine: per-channel affine collected so far, None for operations that take none in.
-    clips: whether a relu can stand at its end.   activation: the relu that does.
+    op: name of an integer operation, or of a composition with an emitter of its own (see `lowering.state.emits`).
+    path: name of its node.   inputs: graph tensors, or for a concatenation values that wait too.
+    attributes: of the operation.   affine: per-channel affine collected so far, None for operations that take none in.
+    fuses_activation: whether a relu can stand at its end.   activation: the relu that does.
     """
 
-    name: str
-    emit: Emit
-    trail: Trail
+    op: str
+    path: str
+    inputs: tuple[Any, ...]
+    provenance: Provenance
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     affine: Affine | None = None
-    clips: bool = True
+    fuses_activation: bool = False
     activation: str | None = None
 
-    def clipped(self, activation: str, call: Call) -> "Pending":
+    def with_activation(self, activation: str, call: Call) -> "DeferredOp":
         """The same with a relu at its end."""
-        return dataclasses.replace(self, activation=activation, trail=self.trail.add(call=call))
+        return dataclasses.replace(self, activation=activation, provenance=self.provenance.add(call=call))
 
-    def scaled(self, affine: Affine, call: Call) -> "Pending":
+    def then(self, affine: Affine, call: Call) -> "DeferredOp":
         """The same with one more affine behind it."""
         before = self.affine
         joined = affine if before is None else before.then(affine)
-        return dataclasses.replace(self, affine=joined, trail=self.trail.add(call=call))
+        return dataclasses.replace(self, affine=joined, provenance=self.provenance.add(call=call))
 
     @property
     def takes_affine(self) -> bool:
         """Whether a batch norm can still fold into it."""
         return self.affine is not None and self.activation is None
 
+    @property
+    def takes_activation(self) -> bool:
+        """Whether a relu can still fuse with it."""
+        return self.fuses_activation and self.activation is None
 
-Value = Stored | Floating | Entry | Pending
+
+Value = QuantizedTensor | FloatTensor | GraphInput | DeferredOp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +129,12 @@ class Segment:
 
     tensor: str
     key: int
-    trail: Trail
+    provenance: Provenance
 
 
 @dataclasses.dataclass(frozen=True)
 class LoweredLayer:
-    """How a quantized Keras layer stands in the graph. factors, flushed: as in `fold.Folded`.
+    """How a quantized Keras layer stands in the graph. factors, flushed: as in `folding.Folded`.
 
     weights: the layer's codes and scales before folding, fitted to int8.   overflow: what that changed, None for nothing.
     """
@@ -141,6 +145,14 @@ class LoweredLayer:
     flushed: tuple[int, ...]
     weights: Quantized
     overflow: Overflow | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatFallback:
+    """A Keras operation that runs in float, and why."""
+
+    path: str
+    reason: str
 
 
 def fixed_codes(real: Any, grid: Range) -> np.ndarray:

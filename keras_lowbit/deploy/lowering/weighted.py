@@ -6,13 +6,14 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
-from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.deploy.lowering.activations import FIXED, fixed_activation, unary_activation
-from keras_lowbit.deploy.lowering.float_fallback import activation_island
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.lowering.activations import deferred_activation, fixed_activation, has_fixed_range
+from keras_lowbit.deploy.lowering.float_fallback import lower_activation_in_float
 from keras_lowbit.deploy.lowering.folding import Affine, affine_codes, fold, identity
 from keras_lowbit.deploy.lowering.int8_overflow import fit_int8
-from keras_lowbit.deploy.lowering.state import Lowering, static_shape
-from keras_lowbit.deploy.lowering.values import LoweredLayer, Part, Pending, Stored
+from keras_lowbit.deploy.lowering.registry import lowers
+from keras_lowbit.deploy.lowering.state import Lowering, emits
+from keras_lowbit.deploy.lowering.values import DeferredOp, LoweredLayer, PartialCall, QuantizedTensor
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes
@@ -30,69 +31,74 @@ class Given(NamedTuple):
     name: str
 
 
+@lowers("Conv1D", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "Dense")
 def lower_weighted(state: Lowering, call: Call) -> bool:
-    """A quantized layer waits for its range; False (a float island) without a quantizer, or without a range for its sums."""
+    """A quantized layer waits for its range; False (it runs in float) without a quantizer, or a range for its sums."""
     layer: QuantizedLayer = call.operation
-    kind = stock_kind(layer)
     if layer.kernel_host is None:
         return False
     source, key = state.stored(call.inputs[0], call), call.outputs[0]
-    pending = _pending(state, call, source, kind)
-    if layer.activation_fuses:
-        name = activation_name(layer)
-        if name != "linear":
-            pending = pending.clipped(name, call)
-        if layer.output_host is None:
-            state.values[key] = pending
-        else:
-            state.store(key, state.emit(pending, state.range_of(layer.output_host, call.path)), pending.trail)
-        return True
-    return _with_activation(state, call, source, pending)
+    deferred = _deferred(call, source)
+    if not layer.activation_fuses:
+        return _with_activation(state, call, source, deferred)
+    name = activation_name(layer)
+    if name != "linear":
+        deferred = deferred.with_activation(name, call)
+    if layer.output_host is None:
+        state.values[key] = deferred
+    else:
+        tensor = state.emit(deferred, state.range_of(layer.output_host, call.path))
+        state.store(key, tensor, deferred.provenance)
+    return True
 
 
-def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pending) -> bool:
+def _with_activation(state: Lowering, call: Call, source: QuantizedTensor, deferred: DeferredOp) -> bool:
     """A layer whose activation does not fuse: the integer op is stored, then the activation runs on it."""
     layer, activation = call.operation, activation_name(call.operation)
     if layer.output_host is None:
         return False
     before, inner = state.fresh_key(), call.inputs[0]
-    head = Part(
+    head = PartialCall(
         lambda x: layer.integer_output(keras.ops.cast(x, layer.compute_dtype), training=False), (inner,), (before,)
     )
-    tensor = state.emit(pending, state.range_of(layer.output_host, call.path))
-    stored = state.store(before, tensor, source.trail.add(call=head))
-    tail = Part(layer.activation, (before,), (call.outputs[0],))
-    name, trail = f"{call.path}/{activation}", stored.trail.add(call=tail)
-    if activation in (*FIXED, "hard_sigmoid"):
-        state.store(call.outputs[0], fixed_activation(state, stored.tensor, activation, name), trail)
+    tensor = state.emit(deferred, state.range_of(layer.output_host, call.path))
+    stored = state.store(before, tensor, source.provenance.add(call=head))
+    tail = PartialCall(layer.activation, (before,), (call.outputs[0],))
+    name, provenance = f"{call.path}/{activation}", stored.provenance.add(call=tail)
+    if has_fixed_range(activation):
+        state.store(call.outputs[0], fixed_activation(state, stored.tensor, activation, name), provenance)
         return True
-    unary = unary_activation(state, call, activation, stored.tensor, name)
-    if unary is None:
-        return activation_island(state, call, before, tail)
-    state.values[call.outputs[0]] = Pending(call.path, unary, trail, clips=False)
+    found = deferred_activation(call, activation)
+    if found is None:
+        return lower_activation_in_float(state, call, before, tail)
+    state.values[call.outputs[0]] = DeferredOp(found[0], name, (stored.tensor,), provenance, found[1])
     return True
 
 
-def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
+def _deferred(call: Call, source: QuantizedTensor) -> DeferredOp:
+    """The layer with its bias as the first affine."""
     layer = call.operation
-    channels = call.results[0].shape[-1]
-    affine = identity(channels)
+    affine = identity(call.results[0].shape[-1])
     if layer.bias is not None:
         bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
         affine = Affine(affine.factor, np.asarray(bias, np.float64))
+    provenance = source.provenance.add(call=call)
+    return DeferredOp(
+        "weighted", call.path, (source.tensor,), provenance, {"layer": layer}, affine, fuses_activation=True
+    )
 
-    def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
-        weights, overflow = fit_int8(
-            _without_zero_point(layer, call.path), layer.filter_axes, state.overflow, call.path
-        )
-        sees = state.builder.tensor(source.tensor).range
-        name = state.name(call.path)
-        folded = fold(weights.codes, weights.scale, layer.filter_axes, total or affine, sees, grid, call.path)
-        state.layers[name] = LoweredLayer(call.path, name, folded.factors, folded.flushed, weights, overflow)
-        given = Given(source.tensor, folded.codes, folded.scales, folded.bias, grid, name)
-        return _NODES[kind](state, layer, given, activation)
 
-    return Pending(call.path, emit, source.trail.add(call=call), affine)
+@emits("weighted")
+def emit_weighted(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """Codes fitted to int8, the affine folded into scales and biases, the layer's node."""
+    layer, (source,), path = deferred.attributes["layer"], deferred.inputs, deferred.path
+    affine = deferred.affine or identity(layer.kernel.shape[-1])
+    weights, overflow = fit_int8(_without_zero_point(layer, path), layer.filter_axes, state.overflow, path)
+    sees, name = state.builder.tensor(source).range, state.name(path)
+    folded = fold(weights.codes, weights.scale, layer.filter_axes, affine, sees, grid, path)
+    state.layers[name] = LoweredLayer(path, name, folded.factors, folded.flushed, weights, overflow)
+    given = Given(source, folded.codes, folded.scales, folded.bias, grid, name)
+    return _NODES[stock_kind(layer)](state, layer, given, activation)
 
 
 def _without_zero_point(layer: Any, path: str) -> Quantized:
@@ -117,7 +123,7 @@ def _conv2d(state: Lowering, layer: Any, given: Given, activation: str | None) -
 def _conv1d(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
     """A convolution of height 1 between two reshapes; causal padding goes in front."""
     builder, name = state.builder, given.name
-    steps, channels = static_shape(state, given.tensor)
+    steps, channels = state.static_shape(given.tensor)
     image = builder.reshape(given.tensor, state.name(f"{name}/image"), (1, steps, channels))
     padding: Any = layer.padding
     if padding == "causal":
@@ -130,7 +136,7 @@ def _conv1d(state: Lowering, layer: Any, given: Given, activation: str | None) -
         groups=layer.groups,
         activation=activation,
     )
-    return builder.reshape(inner, name, static_shape(state, inner)[1:])
+    return builder.reshape(inner, name, state.static_shape(inner)[1:])
 
 
 def _depthwise(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
@@ -154,23 +160,28 @@ _NODES = {
 }
 
 
-def pending_affine(state: Lowering, call: Call, source: Stored, affine: Affine) -> Pending:
-    """``factor * x + offset`` for each channel of a stored tensor: a depthwise 1x1 convolution with one code each."""
+def defer_affine(state: Lowering, call: Call, source: QuantizedTensor, affine: Affine) -> bool:
+    """``factor * x + offset`` for each channel of a stored tensor."""
+    return state.defer(call, "affine", source, affine=affine, fuses_activation=True)
 
-    def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
-        builder, whole, name = state.builder, total or affine, state.name(call.path)
-        shape = static_shape(state, source.tensor)
-        sees, channels = builder.tensor(source.tensor).range, shape[-1]
-        codes = affine_codes(whole, sees, grid).reshape(1, 1, channels, 1)
-        folded = fold(codes, (1 / codes).astype(np.float32), (2, 3), whole, sees, grid, call.path)
-        tensor = source.tensor
-        if len(shape) != 3:
-            rest = int(np.prod(shape[:-1], dtype=np.int64))
-            tensor = builder.reshape(tensor, state.name(f"{name}/image"), (1, rest, channels))
-        inner = name if len(shape) == 3 else state.name(f"{name}/affine")
-        result = builder.depthwise_conv2d(
-            tensor, folded.codes, folded.scales, folded.bias, grid, inner, activation=activation
-        )
-        return result if len(shape) == 3 else builder.reshape(result, name, shape)
 
-    return Pending(call.path, emit, source.trail.add(call=call), affine)
+@emits("affine")
+def emit_affine(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """A depthwise 1x1 convolution with one code for each channel."""
+    (tensor,), affine, builder, name = deferred.inputs, deferred.affine, state.builder, state.name(deferred.path)
+    if affine is None:
+        raise TypeError(f"{deferred.path!r} is an affine without its factors")
+    shape = state.static_shape(tensor)
+    sees, channels = builder.tensor(tensor).range, shape[-1]
+    codes = affine_codes(affine, sees, grid).reshape(1, 1, channels, 1)
+    folded = fold(codes, (1 / codes).astype(np.float32), (2, 3), affine, sees, grid, deferred.path)
+    if len(shape) == 3:
+        weights = (folded.codes, folded.scales, folded.bias)
+        return builder.depthwise_conv2d(tensor, *weights, grid, name, activation=activation)
+    rest = int(np.prod(shape[:-1], dtype=np.int64))
+    image = builder.reshape(tensor, state.name(f"{name}/image"), (1, rest, channels))
+    inner = state.name(f"{name}/affine")
+    result = builder.depthwise_conv2d(
+        image, folded.codes, folded.scales, folded.bias, grid, inner, activation=activation
+    )
+    return builder.reshape(result, name, shape)

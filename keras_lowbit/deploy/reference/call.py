@@ -1,9 +1,9 @@
-"""What a reference kernel is given: one node with its arrays and tensors."""
+"""What a reference kernel is given, and the register of kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from keras_lowbit.deploy.graph.tensors import Tensor
 from keras_lowbit.numerics import requantization as fp
 
 
-class Call(NamedTuple):
+class NodeCall(NamedTuple):
     """One execution of a node. arrays: values of the inputs, batch axis first; inputs, outputs: tensors."""
 
     attributes: Mapping[str, Any]
@@ -38,3 +38,18 @@ class Call(NamedTuple):
 def scale_of(tensor: Tensor) -> np.float32:
     """The single float32 scale of an activation."""
     return np.float32(tensor.range.scale)
+
+
+Kernel = Callable[[NodeCall], Any]
+KERNELS: dict[str, Kernel] = {}  # by the name of the operation
+K = TypeVar("K", bound=Kernel)
+
+
+def kernel(operation: str) -> Callable[[K], K]:
+    """Decorator: the function computes that operation, with LiteRT's reference kernels in every bit."""
+
+    def register(function: K) -> K:
+        KERNELS[operation] = function
+        return function
+
+    return register

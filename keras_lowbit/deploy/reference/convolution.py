@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_lowbit.deploy.graph.tensors import Tensor
-from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
 
-def conv2d(call: Call) -> NDArray[np.int8]:
+@kernel("conv2d")
+def conv2d(call: NodeCall) -> NDArray[np.int8]:
     """`sum_{i,j,c} (x - z) * w + bias`, requantised per channel. kernel [KH, KW, IC/groups, OC]."""
     kernel = call.arrays[1].astype(np.float64)
     groups = call.attributes.get("groups", 1)
@@ -28,7 +29,8 @@ def conv2d(call: Call) -> NDArray[np.int8]:
     return _requantize_sum(call, np.concatenate(outputs, axis=3))
 
 
-def depthwise_conv2d(call: Call) -> NDArray[np.int8]:
+@kernel("depthwise_conv2d")
+def depthwise_conv2d(call: NodeCall) -> NDArray[np.int8]:
     """Each input channel c with its own windows; output channel `c * DM + m`. kernel [KH, KW, C, DM]."""
     kernel = call.arrays[1].astype(np.float64)
     image = call.centered().astype(np.float64)
@@ -37,7 +39,8 @@ def depthwise_conv2d(call: Call) -> NDArray[np.int8]:
     return _requantize_sum(call, np.reshape(total, (*shape[:3], shape[3] * shape[4])))
 
 
-def transpose_conv(call: Call) -> NDArray[np.int8]:
+@kernel("transpose_conv")
+def transpose_conv(call: NodeCall) -> NDArray[np.int8]:
     """Every input pixel adds `(x - z) * w` into a window of the output. kernel [KH, KW, OC, IC]."""
     kernel, image = call.arrays[1].astype(np.float64), call.centered().astype(np.float64)
     (batch, *size, _), strides = image.shape, call.attributes["strides"]
@@ -53,7 +56,8 @@ def transpose_conv(call: Call) -> NDArray[np.int8]:
     return _requantize_sum(call, total[:, *inside])
 
 
-def fully_connected(call: Call) -> NDArray[np.int8]:
+@kernel("fully_connected")
+def fully_connected(call: NodeCall) -> NDArray[np.int8]:
     """`round_half_away(sum_c (x - z) * w * factor) + zero_point` on the last axis. kernel [IC, OC].
 
     LiteRT's *reference* kernel multiplies a dense layer's sum by the factor in double and rounds once; its
@@ -66,7 +70,8 @@ def fully_connected(call: Call) -> NDArray[np.int8]:
     return np.clip(fp.wrap(codes + call.output.zero_point), *call.limits()).astype(np.int8)
 
 
-def max_pool2d(call: Call) -> NDArray[np.int8]:
+@kernel("max_pool2d")
+def max_pool2d(call: NodeCall) -> NDArray[np.int8]:
     """Largest code of each window; padding never wins."""
     image = call.arrays[0].astype(np.int64)
     window = (*call.attributes["pool_size"], image.shape[3])
@@ -74,7 +79,8 @@ def max_pool2d(call: Call) -> NDArray[np.int8]:
     return np.clip(best, *call.limits()).astype(np.int8)
 
 
-def average_pool2d(call: Call) -> NDArray[np.int8]:
+@kernel("average_pool2d")
+def average_pool2d(call: NodeCall) -> NDArray[np.int8]:
     """Mean of the codes inside the image, halves away from zero; the zero point plays no part in it."""
     image = call.arrays[0].astype(np.int64)
     window = (*call.attributes["pool_size"], image.shape[3])
@@ -84,7 +90,8 @@ def average_pool2d(call: Call) -> NDArray[np.int8]:
     return np.clip(mean, *call.limits()).astype(np.int8)
 
 
-def mean(call: Call) -> NDArray[np.int8]:
+@kernel("mean")
+def mean(call: NodeCall) -> NDArray[np.int8]:
     """Mean over `axes`: the factor `s_in / (s_out * count)` is formed in integers, then one requantisation.
 
     LiteRT divides the 31-bit multiplier of `s_in / s_out` by the count, after a shift by floor(log2(count)).
@@ -97,7 +104,7 @@ def mean(call: Call) -> NDArray[np.int8]:
     return fp.requantize(total, mean_factor(call, count), call.output.zero_point)
 
 
-def mean_factor(call: Call, count: int) -> fp.Multiplier:
+def mean_factor(call: NodeCall, count: int) -> fp.Multiplier:
     """`s_in / (s_out * count)`, the division by the count done in integers."""
     ratio = fp.quantize_multiplier(np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output)))
     left = min(count.bit_length() - 1, 32, 31 + int(ratio.shift))
@@ -110,7 +117,7 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
     return total // 2, total - total // 2
 
 
-def _taps(call: Call, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> Iterator[tuple]:
+def _taps(call: NodeCall, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> Iterator[tuple]:
     """For each kernel position (i, j): the pixels that it meets, one per output pixel."""
     strides, dilation = call.attributes["strides"], call.attributes.get("dilation", (1, 1))
     size, window = image.shape[1:3], kernel_shape[:2]
@@ -125,17 +132,17 @@ def _taps(call: Call, image: np.ndarray, kernel_shape: tuple[int, ...], fill: in
         yield i, j, image[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]]
 
 
-def _requantize_sum(call: Call, total: np.ndarray) -> NDArray[np.int8]:
+def _requantize_sum(call: NodeCall, total: np.ndarray) -> NDArray[np.int8]:
     factor = fp.quantize_multiplier(effective_scale(call))
     return fp.requantize(total.astype(np.int64) + _bias(call), factor, call.output.zero_point, call.limits())
 
 
-def effective_scale(call: Call) -> NDArray[np.float64]:
+def effective_scale(call: NodeCall) -> NDArray[np.float64]:
     """`s_in * s_w[c] / s_out`, each float32 scale widened to double first, as LiteRT has it."""
     weights: Tensor = call.inputs[1]
     scales = np.asarray(weights.scale, np.float64)
     return np.float64(scale_of(call.inputs[0])) * scales / np.float64(scale_of(call.output))
 
 
-def _bias(call: Call) -> np.ndarray:
+def _bias(call: NodeCall) -> np.ndarray:
     return call.arrays[2].astype(np.int64) if len(call.arrays) > 2 else np.zeros((), np.int64)

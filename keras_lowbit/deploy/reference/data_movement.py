@@ -5,39 +5,45 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.reference.call import Call
+from keras_lowbit.deploy.reference.call import NodeCall, kernel
 from keras_lowbit.numerics import requantization as fp
 
 
-def concatenation(call: Call) -> np.ndarray:
+@kernel("concatenation")
+def concatenation(call: NodeCall) -> np.ndarray:
     """The inputs one after the other on `axis`; all share one grid."""
     return np.concatenate(call.arrays, axis=call.attributes["axis"])
 
 
-def pad(call: Call) -> np.ndarray:
+@kernel("pad")
+def pad(call: NodeCall) -> np.ndarray:
     """Zero points (real 0) around the image."""
     zero = call.inputs[0].zero_point
     pairs = [tuple(p) for p in call.attributes["paddings"]]
     return np.pad(call.arrays[0], [(0, 0), *pairs], constant_values=zero)
 
 
-def reshape(call: Call) -> np.ndarray:
+@kernel("reshape")
+def reshape(call: NodeCall) -> np.ndarray:
     """The same codes in another shape; the batch axis stays."""
     return call.arrays[0].reshape(call.arrays[0].shape[0], *call.attributes["shape"])
 
 
-def transpose(call: Call) -> np.ndarray:
+@kernel("transpose")
+def transpose(call: NodeCall) -> np.ndarray:
     """Axes in the order of `perm`."""
     return np.ascontiguousarray(call.arrays[0].transpose(call.attributes["perm"]))
 
 
-def strided_slice(call: Call) -> np.ndarray:
+@kernel("strided_slice")
+def strided_slice(call: NodeCall) -> np.ndarray:
     """`x[:, begin:end:stride, ...]`; one triple for each axis after the batch."""
     triples = zip(call.attributes["begin"], call.attributes["end"], call.attributes["strides"], strict=True)
     return np.ascontiguousarray(call.arrays[0][(slice(None), *(slice(b, e, s) for b, e, s in triples))])
 
 
-def resize_nearest(call: Call) -> np.ndarray:
+@kernel("resize_nearest")
+def resize_nearest(call: NodeCall) -> np.ndarray:
     """Copies the nearest pixel; float32 positions, `floor((i + 0.5) * in / out)` with half-pixel centres."""
     image = call.arrays[0]
     for axis, size in zip((1, 2), call.attributes["size"], strict=True):
@@ -45,7 +51,8 @@ def resize_nearest(call: Call) -> np.ndarray:
     return image
 
 
-def resize_bilinear(call: Call) -> NDArray[np.int8]:
+@kernel("resize_bilinear")
+def resize_bilinear(call: NodeCall) -> NDArray[np.int8]:
     """Weighs four pixels; positions and weights in steps of 1/1024; halves are rounded away from zero."""
     image = call.arrays[0].astype(np.int64)
     rows, columns = (linear_pixels(image.shape[k + 1], call.attributes["size"][k], call) for k in (0, 1))
@@ -57,7 +64,7 @@ def resize_bilinear(call: Call) -> NDArray[np.int8]:
     return fp.divide_toward_zero(total + np.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20).astype(np.int8)
 
 
-def nearest_pixels(size: int, out_size: int, call: Call) -> NDArray[np.int64]:
+def nearest_pixels(size: int, out_size: int, call: NodeCall) -> NDArray[np.int64]:
     """For each output pixel of one axis: the input pixel that it copies."""
     aligned = bool(call.attributes.get("align_corners", False))
     corner = int(aligned and out_size > 1)
@@ -67,7 +74,7 @@ def nearest_pixels(size: int, out_size: int, call: Call) -> NDArray[np.int64]:
     return np.minimum(whole.astype(np.int64), size - 1)
 
 
-def linear_pixels(size: int, out_size: int, call: Call) -> list[tuple[np.ndarray, np.ndarray]]:
+def linear_pixels(size: int, out_size: int, call: NodeCall) -> list[tuple[np.ndarray, np.ndarray]]:
     """For one axis: (lower pixels, their weights) and (upper pixels, their weights), weights in 1/1024."""
     corner = int(bool(call.attributes.get("align_corners", False)) and out_size > 1)
     scale = (1024 * (size - corner) + (out_size - corner) // 2) // (out_size - corner)
@@ -78,5 +85,5 @@ def linear_pixels(size: int, out_size: int, call: Call) -> list[tuple[np.ndarray
     return [(np.minimum(lower, size - 1), 1024 - fraction), (upper, fraction)]
 
 
-def _half_pixel(call: Call) -> bool:
+def _half_pixel(call: NodeCall) -> bool:
     return bool(call.attributes.get("half_pixel_centers", True))

@@ -10,21 +10,23 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
 
-def add(call: Call) -> NDArray[np.int8]:
+@kernel("add")
+def add(call: NodeCall) -> NDArray[np.int8]:
     """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their sum requantised."""
     return _sum(call, 1)
 
 
-def sub(call: Call) -> NDArray[np.int8]:
+@kernel("sub")
+def sub(call: NodeCall) -> NDArray[np.int8]:
     """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their difference requantised."""
     return _sum(call, -1)
 
 
-def _sum(call: Call, sign: int) -> NDArray[np.int8]:
+def _sum(call: NodeCall, sign: int) -> NDArray[np.int8]:
     first, second = (np.float64(scale_of(t)) for t in call.inputs)
     grid = 2 * max(first, second)
     back = grid / (2.0**20 * np.float64(scale_of(call.output)))
@@ -41,30 +43,34 @@ def _sum(call: Call, sign: int) -> NDArray[np.int8]:
     return fp.requantize(terms[0] + sign * terms[1], factor, call.output.zero_point, call.limits())
 
 
-def mul(call: Call) -> NDArray[np.int8]:
+@kernel("mul")
+def mul(call: NodeCall) -> NDArray[np.int8]:
     """The product of the centred codes times `s_1 * s_2 / s_out`, a factor formed in float32."""
     real = scale_of(call.inputs[0]) * scale_of(call.inputs[1]) / scale_of(call.output)
     product = call.centered(0) * call.centered(1)
     return fp.requantize(product, fp.quantize_multiplier(real), call.output.zero_point, call.limits())
 
 
-def relu(call: Call) -> NDArray[np.int8]:
+@kernel("relu")
+def relu(call: NodeCall) -> NDArray[np.int8]:
     """Requantised by `s_in / s_out` (float32), never below the output's zero point."""
     return _rectify(call, "relu")
 
 
-def relu6(call: Call) -> NDArray[np.int8]:
+@kernel("relu6")
+def relu6(call: NodeCall) -> NDArray[np.int8]:
     """As relu, and never above real 6."""
     return _rectify(call, "relu6")
 
 
-def _rectify(call: Call, name: str) -> NDArray[np.int8]:
+def _rectify(call: NodeCall, name: str) -> NDArray[np.int8]:
     factor = fp.quantize_multiplier(scale_of(call.inputs[0]) / scale_of(call.output))
     limits = fp.activation_range(name, float(scale_of(call.output)), call.output.zero_point)
     return fp.requantize(call.centered(), factor, call.output.zero_point, limits)
 
 
-def leaky_relu(call: Call) -> NDArray[np.int8]:
+@kernel("leaky_relu")
+def leaky_relu(call: NodeCall) -> NDArray[np.int8]:
     """Two factors, `s_in / s_out` from real 0 on and `s_in * alpha / s_out` below, both formed in float32."""
     source, target = scale_of(call.inputs[0]), scale_of(call.output)
     slope = source * np.float32(call.attributes["alpha"]) / target
@@ -75,7 +81,8 @@ def leaky_relu(call: Call) -> NDArray[np.int8]:
     return np.where(x >= 0, above, below)
 
 
-def hard_swish(call: Call) -> NDArray[np.int8]:
+@kernel("hard_swish")
+def hard_swish(call: NodeCall) -> NDArray[np.int8]:
     """`x * clip(x + 3, 0, 6) / 6` in 16-bit fixed point: x on a 2**7 finer grid, the gate in Q0.15."""
     fine = np.float32(1 / 128) * scale_of(call.inputs[0])
     out_factor = fp.quantize_multiplier(fine / scale_of(call.output))
@@ -114,17 +121,19 @@ def _to_int16(multiplier: fp.Ints) -> fp.Ints:
     return np.minimum((multiplier + 2**15) >> 16, 2**15 - 1)
 
 
-def logistic(call: Call) -> NDArray[np.int8]:
+@kernel("logistic")
+def logistic(call: NodeCall) -> NDArray[np.int8]:
     """A table of 256 codes from float32 `1 / (1 + exp(-x))`."""
     return _table(call, lambda x: np.float32(1) / (np.float32(1) + _in_double(np.exp, -x)))
 
 
-def tanh(call: Call) -> NDArray[np.int8]:
+@kernel("tanh")
+def tanh(call: NodeCall) -> NDArray[np.int8]:
     """A table of 256 codes from float32 `tanh(x)`."""
     return _table(call, lambda x: _in_double(np.tanh, x))
 
 
-def _table(call: Call, function: Callable[[np.ndarray], np.ndarray]) -> NDArray[np.int8]:
+def _table(call: NodeCall, function: Callable[[np.ndarray], np.ndarray]) -> NDArray[np.int8]:
     """All 256 codes through a float32 function, then a look-up."""
     codes = np.arange(fp.QMIN, fp.QMAX + 1)
     real = scale_of(call.inputs[0]) * (codes - call.inputs[0].zero_point).astype(np.float32)
@@ -140,7 +149,8 @@ def _in_double(function: Callable, x: np.ndarray) -> NDArray[np.float32]:
         return function(x.astype(np.float64)).astype(np.float32)
 
 
-def quantize(call: Call) -> NDArray[np.int8]:
+@kernel("quantize")
+def quantize(call: NodeCall) -> NDArray[np.int8]:
     """float32 to int8: `round_half_away(x / scale) + zero_point` in float32; int8 to int8: requantised."""
     if call.arrays[0].dtype != np.int8:
         return fp.quantize_real(call.arrays[0], scale_of(call.output), call.output.zero_point)
@@ -148,6 +158,7 @@ def quantize(call: Call) -> NDArray[np.int8]:
     return fp.requantize(call.centered(), fp.quantize_multiplier(real), call.output.zero_point)
 
 
-def dequantize(call: Call) -> NDArray[np.float32]:
+@kernel("dequantize")
+def dequantize(call: NodeCall) -> NDArray[np.float32]:
     """`scale * (code - zero_point)` in float32."""
     return scale_of(call.inputs[0]) * call.centered().astype(np.float32)

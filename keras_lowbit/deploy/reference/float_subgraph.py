@@ -1,4 +1,4 @@
-"""Float islands: the one operation of the reference that is not NumPy; LiteRT's reference kernels run
+"""Float subgraphs: the one operation of the reference that is not NumPy; LiteRT's reference kernels run
 it, or its built-in ones where the reference kernels lack an operation (ELU)."""
 
 from __future__ import annotations
@@ -7,25 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.reference.call import Call
+from keras_lowbit.deploy.interpreters import open_interpreter
+from keras_lowbit.deploy.reference.call import NodeCall, kernel
 
 
-def float_island(call: Call) -> list[np.ndarray]:
-    """The island's float32 outputs. An island of fixed batch is run as often as needed.
+@kernel("float_subgraph")
+def float_subgraph(call: NodeCall) -> list[np.ndarray]:
+    """The subgraph's float32 outputs. One of fixed batch is run as often as needed.
 
-    ImportError if ai_edge_litert is not installed; ValueError if the batch is not a multiple of the island's.
+    ImportError if ai_edge_litert is not installed; ValueError if the batch is not a multiple of the subgraph's.
     """
     interpreter = _interpreter(call.attributes["model"])
     batch, fixed = len(call.arrays[0]), int(interpreter.get_input_details()[0]["shape"][0])
     if batch % fixed:
-        raise ValueError(f"the island takes batches of {fixed}, got {batch}: pass a multiple of {fixed}")
+        raise ValueError(f"the float subgraph takes batches of {fixed}, got {batch}: pass a multiple of {fixed}")
     runs = [_invoke(interpreter, [a[i : i + fixed] for a in call.arrays]) for i in range(0, batch, fixed)]
     return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 
 
 def _interpreter(model: bytes) -> Any:
-    from keras_lowbit.deploy.litert.interpreter import open_interpreter
-
     return open_interpreter(model_content=model, reference=True)[0]
 
 

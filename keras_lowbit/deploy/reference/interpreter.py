@@ -7,7 +7,7 @@ how much.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,45 +15,12 @@ import numpy as np
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
-from keras_lowbit.deploy.reference import convolution as kernels
-from keras_lowbit.deploy.reference import data_movement as shapes
-from keras_lowbit.deploy.reference import elementwise
-from keras_lowbit.deploy.reference.call import Call, scale_of
-from keras_lowbit.deploy.reference.float_subgraph import float_island
-from keras_lowbit.deploy.reference.softmax import softmax
+from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, softmax
+from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, scale_of
 from keras_lowbit.numerics.requantization import quantize_real
 
-Kernel = Callable[[Call], Any]
-
-KERNELS: dict[str, Kernel] = {
-    "conv2d": kernels.conv2d,
-    "depthwise_conv2d": kernels.depthwise_conv2d,
-    "transpose_conv": kernels.transpose_conv,
-    "fully_connected": kernels.fully_connected,
-    "max_pool2d": kernels.max_pool2d,
-    "average_pool2d": kernels.average_pool2d,
-    "mean": kernels.mean,
-    "add": elementwise.add,
-    "sub": elementwise.sub,
-    "mul": elementwise.mul,
-    "relu": elementwise.relu,
-    "relu6": elementwise.relu6,
-    "leaky_relu": elementwise.leaky_relu,
-    "hard_swish": elementwise.hard_swish,
-    "logistic": elementwise.logistic,
-    "tanh": elementwise.tanh,
-    "softmax": softmax,
-    "quantize": elementwise.quantize,
-    "dequantize": elementwise.dequantize,
-    "concatenation": shapes.concatenation,
-    "pad": shapes.pad,
-    "reshape": shapes.reshape,
-    "transpose": shapes.transpose,
-    "strided_slice": shapes.strided_slice,
-    "resize_nearest": shapes.resize_nearest,
-    "resize_bilinear": shapes.resize_bilinear,
-    "float_island": float_island,
-}
+# Importing them registers their kernels.
+_KERNEL_FILES = (convolution, data_movement, elementwise, float_subgraph, softmax)
 
 
 def run_reference(graph: IntegerGraph, images: Any) -> Any:
@@ -61,9 +28,9 @@ def run_reference(graph: IntegerGraph, images: Any) -> Any:
 
     images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
     inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
-    scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after an island or
-    dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
-    twice: run `litert_weights.as_written(graph, weights)` for it. ValueError or TypeError, with values, for what does
+    scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after a float
+    subgraph or dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
+    twice: run `weight_formats.with_dense_pointwise(graph, formats)` for it. ValueError or TypeError, with values, for what does
     not fit.
 
     >>> codes = run_reference(graph, images[:4])
@@ -103,7 +70,7 @@ def _run(graph: IntegerGraph, node: Node, kernel: Kernel, arrays: Mapping[str, n
     inputs, outputs = (tuple(graph.tensors[n] for n in names) for names in (node.inputs, node.outputs))
     values = tuple(arrays[t.name] if t.data is None else t.data for t in inputs)
     try:
-        result = kernel(Call(node.attributes, values, inputs, outputs))
+        result = kernel(NodeCall(node.attributes, values, inputs, outputs))
     except ValueError as error:
         raise ValueError(f"{node.op} {node.name!r}: {error}") from error
     return result if isinstance(result, list) else [result]

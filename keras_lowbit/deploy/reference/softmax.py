@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
 _INPUT_BITS, SUM_BITS = 5, 12
@@ -27,7 +27,8 @@ _Q0_EXP_MINUS_POWER = {
 Q2_48_17, Q2_MINUS_32_17, Q2_ONE = 1515870810, -1010580540, 1 << 29
 
 
-def softmax(call: Call) -> NDArray[np.int8]:
+@kernel("softmax")
+def softmax(call: NodeCall) -> NDArray[np.int8]:
     """`exp(x - max) / sum(exp(x - max))` on the last axis; output scale 1/256, zero point -128.
 
     ValueError if the input scale is 2**-26 or less: LiteRT ends the process there. It also does where the sum of

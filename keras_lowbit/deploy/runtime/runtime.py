@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,55 +12,37 @@ from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference.call import scale_of
-from keras_lowbit.deploy.runtime import weighted
-from keras_lowbit.deploy.runtime.unweighted import PLAIN
+from keras_lowbit.deploy.runtime import unweighted, weighted
+from keras_lowbit.deploy.runtime.fusion import fuse
+from keras_lowbit.deploy.runtime.node_kernels import MAKERS, Keep, Run, as_variable
 from keras_lowbit.ops import active_kernel, composite
 
-MAKERS: dict[str, Callable[..., weighted.Run]] = {
-    **PLAIN,
-    "conv2d": weighted.conv2d,
-    "depthwise_conv2d": weighted.depthwise_conv2d,
-    "fully_connected": weighted.fully_connected,
-    "transpose_conv": weighted.transpose_conv,
-}
-TAKE_RESIDUALS = ("conv2d", "depthwise_conv2d")
+_KERNEL_FILES = (unweighted, weighted)  # importing them registers their kernels
 LARGE = 2**16  # bytes; smaller arrays are constants of the graph: each variable costs every call some microseconds
-TAKE_PADS = ("conv2d", "depthwise_conv2d", "max_pool2d")
 
 
 class Step(NamedTuple):
-    """One operation of the plan. inputs: tensors it reads, constants left out.   residual: what makes the second of them
-    the residual of the first's layer, where an addition was fused."""
+    """One operation of the plan. inputs: tensors it reads, constants left out."""
 
-    node: Node
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    run: weighted.Run
-    residual: Callable[[Any], Any] | None = None
+    run: Run
 
 
 class _Plan:
     """The steps; a class of its own, so that TensorFlow does not look into it when it saves."""
 
-    def __init__(self, graph: IntegerGraph, keep: weighted.Keep) -> None:
+    def __init__(self, graph: IntegerGraph, keep: Keep) -> None:
         self.graph = graph
-        self.fused = _additions(graph)
-        padded = _pads(graph)
-        merged = {add.name for _, add in self.fused.values()} | {pad.name for pad, _ in padded.values()}
-        nodes = [padded.get(node.name, (None, node))[1] for node in graph.nodes if node.name not in merged]
-        self.steps = [self._step(node, keep) for node in nodes]
-        self.steps = _in_order(self.steps, graph.inputs)
+        fused = fuse(graph)
+        self.steps = [_step(fused, node, keep) for node in fused.nodes]
 
-    def _step(self, node: Node, keep: weighted.Keep) -> Step:
-        if node.op not in MAKERS:
-            raise ValueError(f"node {node.name!r} has the operation {node.op!r}; the runtime knows {', '.join(MAKERS)}")
-        run = MAKERS[node.op](self.graph, node, keep)
-        inputs = tuple(name for name in node.inputs if not self.graph.tensors[name].is_constant)
-        if node.name not in self.fused:
-            return Step(node, inputs, node.outputs, run)
-        other, add = self.fused[node.name]
-        residual = weighted.residual_of(self.graph, add, node.outputs[0])
-        return Step(node, (*inputs, other), add.outputs, run, residual)
+
+def _step(graph: IntegerGraph, node: Node, keep: Keep) -> Step:
+    if node.op not in MAKERS:
+        raise ValueError(f"node {node.name!r} has the operation {node.op!r}; the runtime knows {', '.join(MAKERS)}")
+    inputs = tuple(name for name in node.inputs if not graph.tensors[name].is_constant)
+    return Step(inputs, node.outputs, MAKERS[node.op](graph, node, keep))
 
 
 class Runtime(tf.Module):
@@ -73,7 +53,7 @@ class Runtime(tf.Module):
     stand packed in variables, small ones in the graph. ValueError or TypeError, with values, for inputs that do not fit.
 
     Saved with `tf.saved_model.save`, it is served by any process that has called `keras_lowbit.ops.load()` (by any at all
-    if it was built without the compiled ops); a graph with float islands runs in this process only.
+    if it was built without the compiled ops); a graph with float subgraphs runs in this process only.
 
     >>> run = Runtime(keras_lowbit.deploy.lower(quantized))
     >>> codes = run(images_int8)
@@ -104,10 +84,10 @@ class Runtime(tf.Module):
     @tf.function(input_signature=[])
     def _servable(self) -> Any:
         """Traced when TensorFlow saves the module: the place to refuse what another process could not run."""
-        islands = [node.name for node in self._plan.graph.nodes if node.op == "float_island"]
-        if islands:
+        subgraphs = [node.name for node in self._plan.graph.nodes if node.op == "float_subgraph"]
+        if subgraphs:
             raise ValueError(
-                f"the graph has float islands ({', '.join(islands)}), which run through Python: it cannot be served from a "
+                f"the graph has float subgraphs ({', '.join(subgraphs)}), which run through Python: it cannot be served from a "
                 "SavedModel. Replace those layers, or export a .tflite file with keras_lowbit.export_litert"
             )
         return tf.constant(True)
@@ -118,10 +98,7 @@ class Runtime(tf.Module):
         graph = self._plan.graph
         values = {name: _as_codes(graph.tensors[name], x) for name, x in _by_name(graph, images).items()}
         for step in self._plan.steps:
-            inputs = [values[name] for name in step.inputs]
-            if step.residual is not None:
-                inputs[1] = step.residual(inputs[1])
-            results = step.run(inputs)
+            results = step.run([values[name] for name in step.inputs])
             for name, result in zip(step.outputs, results if isinstance(results, list) else [results], strict=True):
                 result.set_shape(graph.tensors[name].shape)
                 values[name] = result
@@ -133,7 +110,7 @@ class Runtime(tf.Module):
         self._bytes += array.nbytes
         if array.nbytes < LARGE:
             return array
-        self._variables.append(weighted.as_variable(array, name))
+        self._variables.append(as_variable(array, name))
         return self._variables[-1]
 
     def _examples(self) -> list[Any]:
@@ -145,58 +122,6 @@ class Runtime(tf.Module):
             return [tf.TensorSpec(tensors[0].shape, kind) for kind in kinds]
         own = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         return [own, dict(zip(graph.inputs, own, strict=True))]
-
-
-def _additions(graph: IntegerGraph) -> dict[str, tuple[str, Node]]:
-    """Layer -> (the other operand, the add node): additions that a layer can do as it writes its output."""
-    readers: dict[str, int] = {}
-    for name in (*graph.outputs, *(name for node in graph.nodes for name in node.inputs)):
-        readers[name] = readers.get(name, 0) + 1
-    made = {name: node for node in graph.nodes for name in node.outputs}
-    found: dict[str, tuple[str, Node]] = {}
-    for add in (node for node in graph.nodes if node.op == "add"):
-        first, second = (graph.tensors[name] for name in add.inputs)
-        if first.is_constant or second.is_constant or first.shape != second.shape:
-            continue
-        for own, other in ((first, second), (second, first)):
-            layer = made.get(own.name)
-            if layer is not None and layer.op in TAKE_RESIDUALS and readers[own.name] == 1 and layer.name not in found:
-                found[layer.name] = (other.name, add)
-                break
-    return found
-
-
-def _pads(graph: IntegerGraph) -> dict[str, tuple[Node, Node]]:
-    """Layer -> (the pad node in front of it, the layer with that padding as its own): pads that only the layer reads."""
-    readers = collections.Counter((*graph.outputs, *(name for node in graph.nodes for name in node.inputs)))
-    pads = {node.outputs[0]: node for node in graph.nodes if node.op == "pad"}
-    found: dict[str, tuple[Node, Node]] = {}
-    for node in graph.nodes:
-        pad = pads.get(node.inputs[0])
-        if pad is None or node.op not in TAKE_PADS or node.attributes["padding"] != "valid":
-            continue
-        rows, columns, *others = (tuple(pair) for pair in pad.attributes["paddings"])
-        if readers[pad.outputs[0]] > 1 or any(map(any, others)) or not _same_grid(graph, pad):
-            continue
-        attributes = {**node.attributes, "padding": (rows, columns)}
-        found[node.name] = (pad, replace(node, inputs=(pad.inputs[0], *node.inputs[1:]), attributes=attributes))
-    return found
-
-
-def _same_grid(graph: IntegerGraph, node: Node) -> bool:
-    source, target = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
-    return source.zero_point == target.zero_point and scale_of(source) == scale_of(target)
-
-
-def _in_order(steps: list[Step], inputs: tuple[str, ...]) -> list[Step]:
-    """Steps in an order that can be run: a layer with a residual waits for it."""
-    ready, waiting, ordered = set(inputs), list(steps), []
-    while waiting:
-        step = next(step for step in waiting if ready.issuperset(step.inputs))
-        waiting.remove(step)
-        ordered.append(step)
-        ready.update(step.outputs)
-    return ordered
 
 
 def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The integer softmax in plain TensorFlow, term by term as `reference_softmax`.
+"""The integer softmax in plain TensorFlow, term by term as the reference.
 
 A code's distance from the largest of its row is one of 256: the exponentials are two tables made by the reference.
 """
@@ -11,10 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowbit.deploy.reference import softmax as reference
-from keras_lowbit.deploy.runtime.weighted import Run
+from keras_lowbit.deploy.runtime.node_kernels import Run
+from keras_lowbit.numerics.requantization import INT32_MAX
 from keras_lowbit.ops.composite import rounding_right_shift, saturating_high_mul, wrapped
-
-INT32_MAX = 2**31 - 1
 
 
 def softmax_of(scale: np.float32) -> Run:

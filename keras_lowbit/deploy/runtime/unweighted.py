@@ -6,7 +6,6 @@ reference itself, so there is nothing in which the two could differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ import tensorflow as tf
 
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Node
-from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference import float_subgraph as reference_subgraph
+from keras_lowbit.deploy.reference.call import KERNELS, NodeCall, scale_of
 from keras_lowbit.deploy.reference.convolution import mean_factor, same_padding
 from keras_lowbit.deploy.reference.data_movement import linear_pixels, nearest_pixels
-from keras_lowbit.deploy.reference.float_subgraph import float_island as reference_island
-from keras_lowbit.deploy.reference.interpreter import KERNELS
-from keras_lowbit.deploy.runtime.weighted import Keep, Run, static_call
+from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
+from keras_lowbit.deploy.runtime.softmax import softmax_of
 from keras_lowbit.ops import composite, functions
 from keras_lowbit.ops.epilogue import Requantize
 
@@ -27,6 +26,7 @@ CODES = np.arange(-128, 128).astype(np.int8)
 SMALL_IMAGE = 256  # pixels that a depthwise window may have in the fallback, which adds them one by one
 
 
+@runs("relu", "relu6", "leaky_relu", "hard_swish", "logistic", "tanh", "quantize")
 def unary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """relu, relu6, leaky_relu, hard_swish, logistic, tanh and int8 quantize: a table of 256 codes."""
     call = static_call(graph, node, (CODES,))
@@ -36,6 +36,7 @@ def unary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: functions.look_up(values[0], table)
 
 
+@runs("add", "sub", "mul")
 def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """add, sub and mul: a table of 65,536 codes, row by the first input's code; a constant may stand on either side."""
     call = static_call(graph, node, (CODES[:, None], CODES[None, :]))
@@ -50,11 +51,12 @@ def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
-def _quantize(call: Call) -> Run:
+def _quantize(call: NodeCall) -> Run:
     scale, zero_point = scale_of(call.output), call.output.zero_point
     return lambda values: composite.quantize(values[0], scale, zero_point)
 
 
+@runs("dequantize")
 def dequantize(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """`scale * (code - zero_point)` in float32."""
     source = graph.tensors[node.inputs[0]]
@@ -62,13 +64,13 @@ def dequantize(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: tf.cast(tf.cast(values[0], tf.int32) - source.zero_point, tf.float32) * scale
 
 
+@runs("softmax")
 def softmax(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """On the last axis, in fixed point."""
-    from keras_lowbit.deploy.runtime.softmax import softmax_of
-
     return softmax_of(scale_of(graph.tensors[node.inputs[0]]))
 
 
+@runs("max_pool2d")
 def max_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Largest code of each window; padding never wins."""
     (low, high), attributes = static_call(graph, node).limits(), node.attributes
@@ -80,6 +82,7 @@ def max_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: functions.max_pool2d(values[0], size, **arguments)
 
 
+@runs("average_pool2d")
 def average_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Mean of the codes inside the image, halves away from zero."""
     call, (strides, window) = static_call(graph, node), (node.attributes["strides"], node.attributes["pool_size"])
@@ -102,6 +105,7 @@ def average_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
+@runs("mean")
 def mean(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Mean over axes, one requantisation."""
     call, attributes = static_call(graph, node), node.attributes
@@ -119,7 +123,7 @@ def mean(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
-def _image_mean(call: Call, factor: Any, shape: tuple[int, ...], keepdims: bool) -> Run:
+def _image_mean(call: NodeCall, factor: Any, shape: tuple[int, ...], keepdims: bool) -> Run:
     """A depthwise layer of ones over the whole image."""
     ones = np.ones((*shape[1:3], shape[3], 1), np.int8)
     output = Requantize(np.asarray([factor.multiplier]), np.asarray([factor.shift]), None, call.output.zero_point)
@@ -132,11 +136,13 @@ def _image_mean(call: Call, factor: Any, shape: tuple[int, ...], keepdims: bool)
     return run
 
 
+@runs("concatenation")
 def concatenation(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """The inputs one after the other."""
     return lambda values: tf.concat(values, node.attributes["axis"])
 
 
+@runs("pad")
 def pad(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Zero points around the image."""
     edges = [[0, 0], *(list(pair) for pair in node.attributes["paddings"])]
@@ -144,17 +150,20 @@ def pad(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: tf.pad(values[0], edges, constant_values=zero)
 
 
+@runs("reshape")
 def reshape(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """The same codes in another shape; the batch axis stays, even with no image in it."""
     shape = graph.tensors[node.outputs[0]].static_shape(1)[1:]
     return lambda values: tf.reshape(values[0], [tf.shape(values[0])[0], *shape])
 
 
+@runs("transpose")
 def transpose(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Axes in another order."""
     return lambda values: tf.transpose(values[0], node.attributes["perm"])
 
 
+@runs("strided_slice")
 def strided_slice(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """`x[:, begin:end:stride, ...]`."""
     triples = zip(*(node.attributes[key] for key in ("begin", "end", "strides")), strict=True)
@@ -162,6 +171,7 @@ def strided_slice(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: values[0][slices]
 
 
+@runs("resize_nearest")
 def resize_nearest(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Copies the nearest pixel."""
     call = static_call(graph, node)
@@ -170,6 +180,7 @@ def resize_nearest(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: tf.gather(tf.gather(values[0], rows, axis=1), columns, axis=2)
 
 
+@runs("resize_bilinear")
 def resize_bilinear(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Weighs four pixels in steps of 1/1024; halves are rounded away from zero."""
     call = static_call(graph, node)
@@ -188,16 +199,17 @@ def resize_bilinear(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
-def float_island(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+@runs("float_subgraph")
+def float_subgraph(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """LiteRT's own kernels, called through Python: such a graph runs in this process only."""
     call = static_call(graph, node)
     kinds = [tf.float32] * len(node.outputs)
 
-    def island(*arrays: np.ndarray) -> list[np.ndarray]:
-        return [part.astype(np.float32) for part in reference_island(call._replace(arrays=arrays))]
+    def subgraph(*arrays: np.ndarray) -> list[np.ndarray]:
+        return [part.astype(np.float32) for part in reference_subgraph.float_subgraph(call._replace(arrays=arrays))]
 
     def run(values: list[Any]) -> Any:
-        return list(tf.numpy_function(island, values, kinds))
+        return list(tf.numpy_function(subgraph, values, kinds))
 
     return run
 
@@ -206,22 +218,3 @@ def _inside(size: int, window: int, stride: int, edges: tuple[int, int]) -> np.n
     """How many of each window's pixels along one axis lie inside the image."""
     starts = np.arange((size + sum(edges) - window) // stride + 1) * stride - edges[0]
     return np.minimum(starts + window, size) - np.maximum(starts, 0)
-
-
-PLAIN: dict[str, Callable[[IntegerGraph, Node, Keep], Run]] = {
-    **dict.fromkeys(("relu", "relu6", "leaky_relu", "hard_swish", "logistic", "tanh", "quantize"), unary),
-    **dict.fromkeys(("add", "sub", "mul"), binary),
-    "dequantize": dequantize,
-    "softmax": softmax,
-    "max_pool2d": max_pool2d,
-    "average_pool2d": average_pool2d,
-    "mean": mean,
-    "concatenation": concatenation,
-    "pad": pad,
-    "reshape": reshape,
-    "transpose": transpose,
-    "strided_slice": strided_slice,
-    "resize_nearest": resize_nearest,
-    "resize_bilinear": resize_bilinear,
-    "float_island": float_island,
-}

@@ -1,4 +1,4 @@
-"""How the runtime makes the layers with weights: packed weights in variables, and the output stage beside them."""
+"""How the runtime makes the layers with weights: packed weights in variables, and the epilogue beside them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,38 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Node
-from keras_lowbit.deploy.reference.call import Call, scale_of
+from keras_lowbit.deploy.reference.call import NodeCall, scale_of
 from keras_lowbit.deploy.reference.convolution import effective_scale
+from keras_lowbit.deploy.runtime.fusion import RESIDUAL
+from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.numerics import requantization as fp
 from keras_lowbit.ops import composite, functions, packing
 from keras_lowbit.ops.epilogue import Requantize, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
 
-Run = Callable[[list[Any]], Any]  # tensors of the node's inputs that are no constants -> its output
-Keep = Callable[[np.ndarray, str], Any]  # an array and its name -> the array, or the variable that holds it
 
-
-def static_call(graph: IntegerGraph, node: Node, arrays: tuple[Any, ...] = ()) -> Call:
-    """What the reference is given for a node; arrays: values of the inputs, where the caller needs them."""
-    inputs, outputs = (tuple(graph.tensors[name] for name in names) for names in (node.inputs, node.outputs))
-    return Call(node.attributes, arrays, inputs, outputs)
-
-
+@runs("conv2d")
 def conv2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
-    """A convolution; with a second input, the residual that is added to it (see `residual_of`)."""
-    call, groups = static_call(graph, node), node.attributes.get("groups", 1)
-    packed = _kept(packing.pack_kernel(_codes(call, 1), groups), node.name, keep)
+    """A convolution, with the residual that `fusion.fuse_additions` may have put behind it."""
+    call, residual = static_call(graph, _without_residual(node)), _residual_of(graph, node)
+    packed = _kept(packing.pack_kernel(_codes(call, 1), node.attributes["groups"]), node.name, keep)
     arguments = _arguments(call) | _window(call)
-    return lambda values: functions.clustered_ternary_conv2d(values[0], packed, **arguments, **_residual(values))
+    return lambda values: functions.clustered_ternary_conv2d(values[0], packed, **arguments, **residual(values))
 
 
+@runs("depthwise_conv2d")
 def depthwise_conv2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """A depthwise convolution, with a residual as `conv2d`."""
-    call = static_call(graph, node)
+    call, residual = static_call(graph, _without_residual(node)), _residual_of(graph, node)
     kernel = keep(_codes(call, 1), f"{node.name}/kernel")
     arguments = _arguments(call) | _window(call)
-    return lambda values: functions.int8_depthwise_conv2d(values[0], kernel, **arguments, **_residual(values))
+    return lambda values: functions.int8_depthwise_conv2d(values[0], kernel, **arguments, **residual(values))
 
 
+@runs("fully_connected")
 def fully_connected(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """A dense layer: rounded once, with a factor in double."""
     call = static_call(graph, node)
@@ -56,6 +51,7 @@ def fully_connected(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: functions.ternary_dense(values[0], packed, **arguments)
 
 
+@runs("transpose_conv")
 def transpose_conv(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """A transposed convolution, in plain TensorFlow."""
     call = static_call(graph, node)
@@ -73,18 +69,26 @@ def transpose_conv(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
-def residual_of(graph: IntegerGraph, node: Node, own: str) -> Callable[[Any], ResidualAdd]:
-    """An int8 add node as the residual of the layer that makes its input `own`: from the other input's codes."""
-    call = static_call(graph, node)
-    mine = node.inputs.index(own)
-    first, second = (call.inputs[i] for i in (mine, 1 - mine))
-    scales = [np.float64(scale_of(t)) for t in (first, second)]
+def _without_residual(node: Node) -> Node:
+    """A layer as it was before an addition was fused into it."""
+    if len(node.inputs) <= RESIDUAL:
+        return node
+    return replace(node, inputs=node.inputs[:RESIDUAL], outputs=(node.attributes["before_residual"],))
+
+
+def _residual_of(graph: IntegerGraph, node: Node) -> Callable[[list[Any]], dict[str, Any]]:
+    """The argument `residual` of a layer's op from the values of its inputs; empty without a fused addition."""
+    if len(node.inputs) <= RESIDUAL:
+        return lambda values: {}
+    own, other = graph.tensors[node.attributes["before_residual"]], graph.tensors[node.inputs[RESIDUAL]]
+    output = graph.tensors[node.outputs[0]]
+    scales = [np.float64(scale_of(t)) for t in (own, other)]
     grid = 2 * max(scales)
-    back = grid / (2.0**20 * np.float64(scale_of(call.output)))
+    back = grid / (2.0**20 * np.float64(scale_of(output)))
     to_grid, other_to_grid, from_grid = (_pair(real) for real in (*(s / grid for s in scales), back))
-    low, high = call.limits()
-    fixed = ResidualAdd(None, to_grid, other_to_grid, from_grid, second.zero_point, call.output.zero_point, low, high)
-    return lambda codes: replace(fixed, codes=codes)
+    low, high = fp.activation_range(node.attributes["residual_activation"], float(scale_of(output)), output.zero_point)
+    add = ResidualAdd(None, to_grid, other_to_grid, from_grid, other.zero_point, output.zero_point, low, high)
+    return lambda values: {"residual": replace(add, codes=values[1])}
 
 
 def _pair(real: float) -> tuple[int, int]:
@@ -92,12 +96,8 @@ def _pair(real: float) -> tuple[int, int]:
     return int(factor.multiplier), int(factor.shift)
 
 
-def _residual(values: list[Any]) -> dict[str, Any]:
-    return {"residual": values[1]} if len(values) > 1 else {}
-
-
-def _arguments(call: Call) -> dict[str, Any]:
-    """Zero point, bias and output stage of a layer that rounds twice."""
+def _arguments(call: NodeCall) -> dict[str, Any]:
+    """Zero point, bias and epilogue of a layer that rounds twice."""
     factor = fp.quantize_multiplier(effective_scale(call))
     low, high = call.limits()
     output = Requantize(factor.multiplier, factor.shift, None, call.output.zero_point, low, high)
@@ -105,7 +105,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     return {"input_zero_point": call.inputs[0].zero_point, "bias": bias, "output": output}
 
 
-def _window(call: Call) -> dict[str, Any]:
+def _window(call: NodeCall) -> dict[str, Any]:
     attributes, padding = call.attributes, call.attributes["padding"]
     return {
         "strides": tuple(attributes["strides"]),
@@ -119,13 +119,8 @@ def _kept(packed: PackedWeights, name: str, keep: Keep) -> PackedWeights:
     return replace(packed, **arrays)
 
 
-def _codes(call: Call, index: int) -> np.ndarray:
+def _codes(call: NodeCall, index: int) -> np.ndarray:
     data = call.inputs[index].data
     if data is None:
         raise ValueError(f"{call.inputs[index].name!r} is no constant; the runtime needs constant weights and biases")
     return data
-
-
-def as_variable(array: np.ndarray, name: str) -> tf.Variable:
-    """A variable that is stored and not trained."""
-    return tf.Variable(array, trainable=False, name=name.replace("/", "_").replace(":", "_"))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.litert.interpreter import FileRunner
+from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.lowering.folding import along
 from keras_lowbit.deploy.lowering.int8_overflow import stored_weights
@@ -110,7 +110,7 @@ def compare_layers(
     taken: tensors whose operators XNNPACK runs.
     """
     graph = lowered.graph
-    needed = {name for segment in lowered.segments for name in segment.trail.sources.values()}
+    needed = {name for segment in lowered.segments for name in segment.provenance.sources.values()}
     tensors = runner.all_tensors(samples, needed | {segment.tensor for segment in lowered.segments})
     reals = {name: _real(graph, name, value) for name, value in tensors.items()}
     weights = _weights_equal(model, lowered, file)
@@ -137,8 +137,8 @@ def _steps(
     graph: IntegerGraph, segment: Segment, tensors: Mapping[str, np.ndarray], reals: Mapping[str, np.ndarray]
 ) -> tuple[int, int, float]:
     """Elements, largest difference in steps, share of equal elements."""
-    sources = {name: keras.ops.convert_to_tensor(reals[name]) for name in segment.trail.sources.values()}
-    wanted = keras.ops.convert_to_numpy(segment.trail.replay(sources)[segment.key])
+    sources = {name: keras.ops.convert_to_tensor(reals[name]) for name in segment.provenance.sources.values()}
+    wanted = keras.ops.convert_to_numpy(segment.provenance.replay(sources)[segment.key])
     got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
     difference = np.abs(fixed_codes(wanted, grid).reshape(got.shape) - got.astype(np.int32))
     exact = float(np.mean(difference == 0)) if difference.size else 1.0

@@ -1,5 +1,7 @@
-"""Is a .tflite file one of this graph? Structure is compared before LiteRT runs the file: a damaged one could end the
-process. Weights, biases and scales may differ; `verify` reports those."""
+"""Structural comparison of a .tflite file with a graph, before LiteRT runs the file: a damaged one could end the process.
+
+Weights, biases and scales may differ; `verify` reports those.
+"""
 
 import os
 from collections.abc import Mapping
@@ -7,43 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.checks import RULES
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.reader import FileTensor, LiteRTFile
-from keras_lowbit.deploy.litert.weight_formats import Container
+from keras_lowbit.deploy.litert.weight_formats import BITS, Formats, WeightFormat, weighted_nodes
 
 
-def containers_of(graph: IntegerGraph, file: LiteRTFile) -> dict[str, Container]:
+def formats_of(graph: IntegerGraph, file: LiteRTFile) -> Formats:
     """How the file holds the weights of each node of the graph, by node name."""
     found = {}
-    for node in graph.nodes:
-        if RULES[node.op].weighted:
-            kernel = file.tensors.get(f"{node.name}/kernel")
-            kind = kernel.type.lower() if kernel is not None else "int8"
-            dense = file.operator_of(node.outputs[0]) == "FULLY_CONNECTED"
-            found[node.name] = Container(kind if kind in ("int8", "int4", "int2") else "int8", dense, "read back")
+    for node in weighted_nodes(graph):
+        kernel = file.tensors.get(f"{node.name}/kernel")
+        kind = kernel.type.lower() if kernel is not None else "int8"
+        dense = file.operator_of(node.outputs[0]) == "FULLY_CONNECTED"
+        found[node.name] = WeightFormat(kind if kind in BITS else "int8", dense, "read back")
     return found
 
 
-def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: str | os.PathLike[str]) -> dict[str, Container]:
-    """The file's containers, if it has the operators, options, tensors and shapes that the graph gives.
+def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: str | os.PathLike[str]) -> Formats:
+    """The formats of the file's weights, if it has the operators, options, tensors and shapes that the graph gives.
 
     Raises ValueError with the first difference.
     """
     _missing(graph, file, path)
-    containers = containers_of(graph, file)
+    formats = formats_of(graph, file)
     io = "float32" if any(f"{name}/float32" in file.tensors for name in (*graph.inputs, *graph.outputs)) else "int8"
     batch_size = int(file.tensors[file.inputs[0]].shape[0]) if file.inputs else 1
     try:
-        content, _ = litert.to_bytes(graph, weights=containers, io=io, batch_size=max(batch_size, 1))
+        content, _ = litert.to_bytes(graph, weights=formats, io=io, batch_size=max(batch_size, 1))
     except ValueError as error:
         raise ValueError(_foreign(path, f"the model does not fit it ({error})")) from error
     wanted, got = (_structure(f, graph) for f in (LiteRTFile.of_bytes(content), file))
     for what in wanted:
         if wanted[what] != got[what]:
             raise ValueError(_foreign(path, _first_difference(what, wanted[what], got[what])))
-    return containers
+    return formats
 
 
 def _missing(graph: IntegerGraph, file: LiteRTFile, path: Any) -> None:
@@ -60,7 +60,7 @@ def _foreign(path: Any, reason: str) -> str:
 
 
 def _structure(file: LiteRTFile, graph: IntegerGraph) -> dict[str, Any]:
-    """Everything but names inside islands (they differ from one conversion to the next), weights, biases, scales."""
+    """Everything but names inside float subgraphs (they differ from one conversion to the next), weights, biases, scales."""
     alias = _aliases(file, graph)
     return {
         "inputs": [alias[name] for name in file.inputs],
@@ -74,11 +74,11 @@ def _structure(file: LiteRTFile, graph: IntegerGraph) -> dict[str, Any]:
 
 
 def _aliases(file: LiteRTFile, graph: IntegerGraph) -> dict[str, str]:
-    islands = tuple(f"{node.name}/" for node in graph.nodes if node.op == "float_island")
+    subgraphs = tuple(f"{node.name}/" for node in graph.nodes if node.op == "float_subgraph")
     found = {}
     for place, name in enumerate(file.tensors):
-        inside = islands and name.startswith(islands) and name not in graph.tensors
-        found[name] = f"inside an island, {place}" if inside else name
+        inside = subgraphs and name.startswith(subgraphs) and name not in graph.tensors
+        found[name] = f"inside a float subgraph, {place}" if inside else name
     return found
 
 

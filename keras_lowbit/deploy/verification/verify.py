@@ -17,9 +17,9 @@ from keras_lowbit import data as klb_data
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import DelegateCoverage, delegate_coverage
-from keras_lowbit.deploy.litert.interpreter import FileRunner
+from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
-from keras_lowbit.deploy.litert.weight_formats import as_written
+from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import Overflow, policy_of, sentence
 from keras_lowbit.deploy.lowering.lower import lower_model
@@ -85,8 +85,8 @@ class Parity:
     def reference_equal(self) -> bool | None:
         """Whether the file on LiteRT's reference kernels equals the NumPy reference on every element of every tensor.
 
-        None where LiteRT's reference kernels lack an operation of a float island, or would end the process: their int8
-        softmax does where the exponentials of one row add up to 512 (a network of 1000 classes that knows nothing yet).
+        None where LiteRT's reference kernels lack an operation of a float subgraph, or would end the process: their int8
+        softmax does where the exponentials of one row add up to 512 (an untrained network of 1000 classes).
         """
         return None if self.reference is None else self.reference.equal
 
@@ -151,7 +151,7 @@ def verify(
 
     Layer by layer on the first `layer_samples` samples, run on LiteRT's reference kernels; against the NumPy reference,
     every tensor, on the first `reference_samples` (it is slow) and at least one batch of the file's size, the last sample
-    repeated where there are too few; end to end on all of `data`, run as a phone would (XNNPACK delegate).
+    repeated where there are too few; end to end on all of `data`, run on the XNNPACK delegate, as on a device.
     data: as for `calibrate`.   batch_size: for arrays.   steps: batches to look at.
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
     numbers of samples below 1.
@@ -162,12 +162,12 @@ def verify(
     file = LiteRTFile(path)
     policy = policy_of(litert.read_metadata(path))
     lowered = lower_model(model, _input_shapes(model, file), _batch_size(file), overflow=policy)
-    containers = check_same_structure(lowered.graph, file, path)
+    formats = check_same_structure(lowered.graph, file, path)
     inputs = [_flat(model, batch) for batch in klb_data.batches(data, batch_size, steps)]
     spare = softmax_overflows(lowered.graph, _first(inputs, max(layer_samples, reference_samples), _batch_size(file)))
     runner, coverage = FileRunner(path, reference=True, spare_reference=spare), delegate_coverage(path)
     layers = compare_layers(model, lowered, file, runner, _first(inputs, layer_samples), set(coverage.taken))
-    written = as_written(lowered.graph, containers)
+    written = with_dense_pointwise(lowered.graph, formats)
     reference = compare_reference(written, runner, _first(inputs, reference_samples, runner.batch_size))
     differences, agreements = _end_to_end(model, lowered.graph, path, inputs)
     counts = np.bincount(differences) if differences.size else np.zeros(1, np.int64)

@@ -163,8 +163,8 @@ def test_concatenation_names_both_tensors_when_ranges_differ(b):
         ),
         (lambda b: b.fully_connected("x", kernel(9, 2), np.ones(2), None, OUT, "y"), "does not fit the last axis"),
         (lambda b: b.softmax(b.input("f", (3,), dtype="float32"), "y"), "dtype float32: expected int8; put quantize"),
-        (lambda b: b.float_island(["x"], b"not a model at all", "y"), "not a .tflite model"),
-        (lambda b: b.float_island(["x"], b"\x1c\x00\x00\x00TFL3 and nothing", "y"), "damaged .tflite model"),
+        (lambda b: b.float_subgraph(["x"], b"not a model at all", "y"), "not a .tflite model"),
+        (lambda b: b.float_subgraph(["x"], b"\x1c\x00\x00\x00TFL3 and nothing", "y"), "damaged .tflite model"),
         (lambda b: b.build(["missing"]), "all tensors of the graph"),
         (lambda b: b.build([]), "at least one"),
         (

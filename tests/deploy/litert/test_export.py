@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
+from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import Speed, SpeedTable, load_table
-from keras_lowbit.deploy.litert.interpreter import make_interpreter
+from keras_lowbit.deploy.litert.format_choice import LatencyTable, LayerLatency
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from tests.support.lowering_zoo import ZOO, case, trained
 
@@ -40,8 +40,8 @@ def types(path):
 
 def table(tmp_path, **times):
     """A table of two rows: a dense layer and 100 pixels."""
-    rows = [Speed(pixels, 16, 16, **{"int8": 1.0, "int4": 1.0, "int2": 1.0, **times}) for pixels in (1, 100)]
-    (tmp_path / "speed.json").write_text(SpeedTable(tuple(rows), {"cpu": "test"}).to_json())
+    rows = [LayerLatency(pixels, 16, 16, **{"int8": 1.0, "int4": 1.0, "int2": 1.0, **times}) for pixels in (1, 100)]
+    (tmp_path / "speed.json").write_text(LatencyTable(tuple(rows), {"cpu": "test"}).to_json())
     return tmp_path / "speed.json"
 
 
@@ -51,7 +51,7 @@ def table(tmp_path, **times):
 )
 def test_auto_takes_the_smallest_that_is_no_slower(classifier, tmp_path, times, packed):
     model, images = classifier
-    report = klb.export_litert(model, tmp_path / "m.tflite", weights="auto", table=table(tmp_path, **times))
+    report = klb.export_litert(model, tmp_path / "m.tflite", weights=LatencyTable.load(table(tmp_path, **times)))
     found = types(tmp_path / "m.tflite")
     assert (found["pointwise"], found["spatial"], found["strided"]) == (packed, "INT8", "INT8")
     assert "measured at 100 x 16 -> 16" in str(report)
@@ -60,16 +60,16 @@ def test_auto_takes_the_smallest_that_is_no_slower(classifier, tmp_path, times, 
 
 def test_auto_looks_at_the_nearest_shape(classifier, tmp_path):
     model, _ = classifier
-    rows = (Speed(1, 8, 8, 1.0, 1.0, 0.5), Speed(100, 16, 16, 1.0, 2.0, 2.0))
-    (tmp_path / "t.json").write_text(SpeedTable(rows, {}).to_json())
-    klb.export_litert(model, tmp_path / "m.tflite", weights="auto", table=tmp_path / "t.json")
+    rows = (LayerLatency(1, 8, 8, 1.0, 1.0, 0.5), LayerLatency(100, 16, 16, 1.0, 2.0, 2.0))
+    (tmp_path / "t.json").write_text(LatencyTable(rows, {}).to_json())
+    klb.export_litert(model, tmp_path / "m.tflite", weights=LatencyTable.load(tmp_path / "t.json"))
     found = types(tmp_path / "m.tflite")
     assert found["pointwise"] == "INT8"
     assert found["head"] in ("INT2", "INT4")  # INT4 where codes were doubled for the bias's sake
 
 
 def test_the_shipped_table_is_sound_and_is_the_default(classifier, tmp_path):
-    found = load_table()
+    found = LatencyTable.load()
     assert len(found.rows) > 10
     assert {row.pixels == 1 for row in found.rows} == {True, False}
     assert found.machine["cpu"]
@@ -82,7 +82,7 @@ def test_the_shipped_table_is_sound_and_is_the_default(classifier, tmp_path):
 
 def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
     model, images = classifier
-    from keras_lowbit.deploy.litert.interpreter import FileRunner
+    from keras_lowbit.deploy.litert.file_runner import FileRunner
 
     sizes, outputs = [], []
     for weights in ("int8", "int4", "int2"):
@@ -99,7 +99,7 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no speed table"),
+        ("{", "is no latency table"),
         ("{}", "format_version"),
         ('{"format_version": 9}', "format version 9, expected 1"),
         ('{"format_version": 1, "machine": {}, "rows": []}', "numbers above 0"),
@@ -109,9 +109,9 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
 def test_bad_table(classifier, tmp_path, content, message):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(ValueError, match=f"(?s){message}.*python -m keras_lowbit.bench.packed"):
-        klb.export_litert(classifier[0], tmp_path / "m.tflite", weights="auto", table=tmp_path / "t.json")
-    with pytest.raises(FileNotFoundError, match=r"No speed table at .*none\.json"):
-        klb.export_litert(classifier[0], tmp_path / "m.tflite", weights="auto", table=tmp_path / "none.json")
+        klb.export_litert(classifier[0], tmp_path / "m.tflite", weights=LatencyTable.load(tmp_path / "t.json"))
+    with pytest.raises(FileNotFoundError, match=r"No latency table at .*none\.json"):
+        klb.export_litert(classifier[0], tmp_path / "m.tflite", weights=LatencyTable.load(tmp_path / "none.json"))
     assert not (tmp_path / "m.tflite").exists()
 
 
@@ -142,7 +142,6 @@ def test_metadata_names_labels_normalization_recipe_version(classifier, tmp_path
         ({"normalization": (0.0, 0.0)}, "std above 0"),
         ({"normalization": ([1, 2], 1.0)}, "1 or 3 finite numbers"),
         ({"weights": "int3"}, "'int3'.*'auto'.*'int8'"),
-        ({"weights": "int4", "table": "t.json"}, "only 'auto' reads it"),
         ({"io": "uint8"}, "io='uint8'"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
@@ -203,10 +202,10 @@ def test_saved_and_loaded_model_gives_the_same_file(classifier, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_report_names_islands_with_reasons(tmp_path):
+def test_report_names_what_runs_in_float_with_reasons(tmp_path):
     model, _ = trained(ZOO["skip list"])
     report = klb.export_litert(model, tmp_path / "m.tflite")
-    assert "float island one: Conv2D is not quantized" in str(report)
+    assert "runs in float: one: Conv2D is not quantized" in str(report)
 
 
 # ------------------------------------------------------------------------------------------------ Keras' own export

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def island(batch_size=1):
 def island_graph(batch_size=1):
     b = GraphBuilder()
     real = b.dequantize(b.input("x", (4,), range=Range(0.01, 0)), "real")
-    first, second_ = b.float_island([real], island(batch_size)[0], "isle")
+    first, second_ = b.float_subgraph([real], island(batch_size)[0], "isle")
     return b.build([b.quantize(first, Range(0.05, 0), "y"), second_])
 
 
@@ -145,7 +146,7 @@ def test_island_shapes_must_fit():
     b = GraphBuilder()
     b.input("f", (5,), dtype="float32")
     with pytest.raises(ValueError, match=r"takes inputs of shapes \[\(1, 4\)\].*got \[\(5,\)\]"):
-        b.float_island(["f"], island()[0], "isle")
+        b.float_subgraph(["f"], island()[0], "isle")
 
 
 def test_metadata_comes_back_and_nothing_else_has_it(tmp_path):
@@ -235,7 +236,7 @@ def test_metadata_that_does_not_fit_is_refused(metadata, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": "int3"}, "weights='int3': expected one of 'int8', 'int4', 'int2'"),
+        ({"weights": "int3"}, "weights='int3': expected 'auto', one of 'int8', 'int4', 'int2'"),
         ({"io": "uint8"}, "io='uint8': expected 'int8' or 'float32'"),
         ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
         ({"batch_size": None}, "batch_size=None"),
@@ -261,8 +262,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unsound_graph_is_not_written(tmp_path):
-    graph = dense_stack(1)
-    graph.outputs = ("nobody",)
+    graph = replace(dense_stack(1), outputs=("nobody",))
     with pytest.raises(ValueError, match="graph outputs"):
         write(graph, tmp_path / "q.tflite")
     assert os.listdir(tmp_path) == []

@@ -112,12 +112,12 @@ def test_a_batch_norm_goes_into_scales_and_signs_and_leaves_the_codes():
 
 
 def test_a_range_of_fixed_ends_is_a_power_of_two_as_well():
-    from keras_lowbit.deploy.lowering.state import Lowering
+    from keras_lowbit.deploy.lowering.ranges import range_of
     from keras_lowbit.layers import QuantActivation
 
     layer = QuantActivation(None, DynamicFixedPoint(8, minimum=0.0, maximum=6.0))
     layer.build((None, 3))
-    assert Lowering.range_of(None, layer.output_host, "x") == Range(2.0**-5, -128)
+    assert range_of(layer.output_host, "x") == Range(2.0**-5, -128)
 
 
 def test_the_snippet_of_the_readme(tmp_path):

@@ -7,8 +7,8 @@ from keras import layers as kl
 from keras import ops
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.litert.interpreter import open_interpreter
-from keras_lowbit.deploy.lowering.float_convert import convert_island
+from keras_lowbit.deploy.interpreters import open_interpreter
+from keras_lowbit.deploy.lowering.float_convert import convert_to_float
 from keras_lowbit.keras_graph.calls import layers_of
 from tests.support.island_models import deployed
 from tests.support.process import run_python
@@ -28,12 +28,12 @@ def test_two_inputs_keep_their_order_whatever_names_keras_gives(counted):
     keras.backend.clear_session()
     for _ in range(counted):
         keras.Input((1,))
-    content = convert_island(lambda a, b: [ops.subtract(a, 2 * b)], [(4,), (4,)], "a piece")
+    content = convert_to_float(lambda a, b: [ops.subtract(a, 2 * b)], [(4,), (4,)], "a piece")
     assert run_island(content, [1, 10]) == [-19]
 
 
 def test_outputs_keep_their_order():
-    content = convert_island(lambda a: [a + 1.0, a * 3.0, a - 5.0], [(4,)], "a piece")
+    content = convert_to_float(lambda a: [a + 1.0, a * 3.0, a - 5.0], [(4,)], "a piece")
     assert run_island(content, [10]) == [11, 30, 5]
 
 
@@ -42,17 +42,17 @@ def test_a_dozen_ends_are_in_numeric_order():
         return [sum(place * value for place, value in enumerate(values))] + [value * 2.0 for value in values]
 
     given = list(range(1, 13))
-    content = convert_island(piece, [(2,)] * 12, "a piece")
+    content = convert_to_float(piece, [(2,)] * 12, "a piece")
     assert run_island(content, given) == [sum(p * v for p, v in enumerate(given))] + [2 * v for v in given]
 
 
 def test_an_input_that_is_not_read_keeps_its_place():
-    assert run_island(convert_island(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
+    assert run_island(convert_to_float(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
 
 
 JAX = """
-from tests.deploy.lowering.test_island_order import convert_island, run_island
-print(run_island(convert_island(lambda a, b: [a - 2 * b, a + b, b], [(4,), (4,)], "a piece"), [1, 10]))
+from tests.deploy.lowering.test_island_order import convert_to_float, run_island
+print(run_island(convert_to_float(lambda a, b: [a - 2 * b, a + b, b], [(4,), (4,)], "a piece"), [1, 10]))
 """
 
 

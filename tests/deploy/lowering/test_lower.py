@@ -47,9 +47,9 @@ def test_verify_is_content(deployed):
 
 def test_only_what_has_no_integer_form_is_an_island(deployed):
     entry, _, _, _, graph = deployed
-    found = tuple(re.sub(r"_\d+$", "", island["path"]) for island in graph.metadata["islands"])
+    found = tuple(re.sub(r"_\d+$", "", island["path"]) for island in graph.metadata["float_fallbacks"])
     assert found == entry.islands
-    assert all(island["reason"] for island in graph.metadata["islands"])
+    assert all(island["reason"] for island in graph.metadata["float_fallbacks"])
 
 
 def test_codes_in_the_file_are_the_models(deployed):
@@ -186,7 +186,7 @@ def test_the_graph_says_why_an_operation_runs_in_float():
     model = keras.Model(i, normal(keras.layers.Conv2D(8, 3, padding="same")(i)))
     model = klb.quantize_model(model, "int8")[0]
     klb.calibrate(model, np.ones((2, 8, 8, 8), np.float32), verbose=0)
-    [island] = klb.deploy.lower(model).metadata["islands"]
+    [island] = klb.deploy.lower(model).metadata["float_fallbacks"]
     assert island == {"path": "normal", "reason": "normalises axis 1, not the last one"}
 
 

@@ -31,7 +31,7 @@ def test_application(name, tmp_path):
     quantized, _ = klb.quantize_model(model, "int8" if name in ("MobileNetV2", "EfficientNetB0") else "twn")
     klb.calibrate(quantized, images, verbose=0)
     report = klb.export_litert(quantized, tmp_path / "m.tflite", weights="int2")
-    assert report.islands == ()
+    assert report.float_fallbacks == ()
     parity = klb.verify(quantized, tmp_path / "m.tflite", images, layer_samples=2)
     print(parity.max_layer_steps, parity.exact_fraction, parity.delegate, parity.output_steps)
     assert parity.reference_equal is True, parity.reference

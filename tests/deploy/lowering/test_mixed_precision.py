@@ -50,7 +50,7 @@ def activations(x):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"], indirect=True)
-def test_float_islands_are_exported_and_verified(policy, tmp_path):
+def test_float_subgraphs_are_exported_and_verified(policy, tmp_path):
     model, vectors = deployed(islands, tmp_path / "m.tflite", 6)
     assert model.get_layer("head").dtype_policy.name == policy
     assert klb.verify(model, tmp_path / "m.tflite", vectors).ok

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras_lowbit.deploy.graph.builder import GraphBuilder
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.deploy.reference.interpreter import KERNELS
+from keras_lowbit.deploy.reference.call import KERNELS
 from keras_lowbit.numerics import requantization as fp
 from tests.support.litert_oracle import differing_elements
 from tests.support.random_graphs import random_graph

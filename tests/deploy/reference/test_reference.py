@@ -252,7 +252,7 @@ def test_float_ends_equal_litert(tmp_path):
 
 def test_islands_run_in_float():
     def build(b, x):
-        (y,) = b.float_island([b.dequantize(x, "real")], float_model("COS", [(1, 2, 3)], (1, 2, 3)), "cos")
+        (y,) = b.float_subgraph([b.dequantize(x, "real")], float_model("COS", [(1, 2, 3)], (1, 2, 3)), "cos")
         return b.quantize(y, Range(0.008, 0), "y")
 
     builder = GraphBuilder()
@@ -321,7 +321,7 @@ def test_grids_that_litert_cannot_run_are_refused_also_where_nobody_validated(op
     inputs = {"add": (x, x), "mul": (x, x)}.get(op, (x,))
     getattr(builder, op)(*inputs, *(() if op == "softmax" else (Range(0.1, 0),)), "y")
     graph = builder.build(["y"])
-    for name, scale in scales.items():
-        graph.tensors[name] = replace(graph.tensors[name], scale=np.float32(scale))
+    changed = {name: replace(graph.tensors[name], scale=np.float32(scale)) for name, scale in scales.items()}
+    graph = IntegerGraph({**graph.tensors, **changed}, graph.nodes, graph.inputs, graph.outputs)
     with pytest.raises(ValueError, match=words):
         run_reference(graph, ugly((3,)))

@@ -9,7 +9,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.litert.interpreter import FileRunner
+from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from tests.support.lowering_zoo import ZOO, Unknown, case, trained
 from tests.support.process import run_python
@@ -262,8 +262,8 @@ def in_labels(content):
 
 DAMAGE = {
     "labels": in_labels,
-    "metadata": lambda content: content.replace(b'{"islands"', b'<"islands"'),
-    "no text": lambda content: content.replace(b'{"islands"', b'{"\xff\xfelands"'),
+    "metadata": lambda content: content.replace(b'{"float_fallbacks"', b'<"float_fallbacks"'),
+    "no text": lambda content: content.replace(b'{"float_fallbacks"', b'{"\xff\xfeoat_fallbacks"'),
 }
 
 

@@ -1,0 +1,164 @@
+"""What a node must satisfy beside its operation's own rules, and the words when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_lowbit.deploy.graph.operations.elementwise import SIX_STEPS
+from keras_lowbit.deploy.graph.operations.operation import ACTIVATIONS, FREE, KEEP, PADDINGS, Limit, Operation, Use
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.numerics.requantization import INT32_MAX
+
+
+def check_use(operation: Operation, node: Node, tensors: Mapping[str, Tensor]) -> None:
+    """One node against its operation: operands, attributes, shapes, ranges, weights, limits. ValueError names the node."""
+    where = f"{node.op} {node.name!r}"
+    missing = [n for n in (*node.inputs, *node.outputs) if n not in tensors]
+    if missing:
+        raise ValueError(f"{where} names tensors that the graph lacks: {missing}")
+    use = Use(node, tuple(tensors[n] for n in node.inputs), tuple(tensors[n] for n in node.outputs))
+    _check_operands(operation, use)
+    _check_attributes(operation, use)
+    operation.check(use)
+    if operation.builtin is None:  # a float subgraph: its own model says the shapes
+        return
+    _check_shape(operation, use)
+    _check_range(operation, use)
+    if operation.weighted:
+        _check_weights(operation, use)
+    for limit in (*operation.limits, *((SIX_STEPS,) if node.attributes.get("activation") == "relu6" else ())):
+        _check_limit(limit, use)
+
+
+def _check_operands(operation: Operation, use: Use) -> None:
+    inputs, outputs = use.inputs, use.outputs
+    wrong_count = len(inputs) != (operation.inputs or max(len(inputs), 1))
+    if wrong_count or (len(outputs) != 1 and operation.builtin is not None):
+        raise ValueError(
+            f"{use.where} has {len(inputs)} inputs and {len(outputs)} outputs: "
+            f"expected {operation.inputs or 'one or more'} and one"
+        )
+    for place, tensor in enumerate(inputs):
+        fits = ("int32",) if operation.weighted and place == 2 else operation.reads
+        if tensor.dtype not in fits:
+            raise ValueError(
+                f"{use.where} reads {tensor.name!r} of dtype {tensor.dtype}: expected {' or '.join(fits)}; put quantize or "
+                "dequantize between"
+            )
+    for tensor in outputs:
+        if tensor.dtype != operation.writes or tensor.is_constant:
+            raise ValueError(
+                f"{use.where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {operation.writes}, not constant"
+            )
+
+
+def _check_attributes(operation: Operation, use: Use) -> None:
+    activation, known = use.attributes.get("activation"), ACTIVATIONS if operation.fuses_activation else (None,)
+    if activation not in known:
+        raise ValueError(
+            f"{use.where} has activation {activation!r}: expected "
+            f"{' or '.join(map(repr, known)) if operation.fuses_activation else 'none'}; add any other as its own node"
+        )
+    if use.attributes.get("padding", "same") not in PADDINGS:
+        raise ValueError(
+            f"{use.where} has padding {use.attributes['padding']!r}: expected 'same' or 'valid'; the builder turns explicit "
+            "paddings into a pad node"
+        )
+    for key in ("strides", "dilation", "pool_size"):
+        values = use.attributes.get(key)
+        if values is not None and any(not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f"{use.where} has {key} {values}: expected whole numbers of at least 1")
+
+
+def _check_shape(operation: Operation, use: Use) -> None:
+    try:
+        expected = operation.infer_shape(use.attributes, [t.shape for t in use.inputs])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{use.where} has incomplete attributes {dict(use.attributes)}: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{use.where}: {error}") from error
+    output = use.outputs[0]
+    if output.shape != expected:
+        raise ValueError(f"{use.where} writes {output.name!r} of shape {output.shape}: expected {expected}")
+
+
+def _check_range(operation: Operation, use: Use) -> None:
+    if operation.range == FREE:
+        return
+    output = use.outputs[0]
+    for tensor in use.inputs if operation.range == KEEP else ():
+        if _grid(tensor) != _grid(output):
+            raise ValueError(
+                f"{use.where} keeps the range, but {tensor.name!r} has {_words(tensor)} and {output.name!r} has "
+                f"{_words(output)}: requantize {tensor.name!r} to the same range first (quantize)"
+            )
+    fixed = operation.range
+    if isinstance(fixed, Range) and _grid(output) != (np.float32(fixed.scale), fixed.zero_point):
+        raise ValueError(
+            f"{use.where} writes {_words(output)}: expected scale {fixed.scale} zero point {fixed.zero_point}"
+        )
+
+
+def _grid(tensor: Tensor) -> tuple[np.float32, int]:
+    return np.float32(tensor.range.scale), tensor.zero_point
+
+
+def _words(tensor: Tensor) -> str:
+    return f"scale {tensor.range.scale:.9g} zero point {tensor.zero_point}"
+
+
+def _check_limit(limit: Limit, use: Use) -> None:
+    factor, output = limit.factor(use), use.outputs[0]
+    if not factor < limit.below:
+        raise ValueError(
+            f"{use.where}: {limit.what} is {factor:.6g}: LiteRT takes values below {limit.below:.6g}. Give {output.name!r} a "
+            f"wider range (its scale is {output.range.scale:.3g}), or calibrate again"
+        )
+
+
+def _check_weights(operation: Operation, use: Use) -> None:
+    real, kernel, bias = use.inputs
+    if kernel.data is None or bias.data is None or kernel.scale is None or bias.scale is None:
+        raise ValueError(f"{use.where} needs constant weights and bias; {kernel.name!r} or {bias.name!r} is computed")
+    codes = operation.kernel.by_output(kernel.data)  # type: ignore[union-attr]
+    if kernel.zero_point or (codes.size and codes.min() < -127):
+        raise ValueError(
+            f"{use.where} has weight codes from {codes.min()} to {codes.max()} with zero point "
+            f"{kernel.zero_point}: expected -127 to 127 with zero point 0"
+        )
+    channels = codes.shape[:1]
+    if kernel.scale.shape != channels or bias.shape != channels or bias.scale.shape != channels:
+        raise ValueError(
+            f"{use.where} has {channels[0]} output channels, weight scales of shape {kernel.scale.shape}, bias of shape "
+            f"{bias.shape} with scales of shape {bias.scale.shape}: expected ({channels[0]},) each"
+        )
+    expected = bias_scale(real, kernel.scale)
+    if not np.array_equal(bias.scale, expected):
+        c = int(np.flatnonzero(bias.scale != expected)[0])
+        raise ValueError(
+            f"{use.where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input scale * weight scale) = "
+            f"{expected[c]!r}"
+        )
+    check_accumulator(codes, bias.data, real.zero_point, use.where)
+
+
+def bias_scale(real: Tensor, weight_scale: np.ndarray) -> np.ndarray:
+    """`float32(s_in) * float32(s_w[c])`, [output channels]."""
+    return np.float32(real.range.scale) * weight_scale.astype(np.float32)
+
+
+def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, where: str) -> None:
+    """ValueError unless int32 holds `bias + sum codes * (x - zero_point)` for every int8 x. codes: [channels, ...]."""
+    plus = np.where(codes > 0, codes, 0).sum(1, dtype=np.int64)
+    minus = np.where(codes < 0, codes, 0).sum(1, dtype=np.int64)
+    top, bottom = 127 - zero_point, -128 - zero_point
+    reach = np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
+    if reach.size and reach.max() > INT32_MAX:
+        c = int(reach.argmax())
+        raise ValueError(
+            f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code {int(bias[c]):,}), beyond "
+            f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger weight scale, or a larger input "
+            "scale"
+        )

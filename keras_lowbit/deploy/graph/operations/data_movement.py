@@ -1,0 +1,99 @@
+"""Operations that move, join or select values and keep their range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_lowbit.deploy.graph.operations.operation import Attributes, Builtin, Operation, Shape, Use
+
+
+def _concatenation_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    axis, first = attributes["axis"], shapes[0]
+    if not 1 <= axis < len(first):
+        raise ValueError(f"axis {axis} does not fit shape {first}: expected 1 to {len(first) - 1} (0 is the batch)")
+    if any(s[:axis] + s[axis + 1 :] != first[:axis] + first[axis + 1 :] or len(s) != len(first) for s in shapes):
+        raise ValueError(f"shapes {list(shapes)} differ beyond axis {axis}")
+    return (*first[:axis], sum(s[axis] for s in shapes), *first[axis + 1 :])  # type: ignore[misc]
+
+
+def _concatenation_builtin(use: Use) -> Builtin:
+    return Builtin("CONCATENATION", 2, "ConcatenationOptions", {"axis": use.attributes["axis"]})
+
+
+def _pad_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    shape, paddings = shapes[0], attributes["paddings"]
+    if len(paddings) != len(shape) - 1 or any(len(p) != 2 or min(p) < 0 for p in paddings):
+        raise ValueError(
+            f"paddings {paddings} do not fit shape {shape}: expected one (before, after) pair >= 0 for each of the "
+            f"{len(shape) - 1} axes after the batch"
+        )
+    return (None, *(d + p[0] + p[1] for d, p in zip(shape[1:], paddings, strict=True)))
+
+
+def _pad_builtin(use: Use) -> Builtin:
+    constants = {"paddings": [[0, 0], *use.attributes["paddings"]]}
+    return Builtin("PAD", 4 if len(use.inputs[0].shape) > 4 else 2, "PadOptions", constants=constants)
+
+
+def _reshape_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    target, have = tuple(attributes["shape"]), _count(shapes[0][1:])
+    if min(target, default=1) < 1 or _count(target) != have:
+        raise ValueError(
+            f"cannot reshape {shapes[0]} ({have} elements) to {target} ({_count(target)} elements), batch aside"
+        )
+    return (None, *target)
+
+
+def _count(shape: Sequence[int | None]) -> int:
+    count = 1
+    for size in shape:
+        count *= size or 0
+    return count
+
+
+def _reshape_builtin(use: Use) -> Builtin:
+    size = use.outputs[0].static_shape(use.batch_size)
+    return Builtin("RESHAPE", 1, "ReshapeOptions", {"newShape": np.array(size, np.int32)}, {"shape": size})
+
+
+def _transpose_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    perm, shape = list(attributes["perm"]), shapes[0]
+    if sorted(perm) != list(range(len(shape))) or perm[0] != 0:
+        raise ValueError(f"perm {perm} does not fit shape {shape}: expected every axis once, 0 (the batch) first")
+    return tuple(shape[p] for p in perm)
+
+
+def _transpose_builtin(use: Use) -> Builtin:
+    perm = use.attributes["perm"]
+    version = 6 if len(perm) > 5 else 4 if len(perm) > 4 else 2
+    return Builtin("TRANSPOSE", version, "TransposeOptions", constants={"perm": perm})
+
+
+def _strided_slice_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    shape = shapes[0]
+    parts = list(zip(attributes["begin"], attributes["end"], attributes["strides"], strict=True))
+    fits = len(parts) == len(shape) - 1 and all(
+        s > 0 and 0 <= b < e <= d for (b, e, s), d in zip(parts, shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"begin {attributes['begin']}, end {attributes['end']}, strides {attributes['strides']} do not fit shape {shape}: "
+            "expected 0 <= begin < end <= size and strides > 0 for each axis after the batch"
+        )
+    return (None, *(-(-(e - b) // s) for b, e, s in parts))
+
+
+def _strided_slice_builtin(use: Use) -> Builtin:
+    a = use.attributes
+    constants = {"begin": [0, *a["begin"]], "end": [use.batch_size, *a["end"]], "strides": [1, *a["strides"]]}
+    version = 4 if len(constants["begin"]) > 4 else 2
+    return Builtin("STRIDED_SLICE", version, "StridedSliceOptions", constants=constants)
+
+
+CONCATENATION = Operation("concatenation", _concatenation_shape, _concatenation_builtin, inputs=None)
+PAD = Operation("pad", _pad_shape, _pad_builtin)
+RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin)
+TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin)
+STRIDED_SLICE = Operation("strided_slice", _strided_slice_shape, _strided_slice_builtin)

@@ -1,0 +1,99 @@
+"""Operations code by code: arithmetic, rectifiers, tables, softmax, and the way between integers and floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.deploy.graph.operations.operation import (
+    FREE,
+    Attributes,
+    Builtin,
+    Limit,
+    Operation,
+    Shape,
+    Use,
+    output_scale,
+    plain,
+    scales,
+    unchanged,
+)
+from keras_lowbit.deploy.graph.tensors import Range
+
+MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
+
+
+def _broadcast_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    first, second = shapes
+    batched = [s for s in shapes if s and s[0] is None]
+    rank = max(len(first), len(second))
+    if not batched or rank > MOST_AXES or any(len(s) != rank for s in batched):
+        raise ValueError(
+            f"shapes {first} and {second} do not broadcast: activations need the same number of axes (at most {MOST_AXES}), "
+            "and a constant at most as many"
+        )
+    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    if any(s[0] not in (None, 1) for s in padded):
+        raise ValueError(f"shapes {first} and {second} do not broadcast: a constant has size 1 on the batch axis")
+    return (None, *(_broadcast(a, b, shapes) for a, b in zip(padded[0][1:], padded[1][1:], strict=True)))
+
+
+def _broadcast(a: int | None, b: int | None, shapes: Sequence[Shape]) -> int:
+    if a is None or b is None or (a != b and 1 not in (a, b)):
+        raise ValueError(f"shapes {shapes[0]} and {shapes[1]} do not broadcast: axes of {a} and {b}")
+    return b if a == 1 else a
+
+
+def _mul_builtin(use: Use) -> Builtin:
+    first, second, out = (tensor.range.scale for tensor in (*use.inputs, use.outputs[0]))
+    return Builtin("MUL", 3 if first * second / out >= 1 else 2, "MulOptions")
+
+
+def _leaky_relu_builtin(use: Use) -> Builtin:
+    return Builtin("LEAKY_RELU", 1, "LeakyReluOptions", {"alpha": use.attributes["alpha"]})
+
+
+def _check_alpha(use: Use) -> None:
+    if not np.isfinite(use.attributes.get("alpha", np.nan)):
+        raise ValueError(f"{use.where} has alpha {use.attributes.get('alpha')}: expected a finite number")
+
+
+def _check_softmax(use: Use) -> None:
+    """Below this scale LiteRT's kernel ends the process."""
+    if scales(use)[0] <= 2.0**-26:
+        raise ValueError(
+            f"{use.where} reads {use.inputs[0].name!r} of scale {scales(use)[0]:.3g}: LiteRT needs more than {2.0**-26:.3g}. "
+            "Calibrate the input again; a range this narrow has one value only"
+        )
+
+
+# Beyond it LiteRT's kernel ends the process (add, sub), refuses (hard_swish), or its upper bound overflows (relu6).
+_SUM_FACTOR = Limit("largest input scale / output scale", lambda use: max(scales(use)) / output_scale(use), 2.0**19)
+_HARD_SWISH_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 128.0)
+SIX_STEPS = Limit("6 / output scale", lambda use: 6 / output_scale(use), 2.0**31 - 1)
+
+_PAIR: dict[str, Any] = {"inputs": 2, "range": FREE, "fuses_activation": True}
+_UNIT_RANGE = Range(1 / 256, -128)  # of [0, 1)
+
+ADD = Operation("add", _broadcast_shape, plain("ADD", 2, "AddOptions"), limits=(_SUM_FACTOR,), **_PAIR)
+SUB = Operation("sub", _broadcast_shape, plain("SUB", 2, "SubOptions"), limits=(_SUM_FACTOR,), **_PAIR)
+MUL = Operation("mul", _broadcast_shape, _mul_builtin, **_PAIR)
+RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE)
+RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, limits=(SIX_STEPS,))
+LEAKY_RELU = Operation("leaky_relu", unchanged, _leaky_relu_builtin, range=FREE, check=_check_alpha)
+HARD_SWISH = Operation(
+    "hard_swish", unchanged, plain("HARD_SWISH", 1, "HardSwishOptions"), range=FREE, limits=(_HARD_SWISH_FACTOR,)
+)
+SOFTMAX = Operation(
+    "softmax", unchanged, plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0), range=_UNIT_RANGE, check=_check_softmax
+)
+LOGISTIC = Operation("logistic", unchanged, plain("LOGISTIC", 2), range=_UNIT_RANGE)
+TANH = Operation("tanh", unchanged, plain("TANH", 2), range=Range(1 / 128, 0))
+QUANTIZE = Operation(
+    "quantize", unchanged, plain("QUANTIZE", 1, "QuantizeOptions"), range=FREE, reads=("int8", "float32")
+)
+DEQUANTIZE = Operation(
+    "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes="float32"
+)

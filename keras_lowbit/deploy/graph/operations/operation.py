@@ -1,0 +1,137 @@
+"""`Operation`: everything that is true of an integer operation, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.numerics.kernel_layouts import KernelLayout
+
+Shape = tuple[int | None, ...]
+Attributes = Mapping[str, Any]
+
+FREE = "free"  # the output has a range of its own
+KEEP = "keep"  # the output has the range of the inputs
+ACTIVATIONS = (None, "relu", "relu6")  # that an operation can end with
+PADDINGS = ("same", "valid")
+
+
+class Use(NamedTuple):
+    """One node with its tensors. batch_size, weight_type ("int8", "int4", "int2"): of the file that it is written to."""
+
+    node: Node
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    batch_size: int = 1
+    weight_type: str = "int8"
+
+    @property
+    def attributes(self) -> Attributes:
+        """Of the node."""
+        return self.node.attributes
+
+    @property
+    def where(self) -> str:
+        """The node in messages: operation and name."""
+        return f"{self.node.op} {self.node.name!r}"
+
+
+class Builtin(NamedTuple):
+    """The LiteRT operator of a node.
+
+    kind: name in LiteRT's schema ("CONV_2D").   version: the lowest that has the int8 kernel, so that an older runtime
+    refuses a file that it would compute wrongly.   options: its options table, and `fields` of it; "padding" and
+    "fusedActivationFunction" in this library's words.   constants: int32 operands beside the node's inputs, name -> values.
+    operands: order of the operands, numbers for inputs and names for constants; by default inputs, then constants.
+    """
+
+    kind: str
+    version: int
+    options: str = ""
+    fields: Mapping[str, Any] = {}
+    constants: Mapping[str, Any] = {}
+    operands: tuple[int | str, ...] | None = None
+
+
+class Limit(NamedTuple):
+    """A factor of scales that must stay below a bound. Found by trying LiteRT 2.3, reference kernels and XNNPACK delegate.
+
+    A graph beyond it is refused where it is built, because a file must not be able to end the program that loads it.
+    """
+
+    what: str
+    factor: Callable[[Use], float]
+    below: float
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One integer operation.
+
+    name: `Node.op`.   infer_shape: attributes and input shapes (batch first, None) -> output shape; ValueError if they do
+    not fit.   builtin: a use of it -> its LiteRT operator; None for a float subgraph, which brings its own operators.
+    inputs: how many; None for one or more.   range: FREE, KEEP, or the `Range` that the output always has.
+    reads, writes: data types of inputs (the bias of a weighted operation is int32) and output.
+    fuses_activation: whether a relu or relu6 can stand at its end.   kernel: layout of the weights, for operations that
+    have any; weights then are input 1 and an int32 bias is input 2.
+    limits: what LiteRT cannot run.   check: further conditions on a use; ValueError with the words.
+    """
+
+    name: str
+    infer_shape: Callable[[Attributes, Sequence[Shape]], Shape]
+    builtin: Callable[[Use], Builtin] | None
+    inputs: int | None = 1
+    range: str | Range = KEEP
+    reads: tuple[str, ...] = ("int8",)
+    writes: str = "int8"
+    fuses_activation: bool = False
+    kernel: KernelLayout | None = None
+    limits: tuple[Limit, ...] = ()
+    check: Callable[[Use], None] = field(default=lambda use: None)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it has weights and a bias."""
+        return self.kernel is not None
+
+    @property
+    def fixed_range(self) -> Range:
+        """The range that the output always has. TypeError for an operation without one."""
+        if not isinstance(self.range, Range):
+            raise TypeError(f"{self.name} has no fixed range, its range is {self.range!r}")
+        return self.range
+
+
+def scales(use: Use) -> list[float]:
+    """The largest scale of every quantized input."""
+    return [float(t.scale.max()) for t in use.inputs if t.scale is not None and t.scale.size]
+
+
+def output_scale(use: Use) -> float:
+    """The scale of the first output; NaN for a float one."""
+    scale = use.outputs[0].scale
+    return float(scale) if scale is not None else float("nan")
+
+
+def plain(kind: str, version: int, options: str = "", **fields: Any) -> Callable[[Use], Builtin]:
+    """The builtin of an operation whose operator is the same for every node."""
+    return lambda use: Builtin(kind, version, options, fields)
+
+
+def unchanged(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    """The shape of the first input."""
+    return shapes[0]
+
+
+def need_rank(shape: Shape, rank: int, what: str) -> None:
+    """ValueError unless the shape has that many axes."""
+    if len(shape) != rank:
+        raise ValueError(f"{what} needs {rank} axes, got shape {shape}")
+
+
+def image_of(shape: Shape, what: str) -> tuple[int, int, int]:
+    """Height, width and channels. ValueError unless there are four axes."""
+    need_rank(shape, 4, what)
+    return shape[1], shape[2], shape[3]  # type: ignore[return-value]

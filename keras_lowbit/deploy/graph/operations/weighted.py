@@ -1,0 +1,146 @@
+"""Operations with weights and an int32 bias: convolutions and dense layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras_lowbit.deploy.graph.operations.operation import (
+    FREE,
+    Attributes,
+    Builtin,
+    Limit,
+    Operation,
+    Shape,
+    Use,
+    image_of,
+    need_rank,
+    output_scale,
+    scales,
+)
+from keras_lowbit.deploy.graph.operations.windows import litert_window, windows
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
+
+
+def deconvolved(size: int, kernel: int, stride: int, padding: str) -> int:
+    """Output size of a transposed convolution when none is asked for, as Keras has it."""
+    return size * stride if padding == "same" else size * stride + max(kernel - stride, 0)
+
+
+def _window_sizes(attributes: Attributes, image: tuple[int, int], kernel: Shape) -> tuple[int, ...]:
+    strides, padding, dilation = (attributes[key] for key in ("strides", "padding", "dilation"))
+    return tuple(windows(image[i], kernel[i] or 0, strides[i], padding, dilation[i]) for i in (0, 1))
+
+
+def _conv2d_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    height, width, channels = image_of(shapes[0], "conv2d input")
+    kernel, groups = shapes[1], attributes["groups"]
+    need_rank(kernel, 4, "conv2d kernel [KH,KW,IC/groups,OC]")
+    if kernel[2] * groups != channels or kernel[3] % groups:
+        raise ValueError(
+            f"kernel {kernel} with groups={groups} does not fit {channels} input channels: "
+            "expected [KH, KW, IC/groups, OC] with OC divisible by groups"
+        )
+    return (None, *_window_sizes(attributes, (height, width), kernel), kernel[3])
+
+
+def _depthwise_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    height, width, channels = image_of(shapes[0], "depthwise_conv2d input")
+    kernel = shapes[1]
+    need_rank(kernel, 4, "depthwise kernel [KH,KW,C,multiplier]")
+    if kernel[2] != channels:
+        raise ValueError(
+            f"depthwise kernel {kernel} does not fit {channels} input channels: expected [KH, KW, C, multiplier]"
+        )
+    return (None, *_window_sizes(attributes, (height, width), kernel), channels * kernel[3])  # type: ignore[operator]
+
+
+def _transpose_conv_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    image = image_of(shapes[0], "transpose_conv input")
+    kernel = shapes[1]
+    need_rank(kernel, 4, "transpose_conv kernel [KH,KW,OC,IC]")
+    if kernel[3] != image[2]:
+        raise ValueError(f"kernel {kernel} does not fit {image[2]} input channels: expected [KH, KW, OC, IC]")
+    strides, padding, size = attributes["strides"], attributes["padding"], attributes["output_shape"]
+    for i in (0, 1):
+        back = windows(size[i], kernel[i], strides[i], padding)  # type: ignore[arg-type]
+        if back != image[i]:
+            raise ValueError(
+                f"output_shape {tuple(size)} does not fit: a {padding!r} convolution of it with kernel {kernel[:2]} and "
+                f"strides {tuple(strides)} has size {back} on axis {i + 1}, the input has {image[i]}"
+            )
+    return (None, size[0], size[1], kernel[2])
+
+
+def _fully_connected_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    need_rank(shapes[1], 2, "fully_connected kernel [IC,OC]")
+    if len(shapes[0]) < 2 or shapes[0][-1] != shapes[1][0]:
+        raise ValueError(f"kernel {shapes[1]} does not fit the last axis of input {shapes[0]}: expected [IC, OC]")
+    return (*shapes[0][:-1], shapes[1][1])
+
+
+def _conv2d_builtin(use: Use) -> Builtin:
+    version = 6 if use.attributes["groups"] > 1 else 3
+    return Builtin("CONV_2D", version, "Conv2DOptions", litert_window(use.attributes))
+
+
+def _depthwise_builtin(use: Use) -> Builtin:
+    fields = {"depthMultiplier": use.inputs[1].shape[3], **litert_window(use.attributes)}
+    return Builtin("DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", fields)
+
+
+def _transpose_conv_builtin(use: Use) -> Builtin:
+    return Builtin(
+        "TRANSPOSE_CONV",
+        4 if use.attributes["activation"] else 3,
+        "TransposeConvOptions",
+        litert_window(use.attributes),
+        {"output_shape": use.outputs[0].static_shape(use.batch_size)},
+        ("output_shape", 1, 0, 2),
+    )
+
+
+def _fully_connected_builtin(use: Use) -> Builtin:
+    return Builtin("FULLY_CONNECTED", _DENSE_VERSION[use.weight_type], "FullyConnectedOptions", {"keepNumDims": True})
+
+
+_DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
+# Beyond it the XNNPACK delegate fails to load the file.
+_FACTOR = Limit(
+    "input scale * weight scale / output scale", lambda use: scales(use)[0] * scales(use)[1] / output_scale(use), 256.0
+)
+_WEIGHTED: dict[str, Any] = {
+    "inputs": 3,
+    "range": FREE,
+    "fuses_activation": True,
+    "limits": (_FACTOR,),
+}
+
+CONV2D = Operation(
+    "conv2d",
+    _conv2d_shape,
+    _conv2d_builtin,
+    kernel=LAYOUTS["Conv2D"],
+    **_WEIGHTED,
+)
+DEPTHWISE_CONV2D = Operation(
+    "depthwise_conv2d",
+    _depthwise_shape,
+    _depthwise_builtin,
+    kernel=LAYOUTS["DepthwiseConv2D"],
+    **_WEIGHTED,
+)
+TRANSPOSE_CONV = Operation(
+    "transpose_conv",
+    _transpose_conv_shape,
+    _transpose_conv_builtin,
+    kernel=LAYOUTS["Conv2DTranspose"],
+    **_WEIGHTED,
+)
+FULLY_CONNECTED = Operation(
+    "fully_connected",
+    _fully_connected_shape,
+    _fully_connected_builtin,
+    kernel=LAYOUTS["Dense"],
+    **_WEIGHTED,
+)

@@ -1,0 +1,106 @@
+"""Operations on windows of an image: pools, means, resizing. Windows follow TensorFlow.
+
+"same" gives `ceil(in / stride)` windows, "valid" gives `floor((in - reach) / stride) + 1` with
+`reach = (kernel - 1) * dilation + 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_lowbit.deploy.graph.operations.operation import (
+    FREE,
+    Attributes,
+    Builtin,
+    Limit,
+    Operation,
+    Shape,
+    Use,
+    image_of,
+    output_scale,
+    scales,
+)
+
+
+def windows(size: int, kernel: int, stride: int, padding: str, dilation: int = 1) -> int:
+    """How many windows fit into `size`. ValueError if none does."""
+    reach = (kernel - 1) * dilation + 1
+    count = -(-size // stride) if padding == "same" else (size - reach) // stride + 1
+    if count < 1:
+        raise ValueError(
+            f"a window of {reach} (kernel {kernel}, dilation {dilation}) does not fit into size {size} with padding 'valid'; "
+            "pad first or use padding 'same'"
+        )
+    return count
+
+
+def litert_window(attributes: Attributes) -> dict[str, Any]:
+    """The fields of LiteRT's options for strides, dilation, window and padding."""
+    sides = (("H", "Height"), ("W", "Width"))
+    found: dict[str, Any] = {"padding": attributes["padding"]}
+    for i, (short, long) in enumerate(sides):
+        found[f"stride{short}"] = attributes["strides"][i]
+        if "dilation" in attributes:
+            found[f"dilation{short}Factor"] = attributes["dilation"][i]
+        if "pool_size" in attributes:
+            found[f"filter{long}"] = attributes["pool_size"][i]
+    return found
+
+
+def _pool_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    image = image_of(shapes[0], "pooling input")
+    pool, strides = attributes["pool_size"], attributes["strides"]
+    sizes = (windows(image[i], pool[i], strides[i], attributes["padding"]) for i in (0, 1))
+    return (None, *sizes, image[2])
+
+
+def _pool_builtin(kind: str) -> Callable[[Use], Builtin]:
+    return lambda use: Builtin(kind, 2, "Pool2DOptions", litert_window(use.attributes))
+
+
+def _mean_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    shape, axes = shapes[0], attributes["axes"]
+    if not axes or len(set(axes)) != len(axes) or not all(1 <= a < len(shape) for a in axes):
+        raise ValueError(
+            f"axes {list(axes)} do not fit shape {shape}: expected different numbers from 1 to {len(shape) - 1}"
+        )
+    kept = ((i, 1 if i in axes else d) for i, d in enumerate(shape))
+    return tuple(d for i, d in kept if attributes["keepdims"] or i not in axes)
+
+
+def _mean_builtin(use: Use) -> Builtin:
+    constants = {"axes": use.attributes["axes"]}
+    return Builtin("MEAN", 2, "ReducerOptions", {"keepDims": use.attributes["keepdims"]}, constants)
+
+
+def _resize_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    channels = image_of(shapes[0], "resize input")[2]
+    size = tuple(attributes["size"])
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size {size} is not a (height, width) of at least 1")
+    return (None, *size, channels)
+
+
+def _resize_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
+    def builtin(use: Use) -> Builtin:
+        corners, centers = use.attributes["align_corners"], use.attributes["half_pixel_centers"]
+        new = centers or (corners and kind == "RESIZE_NEAREST_NEIGHBOR")
+        fields = {"alignCorners": corners, "halfPixelCenters": centers}
+        return Builtin(kind, 3 if new else 2, options, fields, {"size": use.attributes["size"]})
+
+    return builtin
+
+
+# Beyond it XNNPACK saturates to the wrong side.
+_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 256.0)
+
+MAX_POOL2D = Operation("max_pool2d", _pool_shape, _pool_builtin("MAX_POOL_2D"), fuses_activation=True)
+AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), fuses_activation=True)
+MEAN = Operation("mean", _mean_shape, _mean_builtin, range=FREE, limits=(_FACTOR,))
+RESIZE_NEAREST = Operation(
+    "resize_nearest", _resize_shape, _resize_builtin("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
+)
+RESIZE_BILINEAR = Operation(
+    "resize_bilinear", _resize_shape, _resize_builtin("RESIZE_BILINEAR", "ResizeBilinearOptions")
+)

@@ -1,0 +1,85 @@
+"""Which int8 range each tensor of a model has, found from its quantizers without lowering it."""
+
+from typing import Any
+
+from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.keras_graph.calls import Call, CallGraph
+from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers.host import QuantizerHost
+
+# Activation function -> the integer operation whose result always has the same range.
+FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
+
+
+def range_of(host: QuantizerHost, path: str) -> Range:
+    """Scale and zero point of a range. ValueError unless it is an 8-bit range that has seen data."""
+    if not is_known(host, path):
+        raise ValueError(
+            f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
+            "before lowering or exporting it."
+        )
+    scale, zero_point = host.quantizer.grid(host.values())
+    return Range(float(scale), int(zero_point))
+
+
+def is_known(host: QuantizerHost, path: str) -> bool:
+    """Whether a range is fixed or has seen data. ValueError if it has another number of bits than 8."""
+    quantizer = host.quantizer
+    if not quantizer.is_range or quantizer.bits != 8:
+        raise ValueError(
+            f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
+            "Train with 8-bit activations to export, or leave that model in Keras."
+        )
+    return quantizer.fixed or float(host.values()["count"]) != 0
+
+
+class StandInRanges:
+    """`range_of` for a model that was not calibrated: made-up ranges where data have not been seen.
+
+    The size of a file does not depend on them, but equal ones would be stored once and make it too small: each differs.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, Range] = {}
+
+    def __call__(self, host: QuantizerHost, path: str) -> Range:
+        """The known range, or a range of its own for each host."""
+        if is_known(host, path):
+            return range_of(host, path)
+        count = len(self._made)
+        return self._made.setdefault(id(host), Range((1 + count / 1024) / 16, count % 100 - 50))
+
+
+def infer_ranges(graph: CallGraph) -> dict[int, Range]:
+    """Key of a tensor -> the range in which it is stored as int8; tensors without one of their own are left out.
+
+    Raises what `range_of` raises.
+    """
+    found: dict[int, Range] = {}
+    for call in graph.calls:
+        given = _range_behind(call, found)
+        if given is not None:
+            found[call.outputs[0]] = given
+    return found
+
+
+def _range_behind(call: Call, known: dict[int, Range]) -> Range | None:
+    operation, role = call.operation, role_of(call)
+    if isinstance(operation, QuantActivation):
+        return range_of(operation.output_host, call.path)
+    if isinstance(operation, QuantizedLayer):
+        if operation.activation_fuses:
+            return None if operation.output_host is None else range_of(operation.output_host, call.path)
+        return _fixed_range(operation)
+    if role is Role.KEEP:
+        return known.get(call.inputs[0])
+    return _fixed_range(operation) if call.inputs and call.inputs[0] in known and role is not Role.ISLAND else None
+
+
+def _fixed_range(operation: Any) -> Range | None:
+    name = "softmax" if stock_kind(operation) == "Softmax" else activation_name(operation)
+    if name == "hard_sigmoid":
+        name = "sigmoid"
+    return OPERATIONS[FIXED[name]].fixed_range if name in FIXED else None
