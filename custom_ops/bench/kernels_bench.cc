@@ -1,4 +1,4 @@
-// GMAC/s of each layer, one thread: `kernels_bench [filter] [rounds]`, KERAS_LOWBIT_KERNEL chooses the row.
+// GMAC/s of each layer, one thread: `kernels_bench [filter] [rounds]`, KERAS_LOWBIT_KERNEL chooses the ISA target.
 //
 // All variants of a layer take turns within each round, so that a slow moment of the machine hits all of them. The
 // best and the median round are printed.
@@ -171,9 +171,9 @@ int main(int argc, char** argv) {
   using namespace keras_lowbit::bench;
   const std::string filter = argc > 1 ? argv[1] : "";
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 9;
-  std::string row;
-  const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&row);
-  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? row : status.message()).c_str(),
+  std::string isa;
+  const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&isa);
+  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? isa : status.message()).c_str(),
               rounds);
   if (HasPeak()) std::printf("vpdpbusd peak %.0f GMAC/s\n", PeakGmacs());
   std::printf("reads %.0f GB/s from 256 MB, %.0f GB/s from 4 MB\n", ReadGigabytes(256 << 20), ReadGigabytes(4 << 20));

@@ -6,7 +6,7 @@
 //   kFloat   y = clamp(float(total) * float_scale[oc])     one rounding of the product; no fused multiply-add
 //
 // x: int8 NHWC, contiguous. y: NHWC, contiguous, int8, int32 or float by `Epilogue::type`. Input, output and
-// weights do not overlap. Every kernel row gives the same bits. Functions are thread-safe; each returns an error
+// weights do not overlap. Every ISA target gives the same bits. Functions are thread-safe; each returns an error
 // (and writes nothing) for sizes or values that do not fit: no input crashes them as long as the pointers hold what the
 // shapes say.
 #pragma once
@@ -107,23 +107,23 @@ Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_
 Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t clamp_min,
                  int32_t clamp_max, int8_t* output, const ParallelFor& parallel);
 
-// Kernel rows: "x86_avx512vnni", "x86_avx2", "arm_dotprod", "arm_neon", "reference"; best first, this CPU's only.
+// ISA targets: "x86_avx512vnni", "x86_avx2", "arm_dotprod", "arm_neon", "reference"; best first, this CPU's only.
 std::vector<std::string> AvailableKernels();
 
-// All rows compiled into this library, with the CPU features each needs: for `doctor`.
+// All targets compiled into this library, with the CPU features each needs: for `doctor`.
 struct KernelInfo {
   std::string name, needs;
   bool supported;
 };
 std::vector<KernelInfo> CompiledKernels();
 
-// The row in use: the forced one, else the environment's KERAS_LOWBIT_KERNEL (read once, at the first use), else
+// The target in use: the forced one, else the environment's KERAS_LOWBIT_KERNEL (read once, at the first use), else
 // the first available. An error that lists the choices for an unknown name or one that this CPU cannot run; the
 // layers above then return the same error. An empty name in ForceKernel returns to the environment's choice.
 Status ActiveKernel(std::string* name);
 Status ForceKernel(const std::string& name);
 
-// Which path a layer takes on the active row, for reports: "ternary panel", "ternary in registers", "int8", ...
+// Which path a layer takes on the active target, for reports: "ternary panel", "ternary in registers", "int8", ...
 std::string DescribeConv2D(const ConvShape& shape, const PackedWeights& weights);
 
 }  // namespace keras_lowbit

@@ -9,7 +9,7 @@ namespace keras_lowbit {
 
 // Constants of 64 output channels, in the order in which the vector epilogues read them.
 struct alignas(64) ChannelBlock {
-  int32_t init[64];  // bias - (input zero point + activation offset of the row) * sum of weights
+  int32_t init[64];  // bias - (input zero point + activation offset of the kernel) * sum of weights
   int32_t multiplier[64];
   int32_t multiplier_odd[64];            // at even positions c: the multiplier of c + 1, for 32x32->64 multiplications
   int32_t shift[64];                     // right shift, 1..30

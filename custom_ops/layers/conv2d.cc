@@ -58,9 +58,9 @@ Path PathOf(const ConvShape& shape, const PackedWeights& weights) {
   return shape.out_pixels() <= few ? Path::kTernaryInRegisters : Path::kTernaryUnpacked;
 }
 
-void ChooseKernel(Row row, const PackedWeights& weights, Plan* plan) {
-  const Int8BlockKernel int8 = SelectInt8Block(row);
-  plan->ternary = SelectTernaryBlock(row);
+void ChooseKernel(Isa isa, const PackedWeights& weights, Plan* plan) {
+  const Int8BlockKernel int8 = SelectInt8Block(isa);
+  plan->ternary = SelectTernaryBlock(isa);
   // With scales multiplied in, unpacked weights are int8, no longer -1, 0, 1.
   const bool as_int8 = plan->path == Path::kInt8 || (plan->path == Path::kTernaryUnpacked && weights.scales != nullptr);
   plan->run = as_int8 ? int8.run : plan->ternary.run_unpacked;
@@ -261,7 +261,7 @@ Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t i
 }
 
 // All but the constants and the output.
-Plan MakePlan(Row row, const ConvShape& shape, const PackedWeights& weights, bool shared) {
+Plan MakePlan(Isa isa, const ConvShape& shape, const PackedWeights& weights, bool shared) {
   Plan plan;
   plan.shape = shape;
   plan.sizes = WeightSizesOf(shape, weights);
@@ -273,7 +273,7 @@ Plan MakePlan(Row row, const ConvShape& shape, const PackedWeights& weights, boo
   plan.groups = plan.sizes.tap_groups;
   plan.copies = !IsReadInPlace(shape, plan.sizes);
   if (plan.copies) plan.copy = PlanCopy(weights, &plan);
-  ChooseKernel(row, weights, &plan);
+  ChooseKernel(isa, weights, &plan);
   ChooseChunks(shared, &plan);
   return plan;
 }
@@ -283,10 +283,10 @@ Plan MakePlan(Row row, const ConvShape& shape, const PackedWeights& weights, boo
 Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
               const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
-  Row row;
-  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  Isa isa;
+  KLB_RETURN_IF_ERROR(ActiveIsa(&isa));
   if (shape.out_pixels() == 0) return Status();
-  Plan plan = MakePlan(row, shape, weights, parallel != nullptr);
+  Plan plan = MakePlan(isa, shape, weights, parallel != nullptr);
   const int64_t max_abs_weight = weights.layout == WeightLayout::kTernary2Bit && weights.scales == nullptr ? 2 : 128;
   std::shared_ptr<const Constants> constants;
   const ConstantsSource source = {epilogue,

@@ -139,12 +139,12 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
                        const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   KLB_RETURN_IF_ERROR(Check(shape, kernel, input_zero_point, epilogue));
-  Row row;
-  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  Isa isa;
+  KLB_RETURN_IF_ERROR(ActiveIsa(&isa));
   if (shape.out_pixels() == 0) return Status();
   Plan plan;
   plan.shape = shape;
-  plan.kernel = SelectDepthwise(row);
+  plan.kernel = SelectDepthwise(isa);
   plan.input = input;
   PlanBlocks(&plan);
   std::shared_ptr<const Packed> packed;

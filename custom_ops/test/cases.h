@@ -1,4 +1,4 @@
-// Layers with all their data, drawn from a seed, and the comparison of every kernel row with the oracle.
+// Layers with all their data, drawn from a seed, and the comparison of every ISA target with the oracle.
 #pragma once
 
 #include <cstdint>
@@ -193,21 +193,21 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available row, without and twice with a cache, which all rows share, and wants the oracle's
+// Runs the layer on every available ISA target, without and twice with a cache, which all targets share, and wants the oracle's
 // numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
                                  layer.kind == Kind::kDepthwise);
   LayerCache shared;
-  for (const std::string& row : AvailableKernels()) {
-    KLB_CHECK_OK(ForceKernel(row));
+  for (const std::string& isa : AvailableKernels()) {
+    KLB_CHECK_OK(ForceKernel(isa));
     for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared, &shared}) {
       std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
       KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache));
       for (size_t i = 0; i < want.size(); ++i) {
         const double got = At(layer.type, y, static_cast<int64_t>(i));
-        KLB_CHECK(got == want[i], row + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
+        KLB_CHECK(got == want[i], isa + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
                                       std::to_string(i) + " of " + Describe(layer) + (cache ? ", cached" : ""));
       }
     }

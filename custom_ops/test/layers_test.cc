@@ -34,7 +34,7 @@ void CheckWidths() {
   }
 }
 
-// Long sums: 16-bit partial sums must be widened in time, and 32-bit ones wrap alike on every row.
+// Long sums: 16-bit partial sums must be widened in time, and 32-bit ones wrap alike on every ISA target.
 void CheckDepths() {
   for (int64_t depth : {252, 256, 260, 508, 512, 1024, 4608}) {
     for (Fill x : {Fill::kAllMin, Fill::kAllMax, Fill::kAlternating}) {

@@ -1,4 +1,4 @@
-// Plain C functions for keras_lowbit/ops/library.py: which kernel rows there are and which one runs. Texts live until
+// Plain C functions for keras_lowbit/ops/library.py: which ISA targets there are and which one runs. Texts live until
 // the same thread calls the same function again. The last three measure this machine, for benchmarks.
 #include <string>
 
@@ -7,17 +7,17 @@
 
 #define KLB_EXPORT extern "C" __attribute__((visibility("default")))
 
-// One line for each compiled row, best first: name, tab, CPU features it needs, tab, 1 if this CPU has them.
+// One line for each compiled ISA target, best first: name, tab, CPU features it needs, tab, 1 if this CPU has them.
 KLB_EXPORT const char* KerasLowbitCompiledKernels() {
   thread_local std::string text;
   text.clear();
-  for (const auto& row : keras_lowbit::CompiledKernels()) {
-    text += row.name + "\t" + row.needs + "\t" + (row.supported ? "1" : "0") + "\n";
+  for (const auto& isa : keras_lowbit::CompiledKernels()) {
+    text += isa.name + "\t" + isa.needs + "\t" + (isa.supported ? "1" : "0") + "\n";
   }
   return text.c_str();
 }
 
-// The row in use, tab, nothing; or nothing, tab, the error.
+// The ISA target in use, tab, nothing; or nothing, tab, the error.
 KLB_EXPORT const char* KerasLowbitActiveKernel() {
   thread_local std::string text;
   std::string name;

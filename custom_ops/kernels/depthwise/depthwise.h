@@ -24,9 +24,9 @@ struct DepthwiseKernel {
   }
 };
 
-DepthwiseKernel SelectDepthwise(Row row);
+DepthwiseKernel SelectDepthwise(Isa isa);
 
-#define KLB_KERNEL(row, function, offset, lanes) void function(const BlockArgs& args);
+#define KLB_KERNEL(isa, function, offset, lanes) void function(const BlockArgs& args);
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
 

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "kernels/output_stage.h"
-#include "kernels/rows.h"
+#include "kernels/isa.h"
 
 namespace keras_lowbit {
 
@@ -34,9 +34,9 @@ struct Int8BlockKernel {
   int32_t activation_offset;
 };
 
-Int8BlockKernel SelectInt8Block(Row row);
+Int8BlockKernel SelectInt8Block(Isa isa);
 
-#define KLB_KERNEL(row, function, offset) void function(const BlockArgs& args);
+#define KLB_KERNEL(isa, function, offset) void function(const BlockArgs& args);
 #include "kernels/int8_block/kernels.inc"
 #undef KLB_KERNEL
 

@@ -1,4 +1,4 @@
-// What the Arm rows share: 128-bit loads, decoding, scales, and the exact epilogue.
+// What the Arm targets share: 128-bit loads, decoding, scales, and the exact epilogue.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,4 +1,4 @@
-// The depthwise loop that all vector rows share. The bytes of four taps are interleaved channel by channel, and then
+// The depthwise loop that all vector targets share. The bytes of four taps are interleaved channel by channel, and then
 // one dot product per channel adds all four: the same instruction as in a convolution.
 #pragma once
 

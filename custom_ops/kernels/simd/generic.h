@@ -1,4 +1,4 @@
-// The tile that all vector rows share, written once over a small vocabulary V of each machine (kernels/simd/*.h).
+// The tile that all vector targets share, written once over a small vocabulary V of each machine (kernels/simd/*.h).
 //
 // A tile is kRows pixels by 64 channels. Its totals stay in registers while the k groups pass by: for each group
 // the weights of some vectors of channels are loaded (or decoded), then each pixel's four activations are broadcast

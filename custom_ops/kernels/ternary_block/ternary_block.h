@@ -36,9 +36,9 @@ struct TernaryBlockKernel {
   int32_t activation_offset;  // of `run` and `run_unpacked`
 };
 
-TernaryBlockKernel SelectTernaryBlock(Row row);
+TernaryBlockKernel SelectTernaryBlock(Isa isa);
 
-#define KLB_KERNEL(row, suffix, run_unpacked, offset)                            \
+#define KLB_KERNEL(isa, suffix, run_unpacked, offset)                            \
   void TernaryBlock##suffix(const BlockArgs& args, const ClusterArgs& clusters); \
   void UnpackTernary##suffix(const UnpackArgs& args);                            \
   void run_unpacked(const BlockArgs& args);
