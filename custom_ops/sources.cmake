@@ -14,13 +14,13 @@ set(KLB_SOURCES
   layers/constants.cc
   layers/conv2d.cc
   layers/depthwise.cc
-  layers/factor_line.cc
+  layers/epilogue.cc
+  layers/fp32_requantize.cc
+  layers/fp32_residual.cc
   layers/indirection.cc
   layers/layer_cache.cc
   layers/max_pool.cc
-  layers/output.cc
-  layers/padded_image.cc
-  layers/residual_line.cc)
+  layers/padded_image.cc)
 
 set(KLB_X86_ISAS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)

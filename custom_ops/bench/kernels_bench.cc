@@ -11,9 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "core/machine.h"
-#include "core/api.h"
+#include "bench/machine.h"
+#include "kernels/isa.h"
 #include "layers/layer_cache.h"
+#include "layers/layers.h"
 
 namespace keras_lowbit::bench {
 namespace {
@@ -74,8 +75,8 @@ class Variant {
     weights_.layout = ternary ? WeightLayout::kTernary2Bit : WeightLayout::kInt8;
     weights_.cluster_size = cluster_size;
     const WeightSizes sizes = WeightSizesOf(shape, weights_);
-    codes_.resize(sizes.codes_bytes_total + 64);
-    auto* codes = codes_.data() + (64 - reinterpret_cast<uintptr_t>(codes_.data()) % 64) % 64;
+    codes_.resize(sizes.codes_bytes_total + kAlignment);
+    auto* codes = codes_.data() + (kAlignment - reinterpret_cast<uintptr_t>(codes_.data()) % kAlignment) % kAlignment;
     sums_.resize(sizes.sums_count_total);
     if (cluster_size > 0) {
       scales_.assign(sizes.scales_bytes_total, 3);

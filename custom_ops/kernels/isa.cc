@@ -2,9 +2,7 @@
 
 #include <cstdlib>
 #include <mutex>
-#include <vector>
 
-#include "core/api.h"
 #include "core/cpu_features.h"
 
 namespace keras_lowbit {

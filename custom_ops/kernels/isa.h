@@ -1,8 +1,10 @@
-// ISA targets: the instruction sets that kernels are compiled for, the same names in every family, best first (isa.inc).
+// ISA targets: the instruction sets that kernels are compiled for, the same names in every family, best first
+// (isa.inc).
 #pragma once
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "core/status.h"
 
@@ -14,8 +16,25 @@ enum class Isa {
 #undef KLB_ISA
 };
 
-// The target that runs: forced, from the environment, or the best of this CPU.
+// The target in use: the forced one, else the environment's KERAS_LOWBIT_KERNEL (read once, at the first use), else
+// the first available. An error that lists the choices for an unknown name or one that this CPU cannot run; layers then
+// return the same error.
 Status ActiveIsa(Isa* isa);
+Status ActiveKernel(std::string* name);
+
+// Chooses the target by name; an empty name returns to the environment's choice.
+Status ForceKernel(const std::string& name);
+
+// Names of the targets that this CPU runs, best first: "x86_avx512vnni", "x86_avx2", "arm_dotprod", "arm_neon",
+// "reference".
+std::vector<std::string> AvailableKernels();
+
+// All targets compiled into this library, with the CPU features each needs: for `doctor`.
+struct KernelInfo {
+  std::string name, needs;
+  bool supported;
+};
+std::vector<KernelInfo> CompiledKernels();
 
 // One entry of a family's table. A family lists its entries in the order of isa.inc and ends with `reference`.
 template <class Kernel>

@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/api.h"
 #include "kernels/int8_block/int8_block.h"
 #include "kernels/ternary_block/ternary_block.h"
+#include "layers/epilogue.h"
 #include "layers/indirection.h"
-#include "layers/output.h"
+#include "layers/layers.h"
 #include "layers/padded_image.h"
 #include "layers/scratch.h"
 
@@ -23,10 +23,15 @@ enum class Path { kInt8, kTernaryUnpacked, kTernaryInRegisters };
 // Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays. Sooner
 // with scales: every cluster then ends with a multiplication of its sums.
 constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12, kFewPixelsNarrow = 12, kNarrowChannels = 32;
-// Pointer table of one chunk: half of a first-level cache.
-constexpr int64_t kTableEntries = 3072;
+// The limit of a chunk of few taps, whose table would hold thousands of pixels.
 constexpr int64_t kMaxChunkPixels = 480;
+// Whole tiles of 2, 3, 4, 6 or 12 pixels.
+constexpr int64_t kTilePixels = 12;
 constexpr int64_t kSpanEntries = 32768;  // of the tables of a span
+// A bordered copy may be twice the image, and for a small image so many pixels more.
+constexpr int64_t kSmallImage = 65536;
+// What a thread does in a nanosecond, about: for ParallelFor's parts.
+constexpr int64_t kProductsPerNanosecond = 100;
 // Several threads share so many tasks, if a chunk keeps some tiles.
 constexpr int64_t kSharedTasks = 16, kFewestPixels = 24;
 
@@ -42,12 +47,12 @@ struct Plan {
   bool copies = false;
   PaddedImage copy;
   ImageView image;
-  ConvShape view;      // the convolution as the pointer table sees it: of a padded copy, a kernel row is one tap
-  int64_t groups = 0;  // k groups of one tap of `view`
+  ConvShape view;        // the convolution as the pointer table sees it: of a padded copy, a kernel row is one tap
+  int64_t k_blocks = 0;  // of one tap of `view`
   const uint8_t* codes = nullptr;
   ClusterArgs clusters;
   const ChannelBlock* constants = nullptr;
-  const OutputStage* stage = nullptr;
+  const PreparedEpilogue* epilogue = nullptr;
   int64_t first_channel = 0;  // of the group, in the output
   int64_t channels = 0;       // output channels of the group
 };
@@ -73,7 +78,7 @@ void ChooseChunks(bool shared, Plan* plan) {
   if (shared) fit = std::clamp<int64_t>(pixels * plan->sizes.oc_blocks / kSharedTasks, kFewestPixels, fit);
   plan->chunks = (pixels + fit - 1) / fit;
   const int64_t even = (pixels + plan->chunks - 1) / plan->chunks;
-  plan->chunk_pixels = std::min((even + 11) / 12 * 12, pixels);  // whole tiles of 4, 6 or 12 pixels
+  plan->chunk_pixels = std::min((even + kTilePixels - 1) / kTilePixels * kTilePixels, pixels);
   plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
   const int64_t entries = plan->chunk_pixels * plan->view.taps();
   plan->span_chunks = std::min(std::max<int64_t>(kSpanEntries / entries, 1), plan->chunks);
@@ -85,7 +90,7 @@ bool HasWholeRows(const Plan& plan, const PaddedImage& image) {
   const ConvShape& s = plan.shape;
   const bool one_factor = plan.sizes.clusters == 1 && !plan.clusters.scales_per_tap;
   const bool in_order = one_factor || plan.path != Path::kTernaryInRegisters;
-  const int64_t pixels = s.in_height * s.in_width + 65536;
+  const int64_t pixels = s.in_height * s.in_width + kSmallImage;
   return s.dilation_width == 1 && in_order && image.height() < 2 * pixels / image.width();
 }
 
@@ -93,16 +98,16 @@ bool HasWholeRows(const Plan& plan, const PaddedImage& image) {
 PaddedImage PlanCopy(const PackedWeights& weights, Plan* plan) {
   const int64_t channels = plan->shape.in_channels / plan->shape.groups;
   const int64_t cluster = weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels;
-  PaddedImage image = {plan->shape, channels, cluster, plan->sizes.cluster_groups * kGroupDepth,
-                       plan->sizes.tap_groups * kGroupDepth};
+  PaddedImage image = {plan->shape, channels, cluster, plan->sizes.cluster_k_blocks * kKBlock,
+                       plan->sizes.tap_k_blocks * kKBlock};
   ConvShape& view = plan->view;
   if (!HasWholeRows(*plan, image)) {
     image.shape.pad_top = image.shape.pad_bottom = image.shape.pad_left = image.shape.pad_right = 0;
     return image;
   }
-  plan->groups *= view.kernel_width;
-  plan->clusters.cluster_groups *= view.kernel_width;  // both read only where one cluster is all
-  plan->clusters.last_groups *= view.kernel_width;
+  plan->k_blocks *= view.kernel_width;
+  plan->clusters.cluster_k_blocks *= view.kernel_width;  // both read only where one cluster is all
+  plan->clusters.last_k_blocks *= view.kernel_width;
   view.in_height = image.height();
   view.in_width = image.width() - view.kernel_width + 1;  // where a row of the kernel may begin
   view.kernel_width = 1;
@@ -112,20 +117,21 @@ PaddedImage PlanCopy(const PackedWeights& weights, Plan* plan) {
 
 // Whether a pixel's channels can be read where they are: every cluster starts at, and ends on, a multiple of 4.
 bool IsReadInPlace(const ConvShape& shape, const WeightSizes& sizes) {
-  return sizes.tap_groups * kGroupDepth == shape.in_channels / shape.groups;
+  return sizes.tap_k_blocks * kKBlock == shape.in_channels / shape.groups;
 }
 
-// One block of ternary codes as int8 weights, [tap][group][256]: taps outermost, clusters inside.
+// One block of ternary codes as int8 weights, [tap][k_block][kInt8BlockBytes]: taps outermost, clusters inside.
 void UnpackBlock(const Plan& plan, const uint8_t* codes, const int8_t* scales, int8_t* weights) {
   UnpackArgs args{codes, 0, scales, nullptr};
   const int64_t taps = plan.shape.taps();
   for (int64_t cluster = 0; cluster < plan.sizes.clusters; ++cluster) {
     const bool last = cluster + 1 == plan.sizes.clusters;
-    args.groups = last ? plan.sizes.last_groups : plan.sizes.cluster_groups;
+    args.k_blocks = last ? plan.sizes.last_k_blocks : plan.sizes.cluster_k_blocks;
     for (int64_t tap = 0; tap < taps; ++tap) {
-      args.weights = weights + (tap * plan.sizes.tap_groups + cluster * plan.sizes.cluster_groups) * kInt8BlockBytes;
+      args.weights =
+          weights + (tap * plan.sizes.tap_k_blocks + cluster * plan.sizes.cluster_k_blocks) * kInt8BlockBytes;
       plan.ternary.unpack(args);
-      args.codes += args.groups * kTernaryBlockBytes;
+      args.codes += args.k_blocks * kTernaryBlockBytes;
       const bool next = plan.clusters.scales_per_tap || tap + 1 == taps;
       if (scales != nullptr && next) args.scales += kBlockChannels;
     }
@@ -155,7 +161,7 @@ Task TaskAt(const Plan& plan, int64_t index) {
 }
 
 int64_t BlockChannels(const Plan& plan, int64_t block) {
-  return std::min(kBlockChannels, plan.channels - block * kBlockChannels);
+  return std::min<int64_t>(kBlockChannels, plan.channels - block * kBlockChannels);
 }
 
 // A narrow block is unpacked sooner: decoding computes all 64 channels.
@@ -168,9 +174,9 @@ Path BlockPath(const Plan& plan, int64_t block) {
 // The weights of a block as the kernel wants them.
 const void* BlockWeights(const Plan& plan, int64_t block, Scratch* scratch) {
   const bool int8 = plan.path == Path::kInt8;
-  const uint8_t* codes = plan.codes + block * plan.sizes.k_groups * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
+  const uint8_t* codes = plan.codes + block * plan.sizes.k_blocks * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
   if (BlockPath(plan, block) != Path::kTernaryUnpacked) return codes;
-  auto* weights = scratch->Get<int8_t>(plan.sizes.k_groups * kInt8BlockBytes);
+  auto* weights = scratch->Get<int8_t>(plan.sizes.k_blocks * kInt8BlockBytes);
   UnpackBlock(plan, codes, BlockScales(plan, block), weights);
   return weights;
 }
@@ -199,8 +205,8 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   static thread_local TaskScratch scratch;
   BlockArgs args;
   args.taps = plan.view.taps();
-  args.groups = plan.groups;
-  args.output = plan.stage;
+  args.k_blocks = plan.k_blocks;
+  args.epilogue = plan.epilogue;
   Task last = {-1, -1, -1};
   for (int64_t index = begin; index < end; ++index) {
     const Task task = TaskAt(plan, index);
@@ -219,9 +225,9 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
 void RunGrid(const Plan& plan, const ParallelFor& parallel) {
   const int64_t tasks = plan.chunks * plan.sizes.oc_blocks;
   const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
-  // About 100 products a nanosecond, and at least the time to read the weights.
-  const int64_t products = plan.chunk_pixels * plan.sizes.k_groups * kGroupDepth * kBlockChannels;
-  RunAll(parallel, tasks, products / 100 + plan.sizes.k_groups + 1, work);
+  // At least the time to read the weights.
+  const int64_t products = plan.chunk_pixels * plan.sizes.k_blocks * kKBlock * kBlockChannels;
+  RunAll(parallel, tasks, products / kProductsPerNanosecond + plan.sizes.k_blocks + 1, work);
 }
 
 // Memory of a thread's calls: padding and, where channels do not come in fours, the padded image.
@@ -237,7 +243,7 @@ void RunGroup(Plan plan, const PackedWeights& weights, int64_t group, const int8
   if (weights.scales != nullptr)
     plan.clusters.scales = weights.scales + group * (plan.sizes.scales_bytes_total / s.groups);
   plan.constants += group * plan.sizes.oc_blocks;
-  const int64_t depth = plan.sizes.tap_groups * kGroupDepth;
+  const int64_t depth = plan.sizes.tap_k_blocks * kKBlock;
   auto* padding = scratch->padding.Get<int8_t>(depth);
   std::memset(padding, input_zero_point, depth);
   const int64_t channels = s.in_channels / s.groups;
@@ -267,10 +273,10 @@ Plan MakePlan(Isa isa, const ConvShape& shape, const PackedWeights& weights, boo
   plan.sizes = WeightSizesOf(shape, weights);
   plan.path = PathOf(shape, weights);
   plan.channels = shape.out_channels / shape.groups;
-  plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_groups, plan.sizes.last_groups, nullptr,
+  plan.clusters = {plan.sizes.clusters, plan.sizes.cluster_k_blocks, plan.sizes.last_k_blocks, nullptr,
                    weights.scales_per_tap};
   plan.view = shape;
-  plan.groups = plan.sizes.tap_groups;
+  plan.k_blocks = plan.sizes.tap_k_blocks;
   plan.copies = !IsReadInPlace(shape, plan.sizes);
   if (plan.copies) plan.copy = PlanCopy(weights, &plan);
   ChooseKernel(isa, weights, &plan);
@@ -297,9 +303,9 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
                                   weights.sums,
                                   input_zero_point + plan.activation_offset};
   KLB_RETURN_IF_ERROR(GetConstants(source, cache, &constants));
-  const OutputStage stage = MakeOutputStage(epilogue, *constants, shape.out_channels, output);
+  const PreparedEpilogue prepared = PrepareEpilogue(epilogue, *constants, shape.out_channels, output);
   plan.constants = constants->blocks.data();
-  plan.stage = &stage;
+  plan.epilogue = &prepared;
   CallScratch scratch;
   for (int64_t group = 0; group < shape.groups; ++group) {
     RunGroup(plan, weights, group, input, input_zero_point, &scratch, parallel);
@@ -310,18 +316,6 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
 Status Dense(const DenseShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
              const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   return Conv2D(AsConv(shape), weights, input, input_zero_point, epilogue, output, parallel, cache);
-}
-
-std::string DescribeConv2D(const ConvShape& shape, const PackedWeights& weights) {
-  switch (PathOf(shape, weights)) {
-    case Path::kInt8:
-      return "int8";
-    case Path::kTernaryUnpacked:
-      return weights.scales == nullptr ? "ternary, unpacked" : "ternary, unpacked with scales";
-    case Path::kTernaryInRegisters:
-      return "ternary, in registers";
-  }
-  return "";
 }
 
 }  // namespace keras_lowbit

@@ -2,8 +2,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/api.h"
-#include "core/cpu_features.h"
+#include "kernels/isa.h"
+#include "layers/layers.h"
 #include "test/check.h"
 
 int main() {
