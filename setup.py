@@ -36,7 +36,7 @@ class BuildWithOps(build_py):
         shutil.copytree(
             ROOT / "custom_ops",
             package / "custom_ops",
-            ignore=shutil.ignore_patterns("build", "test", "bench"),
+            ignore=shutil.ignore_patterns("build", "test", "*_bench.cc"),
             dirs_exist_ok=True,
         )
         builder = _builder()

@@ -10,7 +10,8 @@ namespace keras_lowbit {
 constexpr int kBlockChannels = 64;
 
 // One k-block: consecutive k whose weights stand side by side, as many as one 32-bit lane of vpdpbusd or sdot
-// multiplies and adds at once. The channels of a cluster, and the taps of a depthwise layer, are padded to a multiple of it.
+// multiplies and adds at once. The channels of a cluster, and the taps of a depthwise layer, are padded to a
+// multiple of it.
 constexpr int kKBlock = 4;
 
 // Two-bit codes of one byte. They belong to channels that stand kFieldChannels apart, so that one vector of bytes

@@ -15,7 +15,7 @@ from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.kinds import check_graph
 from keras_lowbit.deploy.reference_call import scale_of
 from keras_lowbit.deploy.runtime_plain import PLAIN
-from keras_lowbit.ops import active_kernel, composite
+from keras_lowbit.ops import active_kernel, tf_fallback
 
 MAKERS: dict[str, Callable[..., weighted.Run]] = {
     **PLAIN,
@@ -224,4 +224,4 @@ def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
         wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
         raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {wanted}: convert it with .astype")
     real = tf.cast(given, tf.float32)
-    return real if tensor.dtype == "float32" else composite.quantize(real, scale_of(tensor), tensor.zero_point)
+    return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)

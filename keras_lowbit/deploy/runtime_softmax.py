@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_lowbit.deploy import reference_softmax as reference
 from keras_lowbit.deploy.runtime_weighted import Run
-from keras_lowbit.ops.composite import rounding_right_shift, saturating_high_mul, wrapped
+from keras_lowbit.ops.tf_fallback import rounding_right_shift, saturating_high_mul, wrap_int32
 
 INT32_MAX = 2**31 - 1
 
@@ -49,7 +49,7 @@ def _one_over_one_plus(x: tf.Tensor) -> tf.Tensor:
     guess = reference.Q2_48_17 + saturating_high_mul(half, reference.Q2_MINUS_32_17)
     for _ in range(3):
         error = reference.Q2_ONE - saturating_high_mul(half, guess)
-        guess = wrapped(guess + _doubled(saturating_high_mul(guess, error), 2))
+        guess = wrap_int32(guess + _doubled(saturating_high_mul(guess, error), 2))
     return _doubled(guess, 1)
 
 

@@ -1,4 +1,4 @@
-"""How the runtime makes the layers with weights: packed weights in variables, and the output stage beside them."""
+"""How the runtime makes the layers with weights: packed weights in variables, and the epilogue beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keras_lowbit.deploy import fixed_point as fp
 from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.reference_call import Call, scale_of
 from keras_lowbit.deploy.reference_kernels import effective_scale
-from keras_lowbit.ops import composite, functions, packing
+from keras_lowbit.ops import functions, packing, tf_fallback
 from keras_lowbit.ops.epilogue import Requantize, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
 
@@ -66,8 +66,8 @@ def transpose_conv(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     zero_point, output, bias = arguments["input_zero_point"], arguments["output"], arguments["bias"]
 
     def run(values: list[Any]) -> Any:
-        total = composite.transpose_conv2d(values[0], kernel, zero_point, strides, before, size)
-        return output.apply(composite.add_bias(total, bias))
+        total = tf_fallback.transpose_conv2d(values[0], kernel, zero_point, strides, before, size)
+        return tf_fallback.apply_epilogue(output, tf_fallback.add_bias(total, bias))
 
     return run
 
@@ -96,7 +96,7 @@ def _residual(values: list[Any]) -> dict[str, Any]:
 
 
 def _arguments(call: Call) -> dict[str, Any]:
-    """Zero point, bias and output stage of a layer that rounds twice."""
+    """Zero point, bias and epilogue of a layer that rounds twice."""
     factor = fp.quantize_multiplier(effective_scale(call))
     low, high = call.limits()
     output = Requantize(factor.multiplier, factor.shift, None, call.output.zero_point, low, high)

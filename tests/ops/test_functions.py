@@ -1,4 +1,4 @@
-"""The integer layers against plain loops in NumPy, on every kernel row of this machine and on the fallback."""
+"""The integer layers against plain loops in NumPy, on every ISA target of this machine and on the fallback."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from keras_lowbit import ops
 from keras_lowbit.deploy import fixed_point as fp
+from keras_lowbit.ops import tf_fallback
 
 
 @pytest.fixture(params=ops.available_kernels())
 def kernel(request):
-    """Each kernel row in turn."""
+    """Each ISA target and the fallback in turn."""
     with ops.using_kernel(request.param):
         assert ops.active_kernel() == request.param
         yield request.param
@@ -157,7 +158,9 @@ def test_every_int32_is_requantised_as_the_reference_does(totals, seed):
     rng = np.random.default_rng(seed)
     totals = np.repeat(np.array([*totals, -(2**31), 2**31 - 1, 0, 1, -1])[:, None], 6, axis=1)
     factor = fp.quantize_multiplier(2.0 ** rng.uniform(-31, 30, 6))
-    got = ops.Requantize(factor.multiplier, factor.shift, zero_point=5).apply(tf.constant(totals, tf.int32))
+    got = tf_fallback.apply_epilogue(
+        ops.Requantize(factor.multiplier, factor.shift, zero_point=5), tf.constant(totals, tf.int32)
+    )
     np.testing.assert_array_equal(got, fp.requantize(totals, factor, 5))
 
 

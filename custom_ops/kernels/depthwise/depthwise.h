@@ -4,7 +4,8 @@
 //                 (rows[t * tap_stride + p][channel_offset + c] + activation_offset) * weight[t][c]
 //
 // weights: int8 [ceil(taps / kKBlock)][kBlockChannels][kKBlock], tap 4 q + i of channel c at [q][Slot(c)][i], zero
-// beyond the last tap. The rows of those missing taps are never read. `channels` bytes of each row are readable, and no more.
+// beyond the last tap. The rows of those missing taps are never read. `channels` bytes of each row are readable,
+// and no more.
 #pragma once
 
 #include "kernels/int8_block/int8_block.h"
