@@ -13,6 +13,7 @@ set(KLB_SOURCES
   kernels/ternary_block/ternary_block.cc
   layers/constants.cc
   layers/conv2d.cc
+  layers/conv2d_plan.cc
   layers/depthwise.cc
   layers/epilogue.cc
   layers/fp32_requantize.cc

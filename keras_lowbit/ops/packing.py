@@ -29,6 +29,11 @@ from numpy.typing import ArrayLike, NDArray
 BLOCK_CHANNELS, K_BLOCK = 64, 4
 CODES_PER_BYTE = 4
 FIELD_CHANNELS = BLOCK_CHANNELS // CODES_PER_BYTE  # the channels of one field of a block's bytes
+# How the weights of a block follow one another: [channel of a field, k, field] in bytes of four, [field, channel, k].
+BLOCK_ORDER = {
+    "ternary": (FIELD_CHANNELS, K_BLOCK, CODES_PER_BYTE),
+    "int8": (CODES_PER_BYTE, FIELD_CHANNELS, K_BLOCK),
+}
 BLOCK_BYTES = {"ternary": BLOCK_CHANNELS * K_BLOCK // CODES_PER_BYTE, "int8": BLOCK_CHANNELS * K_BLOCK}
 LARGEST_SCALE = 127
 LARGEST_INPUT = 255  # |code - zero point| of int8 activations
@@ -237,18 +242,9 @@ def unpack_codes(packed: PackedWeights) -> NDArray[np.int8]:
     data = np.asarray(packed.data)
     if layout.kind == "ternary":
         fields = (data[..., None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3  # [blocks, k-blocks, 64, 4]
-        fields = (
-            fields.reshape(*data.shape[:2], FIELD_CHANNELS, K_BLOCK, CODES_PER_BYTE)
-            .transpose(1, 3, 0, 4, 2)
-            .astype(np.int8)
-            - 1
-        )
+        fields = fields.reshape(*data.shape[:2], *BLOCK_ORDER["ternary"]).transpose(1, 3, 0, 4, 2).astype(np.int8) - 1
     else:
-        fields = (
-            data.view(np.int8)
-            .reshape(*data.shape[:2], CODES_PER_BYTE, FIELD_CHANNELS, K_BLOCK)
-            .transpose(1, 4, 0, 2, 3)
-        )
+        fields = data.view(np.int8).reshape(*data.shape[:2], *BLOCK_ORDER["int8"]).transpose(1, 4, 0, 2, 3)
     by_k = fields.reshape(layout.k_blocks * K_BLOCK, layout.groups, -1)[..., : layout.group_outputs]
     codes = by_k[layout.k_index()]  # [rows, columns, inputs, groups, outputs of a group]
     return codes.reshape(layout.window)
@@ -302,20 +298,21 @@ def _by_k(layout: Layout, window: np.ndarray) -> NDArray[np.int8]:
 
 
 def _ternary_bytes(layout: Layout, by_k: np.ndarray) -> NDArray[np.uint8]:
-    fields = (
-        (by_k + 1).astype(np.uint8).reshape(layout.k_blocks, K_BLOCK, layout.blocks, CODES_PER_BYTE, FIELD_CHANNELS)
-    )
-    shifted = fields.transpose(2, 0, 4, 1, 3) << np.arange(
-        0, 8, 2, dtype=np.uint8
+    fields = _by_field(layout, (by_k + 1).astype(np.uint8)).transpose(
+        2, 0, 4, 1, 3
     )  # [block, k-block, channel, k, field]
+    shifted = fields << np.arange(0, 8, 2, dtype=np.uint8)
     return np.bitwise_or.reduce(shifted, axis=-1).astype(np.uint8).reshape(layout.data_shape)
 
 
 def _int8_bytes(layout: Layout, by_k: np.ndarray) -> NDArray[np.uint8]:
-    fields = by_k.reshape(layout.k_blocks, K_BLOCK, layout.blocks, CODES_PER_BYTE, FIELD_CHANNELS).transpose(
-        2, 0, 3, 4, 1
-    )
+    fields = _by_field(layout, by_k).transpose(2, 0, 3, 4, 1)
     return np.ascontiguousarray(fields).view(np.uint8).reshape(layout.data_shape)
+
+
+def _by_field(layout: Layout, by_k: np.ndarray) -> np.ndarray:
+    """[k, blocks * 64] as [k-block, k, block, field, channel of a field]."""
+    return by_k.reshape(layout.k_blocks, K_BLOCK, layout.blocks, CODES_PER_BYTE, FIELD_CHANNELS)
 
 
 def _pad_last(values: np.ndarray) -> np.ndarray:

@@ -15,8 +15,7 @@ import tensorflow as tf
 from keras_lowbit.ops.epilogue import LARGEST_SHIFT, Epilogue, Requantize, ResidualAdd
 from keras_lowbit.ops.packing import (
     BLOCK_CHANNELS,
-    CODES_PER_BYTE,
-    FIELD_CHANNELS,
+    BLOCK_ORDER,
     INT32_MAX,
     K_BLOCK,
     LARGEST_INPUT,
@@ -234,15 +233,12 @@ def sum_dtype(bound: int) -> tf.DType:
 
 def _fields(packed: PackedWeights, dtype: Any) -> tf.Tensor:
     """Codes of packed bytes, [k-blocks, 4 steps, blocks, 4 fields, 16 channels]."""
-    data, k_blocks = tf.convert_to_tensor(packed.data), packed.layout.k_blocks
-    if packed.layout.kind == "int8":
-        fields = tf.reshape(tf.bitcast(data, tf.int8), [-1, k_blocks, CODES_PER_BYTE, FIELD_CHANNELS, K_BLOCK])
-        return tf.cast(tf.transpose(fields, [1, 4, 0, 2, 3]), dtype)
+    data, kind = tf.convert_to_tensor(packed.data), packed.layout.kind
+    shape = [-1, packed.layout.k_blocks, *BLOCK_ORDER[kind]]
+    if kind == "int8":
+        return tf.cast(tf.transpose(tf.reshape(tf.bitcast(data, tf.int8), shape), [1, 4, 0, 2, 3]), dtype)
     shifted = tf.bitwise.right_shift(data[..., None], tf.constant([0, 2, 4, 6], tf.uint8))
-    fields = tf.reshape(
-        tf.bitwise.bitwise_and(shifted, tf.constant(3, tf.uint8)),
-        [-1, k_blocks, FIELD_CHANNELS, K_BLOCK, CODES_PER_BYTE],
-    )
+    fields = tf.reshape(tf.bitwise.bitwise_and(shifted, tf.constant(3, tf.uint8)), shape)
     return tf.cast(tf.transpose(fields, [1, 3, 0, 4, 2]), dtype) - 1
 
 

@@ -134,7 +134,7 @@ def test_depthwise_equals_loops(kernel, strides, padding, channels, multiplier):
 
 
 @pytest.mark.parametrize("rounding", ["twice", "once"])
-def test_requantisation_equals_the_fixed_point_reference(kernel, rounding):
+def test_requantization_equals_the_fixed_point_reference(kernel, rounding):
     rng = np.random.default_rng(5)
     packed = ops.pack_ternary(rng.integers(-1, 2, (24, 70)))
     x = rng.integers(-128, 128, (40, 24)).astype(np.int8)
@@ -154,7 +154,7 @@ def test_requantisation_equals_the_fixed_point_reference(kernel, rounding):
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20), st.integers(0, 2**32 - 1))
-def test_every_int32_is_requantised_as_the_reference_does(totals, seed):
+def test_every_int32_is_requantized_as_the_reference_does(totals, seed):
     rng = np.random.default_rng(seed)
     totals = np.repeat(np.array([*totals, -(2**31), 2**31 - 1, 0, 1, -1])[:, None], 6, axis=1)
     factor = fp.quantize_multiplier(2.0 ** rng.uniform(-31, 30, 6))

@@ -1,9 +1,12 @@
 """The folders of custom_ops build on one another in one direction, read from the #include lines."""
 
 import re
+import shutil
 from pathlib import Path
 
 from process import ROOT
+
+from keras_lowbit.ops import build
 
 CUSTOM_OPS = ROOT / "custom_ops"
 BELOW = {"core": [], "kernels": ["core"], "layers": ["core", "kernels"]}
@@ -32,6 +35,22 @@ def include_violations(folder: Path) -> list[str]:
 
 def test_layers_include_kernels_and_kernels_include_core():
     assert include_violations(CUSTOM_OPS) == []
+
+
+def test_what_a_wheel_carries_is_enough_to_build_the_library(tmp_path):
+    """As setup.py copies it."""
+    folder = tmp_path / "custom_ops"
+    left_out = []
+
+    def not_shipped(_folder, names):
+        left_out.extend(name for name in names if build.NOT_SHIPPED.search(name))
+        return left_out
+
+    shutil.copytree(CUSTOM_OPS, folder, ignore=not_shipped)
+    assert {"test", "kernels_bench.cc"} <= set(left_out)
+    assert include_violations(folder) == []
+    needed = [path.relative_to(CUSTOM_OPS) for path in build.sources(CUSTOM_OPS)]
+    assert [path.relative_to(folder) for path in build.sources(folder)] == needed
 
 
 def test_an_include_from_above_is_found(tmp_path):

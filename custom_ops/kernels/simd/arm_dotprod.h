@@ -1,4 +1,4 @@
-// SIMD traits for generic.h: Armv8.2 with the dot product: signed by signed, so no offset.
+// SIMD traits of Armv8.2 with the dot product: signed by signed, so no offset.
 #pragma once
 
 #include "kernels/simd/arm_common.h"

@@ -1,4 +1,4 @@
-// SIMD traits for generic.h: any 64-bit Arm.
+// SIMD traits of any 64-bit Arm.
 #pragma once
 
 #include "kernels/simd/arm_common.h"

@@ -1,9 +1,21 @@
 // The tile that all vector targets share, written once over the SIMD traits V of each machine (kernels/simd/*.h).
 //
-// A tile is kRows pixels by 64 channels. Its totals stay in registers while the k-blocks pass by: for each
-// the weights of some vectors of channels are loaded (or decoded), then each pixel's four activations are broadcast
-// and multiplied with all of them. Everything here has internal linkage: a function compiled for one
-// instruction set must never be merged with its twin for another.
+// A tile is kRows pixels by 64 channels. Its totals stay in registers while the k-blocks pass by: for each the weights
+// of some vectors of channels are loaded (or decoded), then each pixel's four activations are broadcast and multiplied
+// with all of them. Everything here has internal linkage: a function compiled for one instruction set must never be
+// merged with its twin for another.
+//
+// SIMD traits are a struct V with
+//   kChannels, kBytes                    sums in a vector, and weights in a vector: four for each sum
+//   kScalesWeights                       whether Dot takes weights beyond -1, 0, 1
+//   kEpilogueInRegisters                 whether ApplyEpilogueToVectors exists
+//   Totals, Activations, Weights, Bytes  vector types: sums, four activations for every channel, weights, plain bytes
+//   Init, Zero, Add, Store               of Totals; Init begins with the constants of the channels
+//   Broadcast(x), Dot(total, x, w)       total + the four products of every channel
+//   Load, Decode                         Weights of int8, or four vectors of 2-bit codes
+//   DecodeBytes, StoreBytes, SpreadScales, Scale            unpacking 2-bit codes to int8, times scales
+//   LoadChannels, Interleave, FromBytes, StoreInterleaved   depthwise layers, see depthwise.h
+//   ApplyEpilogueToPixel                 the totals of one pixel in memory to the output
 #pragma once
 
 #include <cstdint>

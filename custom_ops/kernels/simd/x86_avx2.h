@@ -1,4 +1,4 @@
-// SIMD traits for generic.h: plain AVX2: exact products of int8 by int8.
+// SIMD traits of plain AVX2: exact products of int8 by int8.
 #pragma once
 
 #include "kernels/simd/x86_avx2_common.h"

@@ -1,4 +1,4 @@
-// SIMD traits for generic.h: AVX512-VNNI: 16 channels of int32, 64 bytes of weights.
+// SIMD traits of AVX512-VNNI: 16 channels of int32, 64 bytes of weights.
 #pragma once
 
 #include <immintrin.h>
@@ -220,7 +220,7 @@ struct Avx512 {
   }
   static __mmask64 Mask(int64_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
-  // y: 64 requantised numbers, neither clamped nor with their zero point.
+  // y: 64 requantized numbers, neither clamped nor with their zero point.
   template <int kRows>
   static void StoreCodes(const PreparedEpilogue& prepared, const __m512i* y, int64_t position, int64_t rows,
                          int64_t channels) {

@@ -1,4 +1,4 @@
-// SIMD traits for generic.h: AVX-VNNI: 8 channels of int32, 32 bytes of weights.
+// SIMD traits of AVX-VNNI: 8 channels of int32, 32 bytes of weights.
 #pragma once
 
 #include "kernels/simd/x86_avx2_common.h"
