@@ -32,14 +32,12 @@ class BuildWithOps(build_py):
         super().run()
         if self.editable_mode:
             return
-        package = Path(self.build_lib) / "keras_lowbit"
-        shutil.copytree(
-            ROOT / "custom_ops",
-            package / "custom_ops",
-            ignore=shutil.ignore_patterns("build", "test", "bench"),
-            dirs_exist_ok=True,
-        )
-        builder = _builder()
+        package, builder = Path(self.build_lib) / "keras_lowbit", _builder()
+
+        def not_shipped(_folder, names):
+            return [name for name in names if builder.NOT_SHIPPED.search(name)]
+
+        shutil.copytree(ROOT / "custom_ops", package / "custom_ops", ignore=not_shipped, dirs_exist_ok=True)
         try:
             builder.build(package / "ops" / "native")
         except builder.BuildError as error:

@@ -4,7 +4,7 @@ set(KLB_SOURCES
   core/cpu_features.cc
   core/packing.cc
   core/shapes.cc
-  kernels/rows.cc
+  kernels/isa.cc
   kernels/depthwise/depthwise.cc
   kernels/depthwise/reference.cc
   kernels/int8_block/int8_block.cc
@@ -13,40 +13,41 @@ set(KLB_SOURCES
   kernels/ternary_block/ternary_block.cc
   layers/constants.cc
   layers/conv2d.cc
+  layers/conv2d_plan.cc
   layers/depthwise.cc
-  layers/factor_line.cc
+  layers/epilogue.cc
+  layers/fp32_requantize.cc
+  layers/fp32_residual.cc
   layers/indirection.cc
   layers/layer_cache.cc
   layers/max_pool.cc
-  layers/output.cc
-  layers/padded_image.cc
-  layers/residual_line.cc)
+  layers/padded_image.cc)
 
-set(KLB_X86_ROWS avx2 avxvnni avx512vnni)
+set(KLB_X86_ISAS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)
 set(KLB_FLAGS_avxvnni -mavx2 -mavxvnni)
 # GCC 12 reports uninitialised values inside its own AVX512 headers.
 set(KLB_FLAGS_avx512vnni -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized
     -Wno-uninitialized)
-set(KLB_ARM_ROWS neon dotprod)
+set(KLB_ARM_ISAS neon dotprod)
 set(KLB_FLAGS_neon "")
 set(KLB_FLAGS_dotprod -march=armv8.2-a+dotprod)
 
-# Adds each family's file of each row of this architecture, with its flags.
-macro(klb_add_rows prefix rows)
-  foreach(row IN LISTS ${rows})
+# Adds each family's file of each ISA target of this architecture, with its flags.
+macro(klb_add_isas prefix isas)
+  foreach(isa IN LISTS ${isas})
     foreach(family IN ITEMS depthwise int8_block ternary_block)
-      set(file kernels/${family}/${prefix}_${row}.cc)
+      set(file kernels/${family}/${prefix}_${isa}.cc)
       if(EXISTS ${CMAKE_CURRENT_LIST_DIR}/${file})
         list(APPEND KLB_SOURCES ${file})
-        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${KLB_FLAGS_${row}}")
+        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${KLB_FLAGS_${isa}}")
       endif()
     endforeach()
   endforeach()
 endmacro()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  klb_add_rows(x86 KLB_X86_ROWS)
+  klb_add_isas(x86 KLB_X86_ISAS)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
-  klb_add_rows(arm KLB_ARM_ROWS)
+  klb_add_isas(arm KLB_ARM_ISAS)
 endif()

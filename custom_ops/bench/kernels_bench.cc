@@ -1,4 +1,4 @@
-// GMAC/s of each layer, one thread: `kernels_bench [filter] [rounds]`, KERAS_LOWBIT_KERNEL chooses the row.
+// GMAC/s of each layer, one thread: `kernels_bench [filter] [rounds]`, KERAS_LOWBIT_KERNEL chooses the ISA target.
 //
 // All variants of a layer take turns within each round, so that a slow moment of the machine hits all of them. The
 // best and the median round are printed.
@@ -11,9 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "core/machine.h"
-#include "core/api.h"
+#include "bench/machine.h"
+#include "kernels/isa.h"
 #include "layers/layer_cache.h"
+#include "layers/layers.h"
 
 namespace keras_lowbit::bench {
 namespace {
@@ -74,8 +75,8 @@ class Variant {
     weights_.layout = ternary ? WeightLayout::kTernary2Bit : WeightLayout::kInt8;
     weights_.cluster_size = cluster_size;
     const WeightSizes sizes = WeightSizesOf(shape, weights_);
-    codes_.resize(sizes.codes_bytes_total + 64);
-    auto* codes = codes_.data() + (64 - reinterpret_cast<uintptr_t>(codes_.data()) % 64) % 64;
+    codes_.resize(sizes.codes_bytes_total + kAlignment);
+    auto* codes = codes_.data() + (kAlignment - reinterpret_cast<uintptr_t>(codes_.data()) % kAlignment) % kAlignment;
     sums_.resize(sizes.sums_count_total);
     if (cluster_size > 0) {
       scales_.assign(sizes.scales_bytes_total, 3);
@@ -171,9 +172,9 @@ int main(int argc, char** argv) {
   using namespace keras_lowbit::bench;
   const std::string filter = argc > 1 ? argv[1] : "";
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 9;
-  std::string row;
-  const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&row);
-  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? row : status.message()).c_str(),
+  std::string isa;
+  const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&isa);
+  std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? isa : status.message()).c_str(),
               rounds);
   if (HasPeak()) std::printf("vpdpbusd peak %.0f GMAC/s\n", PeakGmacs());
   std::printf("reads %.0f GB/s from 256 MB, %.0f GB/s from 4 MB\n", ReadGigabytes(256 << 20), ReadGigabytes(4 << 20));

@@ -9,6 +9,9 @@
 namespace keras_lowbit {
 namespace {
 
+// Four codes c = 1, the weight zero.
+constexpr int kZeroCodes = 0x55;
+
 int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 bool IsTernary(const PackedWeights& weights) { return weights.layout == WeightLayout::kTernary2Bit; }
@@ -31,15 +34,15 @@ Place PlaceOf(const ConvShape& shape, const PackedWeights& weights, const Weight
               int64_t input, int64_t output) {
   const int64_t per_cluster = ClusterChannels(shape, weights);
   const int64_t cluster = input / per_cluster, inside = input % per_cluster;
-  const int64_t groups = cluster + 1 == sizes.clusters ? sizes.last_groups : sizes.cluster_groups;
-  const int64_t k_group = cluster * shape.taps() * sizes.cluster_groups + tap * groups + inside / kGroupDepth;
+  const int64_t k_blocks = cluster + 1 == sizes.clusters ? sizes.last_k_blocks : sizes.cluster_k_blocks;
+  const int64_t k_block = cluster * shape.taps() * sizes.cluster_k_blocks + tap * k_blocks + inside / kKBlock;
   const int64_t block = output / kBlockChannels, channel = output % kBlockChannels;
-  const int64_t slot = 4 * (channel % 16) + inside % kGroupDepth, field = channel / 16;
-  const int64_t base = block * sizes.k_groups + k_group;
+  const int64_t slot = kKBlock * (channel % kFieldChannels) + inside % kKBlock, field = channel / kFieldChannels;
+  const int64_t base = block * sizes.k_blocks + k_block;
   const int64_t factors = weights.scales_per_tap ? sizes.clusters * shape.taps() : sizes.clusters;
   const int64_t factor = weights.scales_per_tap ? cluster * shape.taps() + tap : cluster;
   const int64_t scale = (block * factors + factor) * kBlockChannels + channel;
-  if (!IsTernary(weights)) return {base * kInt8BlockBytes + 64 * field + slot, scale, 0};
+  if (!IsTernary(weights)) return {base * kInt8BlockBytes + kTernaryBlockBytes * field + slot, scale, 0};
   return {base * kTernaryBlockBytes + slot, scale, static_cast<int>(2 * field)};
 }
 
@@ -84,13 +87,13 @@ WeightSizes WeightSizesOf(const ConvShape& shape, const PackedWeights& weights) 
   WeightSizes sizes;
   sizes.oc_blocks = CeilDivide(outputs, kBlockChannels);
   sizes.clusters = CeilDivide(channels, per_cluster);
-  sizes.cluster_groups = CeilDivide(per_cluster, kGroupDepth);
-  sizes.last_groups = CeilDivide(channels - (sizes.clusters - 1) * per_cluster, kGroupDepth);
-  sizes.tap_groups = (sizes.clusters - 1) * sizes.cluster_groups + sizes.last_groups;
-  sizes.k_groups = shape.taps() * sizes.tap_groups;
+  sizes.cluster_k_blocks = CeilDivide(per_cluster, kKBlock);
+  sizes.last_k_blocks = CeilDivide(channels - (sizes.clusters - 1) * per_cluster, kKBlock);
+  sizes.tap_k_blocks = (sizes.clusters - 1) * sizes.cluster_k_blocks + sizes.last_k_blocks;
+  sizes.k_blocks = shape.taps() * sizes.tap_k_blocks;
   const int64_t block_bytes = IsTernary(weights) ? kTernaryBlockBytes : kInt8BlockBytes;
   const int64_t factors = weights.scales_per_tap ? sizes.clusters * shape.taps() : sizes.clusters;
-  sizes.codes_bytes_total = shape.groups * sizes.oc_blocks * sizes.k_groups * block_bytes;
+  sizes.codes_bytes_total = shape.groups * sizes.oc_blocks * sizes.k_blocks * block_bytes;
   sizes.scales_bytes_total = shape.groups * sizes.oc_blocks * factors * kBlockChannels;
   sizes.sums_count_total = shape.groups * sizes.oc_blocks * kBlockChannels;
   return sizes;
@@ -112,8 +115,7 @@ Status PackWeights(const ConvShape& shape, const PackedWeights& weights, const i
   KLB_RETURN_IF_ERROR(CheckConv(shape));
   KLB_RETURN_IF_ERROR(CheckValues(shape, weights, kernel));
   const WeightSizes sizes = WeightSizesOf(shape, weights);
-  // 0x55 is four codes c = 1, the weight zero.
-  std::memset(codes, IsTernary(weights) ? 0x55 : 0, sizes.codes_bytes_total);
+  std::memset(codes, IsTernary(weights) ? kZeroCodes : 0, sizes.codes_bytes_total);
   std::fill_n(sums, sizes.sums_count_total, 0);
   auto* bytes = static_cast<uint8_t*>(codes);
   const int64_t codes_of_group = sizes.codes_bytes_total / shape.groups;

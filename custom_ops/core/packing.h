@@ -1,11 +1,11 @@
-// Packed weights: two layouts, in blocks of 64 output channels by 4 consecutive k.
+// Packed weights: two layouts, in blocks of 64 output channels by one k-block, 4 consecutive k.
 //
 // kTernary2Bit. Code c in {0, 1, 2} means t = c - 1 in {-1, 0, +1}; c = 3 is never written (kernels read it as
 // some finite weight). One block is 64 bytes: byte b, bits 2j and 2j+1 (j = 0..3) belong to output channel
-// `64 * block + 16 * j + b / 4` and `k = 4 * k_group + b % 4`. Array: uint8 [oc_blocks][k_groups][64].
+// `64 * block + 16 * j + b / 4` and `k = 4 * k_block + b % 4`. Array: uint8 [oc_blocks][k_blocks][64].
 //
 // kInt8. One block is 256 bytes: byte `64 * j + b` is output channel `64 * block + 16 * j + b / 4`, `k = 4 *
-// k_group + b % 4`; the same order, one byte a weight. Array: int8 [oc_blocks][k_groups][256].
+// k_block + b % 4`; the same order, one byte a weight. Array: int8 [oc_blocks][k_blocks][256].
 //
 // Order of k: (cluster, kernel row, kernel column, channel inside the cluster), the channels of each cluster
 // padded up to a multiple of 4. A cluster is `cluster_size` consecutive input channels over all taps; the last
@@ -26,27 +26,23 @@
 
 #include <cstdint>
 
+#include "core/blocks.h"
 #include "core/shapes.h"
 #include "core/status.h"
 
 namespace keras_lowbit {
-
-constexpr int64_t kBlockChannels = 64;  // output channels of one block
-constexpr int64_t kGroupDepth = 4;      // consecutive k of one block
-constexpr int64_t kTernaryBlockBytes = 64;
-constexpr int64_t kInt8BlockBytes = 256;
 
 enum class WeightLayout : int32_t { kTernary2Bit = 0, kInt8 = 1 };
 
 // How many of everything one packed kernel holds. `WeightSizesOf` fills it; all fields are per call, groups
 // included where the name says total.
 struct WeightSizes {
-  int64_t oc_blocks = 0;       // blocks of 64 output channels, of one group
-  int64_t clusters = 0;        // of one group
-  int64_t cluster_groups = 0;  // k groups of one tap of a full cluster: ceil(cluster_size / 4)
-  int64_t last_groups = 0;     // the same of the last cluster
-  int64_t tap_groups = 0;      // k groups of one tap over all clusters
-  int64_t k_groups = 0;        // taps * tap_groups
+  int64_t oc_blocks = 0;         // blocks of 64 output channels, of one group
+  int64_t clusters = 0;          // of one group
+  int64_t cluster_k_blocks = 0;  // k-blocks of one tap of a full cluster: ceil(cluster_size / 4)
+  int64_t last_k_blocks = 0;     // the same of the last cluster
+  int64_t tap_k_blocks = 0;      // k-blocks of one tap over all clusters
+  int64_t k_blocks = 0;          // taps * tap_k_blocks
   int64_t codes_bytes_total = 0;
   int64_t scales_bytes_total = 0;
   int64_t sums_count_total = 0;

@@ -1,5 +1,5 @@
 // LiteRT's fixed-point arithmetic, one number at a time: the definition every vector epilogue must equal.
-// The same functions in NumPy: keras_lowbit/deploy/fixed_point.py.
+// The same functions in NumPy: keras_lowbit/numerics/requantization.py.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,9 @@
 #include <cstdint>
 
 namespace keras_lowbit {
+
+// LiteRT raises the operands of an ADD by so many bits before it brings them to a common grid.
+constexpr int kAddShift = 20;
 
 // int32 arithmetic modulo 2**32, as the reference's wrapped sums; signed overflow would be undefined.
 inline int32_t WrapAdd(int32_t a, int32_t b) {
@@ -37,6 +40,11 @@ inline int32_t RoundingDivideByPowerOfTwo(int32_t x, int exponent) {
 inline int32_t MultiplyByQuantizedMultiplier(int32_t x, int32_t multiplier, int shift) {
   const int32_t high = RoundingDoublingHighMul(WrapShiftLeft(x, std::max(shift, 0)), multiplier);
   return RoundingDivideByPowerOfTwo(high, std::max(-shift, 0));
+}
+
+// A code as an operand of LiteRT's ADD, on the common grid.
+inline int32_t ToAddGrid(int32_t code, int32_t zero_point, int32_t multiplier, int shift) {
+  return MultiplyByQuantizedMultiplier((code - zero_point) * (1 << kAddShift), multiplier, shift);
 }
 
 // round_half_away(x * factor) in double; what does not fit int32 becomes its minimum, as x86 converts it.

@@ -7,12 +7,10 @@
 #include <utility>
 
 #include "core/requantize.h"
-#include "layers/factor_line.h"
+#include "layers/fp32_requantize.h"
 
 namespace keras_lowbit {
 namespace {
-
-constexpr int64_t kFastTotals = int64_t{1} << 30;
 
 // These run over all channels, at every call where nothing is kept, so their loops have no branch that would keep them
 // from being vectorised.
@@ -46,16 +44,16 @@ int64_t MaxAbsBias(const Epilogue& epilogue, int64_t out_channels) {
 // NaN factors fail the comparison and so take the slow way.
 bool AreFastDoubles(const double* factor, int64_t out_channels, double max_abs_total) {
   for (int64_t c = 0; c < out_channels; ++c) {
-    if (!(std::fabs(factor[c]) * max_abs_total < kFastTotals)) return false;
+    if (!(std::fabs(factor[c]) * max_abs_total < kFastTotalBound)) return false;
   }
   return true;
 }
 
-OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total) {
-  using Fast = OutputStage::Fast;
+PreparedEpilogue::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t max_abs_total) {
+  using Fast = PreparedEpilogue::Fast;
   if (epilogue.type != OutputType::kInt8) return Fast::kNo;
   const int64_t most = MaxAbsBias(epilogue, out_channels);
-  if (max_abs_total >= kFastTotals - most) return Fast::kNo;
+  if (max_abs_total >= kFastTotalBound - most) return Fast::kNo;
   const Requantize& requantize = epilogue.requantize;
   if (requantize.factor == nullptr) return AreFastFactors(requantize, out_channels) ? Fast::kFixed : Fast::kNo;
   const bool fast = AreFastDoubles(requantize.factor, out_channels, static_cast<double>(max_abs_total + most));
@@ -63,15 +61,16 @@ OutputStage::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, int64_t
 }
 
 // The block of `channels` output channels from `channel` on, filled with zeros before.
-void FillBlock(const ConstantsSource& source, OutputStage::Fast fast, const int32_t* sums, int64_t channel,
+void FillBlock(const ConstantsSource& source, PreparedEpilogue::Fast fast, const int32_t* sums, int64_t channel,
                int64_t channels, ChannelBlock* block) {
   const Epilogue& epilogue = source.epilogue;
   for (int64_t c = 0; c < channels; ++c) block->init[c] = WrapSub(0, WrapMul(source.correction, sums[c]));
   for (int64_t c = 0; epilogue.bias != nullptr && c < channels; ++c) {
     block->init[c] = WrapAdd(block->init[c], epilogue.bias[channel + c]);
   }
-  if (fast == OutputStage::Fast::kDouble) std::copy_n(epilogue.requantize.factor + channel, channels, block->factor);
-  if (fast != OutputStage::Fast::kFixed) return;
+  if (fast == PreparedEpilogue::Fast::kDouble)
+    std::copy_n(epilogue.requantize.factor + channel, channels, block->factor);
+  if (fast != PreparedEpilogue::Fast::kFixed) return;
   const int32_t* multiplier = epilogue.requantize.multiplier + channel;
   const int32_t* shift = epilogue.requantize.shift + channel;
   std::copy_n(multiplier, channels, block->multiplier);
@@ -82,18 +81,17 @@ void FillBlock(const ConstantsSource& source, OutputStage::Fast fast, const int3
   }
 }
 
-// The lines of all channels, or false at the first that has none.
-bool FillLines(const ConstantsSource& source, std::vector<ChannelBlock>* blocks) {
+// Float32 parameters of all channels, or false at the first that has none.
+bool FillFp32(const ConstantsSource& source, std::vector<ChannelBlock>* blocks) {
   const Requantize& r = source.epilogue.requantize;
   const int32_t low = r.clamp_min - r.zero_point, high = r.clamp_max - r.zero_point;
   for (int64_t channel = 0; channel < source.out_channels; ++channel) {
     const int64_t group = channel / source.channels(), inside = channel % source.channels();
     ChannelBlock& block = (*blocks)[group * source.blocks() + inside / source.block_channels];
     const int64_t c = inside % source.block_channels;
-    if (!FindFactorLine(r.multiplier[channel], r.shift[channel], low, high, block.line_slope + c,
-                        block.line_nudge + c)) {
-      return false;
-    }
+    Fp32Requantize fp32;
+    if (!FindFp32Requantize(r.multiplier[channel], r.shift[channel], low, high, &fp32)) return false;
+    block.fp32_factor[c] = fp32.factor, block.fp32_nudge[c] = fp32.nudge;
   }
   return true;
 }
@@ -108,7 +106,7 @@ Status CheckShift(const char* name, int32_t shift) {
                        "; expected -31 to 31: form factors with quantize_multiplier");
 }
 
-Status MakeConstants(const ConstantsSource& source, bool with_lines, Constants* constants) {
+Status MakeConstants(const ConstantsSource& source, bool with_fp32, Constants* constants) {
   const Epilogue& epilogue = source.epilogue;
   const bool int8 = epilogue.type == OutputType::kInt8;
   if (int8 && epilogue.requantize.factor == nullptr) KLB_RETURN_IF_ERROR(CheckShifts(epilogue, source.out_channels));
@@ -120,9 +118,9 @@ Status MakeConstants(const ConstantsSource& source, bool with_lines, Constants* 
     FillBlock(source, constants->fast, source.sums + i * source.block_channels, group * source.channels() + first,
               std::min(source.block_channels, source.channels() - first), &constants->blocks[i]);
   }
-  const bool fixed = constants->fast == OutputStage::Fast::kFixed;
-  constants->seeks_lines = with_lines;
-  constants->has_lines = with_lines && fixed && FillLines(source, &constants->blocks);
+  const bool fixed = constants->fast == PreparedEpilogue::Fast::kFixed;
+  constants->seeks_fp32 = with_fp32;
+  constants->has_fp32 = with_fp32 && fixed && FillFp32(source, &constants->blocks);
   return Status();
 }
 
@@ -154,7 +152,7 @@ Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::share
   const auto pieces = PiecesOf(source, {source.sums, 4 * sums}, 0, &numbers);
   if (cache != nullptr) *constants = std::static_pointer_cast<const Constants>(cache->Find(pieces));
   const bool again = *constants != nullptr;
-  if (again && (*constants)->seeks_lines) return Status();
+  if (again && (*constants)->seeks_fp32) return Status();
   const auto made = std::make_shared<Constants>();
   KLB_RETURN_IF_ERROR(MakeConstants(source, again, made.get()));
   if (cache != nullptr) cache->Keep(pieces, made);

@@ -6,8 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "core/api.h"
-#include "kernels/output_stage.h"
+#include "core/epilogue.h"
+#include "core/status.h"
+#include "kernels/prepared_epilogue.h"
 #include "layers/layer_cache.h"
 
 namespace keras_lowbit {
@@ -25,15 +26,16 @@ struct ConstantsSource {
 };
 
 struct Constants {
-  OutputStage::Fast fast = OutputStage::Fast::kNo;  // but for the residual
-  bool has_lines = false, seeks_lines = false;      // seeks: they were looked for
+  PreparedEpilogue::Fast fast = PreparedEpilogue::Fast::kNo;  // but for the residual
+  bool has_fp32 = false, seeks_fp32 = false;                  // seeks: it was looked for
   std::vector<ChannelBlock> blocks;
 };
 
 Status CheckShift(const char* name, int32_t shift);
 
-// An error for shifts out of range. Lines are looked for where `with_lines`: some 20 microseconds a channel.
-Status MakeConstants(const ConstantsSource& source, bool with_lines, Constants* constants);
+// An error for shifts out of range. Float32 parameters are looked for where `with_fp32`: some 20 microseconds a
+// channel.
+Status MakeConstants(const ConstantsSource& source, bool with_fp32, Constants* constants);
 
 // All that constants depend on: `source`, what stands for the sums of its weights, and one more number of the caller's.
 // `numbers` is written, and must live as long.
@@ -41,8 +43,8 @@ using ConstantNumbers = std::array<int64_t, 10>;
 LayerCache::Pieces PiecesOf(const ConstantsSource& source, LayerCache::Piece weights, int64_t more,
                             ConstantNumbers* numbers);
 
-// From the cache, if there is one and nothing has changed. Lines are looked for when the same constants come again: a
-// kernel that several layers share, as TensorFlow's eager ones, forms them anew each time.
+// From the cache, if there is one and nothing has changed. Float32 parameters are looked for when the same constants
+// come again: a kernel that several layers share, as TensorFlow's eager ones, forms them anew each time.
 Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::shared_ptr<const Constants>* constants);
 
 }  // namespace keras_lowbit

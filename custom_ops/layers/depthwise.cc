@@ -6,32 +6,35 @@
 #include <memory>
 #include <vector>
 
-#include "core/api.h"
 #include "core/requantize.h"
 #include "kernels/depthwise/depthwise.h"
 #include "layers/constants.h"
+#include "layers/epilogue.h"
 #include "layers/indirection.h"
-#include "layers/output.h"
+#include "layers/layers.h"
 #include "layers/scratch.h"
 
 namespace keras_lowbit {
 namespace {
 
-constexpr int64_t kTableEntries = 3072;
+// The limit of a chunk of many taps, whose table would hold fewer pixels.
+constexpr int64_t kFewestPixels = 8;
+// What a thread does in a nanosecond, about: for ParallelFor's parts.
+constexpr int64_t kProductsPerNanosecond = 20;
 
 struct Plan {
   ConvShape shape;
   DepthwiseKernel kernel = {};
-  int64_t block_channels = 64, blocks = 0;  // output channels of a block
+  int64_t block_channels = kBlockChannels, blocks = 0;  // output channels of a block
   int64_t multiplier = 1;
   int64_t chunk_pixels = 0, chunks = 0;
   const int8_t* input = nullptr;
-  const int8_t* weights = nullptr;  // [blocks][ceil(taps / 4)][64][4]
+  const int8_t* weights = nullptr;  // [blocks][ceil(taps / kKBlock)][kBlockChannels][kKBlock]
   const int8_t* padding = nullptr;
   const ChannelBlock* constants = nullptr;
-  const OutputStage* stage = nullptr;
+  const PreparedEpilogue* epilogue = nullptr;
 
-  int64_t weights_of_block() const { return (shape.taps() + 3) / 4 * 256; }
+  int64_t weights_of_block() const { return (shape.taps() + kKBlock - 1) / kKBlock * kInt8BlockBytes; }
   int64_t channels_of(int64_t block) const {
     return std::min(block_channels, shape.out_channels - block * block_channels);
   }
@@ -44,7 +47,7 @@ void PackBlock(const Plan& plan, const int8_t* kernel, int64_t block, int8_t* we
   for (int64_t tap = 0; tap < taps; ++tap) {
     for (int64_t c = 0; c < plan.channels_of(block); ++c) {
       const int8_t weight = kernel[tap * plan.shape.out_channels + first + c];
-      weights[tap / 4 * 256 + 4 * plan.kernel.Slot(c) + tap % 4] = weight;
+      weights[tap / kKBlock * kInt8BlockBytes + kKBlock * plan.kernel.Slot(c) + tap % kKBlock] = weight;
       sums[c] = WrapAdd(sums[c], weight);
     }
   }
@@ -56,7 +59,7 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
   BlockArgs args;
   args.rows = rows;
   args.taps = plan.shape.taps();
-  args.output = plan.stage;
+  args.epilogue = plan.epilogue;
   const ImageView image = {plan.input, plan.shape.in_channels, plan.shape.in_width, plan.padding};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
@@ -77,10 +80,10 @@ void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
 
 void PlanBlocks(Plan* plan) {
   plan->multiplier = plan->shape.out_channels / plan->shape.in_channels;
-  plan->block_channels = plan->multiplier == 1 ? 64 : 1;
+  plan->block_channels = plan->multiplier == 1 ? kBlockChannels : 1;
   plan->blocks = (plan->shape.out_channels + plan->block_channels - 1) / plan->block_channels;
   const int64_t pixels = plan->shape.out_pixels();
-  plan->chunk_pixels = std::min(std::max<int64_t>(kTableEntries / plan->shape.taps(), 8), pixels);
+  plan->chunk_pixels = std::min(std::max<int64_t>(kTableEntries / plan->shape.taps(), kFewestPixels), pixels);
   plan->chunks = (pixels + plan->chunk_pixels - 1) / plan->chunk_pixels;
 }
 
@@ -119,10 +122,10 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
   const auto pieces = PiecesOf(source, {kernel, plan.shape.taps() * channels}, plan.kernel.lanes, &numbers);
   if (cache != nullptr) *packed = std::static_pointer_cast<const Packed>(cache->Find(pieces));
   const bool again = *packed != nullptr;
-  if (again && (*packed)->constants.seeks_lines) return Status();
+  if (again && (*packed)->constants.seeks_fp32) return Status();
   const auto made = std::make_shared<Packed>();
   made->weights.resize(plan.blocks * plan.weights_of_block());
-  std::vector<int32_t> sums(plan.blocks * 64);
+  std::vector<int32_t> sums(plan.blocks * kBlockChannels);
   for (int64_t block = 0; block < plan.blocks; ++block) {
     PackBlock(plan, kernel, block, made->weights.data() + block * plan.weights_of_block(),
               sums.data() + block * plan.block_channels);
@@ -139,25 +142,25 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
 Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t input_zero_point,
                        const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
   KLB_RETURN_IF_ERROR(Check(shape, kernel, input_zero_point, epilogue));
-  Row row;
-  KLB_RETURN_IF_ERROR(ActiveRow(&row));
+  Isa isa;
+  KLB_RETURN_IF_ERROR(ActiveIsa(&isa));
   if (shape.out_pixels() == 0) return Status();
   Plan plan;
   plan.shape = shape;
-  plan.kernel = SelectDepthwise(row);
+  plan.kernel = SelectDepthwise(isa);
   plan.input = input;
   PlanBlocks(&plan);
   std::shared_ptr<const Packed> packed;
   KLB_RETURN_IF_ERROR(GetPacked(plan, kernel, input_zero_point, epilogue, cache, &packed));
-  const OutputStage stage = MakeOutputStage(epilogue, packed->constants, shape.out_channels, output);
-  plan.stage = &stage;
+  const PreparedEpilogue prepared = PrepareEpilogue(epilogue, packed->constants, shape.out_channels, output);
+  plan.epilogue = &prepared;
   plan.weights = packed->weights.data();
   plan.constants = packed->constants.blocks.data();
   const std::vector<int8_t> padding(shape.in_channels, static_cast<int8_t>(input_zero_point));
   plan.padding = padding.data();
   const int64_t tasks = plan.chunks * plan.blocks;
   const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
-  RunAll(parallel, tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / 20 + 1, work);
+  RunAll(parallel, tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / kProductsPerNanosecond + 1, work);
   return Status();
 }
 

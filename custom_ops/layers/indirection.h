@@ -7,6 +7,9 @@
 
 namespace keras_lowbit {
 
+// Pointers in the table of one chunk of pixels: half of a first-level cache.
+constexpr int64_t kTableEntries = 3072;
+
 // An image whose pixels lie `pixel_stride` bytes apart and whose batch entries follow one another, and a row of zero
 // points that stands for padding.
 struct ImageView {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "core/api.h"
+#include "layers/layers.h"
 #include "layers/scratch.h"
 
 namespace keras_lowbit {

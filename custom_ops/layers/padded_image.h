@@ -3,15 +3,14 @@
 
 #include <cstdint>
 
-#include "core/api.h"
-#include "core/packing.h"
+#include "core/parallel.h"
 #include "core/shapes.h"
 
 namespace keras_lowbit {
 
 // One group's channels of every pixel, cluster by cluster, each cluster padded to a multiple of 4; the image gets
 // the borders of `shape` with every byte at the zero point. Pixels of a row then stand side by side, so that a whole
-// kernel row is one stretch of memory: a first layer of 3 channels has 7 taps of 7 groups instead of 49 of one.
+// kernel row is one stretch of memory: a first layer of 3 channels has 7 taps of 7 k-blocks instead of 49 of one.
 struct PaddedImage {
   ConvShape shape;       // of the convolution
   int64_t channels = 0;  // of one group

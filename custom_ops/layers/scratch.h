@@ -6,9 +6,11 @@
 #include <memory>
 #include <new>
 
+#include "core/blocks.h"
+
 namespace keras_lowbit {
 
-// 64-byte aligned memory that only grows; its contents do not survive growth. Throws std::bad_alloc.
+// Memory of kAlignment that only grows; its contents do not survive growth. Throws std::bad_alloc.
 class Scratch {
  public:
   template <class T>
@@ -17,16 +19,16 @@ class Scratch {
     if (bytes > bytes_) {
       memory_.reset();
       bytes_ = 0;
-      memory_.reset(::operator new(bytes, kAlignment));
+      memory_.reset(::operator new(bytes, kAligned));
       bytes_ = bytes;
     }
     return static_cast<T*>(memory_.get());
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
+  static constexpr std::align_val_t kAligned{kAlignment};
   struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
+    void operator()(void* memory) const { ::operator delete(memory, kAligned); }
   };
   std::unique_ptr<void, Free> memory_;
   size_t bytes_ = 0;

@@ -12,7 +12,7 @@
 #include <memory>
 #include <thread>
 
-#include "core/api.h"
+#include "core/parallel.h"
 
 namespace keras_lowbit {
 

@@ -1,4 +1,4 @@
-// Layers with all their data, drawn from a seed, and the comparison of every kernel row with the oracle.
+// Layers with all their data, drawn from a seed, and the comparison of every ISA target with the oracle.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "core/api.h"
+#include "kernels/isa.h"
+#include "layers/fp32_residual.h"
 #include "layers/layer_cache.h"
+#include "layers/layers.h"
 #include "test/check.h"
 #include "test/oracle.h"
 
@@ -46,7 +48,7 @@ struct Layer {
   int32_t zero_point = 0;
   OutputType type = OutputType::kInt32;
   bool in_double = false, has_bias = true, has_residual = false, odd_factors = false;
-  bool large_factors = false;  // those of ternary sums, which have lines
+  bool large_factors = false;  // those of ternary sums, which float32 requantizes
 };
 
 inline std::string Describe(const Layer& l) {
@@ -164,7 +166,7 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
   r.output_multiplier = static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX));
   r.output_shift = static_cast<int32_t>(Between(random, -20, l.odd_factors ? 0 : -15));
   r.clamp_min = random() % 2 ? -128 : static_cast<int32_t>(Between(random, -128, 0));
-  if (random() % 8 == 0) r.line = FindResidualLine(e.requantize, r);
+  if (random() % 8 == 0) r.fp32 = FindFp32Residual(e.requantize, r);
 }
 
 inline std::unique_ptr<Data> Draw(const Layer& layer, Random& random) {
@@ -193,21 +195,21 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available row, without and twice with a cache, which all rows share, and wants the oracle's
-// numbers.
+// Runs the layer on every available ISA target, without and twice with a cache, which all targets share, and wants the
+// oracle's numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
                                  layer.kind == Kind::kDepthwise);
   LayerCache shared;
-  for (const std::string& row : AvailableKernels()) {
-    KLB_CHECK_OK(ForceKernel(row));
+  for (const std::string& isa : AvailableKernels()) {
+    KLB_CHECK_OK(ForceKernel(isa));
     for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared, &shared}) {
       std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
       KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache));
       for (size_t i = 0; i < want.size(); ++i) {
         const double got = At(layer.type, y, static_cast<int64_t>(i));
-        KLB_CHECK(got == want[i], row + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
+        KLB_CHECK(got == want[i], isa + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
                                       std::to_string(i) + " of " + Describe(layer) + (cache ? ", cached" : ""));
       }
     }

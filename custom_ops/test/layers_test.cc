@@ -34,7 +34,7 @@ void CheckWidths() {
   }
 }
 
-// Long sums: 16-bit partial sums must be widened in time, and 32-bit ones wrap alike on every row.
+// Long sums: 16-bit partial sums must be widened in time, and 32-bit ones wrap alike on every ISA target.
 void CheckDepths() {
   for (int64_t depth : {252, 256, 260, 508, 512, 1024, 4608}) {
     for (Fill x : {Fill::kAllMin, Fill::kAllMax, Fill::kAlternating}) {
@@ -84,8 +84,8 @@ void CheckThreads() {
   }
 }
 
-// Scales as a network has them: nearly all additions have a line; refused numbers and ties have none.
-void CheckLines() {
+// Scales as a network has them: nearly all additions are exact in float32; refused numbers and ties are not.
+void CheckFp32Residual() {
   Random random(2);
   int found = 0;
   for (int i = 0; i < 40; ++i) {
@@ -95,15 +95,15 @@ void CheckLines() {
     const auto data = Draw(layer, random);
     ResidualAdd add = data->epilogue.residual;
     add.output_shift = -18 - i % 3;
-    found += FindResidualLine(data->epilogue.requantize, add).equal;
+    found += FindFp32Residual(data->epilogue.requantize, add).is_exact;
     add.zero_point = 200;
-    KLB_CHECK(!FindResidualLine(data->epilogue.requantize, add).equal, "a zero point that is no code");
+    KLB_CHECK(!FindFp32Residual(data->epilogue.requantize, add).is_exact, "a zero point that is no code");
   }
-  KLB_CHECK(found >= 35, std::to_string(found) + " of 40 additions have a line");
+  KLB_CHECK(found >= 35, std::to_string(found) + " of 40 additions are exact in float32");
   ResidualAdd ties;  // (y + code) / 2, halves away from zero
   ties.first_multiplier = ties.second_multiplier = ties.output_multiplier = 1 << 30;
   ties.output_shift = -19;
-  KLB_CHECK(!FindResidualLine({}, ties).equal, "a line through ties");
+  KLB_CHECK(!FindFp32Residual({}, ties).is_exact, "ties in float32");
 }
 
 // A cache that sees another layer, or the same arrays with other contents, forms its constants again.
@@ -198,7 +198,7 @@ void CheckFarPadding() {
 
 int main() {
   keras_lowbit::test::CheckErrors();
-  keras_lowbit::test::CheckLines();
+  keras_lowbit::test::CheckFp32Residual();
   keras_lowbit::test::CheckCache();
   keras_lowbit::test::CheckFarPadding();
   keras_lowbit::test::CheckThreads();

@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/api.h"
+#include "core/epilogue.h"
+#include "core/shapes.h"
 
 namespace keras_lowbit::oracle {
 

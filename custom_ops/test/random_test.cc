@@ -1,4 +1,4 @@
-// Random layers, ugly fills included, on every row. KLB_SEED and KLB_CASES replay or lengthen a run.
+// Random layers, ugly fills included, on every ISA target. KLB_SEED and KLB_CASES replay or lengthen a run.
 #include <cstdio>
 #include <cstdlib>
 

@@ -5,22 +5,22 @@
 #include <limits>
 #include <random>
 
-#include "layers/factor_line.h"
+#include "layers/fp32_requantize.h"
 #include "test/check.h"
 #include "test/oracle.h"
 
 namespace keras_lowbit {
 namespace {
 
-// Every line that is found gives the oracle's numbers, above all next to its steps; the factors of ternary sums have
-// lines.
-void CheckLines() {
+// All float32 parameters that are found give the oracle's numbers, above all next to the steps; the factors of ternary
+// sums have some.
+void CheckFp32Requantize() {
   std::mt19937 random(9);
-  float unused[2];
+  Fp32Requantize fp32;
   for (const int32_t small : {1, 3, (1 << 30) - 1}) {
-    KLB_CHECK(!FindFactorLine(small, -1, -128, 127, unused, unused + 1), "a line for " + std::to_string(small));
+    KLB_CHECK(!FindFp32Requantize(small, -1, -128, 127, &fp32), "parameters for " + std::to_string(small));
   }
-  KLB_CHECK(FindFactorLine(0, 0, -128, 127, unused, unused + 1), "no line for multiplier 0");
+  KLB_CHECK(FindFp32Requantize(0, 0, -128, 127, &fp32), "none for multiplier 0");
   for (int32_t shift = -30; shift <= -1; ++shift) {
     int found = 0;
     for (int round = 0; round < 40; ++round) {
@@ -28,22 +28,20 @@ void CheckLines() {
                                  : round == 1 ? INT32_MAX
                                               : static_cast<int32_t>(random() >> 2) | (1 << 30);
       const int32_t low = -static_cast<int32_t>(random() % 256), high = low + 255;
-      float slope, nudge;
-      if (!FindFactorLine(multiplier, shift, low, high, &slope, &nudge)) continue;
+      if (!FindFp32Requantize(multiplier, shift, low, high, &fp32)) continue;
       ++found;
       for (int i = 0; i < 20000; ++i) {
         const int64_t edge = std::llround((low + i % 256 - 0.5) / std::ldexp(multiplier, shift - 31)) + i / 256 % 5 - 2;
         const int64_t x = i % 2 ? oracle::Clip(edge, 1 - (1 << 30), (1 << 30) - 1)
                                 : static_cast<int32_t>(random()) >> (2 + random() % 29);
         const auto real = static_cast<float>(x);
-        const double line = std::nearbyint(std::fma(real, slope, std::copysign(nudge, real)));
+        const double got = std::nearbyint(std::fma(real, fp32.factor, std::copysign(fp32.nudge, real)));
         const int64_t want = oracle::Clip(oracle::Fixed(x, multiplier, shift), low, high);
-        KLB_CHECK(oracle::Clip(static_cast<int64_t>(line), low, high) == want,
+        KLB_CHECK(oracle::Clip(static_cast<int64_t>(got), low, high) == want,
                   std::to_string(x) + " * " + std::to_string(multiplier) + " shift " + std::to_string(shift));
       }
     }
-    KLB_CHECK(shift < -6 || found > 36,
-              std::to_string(found) + " of 40 lines found for shift " + std::to_string(shift));
+    KLB_CHECK(shift < -6 || found > 36, std::to_string(found) + " of 40 found for shift " + std::to_string(shift));
   }
 }
 
@@ -52,7 +50,7 @@ void CheckLines() {
 
 int main() {
   using namespace keras_lowbit;
-  CheckLines();
+  CheckFp32Requantize();
   std::mt19937 random(5);
   const int32_t edges[] = {
       0, 1, -1, 2, -2, 3, 127, -128, 1 << 29, -(1 << 29), (1 << 30) - 1, 1 << 30, -(1 << 30), INT32_MAX, INT32_MIN};

@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/api.h"
+#include "core/shapes.h"
+#include "core/status.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor_shape.h"
 

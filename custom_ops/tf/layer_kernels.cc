@@ -1,8 +1,9 @@
 // Ops of layers with weights: check, borrow the buffers, call core. Nothing is computed here but sizes. Inputs by
 // number, in the order of ops.cc.
 #include "layers/layer_cache.h"
+#include "layers/layers.h"
 #include "tf/attributes.h"
-#include "tf/stage.h"
+#include "tf/epilogue.h"
 #include "tf/threads.h"
 
 namespace keras_lowbit {
@@ -48,7 +49,7 @@ class Weights {
 class PackedConv2DOp : public OpKernel {
  public:
   explicit PackedConv2DOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, stage_.Init(context));
+    OP_REQUIRES_OK(context, epilogue_.Init(context));
     OP_REQUIRES_OK(context, window_.Init(context));
     OP_REQUIRES_OK(context, weights_.Init(context));
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
@@ -67,16 +68,16 @@ class PackedConv2DOp : public OpKernel {
     PackedWeights weights;
     OP_REQUIRES_OK(context, weights_.Borrow(context, shape, &weights));
     const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
-    Borrowed borrowed;
-    OP_REQUIRES_OK(context, stage_.Borrow(context, shape.out_channels, out_shape, &borrowed));
+    BorrowedEpilogue borrowed;
+    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, stage_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context, ToTensorFlow(Conv2D(shape, weights, input.flat<int8_t>().data(), stage_.input_zero_point,
+    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
+    OP_REQUIRES_OK(context, ToTensorFlow(Conv2D(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
                                                 borrowed.epilogue, output->data(), Threads(context), &cache_)));
   }
 
  private:
-  Stage stage_{4};
+  OpEpilogue epilogue_{4};
   LayerCache cache_;
   Window window_;
   Weights weights_;
@@ -86,7 +87,7 @@ class PackedConv2DOp : public OpKernel {
 class PackedDenseOp : public OpKernel {
  public:
   explicit PackedDenseOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, stage_.Init(context));
+    OP_REQUIRES_OK(context, epilogue_.Init(context));
     OP_REQUIRES_OK(context, weights_.Init(context));
   }
 
@@ -106,16 +107,16 @@ class PackedDenseOp : public OpKernel {
     OP_REQUIRES_OK(context, weights_.Borrow(context, AsConv(shape), &weights));
     TensorShape out_shape = input.shape();
     out_shape.set_dim(input.dims() - 1, kernel[3]);
-    Borrowed borrowed;
-    OP_REQUIRES_OK(context, stage_.Borrow(context, shape.out_features, out_shape, &borrowed));
+    BorrowedEpilogue borrowed;
+    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_features, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, stage_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context, ToTensorFlow(Dense(shape, weights, input.flat<int8_t>().data(), stage_.input_zero_point,
+    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
+    OP_REQUIRES_OK(context, ToTensorFlow(Dense(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
                                                borrowed.epilogue, output->data(), Threads(context), &cache_)));
   }
 
  private:
-  Stage stage_{4};
+  OpEpilogue epilogue_{4};
   LayerCache cache_;
   Weights weights_;
 };
@@ -123,7 +124,7 @@ class PackedDenseOp : public OpKernel {
 class DepthwiseConv2DOp : public OpKernel {
  public:
   explicit DepthwiseConv2DOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, stage_.Init(context));
+    OP_REQUIRES_OK(context, epilogue_.Init(context));
     OP_REQUIRES_OK(context, window_.Init(context));
   }
 
@@ -139,18 +140,18 @@ class DepthwiseConv2DOp : public OpKernel {
     OP_REQUIRES_OK(context, ToTensorFlow(CheckDepthwise(shape)));
     OP_REQUIRES_OK(context, CheckOutputSize(shape));
     const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
-    Borrowed borrowed;
-    OP_REQUIRES_OK(context, stage_.Borrow(context, shape.out_channels, out_shape, &borrowed));
+    BorrowedEpilogue borrowed;
+    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, stage_.Allocate(context, out_shape, &output));
+    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
     OP_REQUIRES_OK(context,
                    ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
-                                                stage_.input_zero_point, borrowed.epilogue, output->data(),
+                                                epilogue_.input_zero_point, borrowed.epilogue, output->data(),
                                                 Threads(context), &cache_)));
   }
 
  private:
-  Stage stage_{2};
+  OpEpilogue epilogue_{2};
   LayerCache cache_;
   Window window_;
 };

@@ -1,6 +1,8 @@
-// Interfaces of the ops: inputs, attributes and shapes. What they compute is said in core/api.h.
+// Interfaces of the ops: inputs, attributes and shapes. What they compute is said in layers/layers.h.
 //
-// Empty tensors stand for what is absent: bias, scales, multiplier and shift or factor, float_scale, residual.
+// `out_type` says which tensors of the epilogue are read: multiplier and shift, or factor, for int8; float_scale for
+// float; `has_residual` whether the residual is. Those that are not read are empty, as are an absent bias and absent
+// scales.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -125,22 +127,32 @@ Status PairShapes(InferenceContext* c) {
 
 }  // namespace
 
-#define KLB_STAGE                                 \
-  Input("bias: int32")                            \
-      .Input("multiplier: int32")                 \
-      .Input("shift: int32")                      \
-      .Input("factor: double")                    \
-      .Input("float_scale: float")                \
-      .Input("residual: int8")                    \
-      .Output("output: out_type")                 \
-      .Attr("out_type: {int8, int32, float}")     \
-      .Attr("input_zero_point: int = 0")          \
-      .Attr("zero_point: int = 0")                \
-      .Attr("low: int = -128")                    \
-      .Attr("high: int = 127")                    \
-      .Attr("float_low: float = -3.402823466e38") \
-      .Attr("float_high: float = 3.402823466e38") \
-      .Attr("residual_factors: list(int) = []")
+#define KLB_EPILOGUE                               \
+  Input("bias: int32")                             \
+      .Input("multiplier: int32")                  \
+      .Input("shift: int32")                       \
+      .Input("factor: double")                     \
+      .Input("float_scale: float")                 \
+      .Input("residual: int8")                     \
+      .Output("output: out_type")                  \
+      .Attr("out_type: {int8, int32, float}")      \
+      .Attr("input_zero_point: int = 0")           \
+      .Attr("zero_point: int = 0")                 \
+      .Attr("low: int = -128")                     \
+      .Attr("high: int = 127")                     \
+      .Attr("float_low: float = -3.402823466e38")  \
+      .Attr("float_high: float = 3.402823466e38")  \
+      .Attr("has_residual: bool = false")          \
+      .Attr("residual_zero_point: int = 0")        \
+      .Attr("residual_first_multiplier: int = 0")  \
+      .Attr("residual_first_shift: int = 0")       \
+      .Attr("residual_second_multiplier: int = 0") \
+      .Attr("residual_second_shift: int = 0")      \
+      .Attr("residual_output_multiplier: int = 0") \
+      .Attr("residual_output_shift: int = 0")      \
+      .Attr("residual_output_zero_point: int = 0") \
+      .Attr("residual_low: int = -128")            \
+      .Attr("residual_high: int = 127")
 
 #define KLB_WEIGHTS                        \
   Input("codes: uint8")                    \
@@ -159,19 +171,19 @@ Status PairShapes(InferenceContext* c) {
 
 REGISTER_OP("KerasLowbit>PackedConv2D")
     .Input("input: int8")
-    .KLB_WEIGHTS.KLB_STAGE.KLB_WINDOW.Attr("groups: int = 1")
+    .KLB_WEIGHTS.KLB_EPILOGUE.KLB_WINDOW.Attr("groups: int = 1")
     .SetShapeFn(ConvShapes)
     .Doc("Convolution of int8 codes with packed ternary or int8 weights: keras_lowbit.ops.clustered_ternary_conv2d.");
 
 REGISTER_OP("KerasLowbit>PackedDense")
     .Input("input: int8")
-    .KLB_WEIGHTS.KLB_STAGE.SetShapeFn(DenseShapes)
+    .KLB_WEIGHTS.KLB_EPILOGUE.SetShapeFn(DenseShapes)
     .Doc("Product of int8 codes with packed ternary or int8 weights: keras_lowbit.ops.ternary_dense.");
 
 REGISTER_OP("KerasLowbit>DepthwiseConv2D")
     .Input("input: int8")
     .Input("kernel: int8")
-    .KLB_STAGE.KLB_WINDOW.SetShapeFn(DepthwiseShapes)
+    .KLB_EPILOGUE.KLB_WINDOW.SetShapeFn(DepthwiseShapes)
     .Doc("Depthwise convolution of int8 codes: keras_lowbit.ops.int8_depthwise_conv2d.");
 
 REGISTER_OP("KerasLowbit>MaxPool2D")

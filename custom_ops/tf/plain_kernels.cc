@@ -1,4 +1,5 @@
 // Ops without weights: check, borrow the buffers, run.
+#include "layers/layers.h"
 #include "tf/attributes.h"
 #include "tf/threads.h"
 

@@ -4,8 +4,8 @@
 
 Every layer runs on the ternary op (2-bit weights, int8 out), on our int8 op, as TensorFlow's float32 Conv2D or MatMul, and
 as an int8 .tflite file on XNNPACK. The last columns set the ternary op beside this machine's ceilings, which loops in the
-compiled library measure between the layers: products against `vpdpbusd`, weight bytes against memory. `--rows x86_avx2`
-times our two ops on that kernel row as well.
+compiled library measure between the layers: products against `vpdpbusd`, weight bytes against memory. `--isa x86_avx2`
+times our two ops on that ISA target as well.
 """
 
 import argparse
@@ -239,7 +239,7 @@ def measure(
 ) -> dict[str, Any]:
     """All figures of these layers; times are medians in milliseconds, with the 10th and 90th percentile of each ratio.
 
-    others: kernel rows on which our two ops are timed as well.
+    others: ISA targets on which our two ops are timed as well.
     """
     import tensorflow as tf
 
@@ -254,7 +254,7 @@ def measure(
         found = [row[name] for row in rows if row[name] is not None]
         about[name] = round(float(np.median(found)), 1) if found else None
     add_shares(rows, about)
-    return {"machine": about, "rows": rows, "means": means(rows), "other_rows": _other_means(rows, others)}
+    return {"machine": about, "rows": rows, "means": means(rows), "other_isas": _other_means(rows, others)}
 
 
 def add_shares(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ def add_shares(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
 
 
 def _other_means(rows: Sequence[dict[str, Any]], others: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By kernel row and network: how many times as fast the ternary op is as our int8 op there."""
+    """By ISA target and network: how many times as fast the ternary op is as our int8 op there."""
     found: dict[str, dict[str, float]] = {name: {} for name in others}
     for name in others:
         for network in dict.fromkeys(row["network"] for row in rows):
@@ -293,9 +293,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {network} | {found['tf_float32']:.2f} | {found['litert_int8']:.2f} | {found['int8']:.2f} |"
         for network, found in report["means"].items()
     ]
-    for name, found in report["other_rows"].items():
+    for name, found in report["other_isas"].items():
         ratios = ", ".join(f"{network} {ratio:.2f}" for network, ratio in found.items())
-        lines += ["", f"On row {name} ternary is so many times as fast as our int8 there: {ratios}."]
+        lines += ["", f"On ISA target {name} ternary is so many times as fast as our int8 there: {ratios}."]
     peaks = "none (no compiled library)"
     if about["peak_gmacs"] is not None:
         peaks = (
@@ -303,7 +303,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{about['bandwidth_gbs']} GB/s"
         )
     conditions = (
-        f"{about['cpu']}, {about['cores']} cores, one thread, row {about['kernel']}, TensorFlow {about['tensorflow']}, "
+        f"{about['cpu']}, {about['cores']} cores, one thread, ISA target {about['kernel']}, TensorFlow {about['tensorflow']}, "
         f"ai-edge-litert {about['ai-edge-litert']}; ceilings: {peaks}; an op that does nothing takes "
         f"{about['op_microseconds']} us in a graph."
     )
@@ -318,13 +318,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=output_file, required=True, help="file to write (JSON)")
     parser.add_argument("--repeats", type=int, default=20, help="times each layer is measured")
     parser.add_argument("--only", choices=("ResNet-50", "MobileNetV2", "dense"), help="one group of layers")
-    parser.add_argument("--rows", nargs="*", default=(), help="kernel rows on which to time our two ops as well")
+    parser.add_argument("--isa", nargs="*", default=(), help="ISA targets on which to time our two ops as well")
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats} must be at least 1")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats, others=given.rows)
+    report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats, others=given.isa)
     heads = (
         "layer",
         "ternary ms",

@@ -85,7 +85,7 @@ def _served(folder: str) -> Callable[[], Any]:
 
     from keras_lowbit import ops
 
-    if ops.active_kernel() != "composite":
+    if ops.active_kernel() != "tf_fallback":
         ops.load()
     module = tf.saved_model.load(str(Path(folder, FILES["runtime"])))
     call = next(f for f in module.__call__.concrete_functions if f.structured_input_signature[0][0].dtype == tf.int8)
@@ -170,7 +170,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "| | threads | x one thread |", "|---|---|---|"]
     for row in report["scaling"]:
         lines.append(f"| {row['what']} | {row['threads']} | {'{:.2f} ({:.2f} to {:.2f})'.format(*row['times'])} |")
-    lines += ["", f"{about['model']}, {about['cpu']}, {about['cores']} cores, row {about['kernel']}."]
+    lines += ["", f"{about['model']}, {about['cpu']}, {about['cores']} cores, ISA target {about['kernel']}."]
     return "\n".join(lines)
 
 

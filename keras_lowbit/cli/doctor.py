@@ -1,4 +1,4 @@
-"""keras-lowbit doctor: shows what the compiled ops need and whether they run here, and which kernel row does.
+"""keras-lowbit doctor: shows what the compiled ops need and whether they run here, and which kernel does.
 
     keras-lowbit doctor
 
@@ -33,7 +33,7 @@ def run(values) -> int:
 
 
 def report(reason: str) -> list[tuple[str, str]]:
-    """(what, value) rows of all but the active row; reason: why the library is not used, empty if it is."""
+    """(what, value) rows of all but the active kernel; reason: why the library is not used, empty if it is."""
     import tensorflow as tf
 
     library = ops.library.find()
@@ -48,13 +48,14 @@ def report(reason: str) -> list[tuple[str, str]]:
         ("CPU features", " ".join(_features()) or "unknown"),
     ]
     if not reason:
-        rows += [(f"row {row.name}", f"{'runs' if row.supported else 'not on this CPU'} ({row.needs or 'any CPU'})") for row in
-                 ops.compiled_kernels()]  # fmt: skip
+        for target in ops.compiled_kernels():
+            runs = "runs" if target.supported else "not on this CPU"
+            rows.append((f"ISA {target.name}", f"{runs} ({target.needs or 'any CPU'})"))
     return [*rows, ("available", ", ".join(ops.available_kernels()))]
 
 
 def _active() -> tuple[str, str]:
-    """The row that runs and "", or "none" and the reason."""
+    """The kernel that runs and "", or "none" and the reason."""
     forced = os.environ.get("KERAS_LOWBIT_KERNEL")
     try:
         return ops.active_kernel() + (f" (KERAS_LOWBIT_KERNEL={forced})" if forced else ""), ""
@@ -72,7 +73,7 @@ def _compiler() -> str:
 
 
 def _features() -> list[str]:
-    """The CPU features that kernel rows ask for, of those the system names."""
+    """The CPU features that ISA targets ask for, of those the system names."""
     wanted = ("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_vbmi", "asimd", "asimddp")
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

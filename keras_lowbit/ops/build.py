@@ -28,11 +28,12 @@ NAME, INFO = "keras_lowbit_ops.so", "build.json"
 NAMED = "KERAS_LOWBIT_LIBRARY"  # the variable that names a library file in place of the usual ones
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
-NOT_SHIPPED = re.compile(r"(^|_)(test|bench|fuzz|build)s?(_|\.|$)")  # files and folders
+# Files and folders that are no part of the library; of bench, what measures the machine is.
+NOT_SHIPPED = re.compile(r"(^|_)(test|fuzz|build)s?(_|\.|$)|_bench\.")
 MACHINES = {
     "x86_": "x86_64|AMD64|amd64",
     "arm_": "aarch64|arm64|ARM64",
-}  # prefix of a row's files -> platform.machine()
+}  # prefix of an ISA target's files -> platform.machine()
 
 # What TensorFlow says of itself, asked in a process of its own: in pip's isolated build the environment that the package
 # is being installed into is only visible to an isolated interpreter.
@@ -98,7 +99,7 @@ def source_folder() -> Path:
 
 
 def sources(folder: Path, machine: str | None = None) -> list[Path]:
-    """The C++ files of the library for an architecture: no tests, no benchmarks, no other machine's rows."""
+    """The C++ files of the library for an architecture: no tests, no benchmarks, no other machine's targets."""
     machine = machine or platform.machine()
     foreign = tuple(prefix for prefix, pattern in MACHINES.items() if not re.fullmatch(pattern, machine))
     found = (path for path in sorted(folder.rglob("*.cc")) if not path.name.startswith(foreign))
@@ -106,17 +107,17 @@ def sources(folder: Path, machine: str | None = None) -> list[Path]:
 
 
 def file_flags(folder: Path, path: Path) -> list[str]:
-    """Instruction-set flags of a kernel row's file, `x86_avx2.cc`: KLB_FLAGS_avx2 of custom_ops/sources.cmake.
+    """Instruction-set flags of an ISA target's file, `x86_avx2.cc`: KLB_FLAGS_avx2 of custom_ops/sources.cmake.
 
     All other files are compiled for the lowest CPU.
     """
-    prefix, _, row = path.stem.partition("_")
+    prefix, _, isa = path.stem.partition("_")
     if f"{prefix}_" not in MACHINES:
         return []
     table = (folder / "sources.cmake").read_text(encoding="utf-8")
-    found = re.search(rf"set\(KLB_FLAGS_{row}\s([^)]*)\)", table)
+    found = re.search(rf"set\(KLB_FLAGS_{isa}\s([^)]*)\)", table)
     if found is None:
-        raise BuildError(f"custom_ops/sources.cmake has no KLB_FLAGS_{row} for {path.name}")
+        raise BuildError(f"custom_ops/sources.cmake has no KLB_FLAGS_{isa} for {path.name}")
     return found[1].replace('"', "").split()
 
 

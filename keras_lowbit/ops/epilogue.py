@@ -1,4 +1,7 @@
-"""What follows a sum: nothing (int32), requantisation to int8 with a residual addition, or a factor (float32)."""
+"""What follows a sum: nothing (int32), requantization to int8 with a residual addition, or a factor (float32).
+
+Data and checks only: the compiled ops compute it, or `tf_fallback.apply_epilogue`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.ops.packing import INT32_MAX
+
 LOW, HIGH = -128, 127
 LARGEST_SHIFT = 31
 FLOAT_LIMIT = float(np.finfo(np.float32).max)
-INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,14 +41,6 @@ class Requantize:
             _check_whole("multiplier", self.multiplier)
             _check_whole("shift", self.shift, -LARGEST_SHIFT, LARGEST_SHIFT)
 
-    def apply(self, total: Any) -> Any:
-        """The codes in plain TensorFlow."""
-        from keras_lowbit.ops import composite
-
-        if self.factor is not None:
-            return composite.requantize_once(total, self.factor, self.zero_point, self.low, self.high)
-        return composite.requantize(total, self.multiplier, self.shift, self.zero_point, self.low, self.high)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rescale:
@@ -54,16 +50,10 @@ class Rescale:
     low: float = -FLOAT_LIMIT
     high: float = FLOAT_LIMIT
 
-    def apply(self, total: Any) -> Any:
-        """The reals in plain TensorFlow."""
-        from keras_lowbit.ops import composite
-
-        return composite.rescale(total, self.scale, self.low, self.high)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidualAdd:
-    """LiteRT's int8 ADD of a layer's codes and `codes`: both on the grid `2 * max(s_1, s_2) / 2**20`, summed, requantised.
+    """LiteRT's int8 ADD of a layer's codes and `codes`: both on the grid `2 * max(s_1, s_2) / 2**20`, summed, requantized.
 
     codes: int8, of the layer's output shape.   first, second, output: (multiplier, shift) of the layer's own scale, of the
     scale of `codes`, and of the way back.   zero_point: of `codes`.   output_zero_point, low, high: of the result.
@@ -86,39 +76,15 @@ class ResidualAdd:
             _check_whole("multiplier", multiplier)
             _check_whole("shift", shift, -LARGEST_SHIFT, LARGEST_SHIFT)
 
-    def apply(self, codes: Any, zero_point: int) -> Any:
-        """The sum in plain TensorFlow; codes: the layer's own, with their zero point."""
-        from keras_lowbit.ops import composite
-
-        terms = (
-            composite.raised(codes, zero_point, self.first),
-            composite.raised(self.codes, self.zero_point, self.second),
-        )
-        total = composite.wrapped(terms[0] + terms[1])
-        return composite.requantize(total, *self.output, self.output_zero_point, self.low, self.high)
-
 
 Epilogue = Requantize | Rescale | None
 
 
-def apply(total: Any, bias: Any, output: Epilogue, residual: ResidualAdd | None) -> Any:
-    """Bias, output stage and residual addition of an int32 sum in plain TensorFlow, checked by `check`."""
-    from keras_lowbit.ops import composite
-
-    total = composite.add_bias(total, bias)
-    if output is None:
-        return total
-    codes = output.apply(total)
-    if residual is None or not isinstance(output, Requantize):
-        return codes
-    return residual.apply(composite.same_shape(codes, residual.codes), output.zero_point)
-
-
 def check(channels: int | None, bias: Any, output: Epilogue, residual: ResidualAdd | None) -> None:
-    """What the compiled ops take, and no more, of the stage behind a layer of so many channels (None: not known).
+    """What the compiled ops take, and no more, of the epilogue of a layer of so many channels (None: not known).
 
     ValueError for wrong shapes, for numbers that are not whole or too large, and for a residual addition where there are no
-    int8 codes; TypeError for an unknown output stage.
+    int8 codes; TypeError for an unknown epilogue.
     """
     if output is not None and not isinstance(output, (Requantize, Rescale)):
         raise TypeError(
@@ -147,7 +113,7 @@ def check_codes(what: str, low: Any, high: Any, **others: Any) -> None:
     raise ValueError(f"{what} got {values}; expected int8 codes, low not above high")
 
 
-def _check_whole(name: str, value: Any, low: int = INT32.min, high: int = INT32.max) -> None:
+def _check_whole(name: str, value: Any, low: int = -INT32_MAX - 1, high: int = INT32_MAX) -> None:
     """ValueError unless these are whole numbers from low to high; of a tensor, its type alone is looked at."""
     remedy = "divide it by input scale times weight scale and round" if name == "bias" else "use quantize_multiplier"
     dtype, _ = _about(value)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.ops import composite, epilogue, library
-from keras_lowbit.ops.composite import Padding
-from keras_lowbit.ops.epilogue import Epilogue, Requantize, ResidualAdd
+from keras_lowbit.ops import epilogue, library, tf_fallback
+from keras_lowbit.ops.epilogue import Epilogue, Requantize, Rescale, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
+from keras_lowbit.ops.tf_fallback import Padding
 
 
 def clustered_ternary_conv2d(
@@ -50,10 +50,10 @@ def clustered_ternary_conv2d(
             **_sliding(strides, dilations, padding),
             groups=packed.layout.groups,
             input_zero_point=input_zero_point,
-            **_stage(bias, output, residual),
+            **_epilogue(bias, output, residual),
         )
-    total = composite.conv2d(images, packed, input_zero_point, strides, padding, dilations)
-    return epilogue.apply(total, bias, output, residual)
+    total = tf_fallback.conv2d(images, packed, input_zero_point, strides, padding, dilations)
+    return tf_fallback.apply_epilogue(output, tf_fallback.add_bias(total, bias), residual)
 
 
 def int8_conv2d(images: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
@@ -84,9 +84,10 @@ def ternary_dense(
     found = library.loaded_or_none()
     if found is not None:
         return found.ops.keras_lowbit_packed_dense(
-            input=inputs, **_packed(packed), input_zero_point=input_zero_point, **_stage(bias, output, residual)
+            input=inputs, **_packed(packed), input_zero_point=input_zero_point, **_epilogue(bias, output, residual)
         )
-    return epilogue.apply(composite.dense(inputs, packed, input_zero_point), bias, output, residual)
+    total = tf_fallback.add_bias(tf_fallback.dense(inputs, packed, input_zero_point), bias)
+    return tf_fallback.apply_epilogue(output, total, residual)
 
 
 def int8_dense(inputs: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
@@ -124,10 +125,10 @@ def int8_depthwise_conv2d(
             kernel=kernel,
             **_sliding(strides, dilations, padding),
             input_zero_point=input_zero_point,
-            **_stage(bias, output, residual),
+            **_epilogue(bias, output, residual),
         )
-    total = composite.depthwise_conv2d(images, kernel, input_zero_point, strides, padding, dilations)
-    return epilogue.apply(total, bias, output, residual)
+    total = tf_fallback.depthwise_conv2d(images, kernel, input_zero_point, strides, padding, dilations)
+    return tf_fallback.apply_epilogue(output, tf_fallback.add_bias(total, bias), residual)
 
 
 def max_pool2d(
@@ -161,7 +162,7 @@ def max_pool2d(
             high=high,
             **_sliding(strides, (1, 1), padding),
         )
-    return composite.max_pool2d(images, (rows, columns), strides, padding, padding_code, low, high)
+    return tf_fallback.max_pool2d(images, (rows, columns), strides, padding, padding_code, low, high)
 
 
 def look_up(codes: Any, table: Any) -> tf.Tensor:
@@ -217,28 +218,36 @@ def _sliding(strides: tuple[int, int], dilations: tuple[int, int], padding: Padd
     }
 
 
-def _stage(bias: Any, output: Epilogue, residual: ResidualAdd | None) -> dict[str, Any]:
-    """Inputs and attributes of the output stage; empty arrays stand for what is not there."""
+def _epilogue(bias: Any, output: Epilogue, residual: ResidualAdd | None) -> dict[str, Any]:
+    """Inputs and attributes of an op's epilogue; an array that `out_type` or `has_residual` does not ask for is empty."""
     requantize = output if isinstance(output, Requantize) else None
-    rescale = output if isinstance(output, epilogue.Rescale) else None
-    stage: dict[str, Any] = {
+    rescale = output if isinstance(output, Rescale) else None
+    found: dict[str, Any] = {
         "bias": _array(bias, tf.int32),
         "multiplier": _array(requantize and requantize.multiplier, tf.int32),
         "shift": _array(requantize and requantize.shift, tf.int32),
         "factor": _array(requantize and requantize.factor, tf.float64),
         "float_scale": _array(rescale and rescale.scale, tf.float32),
         "residual": tf.zeros([0], tf.int8) if residual is None else tf.convert_to_tensor(residual.codes, tf.int8),
-        "residual_factors": [] if residual is None else [*residual.first, *residual.second, *residual.output],
         "out_type": tf.int8 if requantize else tf.float32 if rescale else tf.int32,
     }
     if requantize is not None:
-        stage |= {"zero_point": requantize.zero_point, "low": requantize.low, "high": requantize.high}
+        found |= {"zero_point": requantize.zero_point, "low": requantize.low, "high": requantize.high}
     if rescale is not None:
-        stage |= {"float_low": rescale.low, "float_high": rescale.high}
-    if residual is not None:
-        zeros = [residual.zero_point, residual.output_zero_point, residual.low, residual.high]
-        stage["residual_factors"] = [int(value) for value in (*stage["residual_factors"], *zeros)]
-    return stage
+        found |= {"float_low": rescale.low, "float_high": rescale.high}
+    return found if residual is None else found | _residual_attributes(residual)
+
+
+def _residual_attributes(residual: ResidualAdd) -> dict[str, Any]:
+    numbers = {
+        "zero_point": residual.zero_point,
+        "output_zero_point": residual.output_zero_point,
+        "low": residual.low,
+        "high": residual.high,
+    }
+    for name in ("first", "second", "output"):
+        numbers[f"{name}_multiplier"], numbers[f"{name}_shift"] = getattr(residual, name)
+    return {"has_residual": True, **{f"residual_{name}": int(value) for name, value in numbers.items()}}
 
 
 def _array(value: Any, dtype: tf.DType) -> tf.Tensor:

@@ -1,7 +1,7 @@
 """The compiled op library: found and loaded on first use; if that cannot be, why, in one sentence, once.
 
-Environment: `KERAS_LOWBIT_KERNEL` forces one kernel row by name ("composite" the fallback); `KERAS_LOWBIT_STRICT=1` makes
-falling back an error; `KERAS_LOWBIT_LIBRARY` names the library file.
+Environment: `KERAS_LOWBIT_KERNEL` forces one ISA target by name, or "tf_fallback"; `KERAS_LOWBIT_STRICT=1` makes falling
+back an error; `KERAS_LOWBIT_LIBRARY` names the library file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from keras_lowbit.ops import build
 
-COMPOSITE = "composite"
+TF_FALLBACK = "tf_fallback"
 OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "MaxPool2D", "LookUp", "LookUpPair")
 
 
@@ -33,8 +33,8 @@ class Loaded(NamedTuple):
     path: Path
 
 
-class KernelRow(NamedTuple):
-    """A compiled kernel row. needs: CPU features.   supported: this CPU has them."""
+class IsaTarget(NamedTuple):
+    """An instruction set that the kernels are compiled for. needs: CPU features.   supported: this CPU has them."""
 
     name: str
     needs: str
@@ -47,7 +47,7 @@ class _State:
         self.loaded: Loaded | None = None
         self.failure: LibraryError | None = None
         self.told = False
-        self.forced = ""  # the row that `using_kernel` forces
+        self.forced = ""  # the kernel that `using_kernel` forces
 
 
 _STATE = _State()
@@ -62,11 +62,11 @@ def load() -> Path:
 
 
 def loaded_or_none() -> Loaded | None:
-    """The library for a call that is being made or traced; None where the composite ops stand in.
+    """The library for a call that is being made or traced; None where plain TensorFlow stands in.
 
-    Says once why they do, unless they were asked for. LibraryError under `KERAS_LOWBIT_STRICT=1`.
+    Says once why it does, unless it was asked for. LibraryError under `KERAS_LOWBIT_STRICT=1`.
     """
-    if _composite_wanted():
+    if _fallback_wanted():
         return None
     try:
         return _load()
@@ -87,8 +87,8 @@ def find() -> Path | None:
 
 def why_not() -> str:
     """Why the compiled library is not used; empty if it is."""
-    if _composite_wanted():
-        return "the composite ops were asked for by name"
+    if _fallback_wanted():
+        return "the fallback in plain TensorFlow was asked for by name"
     try:
         _load()
     except LibraryError as error:
@@ -97,31 +97,31 @@ def why_not() -> str:
 
 
 def available_kernels() -> list[str]:
-    """Kernel rows that run on this CPU, best first; the last is "composite", the fallback in plain TensorFlow."""
+    """ISA targets that run on this CPU, best first; the last is "tf_fallback", in plain TensorFlow."""
     try:
-        rows = [row.name for row in compiled_kernels() if row.supported]
+        names = [target.name for target in compiled_kernels() if target.supported]
     except LibraryError:
-        rows = []
-    return [*rows, COMPOSITE]
+        names = []
+    return [*names, TF_FALLBACK]
 
 
-def compiled_kernels() -> list[KernelRow]:
-    """All rows in the library, best first. LibraryError if it cannot be loaded."""
+def compiled_kernels() -> list[IsaTarget]:
+    """All ISA targets in the library, best first. LibraryError if it cannot be loaded."""
     lines = _text(_load().handle.KerasLowbitCompiledKernels()).splitlines()
-    return [KernelRow(name, needs, supported == "1") for name, needs, supported in (row.split("\t") for row in lines)]
+    return [IsaTarget(name, needs, supported == "1") for name, needs, supported in (line.split("\t") for line in lines)]
 
 
 def active_kernel() -> str:
-    """The row that runs: forced by `using_kernel` or `KERAS_LOWBIT_KERNEL`, else the first available.
+    """The kernel that runs: forced by `using_kernel` or `KERAS_LOWBIT_KERNEL`, else the first available.
 
     ValueError for a forced name that is unknown or that this CPU cannot run, with the choices.
     """
     loaded = loaded_or_none()
     if loaded is None:
-        wanted = _wanted() or COMPOSITE
-        if wanted != COMPOSITE:
+        wanted = _wanted() or TF_FALLBACK
+        if wanted != TF_FALLBACK:
             raise ValueError(f"KERAS_LOWBIT_KERNEL={wanted!r}, but there is no compiled library: {why_not()}")
-        return COMPOSITE
+        return TF_FALLBACK
     name, _, error = _text(loaded.handle.KerasLowbitActiveKernel()).partition("\t")
     if error:
         raise ValueError(error)
@@ -150,7 +150,7 @@ def ceilings() -> Ceilings | None:
 
 @contextlib.contextmanager
 def using_kernel(name: str) -> Iterator[None]:
-    """Forces a kernel row by name inside a `with`; "composite" is decided when a call is made or traced.
+    """Forces an ISA target by name inside a `with`; "tf_fallback" is decided when a call is made or traced.
 
     For tests and measurements: it counts for all threads; behind it, what counted before. ValueError for an unknown name,
     with the choices.
@@ -164,22 +164,22 @@ def using_kernel(name: str) -> Iterator[None]:
 
 
 def _force(name: str) -> None:
-    """The row of that name, "composite", or "" for the first that is available."""
-    row = "" if name == COMPOSITE else name
-    if row or _STATE.loaded is not None:
-        error = _text(_load().handle.KerasLowbitForceKernel(row.encode()))
+    """An ISA target, "tf_fallback", or "" for the first that is available."""
+    target = "" if name == TF_FALLBACK else name
+    if target or _STATE.loaded is not None:
+        error = _text(_load().handle.KerasLowbitForceKernel(target.encode()))
         if error:
             raise ValueError(error)
     _STATE.forced = name
 
 
 def _wanted() -> str:
-    """The row asked for by name, the innermost first; "" if none is."""
+    """The kernel asked for by name, the innermost first; "" if none is."""
     return _STATE.forced or os.environ.get("KERAS_LOWBIT_KERNEL", "")
 
 
-def _composite_wanted() -> bool:
-    return _wanted() == COMPOSITE
+def _fallback_wanted() -> bool:
+    return _wanted() == TF_FALLBACK
 
 
 def _load() -> Loaded:

@@ -1,12 +1,12 @@
 """Packed integer weights: the bit and byte order is specified here and nowhere else. NumPy only.
 
-One block holds 64 output channels times 4 steps of k.
+One block holds 64 output channels times one k-block, 4 steps of k.
 
 *ternary*: code c in {0, 1, 2} stands for the weight c - 1 in {-1, 0, +1}. A block is 64 bytes: byte b, two-bit field j
-(bits 2j and 2j + 1) belongs to output channel `64 * block + 16 * j + b // 4` and `k = 4 * group + b % 4`.
+(bits 2j and 2j + 1) belongs to output channel `64 * block + 16 * j + b // 4` and `k = 4 * k_block + b % 4`.
 *int8*: a block is 256 bytes: byte `64 * j + b` is the weight of that same channel and k.
 
-The array is uint8 [blocks of output channels, groups of k, 64 or 256]. k runs over (cluster, kernel row, kernel column,
+The array is uint8 [blocks of output channels, k-blocks, 64 or 256]. k runs over (cluster, kernel row, kernel column,
 channel inside the cluster), the channels of a cluster padded up to a multiple of 4. A cluster is `cluster_size`
 consecutive input channels over all kernel positions; the last may be shorter; without clusters all input channels are
 one. Padding (channels and k beyond the last) holds weight 0: c = 1, or 0 in int8.
@@ -25,11 +25,20 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BLOCK_CHANNELS, GROUP = 64, 4
-BLOCK_BYTES = {"ternary": 64, "int8": 256}
+from keras_lowbit.numerics.requantization import INT32_MAX
+
+# As custom_ops/core/blocks.h.
+BLOCK_CHANNELS, K_BLOCK = 64, 4
+CODES_PER_BYTE = 4
+FIELD_CHANNELS = BLOCK_CHANNELS // CODES_PER_BYTE  # the channels of one field of a block's bytes
+# How the weights of a block follow one another: [channel of a field, k, field] in bytes of four, [field, channel, k].
+BLOCK_ORDER = {
+    "ternary": (FIELD_CHANNELS, K_BLOCK, CODES_PER_BYTE),
+    "int8": (CODES_PER_BYTE, FIELD_CHANNELS, K_BLOCK),
+}
+BLOCK_BYTES = {"ternary": BLOCK_CHANNELS * K_BLOCK // CODES_PER_BYTE, "int8": BLOCK_CHANNELS * K_BLOCK}
 LARGEST_SCALE = 127
 LARGEST_INPUT = 255  # |code - zero point| of int8 activations
-INT32_MAX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +62,14 @@ class Layout:
         sizes, outputs = self.kernel_shape, self.kernel_shape[-1] if self.kernel_shape else 0
         if self.kind not in BLOCK_BYTES or len(sizes) not in (2, 4) or min(sizes) < 1:
             raise ValueError(
-                f"layout {self.kind!r} of a kernel {sizes}: expected one of {', '.join(BLOCK_BYTES)} and [kh, kw, c_in, "
-                "c_out] or [c_in, c_out], every size at least 1"
+                f"layout {self.kind!r} of a kernel {sizes}: expected one of {', '.join(BLOCK_BYTES)} and "
+                "[kh, kw, c_in, c_out] or [c_in, c_out], every size at least 1"
             )
         if self.groups < 1 or outputs % self.groups or self.cluster_size < 0 or not 0 <= self.largest <= 128:
             raise ValueError(
-                f"layout with groups={self.groups}, cluster_size={self.cluster_size}, largest={self.largest} for {outputs} "
-                "output channels: expected groups that divide the channels, a cluster size of 0 or more, and a largest "
-                "weight of 0 to 128"
+                f"layout with groups={self.groups}, cluster_size={self.cluster_size}, largest={self.largest} "
+                f"for {outputs} output channels: "
+                "expected groups that divide the channels, a cluster size of 0 or more, and a largest weight of 0 to 128"
             )
 
     @property
@@ -91,16 +100,16 @@ class Layout:
         return self.groups * -(-self.group_outputs // BLOCK_CHANNELS)
 
     @property
-    def k_groups(self) -> int:
-        """Groups of 4 steps of k."""
+    def k_blocks(self) -> int:
+        """k-blocks of all kernel positions and clusters: 4 steps of k each."""
         rows, columns, inputs, _ = self.window
         whole, rest = divmod(inputs, self.cluster)
-        return rows * columns * (whole * -(-self.cluster // GROUP) + -(-rest // GROUP))
+        return rows * columns * (whole * -(-self.cluster // K_BLOCK) + -(-rest // K_BLOCK))
 
     @property
     def data_shape(self) -> tuple[int, int, int]:
         """Shape of the packed bytes."""
-        return self.blocks, self.k_groups, BLOCK_BYTES[self.kind]
+        return self.blocks, self.k_blocks, BLOCK_BYTES[self.kind]
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
@@ -126,8 +135,8 @@ class Layout:
         rows, columns, inputs, _ = self.window
         channel = np.arange(inputs)
         cluster, inside = channel // self.cluster, channel % self.cluster
-        width = -(-np.minimum(self.cluster, inputs - cluster * self.cluster) // GROUP) * GROUP
-        start = cluster * rows * columns * (-(-self.cluster // GROUP) * GROUP)
+        width = -(-np.minimum(self.cluster, inputs - cluster * self.cluster) // K_BLOCK) * K_BLOCK
+        start = cluster * rows * columns * (-(-self.cluster // K_BLOCK) * K_BLOCK)
         return start + np.arange(rows * columns).reshape(rows, columns, 1) * width + inside
 
 
@@ -153,8 +162,9 @@ class PackedWeights:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise ValueError(
-                    f"packed {name} have shape {found}; a kernel {layout.kernel_shape} with cluster_size="
-                    f"{layout.cluster_size}, groups={layout.groups} has {shape}: pack it again with pack_ternary or pack_int8"
+                    f"packed {name} have shape {found}; "
+                    f"a kernel {layout.kernel_shape} with cluster_size={layout.cluster_size}, groups={layout.groups} "
+                    f"has {shape}: pack it again with pack_ternary or pack_int8"
                 )
 
 
@@ -232,11 +242,11 @@ def unpack_codes(packed: PackedWeights) -> NDArray[np.int8]:
     layout = packed.layout
     data = np.asarray(packed.data)
     if layout.kind == "ternary":
-        fields = (data[..., None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3  # [blocks, groups of k, 64, 4]
-        fields = fields.reshape(*data.shape[:2], 16, GROUP, 4).transpose(1, 3, 0, 4, 2).astype(np.int8) - 1
+        fields = (data[..., None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3  # [blocks, k-blocks, 64, 4]
+        fields = fields.reshape(*data.shape[:2], *BLOCK_ORDER["ternary"]).transpose(1, 3, 0, 4, 2).astype(np.int8) - 1
     else:
-        fields = data.view(np.int8).reshape(*data.shape[:2], 4, 16, GROUP).transpose(1, 4, 0, 2, 3)
-    by_k = fields.reshape(layout.k_groups * GROUP, layout.groups, -1)[..., : layout.group_outputs]
+        fields = data.view(np.int8).reshape(*data.shape[:2], *BLOCK_ORDER["int8"]).transpose(1, 4, 0, 2, 3)
+    by_k = fields.reshape(layout.k_blocks * K_BLOCK, layout.groups, -1)[..., : layout.group_outputs]
     codes = by_k[layout.k_index()]  # [rows, columns, inputs, groups, outputs of a group]
     return codes.reshape(layout.window)
 
@@ -276,27 +286,34 @@ def _check_sums(layout: Layout, positive: np.ndarray, sums: np.ndarray) -> None:
     reach = LARGEST_INPUT * np.maximum(positive, positive - sums)
     if reach.max() > INT32_MAX:
         raise ValueError(
-            f"channel {reach.argmax()} of a kernel {layout.kernel_shape} can sum to {reach.max()}, more than int32 holds "
-            f"({INT32_MAX}): use smaller scales, or split the input channels over two layers"
+            f"channel {reach.argmax()} of a kernel {layout.kernel_shape} can sum to {reach.max()}, "
+            f"more than int32 holds ({INT32_MAX}): use smaller scales, or split the input channels over two layers"
         )
 
 
 def _by_k(layout: Layout, window: np.ndarray) -> NDArray[np.int8]:
     """[k, blocks * 64] codes in the order of k, zeros in the padding."""
-    by_k = np.zeros((layout.k_groups * GROUP, layout.groups, layout.group_outputs), np.int8)
+    by_k = np.zeros((layout.k_blocks * K_BLOCK, layout.groups, layout.group_outputs), np.int8)
     by_k[layout.k_index().reshape(-1)] = window.reshape(-1, layout.groups, layout.group_outputs)
-    return _pad_last(by_k).reshape(layout.k_groups * GROUP, -1)
+    return _pad_last(by_k).reshape(layout.k_blocks * K_BLOCK, -1)
 
 
 def _ternary_bytes(layout: Layout, by_k: np.ndarray) -> NDArray[np.uint8]:
-    fields = (by_k + 1).astype(np.uint8).reshape(layout.k_groups, GROUP, layout.blocks, 4, 16)
-    shifted = fields.transpose(2, 0, 4, 1, 3) << np.arange(0, 8, 2, dtype=np.uint8)  # [block, group, channel, k, field]
+    fields = _by_field(layout, (by_k + 1).astype(np.uint8)).transpose(
+        2, 0, 4, 1, 3
+    )  # [block, k-block, channel, k, field]
+    shifted = fields << np.arange(0, 8, 2, dtype=np.uint8)
     return np.bitwise_or.reduce(shifted, axis=-1).astype(np.uint8).reshape(layout.data_shape)
 
 
 def _int8_bytes(layout: Layout, by_k: np.ndarray) -> NDArray[np.uint8]:
-    fields = by_k.reshape(layout.k_groups, GROUP, layout.blocks, 4, 16).transpose(2, 0, 3, 4, 1)
+    fields = _by_field(layout, by_k).transpose(2, 0, 3, 4, 1)
     return np.ascontiguousarray(fields).view(np.uint8).reshape(layout.data_shape)
+
+
+def _by_field(layout: Layout, by_k: np.ndarray) -> np.ndarray:
+    """[k, blocks * 64] as [k-block, k, block, field, channel of a field]."""
+    return by_k.reshape(layout.k_blocks, K_BLOCK, layout.blocks, CODES_PER_BYTE, FIELD_CHANNELS)
 
 
 def _pad_last(values: np.ndarray) -> np.ndarray:
@@ -317,14 +334,14 @@ def _checked_codes(codes: ArrayLike, limits: tuple[int, int], remedy: str) -> ND
     array, (low, high) = np.asarray(codes), limits
     if array.ndim not in (2, 4) or 0 in array.shape:
         raise ValueError(
-            f"codes have shape {array.shape}; expected [kh, kw, c_in, c_out] of a convolution or [c_in, c_out] of a dense "
-            "layer, every size at least 1"
+            f"codes have shape {array.shape}; "
+            "expected [kh, kw, c_in, c_out] of a convolution or [c_in, c_out] of a dense layer, every size at least 1"
         )
     wrong = ~((array >= low) & (array <= high) & (array == np.trunc(array)))
     if wrong.any():
         raise ValueError(
-            f"{wrong.sum()} of {array.size} codes do not fit, for example {array[wrong].flat[0]}; expected whole numbers "
-            f"from {low} to {high}: {remedy}"
+            f"{wrong.sum()} of {array.size} codes do not fit, for example {array[wrong].flat[0]}; "
+            f"expected whole numbers from {low} to {high}: {remedy}"
         )
     return array.astype(np.int8)
 
@@ -338,8 +355,9 @@ def _checked_scales(scales: ArrayLike, kernel_shape: tuple[int, ...], clusters: 
     )
     if not fits:
         raise ValueError(
-            f"scales have shape {array.shape}; expected [clusters, c_out] = {(clusters, outputs)}, [c_out], a single number, "
-            "or [kh, kw, clusters, c_out]: a cluster is cluster_size consecutive input channels"
+            f"scales have shape {array.shape}; "
+            f"expected [clusters, c_out] = {(clusters, outputs)}, [c_out], a single number, or [kh, kw, clusters, c_out]: "
+            "a cluster is cluster_size consecutive input channels"
         )
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(

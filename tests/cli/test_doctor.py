@@ -19,7 +19,7 @@ def test_a_missing_library_is_said_with_the_remedy(capsys, monkeypatch, tmp_path
     assert main(["keras-lowbit", "doctor"]) == 1
     text = capsys.readouterr().out
     assert "python -m keras_lowbit.ops.build" in text
-    assert "composite" in text
+    assert "tf_fallback" in text
 
 
 def test_a_library_for_another_tensorflow_is_refused(capsys, monkeypatch, tmp_path):
@@ -44,7 +44,7 @@ def test_strict_mode_without_a_library_is_reported_too(capsys, monkeypatch, tmp_
 DOCTOR = "from keras_lowbit.cli import main; print(main(['keras-lowbit', 'doctor']))"
 
 
-def test_an_unknown_row_is_a_failure():
+def test_an_unknown_isa_target_is_a_failure():
     *_, active, _, why, status = run_python(DOCTOR, KERAS_LOWBIT_KERNEL="sse9").splitlines()
     assert active.split() == ["active", "none"]
     assert why.startswith("The ops do not run: ")

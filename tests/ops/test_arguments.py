@@ -20,9 +20,9 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=dict.fromkeys((ops.available_kernels()[0], "composite")))
+@pytest.fixture(params=dict.fromkeys((ops.available_kernels()[0], "tf_fallback")))
 def kernel(request):
-    """The best row, and the fallback."""
+    """The best kernel, and the fallback."""
     with ops.using_kernel(request.param):
         yield request.param
 
@@ -67,7 +67,7 @@ def test_every_kind_of_whole_number_will_do(kernel, bias):
         (lambda: ops.ResidualAdd(**ADDED, low=5, high=4), "low=5, high=4; expected int8 codes, low not above high"),
     ],
 )
-def test_output_stages_are_refused_where_they_are_made(make, words):
+def test_epilogues_are_refused_where_they_are_made(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
@@ -87,7 +87,7 @@ def test_output_stages_are_refused_where_they_are_made(make, words):
         ),
     ],
 )
-def test_output_stages_fit_the_channels(kernel, stage, words):
+def test_epilogues_fit_the_channels(kernel, stage, words):
     for layer in LAYERS.values():
         with pytest.raises(ValueError, match=words):
             layer(**stage)

@@ -1,4 +1,4 @@
-"""The integer layers against plain loops in NumPy, on every kernel row of this machine and on the fallback."""
+"""The integer layers against plain loops in NumPy, on every ISA target of this machine and on the fallback."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from keras_lowbit import ops
 from keras_lowbit.numerics import requantization as fp
+from keras_lowbit.ops import tf_fallback
 
 
 @pytest.fixture(params=ops.available_kernels())
 def kernel(request):
-    """Each kernel row in turn."""
+    """Each ISA target and the fallback in turn."""
     with ops.using_kernel(request.param):
         assert ops.active_kernel() == request.param
         yield request.param
@@ -133,7 +134,7 @@ def test_depthwise_equals_loops(kernel, strides, padding, channels, multiplier):
 
 
 @pytest.mark.parametrize("rounding", ["twice", "once"])
-def test_requantisation_equals_the_fixed_point_reference(kernel, rounding):
+def test_requantization_equals_the_fixed_point_reference(kernel, rounding):
     rng = np.random.default_rng(5)
     packed = ops.pack_ternary(rng.integers(-1, 2, (24, 70)))
     x = rng.integers(-128, 128, (40, 24)).astype(np.int8)
@@ -153,11 +154,13 @@ def test_requantisation_equals_the_fixed_point_reference(kernel, rounding):
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20), st.integers(0, 2**32 - 1))
-def test_every_int32_is_requantised_as_the_reference_does(totals, seed):
+def test_every_int32_is_requantized_as_the_reference_does(totals, seed):
     rng = np.random.default_rng(seed)
     totals = np.repeat(np.array([*totals, -(2**31), 2**31 - 1, 0, 1, -1])[:, None], 6, axis=1)
     factor = fp.quantize_multiplier(2.0 ** rng.uniform(-31, 30, 6))
-    got = ops.Requantize(factor.multiplier, factor.shift, zero_point=5).apply(tf.constant(totals, tf.int32))
+    got = tf_fallback.apply_epilogue(
+        ops.Requantize(factor.multiplier, factor.shift, zero_point=5), tf.constant(totals, tf.int32)
+    )
     np.testing.assert_array_equal(got, fp.requantize(totals, factor, 5))
 
 

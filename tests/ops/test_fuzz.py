@@ -44,16 +44,18 @@ def mutate(value, key):
         return [tf.int8, tf.int32, tf.float32, tf.float64][rng.integers(4)]
     if key == "padding":
         return ["SAME", "VALID", "EXPLICIT", "CAUSAL"][rng.integers(4)]
-    if isinstance(value, list) or key in ("strides", "dilations", "explicit_paddings", "residual_factors"):
+    if isinstance(value, list) or key in ("strides", "dilations", "explicit_paddings"):
         return [int(n) for n in rng.choice(numbers, rng.choice([0, 1, 2, 3, 4, 5, 10]))]
     if isinstance(value, str):
         return ["ternary", "int8", "base3"][rng.integers(3)]
     return int(rng.choice(numbers))
 
 window = {"strides": [1, 1], "dilations": [1, 1], "explicit_paddings": []}
-stage = {"input_zero_point": 0, "zero_point": 0, "low": 0, "high": 0, "residual_factors": []}
-extra = {"conv": {**window, **stage, "groups": 1, "scales_per_tap": 0}, "dense": {**stage, "scales_per_tap": 0},
-         "deep": {**window, **stage}, "pool": {**window, "padding_code": -128, "low": -128, "high": 127}}
+residuals = ("zero_point", "first_multiplier", "first_shift", "second_multiplier", "second_shift", "output_multiplier",
+             "output_shift", "output_zero_point", "low", "high")
+epilogue = {"input_zero_point": 0, "zero_point": 0, "low": 0, "high": 0, "has_residual": 0}
+extra = {"conv": {**window, **epilogue, "groups": 1, "scales_per_tap": 0}, "dense": {**epilogue, "scales_per_tap": 0},
+         "deep": {**window, **epilogue}, "pool": {**window, "padding_code": -128, "low": -128, "high": 127}}
 refused = ran = 0
 for trial in range(2000):
     name = ["conv", "dense", "deep", "pool"][trial % 4]
@@ -61,7 +63,10 @@ for trial in range(2000):
     known = {**extra[name], **arguments}
     changed = dict(arguments)
     for key in rng.choice(sorted(known), rng.integers(1, 4), replace=False):
-        changed[key] = bool(rng.integers(2)) if key == "scales_per_tap" else mutate(known[key], key)
+        if key == "has_residual":
+            changed |= {key: True, **{f"residual_{name}": int(rng.choice(numbers)) for name in residuals}}
+        else:
+            changed[key] = bool(rng.integers(2)) if key == "scales_per_tap" else mutate(known[key], key)
     try:
         result = function(**changed)
         assert result.shape.num_elements() < 2**31

@@ -1,4 +1,4 @@
-"""The library's ways to be there and not: forced rows, no compiler, another TensorFlow, strict mode; its C++ tests."""
+"""The library's ways to be there and not: forced ISA targets, no compiler, another TensorFlow, strict mode; its C++ tests."""
 
 import json
 import os
@@ -41,10 +41,10 @@ def test_no_compiler_on_the_path_is_no_failure_and_gives_the_same_integers(tmp_p
     built = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     assert "no C++ compiler" in built.stderr
-    row, fallback = run_python(DIGEST, **environment).split()
-    assert row == "composite"
-    row, here = run_python(DIGEST).split()
-    assert here == fallback, row
+    kernel, fallback = run_python(DIGEST, **environment).split()
+    assert kernel == "tf_fallback"
+    kernel, here = run_python(DIGEST).split()
+    assert here == fallback, kernel
 
 
 def test_falling_back_speaks_once(without_library, caplog):
@@ -111,19 +111,19 @@ except ValueError as error:
 """
 
 
-def test_unknown_row_is_an_error():
+def test_unknown_isa_target_is_an_error():
     assert "sse9" in run_python(UNKNOWN, KERAS_LOWBIT_KERNEL="sse9")
 
 
-def test_unknown_row_without_a_library_is_an_error(without_library, monkeypatch):
+def test_unknown_isa_target_without_a_library_is_an_error(without_library, monkeypatch):
     monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "x86_avx2")
     with pytest.raises(ValueError, match="there is no compiled library"):
         ops.active_kernel()
 
 
-def test_composite_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "composite")
-    assert ops.active_kernel() == "composite"
+def test_the_fallback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "tf_fallback")
+    assert ops.active_kernel() == "tf_fallback"
     assert library.loaded_or_none() is None
 
 
@@ -131,7 +131,8 @@ def test_flags_are_those_of_the_file_alone():
     files = build.sources(CUSTOM_OPS, "x86_64")
     flags = {path.name: build.file_flags(CUSTOM_OPS, path) for path in files}
     assert not any(name.startswith("arm_") for name in flags)
-    assert not any("test" in path.parts or "bench" in path.parts for path in (p.relative_to(CUSTOM_OPS) for p in files))
+    assert not any("test" in path.relative_to(CUSTOM_OPS).parts for path in files)
+    assert "kernels_bench.cc" not in flags
     assert "-mavx512vnni" in flags["x86_avx512vnni.cc"]
     assert "-mavx512vnni" not in flags["x86_avx2.cc"]
     assert all(not found for name, found in flags.items() if not name.startswith("x86_"))
@@ -170,13 +171,13 @@ def test_cpp_tests(tmp_path):
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-ROWS = [row for row in ops.available_kernels() if row != "composite"]
+TARGETS = [name for name in ops.available_kernels() if name != "tf_fallback"]
 
 
-@pytest.mark.skipif(len(ROWS) < 2, reason="fewer than two compiled rows run here")
-def test_forced_rows_nest(monkeypatch):
-    best, other = ROWS[0], ROWS[-1]
-    for outer, inner in ((other, best), ("composite", other), (other, "composite"), (other, other)):
+@pytest.mark.skipif(len(TARGETS) < 2, reason="fewer than two compiled ISA targets run here")
+def test_forced_isa_targets_nest(monkeypatch):
+    best, other = TARGETS[0], TARGETS[-1]
+    for outer, inner in ((other, best), ("tf_fallback", other), (other, "tf_fallback"), (other, other)):
         with ops.using_kernel(outer):
             with ops.using_kernel(inner):
                 assert ops.active_kernel() == inner
@@ -185,7 +186,7 @@ def test_forced_rows_nest(monkeypatch):
                 pass
             assert ops.active_kernel() == outer
     assert ops.active_kernel() == (os.environ.get("KERAS_LOWBIT_KERNEL") or best)
-    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "composite")
+    monkeypatch.setenv("KERAS_LOWBIT_KERNEL", "tf_fallback")
     with ops.using_kernel(other):
         assert ops.active_kernel() == other
-    assert ops.active_kernel() == "composite"
+    assert ops.active_kernel() == "tf_fallback"

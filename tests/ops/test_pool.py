@@ -1,4 +1,4 @@
-"""max_pool2d against NumPy, compiled and composite; pads that the runtime folds into the layer behind them."""
+"""max_pool2d against NumPy, compiled and in plain TensorFlow; pads that the runtime folds into the layer behind them."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_lowbit import convert, deploy, ops
 from keras_lowbit.ops import functions
 
-ROWS = ops.available_kernels()
+KERNELS = ops.available_kernels()
 
 
 def pooled(x, window, strides, edges, code, low, high):
@@ -22,7 +22,7 @@ def pooled(x, window, strides, edges, code, low, high):
     return np.clip(y, low, high)
 
 
-@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
+@pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))
 @pytest.mark.parametrize("channels", [1, 16, 37])
 @pytest.mark.parametrize(
     ("window", "strides", "edges", "code"),
@@ -33,23 +33,23 @@ def pooled(x, window, strides, edges, code, low, high):
         ((9, 9), (9, 9), ((4, 4), (4, 4)), -128),
     ],
 )
-def test_pool_is_the_largest_code(row, channels, window, strides, edges, code):
+def test_pool_is_the_largest_code(kernel, channels, window, strides, edges, code):
     x = np.random.default_rng(channels).integers(-128, 128, (2, 9, 7, channels)).astype(np.int8)
     arguments = {"strides": strides, "padding_code": code, "low": -90, "high": 100}
-    with ops.using_kernel(row):
+    with ops.using_kernel(kernel):
         got = functions.max_pool2d(x, window, padding=edges, **arguments)
     np.testing.assert_array_equal(got, pooled(x, window, strides, edges, code, -90, 100))
 
 
-@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
-def test_same_padding_never_wins(row):
+@pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))
+def test_same_padding_never_wins(kernel):
     x = np.random.default_rng(0).integers(-128, -100, (1, 8, 5, 3)).astype(np.int8)
-    with ops.using_kernel(row):
+    with ops.using_kernel(kernel):
         got = functions.max_pool2d(x, (3, 3), strides=2, padding="SAME")
     np.testing.assert_array_equal(got, tf.nn.max_pool2d(x, 3, 2, "SAME"))
 
 
-@pytest.mark.skipif(ROWS[0] == ops.library.COMPOSITE, reason="no compiled library")
+@pytest.mark.skipif(KERNELS[0] == ops.library.TF_FALLBACK, reason="no compiled library")
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -65,7 +65,7 @@ def test_attributes_that_do_not_fit_are_errors(changed, words):
         ops.library.loaded_or_none().ops.keras_lowbit_max_pool2d(input=tf.zeros((1, 4, 4, 2), tf.int8), **arguments)
 
 
-@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
+@pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))
 @pytest.mark.parametrize(
     ("window", "arguments", "size"),
     [
@@ -75,12 +75,12 @@ def test_attributes_that_do_not_fit_are_errors(changed, words):
         ((9, 9), {"padding": "SAME"}, (4, 4)),
     ],
 )
-def test_a_window_that_does_not_fit_gives_an_empty_image(row, window, arguments, size):
-    with ops.using_kernel(row):
+def test_a_window_that_does_not_fit_gives_an_empty_image(kernel, window, arguments, size):
+    with ops.using_kernel(kernel):
         assert functions.max_pool2d(np.zeros((1, 4, 4, 2), np.int8), window, **arguments).shape == (1, *size, 2)
 
 
-@pytest.mark.parametrize("row", dict.fromkeys((ROWS[0], ops.library.COMPOSITE)))
+@pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -89,8 +89,8 @@ def test_a_window_that_does_not_fit_gives_an_empty_image(row, window, arguments,
         ({"low": 5, "high": 4}, "low=5, high=4; expected int8 codes, low not above high"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(row, arguments, words):
-    with ops.using_kernel(row), pytest.raises(ValueError, match=words):
+def test_what_does_not_fit_is_refused_in_words(kernel, arguments, words):
+    with ops.using_kernel(kernel), pytest.raises(ValueError, match=words):
         functions.max_pool2d(np.zeros((1, 4, 4, 2), np.int8), **({"window": (2, 2)} | arguments))
 
 

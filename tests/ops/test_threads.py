@@ -30,16 +30,16 @@ calls = {
 }
 for name, call in calls.items():
     results = []
-    for row in (ops.active_kernel(), ops.library.COMPOSITE):
+    for kernel in (ops.active_kernel(), ops.library.TF_FALLBACK):
         rng = np.random.default_rng(1)
-        with ops.using_kernel(row):
+        with ops.using_kernel(kernel):
             results.append(np.asarray(call()))
     np.testing.assert_array_equal(*results, err_msg=name)
 print("equal")
 """
 
 
-@pytest.mark.skipif(ops.available_kernels()[0] == ops.library.COMPOSITE, reason="no compiled library")
+@pytest.mark.skipif(ops.available_kernels()[0] == ops.library.TF_FALLBACK, reason="no compiled library")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_thread_counts_give_the_same(threads):
     assert "equal" in run_python(SCRIPT, threads)

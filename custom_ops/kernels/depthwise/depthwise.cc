@@ -2,13 +2,13 @@
 
 namespace keras_lowbit {
 
-DepthwiseKernel SelectDepthwise(Row row) {
+DepthwiseKernel SelectDepthwise(Isa isa) {
   static const TableEntry<DepthwiseKernel> kTable[] = {
-#define KLB_KERNEL(row, function, offset, lanes) {Row::row, {function, offset, lanes}},
+#define KLB_KERNEL(isa, function, offset, lanes) {Isa::isa, {function, offset, lanes}},
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
   };
-  return KernelOf(kTable, row);
+  return KernelOf(kTable, isa);
 }
 
 }  // namespace keras_lowbit

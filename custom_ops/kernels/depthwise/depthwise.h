@@ -3,8 +3,9 @@
 //   total[p][c] = init[c] + sum over taps t of
 //                 (rows[t * tap_stride + p][channel_offset + c] + activation_offset) * weight[t][c]
 //
-// weights: int8 [ceil(taps / 4)][64][4], tap 4 q + i of channel c at [q][Slot(c)][i], zero beyond the last tap. The
-// rows of those missing taps are never read. `channels` bytes of each row are readable, and no more.
+// weights: int8 [ceil(taps / kKBlock)][kBlockChannels][kKBlock], tap 4 q + i of channel c at [q][Slot(c)][i], zero
+// beyond the last tap. The rows of those missing taps are never read. `channels` bytes of each row are readable,
+// and no more.
 #pragma once
 
 #include "kernels/int8_block/int8_block.h"
@@ -12,7 +13,7 @@
 namespace keras_lowbit {
 
 struct DepthwiseKernel {
-  void (*run)(const BlockArgs& args);  // BlockArgs::groups is not used
+  void (*run)(const BlockArgs& args);  // BlockArgs::k_blocks is not used
   int32_t activation_offset;
   int32_t lanes;
 
@@ -24,9 +25,9 @@ struct DepthwiseKernel {
   }
 };
 
-DepthwiseKernel SelectDepthwise(Row row);
+DepthwiseKernel SelectDepthwise(Isa isa);
 
-#define KLB_KERNEL(row, function, offset, lanes) void function(const BlockArgs& args);
+#define KLB_KERNEL(isa, function, offset, lanes) void function(const BlockArgs& args);
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
 

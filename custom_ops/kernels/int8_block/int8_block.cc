@@ -2,13 +2,13 @@
 
 namespace keras_lowbit {
 
-Int8BlockKernel SelectInt8Block(Row row) {
+Int8BlockKernel SelectInt8Block(Isa isa) {
   static const TableEntry<Int8BlockKernel> kTable[] = {
-#define KLB_KERNEL(row, function, offset) {Row::row, {function, offset}},
+#define KLB_KERNEL(isa, function, offset) {Isa::isa, {function, offset}},
 #include "kernels/int8_block/kernels.inc"
 #undef KLB_KERNEL
   };
-  return KernelOf(kTable, row);
+  return KernelOf(kTable, isa);
 }
 
 }  // namespace keras_lowbit

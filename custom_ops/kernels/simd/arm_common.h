@@ -1,4 +1,4 @@
-// What the Arm rows share: 128-bit loads, decoding, scales, and the exact epilogue.
+// What the Arm targets share: 128-bit loads, decoding, scales, and the exact epilogue.
 #pragma once
 
 #include <arm_neon.h>
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/requantize.h"
 #include "kernels/simd/generic.h"
 
 namespace keras_lowbit {
@@ -13,7 +14,7 @@ namespace {
 
 struct ArmCommon {
   static constexpr int kChannels = 4, kBytes = 16;
-  static constexpr bool kFinishesInRegisters = false, kScalesWeights = true;
+  static constexpr bool kEpilogueInRegisters = false, kScalesWeights = true;
   using Bytes = int8x16_t;
   using Weights = int8x16_t;
   using Activations = int8x16_t;
@@ -96,25 +97,25 @@ struct ArmCommon {
     int8_t bytes[16];
     vst1q_s8(bytes, codes);
     int32_t numbers[4];
-    for (int i = 0; i < 4; ++i) numbers[i] = (bytes[4 * j + i] - zero_point) * (1 << 20);
+    for (int i = 0; i < 4; ++i) numbers[i] = (bytes[4 * j + i] - zero_point) * (1 << kAddShift);
     return vld1q_s32(numbers);
   }
 
-  static int8x16_t AddResidual(const OutputStage& stage, int8x16_t codes, int8x16_t other) {
-    const ResidualAdd& add = stage.epilogue->residual;
+  static int8x16_t AddResidual(const PreparedEpilogue& prepared, int8x16_t codes, int8x16_t other) {
+    const ResidualAdd& add = prepared.definition->residual;
     int32x4_t y[4];
     for (int j = 0; j < 4; ++j) {
-      const int32x4_t mine = Multiply(Centered(codes, j, stage.epilogue->requantize.zero_point), stage.first);
-      y[j] = Multiply(vaddq_s32(mine, Multiply(Centered(other, j, add.zero_point), stage.second)), stage.last);
+      const int32x4_t mine = Multiply(Centered(codes, j, prepared.definition->requantize.zero_point), prepared.first);
+      y[j] = Multiply(vaddq_s32(mine, Multiply(Centered(other, j, add.zero_point), prepared.second)), prepared.last);
     }
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
   // 16 channels at a time, the ragged end by way of a buffer.
-  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
-                        int64_t channels) {
-    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
-    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
+  static void ApplyEpilogueToPixel(const ChannelBlock& block, const PreparedEpilogue& prepared, const int32_t* totals,
+                                   int64_t position, int64_t channels) {
+    const keras_lowbit::Requantize& requantize = prepared.definition->requantize;
+    const bool fixed = prepared.fast == PreparedEpilogue::Fast::kFixed;
     for (int64_t from = 0; from < channels; from += 16) {
       const size_t count = channels - from < 16 ? channels - from : 16;
       int32x4_t y[4];
@@ -123,14 +124,14 @@ struct ArmCommon {
         y[j] = fixed ? Requantize(block, totals, channel) : RequantizeDouble(block, totals, channel);
       }
       int8x16_t codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
-      if (stage.has_residual) {
+      if (prepared.has_residual) {
         int8_t other[16] = {};
-        std::memcpy(other, stage.epilogue->residual.codes + position + from, count);
-        codes = AddResidual(stage, codes, vld1q_s8(other));
+        std::memcpy(other, prepared.definition->residual.codes + position + from, count);
+        codes = AddResidual(prepared, codes, vld1q_s8(other));
       }
       int8_t bytes[16];
       vst1q_s8(bytes, codes);
-      std::memcpy(static_cast<int8_t*>(stage.output) + position + from, bytes, count);
+      std::memcpy(static_cast<int8_t*>(prepared.output) + position + from, bytes, count);
     }
   }
 };

@@ -1,4 +1,4 @@
-// The vocabulary of generic.h for any 64-bit Arm.
+// SIMD traits of any 64-bit Arm.
 #pragma once
 
 #include "kernels/simd/arm_common.h"
@@ -13,7 +13,7 @@ struct ArmNeon : ArmCommon {
     int32x4_t low, high;  // two channels each, two totals a channel
   };
 
-  static Totals Start(const int32_t* init) {
+  static Totals Init(const int32_t* init) {
     const int32x4_t bias = vld1q_s32(init), zero = vdupq_n_s32(0);
     return {vzip1q_s32(bias, zero), vzip2q_s32(bias, zero)};
   }
@@ -25,7 +25,7 @@ struct ArmNeon : ArmCommon {
             vpadalq_s16(total.high, vmull_high_s8(x, w))};
   }
   static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
-    for (int q = 0; q < 4; ++q) Store(to + 4 * q, Add(total[q], Start(init + 4 * q)));
+    for (int q = 0; q < 4; ++q) Store(to + 4 * q, Add(total[q], Init(init + 4 * q)));
   }
 };
 

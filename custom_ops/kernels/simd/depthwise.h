@@ -1,4 +1,4 @@
-// The depthwise loop that all vector rows share. The bytes of four taps are interleaved channel by channel, and then
+// The depthwise loop that all vector targets share. The bytes of four taps are interleaved channel by channel, and then
 // one dot product per channel adds all four: the same instruction as in a convolution.
 #pragma once
 
@@ -14,11 +14,11 @@ void DepthwiseChunk(const BlockArgs& args, int64_t p, int64_t first, int32_t* to
   typename V::Totals total[4];
   KLB_UNROLL for (int q = 0; q < 4; ++q)
     total[q] = V::Zero();
-  const auto* weights = static_cast<const int8_t*>(args.weights) + 4 * first;
+  const auto* weights = static_cast<const int8_t*>(args.weights) + kKBlock * first;
   const int64_t count = args.channels - first;
-  for (int64_t tap = 0; tap < args.taps; tap += 4, weights += 256) {
-    typename V::Bytes x[4], four[4];
-    KLB_UNROLL for (int i = 0; i < 4; ++i) {
+  for (int64_t tap = 0; tap < args.taps; tap += kKBlock, weights += kInt8BlockBytes) {
+    typename V::Bytes x[kKBlock], four[4];
+    KLB_UNROLL for (int i = 0; i < kKBlock; ++i) {
       const int64_t real = tap + i < args.taps ? tap + i : tap;  // a missing tap has weight zero: any row will do
       x[i] = V::LoadChannels(args.rows[real * args.tap_stride + p] + args.channel_offset + first, count);
     }
@@ -32,10 +32,10 @@ void DepthwiseChunk(const BlockArgs& args, int64_t p, int64_t first, int32_t* to
 
 template <class V>
 void RunDepthwise(const BlockArgs& args) {
-  alignas(64) int32_t totals[64] = {};
+  alignas(kAlignment) int32_t totals[kBlockChannels] = {};
   for (int64_t p = 0; p < args.pixels; ++p) {
     for (int64_t first = 0; first < args.channels; first += V::kBytes) DepthwiseChunk<V>(args, p, first, totals);
-    FinishTile<V>(args, totals, p, 1);
+    ApplyEpilogueToTile<V>(args, totals, p, 1);
   }
 }
 

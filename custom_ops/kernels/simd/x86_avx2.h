@@ -1,4 +1,4 @@
-// The vocabulary of generic.h for plain AVX2: exact products of int8 by int8.
+// SIMD traits of plain AVX2: exact products of int8 by int8.
 #pragma once
 
 #include "kernels/simd/x86_avx2_common.h"
@@ -20,7 +20,7 @@ struct Avx2 : Avx2Common {
     return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
   }
 
-  static Totals Start(const int32_t* init) { return LoadVector(init); }
+  static Totals Init(const int32_t* init) { return LoadVector(init); }
   static Totals Zero() { return _mm256_setzero_si256(); }
   static Totals Add(Totals a, Totals b) { return _mm256_add_epi32(a, b); }
   static void Store(int32_t* to, Totals total) { StoreVector(to, total); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/requantize.h"
 #include "kernels/simd/generic.h"
 
 namespace keras_lowbit {
@@ -13,7 +14,7 @@ namespace {
 
 struct Avx2Common {
   static constexpr int kChannels = 8, kBytes = 32;
-  static constexpr bool kFinishesInRegisters = false, kScalesWeights = true;
+  static constexpr bool kEpilogueInRegisters = false, kScalesWeights = true;
   using Bytes = __m256i;
 
   static __m256i LoadVector(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
@@ -122,26 +123,27 @@ struct Avx2Common {
 
   static __m256i Centered(const int8_t* codes, int32_t zero_point) {
     const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-    return _mm256_slli_epi32(_mm256_sub_epi32(wide, _mm256_set1_epi32(zero_point)), 20);
+    return _mm256_slli_epi32(_mm256_sub_epi32(wide, _mm256_set1_epi32(zero_point)), kAddShift);
   }
 
   // 32 codes; `codes` in memory, the result in their place.
-  static void AddResidual(const OutputStage& stage, const int8_t* other, int8_t* codes) {
-    const ResidualAdd& add = stage.epilogue->residual;
+  static void AddResidual(const PreparedEpilogue& prepared, const int8_t* other, int8_t* codes) {
+    const ResidualAdd& add = prepared.definition->residual;
     __m256i y[4];
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      const __m256i mine = Multiply(Centered(codes + 8 * j, stage.epilogue->requantize.zero_point), stage.first);
-      const __m256i theirs = Multiply(Centered(other + 8 * j, add.zero_point), stage.second);
-      y[j] = Multiply(_mm256_add_epi32(mine, theirs), stage.last);
+      const __m256i mine =
+          Multiply(Centered(codes + 8 * j, prepared.definition->requantize.zero_point), prepared.first);
+      const __m256i theirs = Multiply(Centered(other + 8 * j, add.zero_point), prepared.second);
+      y[j] = Multiply(_mm256_add_epi32(mine, theirs), prepared.last);
     }
     StoreVector(codes, ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max));
   }
 
   // Whole halves of a block are read and written in place, the ragged end by way of a buffer.
-  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
-                        int64_t channels) {
-    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
-    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
+  static void ApplyEpilogueToPixel(const ChannelBlock& block, const PreparedEpilogue& prepared, const int32_t* totals,
+                                   int64_t position, int64_t channels) {
+    const keras_lowbit::Requantize& requantize = prepared.definition->requantize;
+    const bool fixed = prepared.fast == PreparedEpilogue::Fast::kFixed;
     for (int64_t from = 0; from < channels; from += 32) {
       const size_t count = channels - from < 32 ? channels - from : 32;
       alignas(32) int8_t codes[32], other[32] = {};
@@ -151,11 +153,11 @@ struct Avx2Common {
         y[j] = fixed ? Requantize(block, totals, channel) : RequantizeDouble(block, totals, channel);
       }
       StoreVector(codes, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max));
-      if (stage.has_residual) {
-        std::memcpy(other, stage.epilogue->residual.codes + position + from, count);
-        AddResidual(stage, other, codes);
+      if (prepared.has_residual) {
+        std::memcpy(other, prepared.definition->residual.codes + position + from, count);
+        AddResidual(prepared, other, codes);
       }
-      std::memcpy(static_cast<int8_t*>(stage.output) + position + from, codes, count);
+      std::memcpy(static_cast<int8_t*>(prepared.output) + position + from, codes, count);
     }
   }
 };

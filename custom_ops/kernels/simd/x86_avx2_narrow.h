@@ -39,18 +39,19 @@ struct Tile<Avx2Narrow, Source, kRows> {
       KLB_UNROLL for (int v = 0; v < kVectors; ++v) {
         const int channel = Source::Channel(pass, v);
         const __m256i wide = _mm256_madd_epi16(sum[r][v], _mm256_set1_epi16(1));
-        V::StoreVector(totals + 64 * r + channel, _mm256_add_epi32(V::LoadVector(from + stride * r + channel), wide));
+        V::StoreVector(totals + kBlockChannels * r + channel,
+                       _mm256_add_epi32(V::LoadVector(from + stride * r + channel), wide));
       }
     }
     Clear();
   }
 
-  __attribute__((always_inline)) void AddGroups(Source& source, const int8_t* const* rows, int64_t from,
-                                                int64_t groups) {
+  __attribute__((always_inline)) void AddKBlocks(Source& source, const int8_t* const* rows, int64_t from,
+                                                 int64_t k_blocks) {
     const int8_t* x[kRows];
     KLB_UNROLL for (int r = 0; r < kRows; ++r)
       x[r] = rows[r] + from;
-    for (int64_t at = 0; at < 4 * groups; at += 4) {
+    for (int64_t at = 0; at < kKBlock * k_blocks; at += kKBlock) {
       typename V::Weights w[kVectors];
       source.Load(w);
       KLB_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -62,29 +63,29 @@ struct Tile<Avx2Narrow, Source, kRows> {
     }
   }
 
-  void ComputePass(const Run& run, int pass, int32_t* totals) {
-    Source source(run.weights, pass);
+  void ComputePass(const KRange& range, int pass, int32_t* totals) {
+    Source source(range.weights, pass);
     Clear();
-    const int32_t* from = run.init;
+    const int32_t* from = range.init;
     int64_t steps = 0, stride = 0;
-    for (int64_t tap = 0; tap < run.taps; ++tap) {
-      for (int64_t g = 0; g < run.groups;) {
-        const int64_t left = run.groups - g, room = V::kMostSteps - steps, some = left < room ? left : room;
-        AddGroups(source, run.rows + tap * run.tap_stride, run.offset + 4 * g, some);
-        g += some;
+    for (int64_t tap = 0; tap < range.taps; ++tap) {
+      for (int64_t b = 0; b < range.k_blocks;) {
+        const int64_t left = range.k_blocks - b, room = V::kMostSteps - steps, some = left < room ? left : room;
+        AddKBlocks(source, range.rows + tap * range.tap_stride, range.offset + kKBlock * b, some);
+        b += some;
         steps += some;
         if (steps < V::kMostSteps) continue;
         Flush(pass, from, stride, totals);
-        from = totals, stride = 64, steps = 0;
+        from = totals, stride = kBlockChannels, steps = 0;
       }
     }
     Flush(pass, from, stride, totals);
   }
 
-  static void Compute(const Run& run, int32_t* totals) {
-    for (int pass = 0; pass < Source::kPasses && Source::Channel(pass, 0) < run.channels; ++pass) {
+  static void Compute(const KRange& range, int32_t* totals) {
+    for (int pass = 0; pass < Source::kPasses && Source::Channel(pass, 0) < range.channels; ++pass) {
       Tile tile;
-      tile.ComputePass(run, pass, totals);
+      tile.ComputePass(range, pass, totals);
     }
   }
 };

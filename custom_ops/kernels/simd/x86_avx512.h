@@ -1,4 +1,4 @@
-// The vocabulary of generic.h for AVX512-VNNI: 16 channels of int32, 64 bytes of weights.
+// SIMD traits of AVX512-VNNI: 16 channels of int32, 64 bytes of weights.
 #pragma once
 
 #include <immintrin.h>
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/requantize.h"
 #include "kernels/simd/generic.h"
 
 namespace keras_lowbit {
@@ -13,13 +14,13 @@ namespace {
 
 struct Avx512 {
   static constexpr int kChannels = 16, kBytes = 64;
-  static constexpr bool kFinishesInRegisters = true, kScalesWeights = true;
+  static constexpr bool kEpilogueInRegisters = true, kScalesWeights = true;
   using Totals = __m512i;
   using Weights = __m512i;
   using Activations = __m512i;
   using Bytes = __m512i;
 
-  static Totals Start(const int32_t* init) { return _mm512_load_si512(init); }
+  static Totals Init(const int32_t* init) { return _mm512_load_si512(init); }
   static Totals Zero() { return _mm512_setzero_si512(); }
   static Totals Add(Totals a, Totals b) { return _mm512_add_epi32(a, b); }
   static void Store(int32_t* to, Totals total) { _mm512_store_si512(to, total); }
@@ -87,7 +88,7 @@ struct Avx512 {
     const __m512i lanes[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
                               _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
     KLB_UNROLL for (int l = 0; l < 4; ++l)
-      Store(to + 16 * l, Add(lanes[l], Start(init + 16 * l)));
+      Store(to + 16 * l, Add(lanes[l], Init(init + 16 * l)));
   }
 
   // round_half_up(x * multiplier / 2**31) for |x| < 2**30: (2 x * multiplier + 2**31) / 2**32, so that the result
@@ -107,13 +108,13 @@ struct Avx512 {
     return _mm512_srav_epi32(_mm512_add_epi32(high, nudge), _mm512_load_si512(block.shift + channel));
   }
 
-  // layers/factor_line.h: the same codes in a third of the instructions.
-  static __m512i OnLine(const ChannelBlock& block, __m512i total, int channel) {
+  // layers/fp32_requantize.h: the same codes in a third of the instructions.
+  static __m512i RequantizeFp32(const ChannelBlock& block, __m512i total, int channel) {
     const __m512 x = _mm512_cvtepi32_ps(total);
     // (x & sign) | nudge
     const __m512i nudge = _mm512_ternarylogic_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN),
-                                                    _mm512_load_si512(block.line_nudge + channel), 0xEA);
-    const __m512 real = _mm512_fmadd_ps(x, _mm512_load_ps(block.line_slope + channel), _mm512_castsi512_ps(nudge));
+                                                    _mm512_load_si512(block.fp32_nudge + channel), 0xEA);
+    const __m512 real = _mm512_fmadd_ps(x, _mm512_load_ps(block.fp32_factor + channel), _mm512_castsi512_ps(nudge));
     return _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
@@ -154,11 +155,11 @@ struct Avx512 {
   }
 
   static __m512i Centered(__m128i codes, int32_t zero_point) {
-    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepi8_epi32(codes), _mm512_set1_epi32(zero_point)), 20);
+    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepi8_epi32(codes), _mm512_set1_epi32(zero_point)), kAddShift);
   }
 
-  static __m512i AddResidual(const OutputStage& stage, __m512i codes, __m512i other) {
-    const ResidualAdd& add = stage.epilogue->residual;
+  static __m512i AddResidual(const PreparedEpilogue& prepared, __m512i codes, __m512i other) {
+    const ResidualAdd& add = prepared.definition->residual;
     alignas(64) int8_t mine[64], theirs[64];
     _mm512_store_si512(mine, codes);
     _mm512_store_si512(theirs, other);
@@ -166,22 +167,23 @@ struct Avx512 {
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
       const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(mine) + j);
       const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(theirs) + j);
-      const __m512i sum = _mm512_add_epi32(Multiply(Centered(a, stage.epilogue->requantize.zero_point), stage.first),
-                                           Multiply(Centered(b, add.zero_point), stage.second));
-      y[j] = Multiply(sum, stage.last);
+      const __m512i sum =
+          _mm512_add_epi32(Multiply(Centered(a, prepared.definition->requantize.zero_point), prepared.first),
+                           Multiply(Centered(b, add.zero_point), prepared.second));
+      y[j] = Multiply(sum, prepared.last);
     }
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
-  // ResidualAdd::line for 64 codes; y: the layer's own numbers, neither clamped nor with their zero point.
-  static __m512i AddResidualLine(const OutputStage& stage, const __m512i* y, __m512i other) {
+  // ResidualAdd::fp32 for 64 codes; y: the layer's own numbers, neither clamped nor with their zero point.
+  static __m512i AddResidualFp32(const PreparedEpilogue& prepared, const __m512i* y, __m512i other) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    const keras_lowbit::Requantize& mine = stage.epilogue->requantize;
-    const ResidualAdd& add = stage.epilogue->residual;
+    const keras_lowbit::Requantize& mine = prepared.definition->requantize;
+    const ResidualAdd& add = prepared.definition->residual;
     const __m512i low = _mm512_set1_epi32(mine.clamp_min - mine.zero_point);
     const __m512i high = _mm512_set1_epi32(mine.clamp_max - mine.zero_point);
-    const __m512 own_factor = _mm512_set1_ps(add.line.own), factor = _mm512_set1_ps(add.line.other);
-    const __m512 offset = _mm512_set1_ps(add.line.offset);
+    const __m512 own_factor = _mm512_set1_ps(add.fp32.own), factor = _mm512_set1_ps(add.fp32.other);
+    const __m512 offset = _mm512_set1_ps(add.fp32.offset);
     const __m128i parts[4] = {_mm512_castsi512_si128(other), _mm512_extracti32x4_epi32(other, 1),
                               _mm512_extracti32x4_epi32(other, 2), _mm512_extracti32x4_epi32(other, 3)};
     __m512i sum[4];
@@ -218,51 +220,53 @@ struct Avx512 {
   }
   static __mmask64 Mask(int64_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
-  // y: 64 requantised numbers, neither clamped nor with their zero point.
+  // y: 64 requantized numbers, neither clamped nor with their zero point.
   template <int kRows>
-  static void StoreCodes(const OutputStage& stage, const __m512i* y, int64_t position, int64_t rows, int64_t channels) {
-    const keras_lowbit::Requantize& requantize = stage.epilogue->requantize;
-    int8_t* to = static_cast<int8_t*>(stage.output) + position;
+  static void StoreCodes(const PreparedEpilogue& prepared, const __m512i* y, int64_t position, int64_t rows,
+                         int64_t channels) {
+    const keras_lowbit::Requantize& requantize = prepared.definition->requantize;
+    int8_t* to = static_cast<int8_t*>(prepared.output) + position;
     __m512i codes;
-    if (!stage.has_residual) {
+    if (!prepared.has_residual) {
       codes = ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
     } else {
-      const int8_t* from = stage.epilogue->residual.codes + position;
-      const __m512i other = LoadRows<kRows>(from, stage.pixel_stride, rows, channels);
-      codes = stage.epilogue->residual.line.equal
-                  ? AddResidualLine(stage, y, other)
-                  : AddResidual(stage, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max),
+      const int8_t* from = prepared.definition->residual.codes + position;
+      const __m512i other = LoadRows<kRows>(from, prepared.pixel_stride, rows, channels);
+      codes = prepared.definition->residual.fp32.is_exact
+                  ? AddResidualFp32(prepared, y, other)
+                  : AddResidual(prepared, ToCodes(y, requantize.zero_point, requantize.clamp_min, requantize.clamp_max),
                                 other);
     }
-    StoreRows<kRows>(codes, stage.pixel_stride, rows, channels, to);
+    StoreRows<kRows>(codes, prepared.pixel_stride, rows, channels, to);
   }
 
-  // Totals of 16 * kVectors channels of a pixel after the other, 64 in all, in fixed point or on a line.
+  // Totals of 16 * kVectors channels of a pixel after the other, 64 in all, in fixed point or float32.
   template <int kVectors>
-  __attribute__((always_inline)) static void FinishTotals(const ChannelBlock& block, const OutputStage& stage,
-                                                          const Totals* totals, int64_t position, int64_t rows,
-                                                          int64_t channels) {
+  __attribute__((always_inline)) static void ApplyEpilogueToVectors(const ChannelBlock& block,
+                                                                    const PreparedEpilogue& prepared,
+                                                                    const Totals* totals, int64_t position,
+                                                                    int64_t rows, int64_t channels) {
     __m512i y[4];
-    if (stage.has_lines) {
+    if (prepared.has_fp32) {
       KLB_UNROLL for (int j = 0; j < 4; ++j)
-        y[j] = OnLine(block, totals[j], 16 * (j % kVectors));
+        y[j] = RequantizeFp32(block, totals[j], 16 * (j % kVectors));
     } else {
       KLB_UNROLL for (int j = 0; j < 4; ++j)
         y[j] = Requantize(block, totals[j], 16 * (j % kVectors));
     }
-    StoreCodes<4 / kVectors>(stage, y, position, rows, channels);
+    StoreCodes<4 / kVectors>(prepared, y, position, rows, channels);
   }
 
-  static void FinishRow(const ChannelBlock& block, const OutputStage& stage, const int32_t* totals, int64_t position,
-                        int64_t channels) {
-    const bool fixed = stage.fast == OutputStage::Fast::kFixed;
+  static void ApplyEpilogueToPixel(const ChannelBlock& block, const PreparedEpilogue& prepared, const int32_t* totals,
+                                   int64_t position, int64_t channels) {
+    const bool fixed = prepared.fast == PreparedEpilogue::Fast::kFixed;
     __m512i y[4];
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      y[j] = stage.has_lines ? OnLine(block, _mm512_load_si512(totals + 16 * j), 16 * j)
-             : fixed         ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
-                             : RequantizeDouble(block, totals, 16 * j);
+      y[j] = prepared.has_fp32 ? RequantizeFp32(block, _mm512_load_si512(totals + 16 * j), 16 * j)
+             : fixed           ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
+                               : RequantizeDouble(block, totals, 16 * j);
     }
-    StoreCodes<1>(stage, y, position, 1, channels);
+    StoreCodes<1>(prepared, y, position, 1, channels);
   }
 };
 

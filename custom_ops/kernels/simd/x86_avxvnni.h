@@ -1,4 +1,4 @@
-// The vocabulary of generic.h for AVX-VNNI: 8 channels of int32, 32 bytes of weights.
+// SIMD traits of AVX-VNNI: 8 channels of int32, 32 bytes of weights.
 #pragma once
 
 #include "kernels/simd/x86_avx2_common.h"
@@ -11,7 +11,7 @@ struct AvxVnni : Avx2Common {
   using Weights = __m256i;
   using Activations = __m256i;
 
-  static Totals Start(const int32_t* init) { return LoadVector(init); }
+  static Totals Init(const int32_t* init) { return LoadVector(init); }
   static Totals Zero() { return _mm256_setzero_si256(); }
   static Totals Add(Totals a, Totals b) { return _mm256_add_epi32(a, b); }
   static void Store(int32_t* to, Totals total) { StoreVector(to, total); }

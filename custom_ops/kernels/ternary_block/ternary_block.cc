@@ -2,14 +2,14 @@
 
 namespace keras_lowbit {
 
-TernaryBlockKernel SelectTernaryBlock(Row row) {
+TernaryBlockKernel SelectTernaryBlock(Isa isa) {
   static const TableEntry<TernaryBlockKernel> kTable[] = {
-#define KLB_KERNEL(row, suffix, run_unpacked, offset) \
-  {Row::row, {TernaryBlock##suffix, UnpackTernary##suffix, run_unpacked, offset}},
+#define KLB_KERNEL(isa, suffix, run_unpacked, offset) \
+  {Isa::isa, {TernaryBlock##suffix, UnpackTernary##suffix, run_unpacked, offset}},
 #include "kernels/ternary_block/kernels.inc"
 #undef KLB_KERNEL
   };
-  return KernelOf(kTable, row);
+  return KernelOf(kTable, isa);
 }
 
 }  // namespace keras_lowbit

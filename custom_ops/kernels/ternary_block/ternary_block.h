@@ -1,10 +1,10 @@
 // Ternary weights, 2 bits each, decoded in registers: one block of 64 output channels over a few pixels.
 //
-//   total[p][c] = init[c] + sum over clusters of scale[cluster][c] * sum over the cluster's taps, k groups and i of
-//                 (rows[t * tap_stride + p][first channel of the cluster + 4 g + i] + activation_offset) * (code - 1)
+//   total[p][c] = init[c] + sum over clusters of scale[cluster][c] * sum over the cluster's taps, k-blocks and i of
+//                 (rows[t * tap_stride + p][first channel of the cluster + 4 b + i] + activation_offset) * (code - 1)
 //
-// weights: one block of the kTernary2Bit layout of core/packing.h, in its order (cluster, tap, group). `groups` of
-// BlockArgs counts the k groups of one tap over all clusters; channels of a pixel are padded cluster by cluster.
+// weights: one block of the kTernary2Bit layout of core/packing.h, in its order (cluster, tap, group). `k_blocks` of
+// BlockArgs counts the k-blocks of one tap over all clusters; channels of a pixel are padded cluster by cluster.
 // For many pixels unpack the block once and run the int8 block on it: scale * t fits int8 exactly.
 #pragma once
 
@@ -15,17 +15,17 @@
 namespace keras_lowbit {
 
 struct ClusterArgs {
-  int64_t clusters = 1, cluster_groups = 0, last_groups = 0;  // k groups of one tap of one cluster
-  const int8_t* scales = nullptr;                             // [clusters][taps or 1][64], null: all ones
+  int64_t clusters = 1, cluster_k_blocks = 0, last_k_blocks = 0;  // k-blocks of one tap of one cluster
+  const int8_t* scales = nullptr;  // [clusters][taps or 1][kBlockChannels], null: all ones
   bool scales_per_tap = false;
 };
 
-// A stretch of k groups under the same scales, from 64 to 256 bytes each.
+// k-blocks in a row under the same scales, from kTernaryBlockBytes to kInt8BlockBytes each.
 struct UnpackArgs {
-  const uint8_t* codes = nullptr;  // [groups][64]
-  int64_t groups = 0;
-  const int8_t* scales = nullptr;  // [64], null: ones
-  int8_t* weights = nullptr;       // [groups][256], the kInt8 layout
+  const uint8_t* codes = nullptr;  // [k_blocks][kTernaryBlockBytes]
+  int64_t k_blocks = 0;
+  const int8_t* scales = nullptr;  // [kBlockChannels], null: ones
+  int8_t* weights = nullptr;       // [k_blocks][kInt8BlockBytes], the kInt8 layout
 };
 
 struct TernaryBlockKernel {
@@ -36,9 +36,9 @@ struct TernaryBlockKernel {
   int32_t activation_offset;  // of `run` and `run_unpacked`
 };
 
-TernaryBlockKernel SelectTernaryBlock(Row row);
+TernaryBlockKernel SelectTernaryBlock(Isa isa);
 
-#define KLB_KERNEL(row, suffix, run_unpacked, offset)                            \
+#define KLB_KERNEL(isa, suffix, run_unpacked, offset)                            \
   void TernaryBlock##suffix(const BlockArgs& args, const ClusterArgs& clusters); \
   void UnpackTernary##suffix(const UnpackArgs& args);                            \
   void run_unpacked(const BlockArgs& args);

@@ -11,9 +11,9 @@ import numpy as np
 
 from keras_lowbit.deploy.graph.tensors import Range
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.requantization import INT32_MAX
 from keras_lowbit.numerics.thresholds import per_filter_shape, reduced_axes
 
-INT32_LIMIT = 2**31 - 1
 # A channel whose weights move the output by less than this share of a step, whatever the input, is a constant.
 NEGLIGIBLE_STEPS = 0.01
 # A bias is rounded to input scale times weight scale. Two output steps of that would move a result by a whole step.
@@ -130,7 +130,7 @@ def _dead_channels(
     sums = np.abs(codes.astype(np.int64)).sum(axis=reduced_axes(codes.ndim, filter_axes)).reshape(-1)
     reach = 255.0 * sums * folded * source.scale / out.scale
     bias = _biases(offset, source, folded)
-    overflow = np.abs(bias) > INT32_LIMIT
+    overflow = np.abs(bias) > INT32_MAX
     dead = (folded * np.float32(source.scale) <= np.finfo(np.float32).tiny) | (overflow & (reach < NEGLIGIBLE_STEPS))
     if (overflow & ~dead).any():
         channel = int(np.argmax(overflow & ~dead))

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowbit.numerics import requantization as fp
-from keras_lowbit.ops import composite
+from keras_lowbit.ops import tf_fallback
 from keras_lowbit.ops.epilogue import Requantize, Rescale
 
 
@@ -63,12 +63,12 @@ def _integer(layer: Any, given: tf.Tensor) -> tf.Tensor:
 
 def _codes_of(layer: Any, inputs: Any) -> tf.Tensor:
     inputs = tf.convert_to_tensor(inputs)
-    return inputs if inputs.dtype == tf.int8 else composite.quantize(inputs, *layer.input_range)
+    return inputs if inputs.dtype == tf.int8 else tf_fallback.quantize(inputs, *layer.input_range)
 
 
 def _real_kernel(layer: Any) -> tf.Tensor:
     """`scale * integer weights` [rows, columns, inputs, outputs] in float32."""
-    return composite.kernel_of(layer.packed(), tf.float32) * tf.convert_to_tensor(layer.scale)
+    return tf_fallback.kernel_of(layer.packed(), tf.float32) * tf.convert_to_tensor(layer.scale)
 
 
 def _fixed(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -15,7 +15,7 @@ from keras_lowbit.deploy.reference.call import scale_of
 from keras_lowbit.deploy.runtime import unweighted, weighted
 from keras_lowbit.deploy.runtime.fusion import fuse
 from keras_lowbit.deploy.runtime.node_kernels import MAKERS, Keep, Run, as_variable
-from keras_lowbit.ops import active_kernel, composite
+from keras_lowbit.ops import active_kernel, tf_fallback
 
 _KERNEL_FILES = (unweighted, weighted)  # importing them registers their kernels
 LARGE = 2**16  # bytes; smaller arrays are constants of the graph: each variable costs every call some microseconds
@@ -150,4 +150,4 @@ def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
         wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
         raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {wanted}: convert it with .astype")
     real = tf.cast(given, tf.float32)
-    return real if tensor.dtype == "float32" else composite.quantize(real, scale_of(tensor), tensor.zero_point)
+    return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_lowbit.deploy.reference import softmax as reference
 from keras_lowbit.deploy.runtime.node_kernels import Run
 from keras_lowbit.numerics.requantization import INT32_MAX
-from keras_lowbit.ops.composite import rounding_right_shift, saturating_high_mul, wrapped
+from keras_lowbit.ops.tf_fallback import rounding_right_shift, saturating_high_mul, wrap_int32
 
 
 def softmax_of(scale: np.float32) -> Run:
@@ -48,7 +48,7 @@ def _one_over_one_plus(x: tf.Tensor) -> tf.Tensor:
     guess = reference.Q2_48_17 + saturating_high_mul(half, reference.Q2_MINUS_32_17)
     for _ in range(3):
         error = reference.Q2_ONE - saturating_high_mul(half, guess)
-        guess = wrapped(guess + _doubled(saturating_high_mul(guess, error), 2))
+        guess = wrap_int32(guess + _doubled(saturating_high_mul(guess, error), 2))
     return _doubled(guess, 1)
 
 

@@ -19,7 +19,7 @@ from keras_lowbit.deploy.reference.convolution import mean_factor, same_padding
 from keras_lowbit.deploy.reference.data_movement import linear_pixels, nearest_pixels
 from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.deploy.runtime.softmax import softmax_of
-from keras_lowbit.ops import composite, functions
+from keras_lowbit.ops import functions, tf_fallback
 from keras_lowbit.ops.epilogue import Requantize
 
 CODES = np.arange(-128, 128).astype(np.int8)
@@ -53,7 +53,7 @@ def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
 
 def _quantize(call: NodeCall) -> Run:
     scale, zero_point = scale_of(call.output), call.output.zero_point
-    return lambda values: composite.quantize(values[0], scale, zero_point)
+    return lambda values: tf_fallback.quantize(values[0], scale, zero_point)
 
 
 @runs("dequantize")
@@ -118,7 +118,7 @@ def mean(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     def run(values: list[Any]) -> Any:
         centered = tf.cast(values[0], tf.int32) - source.zero_point
         total = tf.reduce_sum(centered, axes, bool(attributes["keepdims"]))
-        return composite.requantize(total, *factor, call.output.zero_point)
+        return tf_fallback.requantize(total, *factor, call.output.zero_point)
 
     return run
 

@@ -15,7 +15,7 @@ from keras_lowbit.deploy.reference.convolution import effective_scale
 from keras_lowbit.deploy.runtime.fusion import RESIDUAL
 from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.numerics import requantization as fp
-from keras_lowbit.ops import composite, functions, packing
+from keras_lowbit.ops import functions, packing, tf_fallback
 from keras_lowbit.ops.epilogue import Requantize, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
 
@@ -63,8 +63,8 @@ def transpose_conv(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     zero_point, output, bias = arguments["input_zero_point"], arguments["output"], arguments["bias"]
 
     def run(values: list[Any]) -> Any:
-        total = composite.transpose_conv2d(values[0], kernel, zero_point, strides, before, size)
-        return output.apply(composite.add_bias(total, bias))
+        total = tf_fallback.transpose_conv2d(values[0], kernel, zero_point, strides, before, size)
+        return tf_fallback.apply_epilogue(output, tf_fallback.add_bias(total, bias))
 
     return run
 

@@ -21,11 +21,11 @@ NAMES = (
     *("operators", "squeeze and excite", "concat unequal", "average pool same", "max pool same", "mean channels"),
     *("pad then conv", "slice", "upsample bilinear", "gelu", "norm after conv", "several outputs", "drop-in hard_silu"),
 )
-ROWS = ["composite"] if klb.ops.why_not() else ["best", "composite"]
+ROWS = ["tf_fallback"] if klb.ops.why_not() else ["best", "tf_fallback"]
 
 
 def kernel(row):
-    """The best row this machine has, or the fallback."""
+    """The best kernel this machine has, or the fallback."""
     return klb.ops.using_kernel(klb.ops.available_kernels()[0] if row == "best" else row)
 
 

@@ -1,9 +1,9 @@
-// Choosing kernel rows: by the CPU, by the environment, by force.
+// Choosing an ISA target: by the CPU, by the environment, by force.
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/api.h"
-#include "core/cpu_features.h"
+#include "kernels/isa.h"
+#include "layers/layers.h"
 #include "test/check.h"
 
 int main() {
@@ -19,24 +19,24 @@ int main() {
   epilogue.type = OutputType::kInt32;
   KLB_CHECK_ERROR(DepthwiseConv2D(ConvShape(), &x, &x, 0, epilogue, &y, nullptr), "KERAS_LOWBIT_KERNEL");
 
-  const std::vector<std::string> rows = AvailableKernels();
-  KLB_CHECK(!rows.empty() && rows.back() == "reference", "the reference runs everywhere");
-  for (const std::string& row : rows) {
-    KLB_CHECK_OK(ForceKernel(row));
+  const std::vector<std::string> isas = AvailableKernels();
+  KLB_CHECK(!isas.empty() && isas.back() == "reference", "the reference runs everywhere");
+  for (const std::string& isa : isas) {
+    KLB_CHECK_OK(ForceKernel(isa));
     KLB_CHECK_OK(ActiveKernel(&name));
-    KLB_CHECK(name == row, name);
+    KLB_CHECK(name == isa, name);
     KLB_CHECK_OK(DepthwiseConv2D(ConvShape(), &x, &x, 0, epilogue, &y, nullptr));
-    KLB_CHECK(y == 1, row);
+    KLB_CHECK(y == 1, isa);
   }
   KLB_CHECK_ERROR(ForceKernel("x86_mmx"), "x86_mmx");
   KLB_CHECK_OK(ActiveKernel(&name));
-  KLB_CHECK(name == rows.back(), "a refused name leaves the choice as it was");
+  KLB_CHECK(name == isas.back(), "a refused name leaves the choice as it was");
 
   for (const KernelInfo& info : CompiledKernels()) {
     std::printf("%s: needs %s; %s\n", info.name.c_str(), info.needs.c_str(),
                 info.supported ? "runs here" : "SKIPPED: not on this CPU");
     if (!info.supported) KLB_CHECK_ERROR(ForceKernel(info.name), info.needs);
   }
-  KLB_CHECK(CompiledKernels().front().supported == (CompiledKernels().front().name == rows.front()), "best first");
+  KLB_CHECK(CompiledKernels().front().supported == (CompiledKernels().front().name == isas.front()), "best first");
   return 0;
 }

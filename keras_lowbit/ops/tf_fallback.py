@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.ops.epilogue import LARGEST_SHIFT
-from keras_lowbit.ops.packing import BLOCK_CHANNELS, GROUP, LARGEST_INPUT, PackedWeights
+from keras_lowbit.ops.epilogue import LARGEST_SHIFT, Epilogue, Requantize, ResidualAdd
+from keras_lowbit.ops.packing import (
+    BLOCK_CHANNELS,
+    BLOCK_ORDER,
+    INT32_MAX,
+    K_BLOCK,
+    LARGEST_INPUT,
+    PackedWeights,
+)
 
 EXACT_FLOAT32, EXACT_FLOAT64 = 2**24, 2**53
-INT32_MAX = 2**31 - 1
 CPU = "/device:CPU:0"
 Pair = Sequence[int]
 Padding = str | Sequence[Sequence[int]]  # "SAME", "VALID" or ((top, bottom), (left, right))
@@ -29,7 +35,7 @@ def conv2d(
     kernel = kernel_of(packed, sum_dtype(packed.layout.largest_sum))
     edges = padding if isinstance(padding, str) else [[0, 0], *(list(p) for p in padding), [0, 0]]
     with tf.device(CPU):
-        images, cut = _roomy(tf.convert_to_tensor(images), kernel.shape, padding, dilations)
+        images, cut = _pad_to_min_size(tf.convert_to_tensor(images), kernel.shape, padding, dilations)
         centered = _centered(images, zero_point, kernel.dtype)
         return cut(_to_int32(tf.nn.conv2d(centered, kernel, list(strides), edges, dilations=list(dilations))))
 
@@ -50,7 +56,7 @@ def depthwise_conv2d(
     with dilations. Height and width of the images must be known.
     """
     rows, columns, channels, multiplier = kernel.shape
-    images, cut = _roomy(tf.convert_to_tensor(images), kernel.shape, padding, dilations, batch=0)
+    images, cut = _pad_to_min_size(tf.convert_to_tensor(images), kernel.shape, padding, dilations, batch=0)
     edges = _explicit(images, kernel, strides, padding, dilations)
     centered = tf.pad(_centered(images, zero_point, tf.int32), edges)
     size = [(centered.shape[k + 1] - (n - 1) * dilations[k] - 1) // strides[k] for k, n in enumerate((rows, columns))]
@@ -69,13 +75,13 @@ def transpose_conv2d(images: Any, kernel: Any, zero_point: int, strides: Pair, b
     """
     rows, columns, _, inputs = kernel.shape
     dtype = sum_dtype(LARGEST_INPUT * 128 * rows * columns * inputs)
-    images, cut = _roomy(tf.convert_to_tensor(images), (1, 1), "VALID", (1, 1))
-    stuffed = _stuffed(_centered(images, zero_point, dtype), strides)
-    ends = [max(before[k] + size[k] - stuffed.shape[k + 1] - (n - 1), 0) for k, n in enumerate((rows, columns))]
+    images, cut = _pad_to_min_size(tf.convert_to_tensor(images), (1, 1), "VALID", (1, 1))
+    spread = _zero_insert(_centered(images, zero_point, dtype), strides)
+    ends = [max(before[k] + size[k] - spread.shape[k + 1] - (n - 1), 0) for k, n in enumerate((rows, columns))]
     around = [[n - 1, n - 1 + end] for n, end in zip((rows, columns), ends, strict=True)]
     turned = tf.transpose(tf.reverse(tf.cast(kernel, dtype), [0, 1]), [0, 1, 3, 2])
     with tf.device(CPU):
-        full = cut(_to_int32(tf.nn.conv2d(tf.pad(stuffed, [[0, 0], *around, [0, 0]]), turned, 1, "VALID")))
+        full = cut(_to_int32(tf.nn.conv2d(tf.pad(spread, [[0, 0], *around, [0, 0]]), turned, 1, "VALID")))
     return full[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
 
 
@@ -84,19 +90,39 @@ def add_bias(total: Any, bias: Any) -> tf.Tensor:
     return total if bias is None else total + tf.cast(bias, tf.int32)
 
 
-def same_shape(codes: tf.Tensor, residual: Any) -> tf.Tensor:
-    """The codes; ValueError where a residual is known to have another shape."""
-    other = tf.convert_to_tensor(residual)
-    if codes.shape.is_compatible_with(other.shape):
-        return codes
-    raise ValueError(f"the residual has shape {other.shape}; expected the output's, {codes.shape}")
+def apply_epilogue(output: Epilogue, total: Any, residual: ResidualAdd | None = None) -> tf.Tensor:
+    """What follows an int32 total, its bias included: the total itself, int8 codes or reals, as `epilogue.check` lets it.
+
+    ValueError where a residual is known to have another shape than the codes.
+    """
+    if output is None:
+        return total
+    if not isinstance(output, Requantize):
+        return rescale(total, output.scale, output.low, output.high)
+    limits = output.zero_point, output.low, output.high
+    if output.factor is not None:
+        codes = requantize_once(total, output.factor, *limits)
+    else:
+        codes = requantize(total, output.multiplier, output.shift, *limits)
+    return codes if residual is None else add_residual(codes, output.zero_point, residual)
+
+
+def add_residual(codes: tf.Tensor, zero_point: int, residual: ResidualAdd) -> tf.Tensor:
+    """LiteRT's ADD of a layer's own int8 codes, with their zero point, and those of a residual."""
+    other = tf.convert_to_tensor(residual.codes)
+    if not codes.shape.is_compatible_with(other.shape):
+        raise ValueError(f"the residual has shape {other.shape}; expected the output's, {codes.shape}")
+    first = to_add_grid(codes, zero_point, residual.first)
+    second = to_add_grid(other, residual.zero_point, residual.second)
+    limits = residual.output_zero_point, residual.low, residual.high
+    return requantize(wrap_int32(first + second), *residual.output, *limits)
 
 
 def max_pool2d(
     images: Any, window: Pair, strides: Pair, padding: Padding, padding_code: int, low: int, high: int
 ) -> tf.Tensor:
     """The largest int8 code of each window, clipped; pixels outside the image count as `padding_code`."""
-    images, cut = _roomy(images, window, padding, (1, 1), batch=0)
+    images, cut = _pad_to_min_size(images, window, padding, (1, 1), batch=0)
     edges = _explicit(images, np.empty(window), strides, padding, (1, 1))
     padded = tf.pad(images, edges, constant_values=tf.constant(padding_code, tf.int8))
     with tf.device(CPU):
@@ -153,11 +179,11 @@ def fixed_product(x: Any, multiplier: Any, shift: Any) -> tf.Tensor:
     """int64 `x * multiplier * 2**(shift - 31)` of an int32 x, rounded twice as LiteRT's reference kernels do."""
     x, multiplier, shift = (tf.cast(value, tf.int64) for value in (x, multiplier, shift))
     shift = tf.broadcast_to(shift, tf.shape(x))
-    shifted = wrapped(tf.bitwise.left_shift(x, tf.maximum(shift, 0)))
+    shifted = wrap_int32(tf.bitwise.left_shift(x, tf.maximum(shift, 0)))
     return rounding_right_shift(saturating_high_mul(shifted, multiplier), tf.maximum(-shift, 0))
 
 
-def raised(codes: Any, zero_point: int, factor: tuple[int, int]) -> tf.Tensor:
+def to_add_grid(codes: Any, zero_point: int, factor: tuple[int, int]) -> tf.Tensor:
     """int64 `(code - zero_point) * 2**20 * factor`: an operand of LiteRT's ADD on the common grid."""
     return fixed_product((tf.cast(codes, tf.int32) - zero_point) * 2**20, *factor)
 
@@ -177,7 +203,7 @@ def rounding_right_shift(x: tf.Tensor, exponent: Any) -> tf.Tensor:
     return tf.bitwise.right_shift(x, exponent) + tf.cast(up, tf.int64)
 
 
-def wrapped(x: tf.Tensor) -> tf.Tensor:
+def wrap_int32(x: tf.Tensor) -> tf.Tensor:
     """Two's complement of 32 bits, kept in int64."""
     return tf.cast(tf.cast(x, tf.int32), tf.int64)
 
@@ -185,8 +211,8 @@ def wrapped(x: tf.Tensor) -> tf.Tensor:
 def kernel_of(packed: PackedWeights, dtype: Any) -> tf.Tensor:
     """The integer weights `scale * code` of packed tensors, [rows, columns, input channels, output channels]."""
     layout = packed.layout
-    fields = _fields(packed, dtype)  # [groups of k, 4, blocks, 4, 16]
-    by_k = tf.reshape(fields, [layout.k_groups * GROUP, layout.groups, -1])[..., : layout.group_outputs]
+    fields = _fields(packed, dtype)  # [k-blocks, 4, blocks, 4, 16]
+    by_k = tf.reshape(fields, [layout.k_blocks * K_BLOCK, layout.groups, -1])[..., : layout.group_outputs]
     codes = tf.reshape(tf.gather(by_k, layout.k_index()), layout.window)
     if not layout.cluster_size:
         return codes
@@ -206,13 +232,13 @@ def sum_dtype(bound: int) -> tf.DType:
 
 
 def _fields(packed: PackedWeights, dtype: Any) -> tf.Tensor:
-    """Codes of packed bytes, [groups of k, 4 steps, blocks, 4 fields, 16 channels]."""
-    data, k_groups = tf.convert_to_tensor(packed.data), packed.layout.k_groups
-    if packed.layout.kind == "int8":
-        fields = tf.reshape(tf.bitcast(data, tf.int8), [-1, k_groups, 4, 16, GROUP])
-        return tf.cast(tf.transpose(fields, [1, 4, 0, 2, 3]), dtype)
+    """Codes of packed bytes, [k-blocks, 4 steps, blocks, 4 fields, 16 channels]."""
+    data, kind = tf.convert_to_tensor(packed.data), packed.layout.kind
+    shape = [-1, packed.layout.k_blocks, *BLOCK_ORDER[kind]]
+    if kind == "int8":
+        return tf.cast(tf.transpose(tf.reshape(tf.bitcast(data, tf.int8), shape), [1, 4, 0, 2, 3]), dtype)
     shifted = tf.bitwise.right_shift(data[..., None], tf.constant([0, 2, 4, 6], tf.uint8))
-    fields = tf.reshape(tf.bitwise.bitwise_and(shifted, tf.constant(3, tf.uint8)), [-1, k_groups, 16, GROUP, 4])
+    fields = tf.reshape(tf.bitwise.bitwise_and(shifted, tf.constant(3, tf.uint8)), shape)
     return tf.cast(tf.transpose(fields, [1, 3, 0, 4, 2]), dtype) - 1
 
 
@@ -225,10 +251,10 @@ def _centered(images: Any, zero_point: Any, dtype: Any) -> tf.Tensor:
     return tf.cast(images, dtype) - tf.cast(zero_point, dtype)
 
 
-def _roomy(
+def _pad_to_min_size(
     images: tf.Tensor, window: Pair, padding: Padding, dilations: Pair, batch: int = 1
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Images with room for at least one window in at least `batch` of them, and what cuts its result off again.
+    """Images padded for at least one window in at least `batch` of them, and what cuts its result off again.
 
     Where a window does not fit, or the batch is empty, TensorFlow raises or gives images of another size. Codes, not what is
     made of them: a pad right in front of a convolution is merged into it, and then neither fits again.
@@ -276,7 +302,7 @@ def _explicit(images: Any, kernel: Any, strides: Pair, padding: Padding, dilatio
     return [[0, 0], *pairs, [0, 0]]
 
 
-def _stuffed(images: tf.Tensor, strides: Pair) -> tf.Tensor:
+def _zero_insert(images: tf.Tensor, strides: Pair) -> tf.Tensor:
     """`stride - 1` zeros between the pixels of each axis."""
     _, height, width, channels = images.shape
     edges = [[0, 0], [0, 0], [0, strides[0] - 1], [0, 0], [0, strides[1] - 1], [0, 0]]
@@ -287,4 +313,4 @@ def _stuffed(images: tf.Tensor, strides: Pair) -> tf.Tensor:
 
 
 def _codes(scaled: tf.Tensor, zero_point: int, low: int, high: int) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(wrapped(scaled + zero_point), low, high), tf.int8)
+    return tf.cast(tf.clip_by_value(wrap_int32(scaled + zero_point), low, high), tf.int8)

@@ -1,16 +1,16 @@
-// The search for a line: the real factor and its neighbours in float32, each with the middle of the nudges that it
-// allows.
-#include "layers/factor_line.h"
+// The search: the real factor and its neighbours in float32, each with the middle of the nudges that it allows.
+#include "layers/fp32_requantize.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "core/requantize.h"
+#include "kernels/prepared_epilogue.h"
 
 namespace keras_lowbit {
 namespace {
 
-constexpr int64_t kMost = int64_t{1} << 30;  // totals lie strictly between -kMost and kMost
+constexpr int64_t kMost = kFastTotalBound;  // totals lie strictly between -kMost and kMost
 constexpr int kMaxSteps = 512;
 constexpr int kTries = 40;
 
@@ -36,39 +36,39 @@ void FindSteps(int32_t multiplier, int32_t shift, int32_t low, int32_t high, Ste
   }
 }
 
-int32_t OnLine(int64_t total, float slope, float nudge) {
+int32_t Rounded(int64_t total, const Fp32Requantize& fp32) {
   const auto x = static_cast<float>(total);
-  return static_cast<int32_t>(std::nearbyint(std::fma(x, slope, std::copysign(nudge, x))));
+  return static_cast<int32_t>(std::nearbyint(std::fma(x, fp32.factor, std::copysign(fp32.nudge, x))));
 }
 
-bool IsEqual(const Steps& steps, float slope, float nudge) {
+bool IsEqual(const Steps& steps, const Fp32Requantize& fp32) {
   for (int32_t i = 0; i < steps.count; ++i) {
     const int32_t wanted = steps.first + i;
     const int64_t at = steps.at[i];
-    if (at < kMost && OnLine(at, slope, nudge) < wanted) return false;
-    if (at > 1 - kMost && OnLine(at - 1, slope, nudge) >= wanted) return false;
+    if (at < kMost && Rounded(at, fp32) < wanted) return false;
+    if (at > 1 - kMost && Rounded(at - 1, fp32) >= wanted) return false;
   }
   return true;
 }
 
 // The nudge furthest from any step that it would move; never negative.
-float MiddleNudge(const Steps& steps, double slope) {
+float MiddleNudge(const Steps& steps, double factor) {
   double least = 0, most = 1;
   for (int32_t i = 0; i < steps.count; ++i) {
     const double edge = steps.first + i - 0.5, at = steps.at[i], before = at - 1;
-    if (at >= 0) least = std::max(least, edge - slope * at);
-    if (at < 0) most = std::min(most, slope * at - edge);
-    if (before >= 0) most = std::min(most, edge - slope * before);
-    if (before < 0) least = std::max(least, slope * before - edge);
+    if (at >= 0) least = std::max(least, edge - factor * at);
+    if (at < 0) most = std::min(most, factor * at - edge);
+    if (before >= 0) most = std::min(most, edge - factor * before);
+    if (before < 0) least = std::max(least, factor * before - edge);
   }
   return static_cast<float>(std::max((least + most) / 2, 0.0));
 }
 
 }  // namespace
 
-bool FindFactorLine(int32_t multiplier, int32_t shift, int32_t low, int32_t high, float* slope, float* nudge) {
+bool FindFp32Requantize(int32_t multiplier, int32_t shift, int32_t low, int32_t high, Fp32Requantize* found) {
   if (multiplier == 0) {
-    *slope = *nudge = 0;
+    *found = {};
     return true;
   }
   // Only multipliers as quantize_multiplier gives them: the double rounding of a small one moves steps so far from the
@@ -80,8 +80,8 @@ bool FindFactorLine(int32_t multiplier, int32_t shift, int32_t low, int32_t high
   float above = std::nextafter(below, 1.0f);
   for (int tried = 0; tried < kTries; ++tried) {
     float& next = tried % 2 == 0 ? below : above;
-    *slope = next, *nudge = MiddleNudge(steps, next);
-    if (IsEqual(steps, *slope, *nudge)) return true;
+    *found = {next, MiddleNudge(steps, next)};
+    if (IsEqual(steps, *found)) return true;
     next = std::nextafter(next, tried % 2 == 0 ? 0.0f : 1.0f);
   }
   return false;

@@ -1,4 +1,4 @@
-#include "layers/output.h"
+#include "layers/epilogue.h"
 
 #include <algorithm>
 #include <cmath>
@@ -42,10 +42,8 @@ bool IsFastResidual(const ResidualAdd& add) {
 }
 
 int8_t AddResidual(const ResidualAdd& add, int32_t code, int32_t zero_point, int32_t other) {
-  const int32_t first =
-      MultiplyByQuantizedMultiplier((code - zero_point) * (1 << 20), add.first_multiplier, add.first_shift);
-  const int32_t second =
-      MultiplyByQuantizedMultiplier((other - add.zero_point) * (1 << 20), add.second_multiplier, add.second_shift);
+  const int32_t first = ToAddGrid(code, zero_point, add.first_multiplier, add.first_shift);
+  const int32_t second = ToAddGrid(other, add.zero_point, add.second_multiplier, add.second_shift);
   const int32_t sum = MultiplyByQuantizedMultiplier(WrapAdd(first, second), add.output_multiplier, add.output_shift);
   return ToCode(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
 }
@@ -58,40 +56,42 @@ int8_t Requantized(const Requantize& requantize, int32_t total, int64_t channel)
   return ToCode(scaled, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
 }
 
-void FinishInt8(const OutputStage& stage, const int32_t* totals, int64_t position, int64_t channel, int64_t channels) {
-  const Epilogue& epilogue = *stage.epilogue;
-  int8_t* y = static_cast<int8_t*>(stage.output) + position;
+void ApplyInt8(const PreparedEpilogue& prepared, const int32_t* totals, int64_t position, int64_t channel,
+               int64_t channels) {
+  const Epilogue& epilogue = *prepared.definition;
+  int8_t* y = static_cast<int8_t*>(prepared.output) + position;
   for (int64_t c = 0; c < channels; ++c) {
     y[c] = Requantized(epilogue.requantize, totals[c], channel + c);
-    if (stage.has_residual) {
+    if (prepared.has_residual) {
       y[c] =
           AddResidual(epilogue.residual, y[c], epilogue.requantize.zero_point, epilogue.residual.codes[position + c]);
     }
   }
 }
 
-void FinishFloat(const OutputStage& stage, const int32_t* totals, int64_t position, int64_t channel, int64_t channels) {
-  const Epilogue& epilogue = *stage.epilogue;
-  float* y = static_cast<float*>(stage.output) + position;
+void ApplyFloat(const PreparedEpilogue& prepared, const int32_t* totals, int64_t position, int64_t channel,
+                int64_t channels) {
+  const Epilogue& epilogue = *prepared.definition;
+  float* y = static_cast<float*>(prepared.output) + position;
   for (int64_t c = 0; c < channels; ++c) {
     const float scaled = static_cast<float>(totals[c]) * epilogue.float_scale[channel + c];
     y[c] = std::min(std::max(scaled, epilogue.float_min), epilogue.float_max);
   }
 }
 
-void Finish(const OutputStage& stage, const int32_t* totals, int64_t pixel, int64_t channel, int64_t rows,
-            int64_t channels) {
-  for (int64_t r = 0; r < rows; ++r, totals += 64) {
-    const int64_t position = (pixel + r) * stage.pixel_stride + channel;
-    switch (stage.epilogue->type) {
+void ApplyScalar(const PreparedEpilogue& prepared, const int32_t* totals, int64_t pixel, int64_t channel, int64_t rows,
+                 int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r, totals += kBlockChannels) {
+    const int64_t position = (pixel + r) * prepared.pixel_stride + channel;
+    switch (prepared.definition->type) {
       case OutputType::kInt8:
-        FinishInt8(stage, totals, position, channel, channels);
+        ApplyInt8(prepared, totals, position, channel, channels);
         break;
       case OutputType::kInt32:
-        std::copy_n(totals, channels, static_cast<int32_t*>(stage.output) + position);
+        std::copy_n(totals, channels, static_cast<int32_t*>(prepared.output) + position);
         break;
       case OutputType::kFloat:
-        FinishFloat(stage, totals, position, channel, channels);
+        ApplyFloat(prepared, totals, position, channel, channels);
         break;
     }
   }
@@ -117,19 +117,20 @@ Status CheckEpilogue(const Epilogue& epilogue) {
   return epilogue.residual.codes == nullptr ? Status() : CheckResidual(epilogue.residual);
 }
 
-OutputStage MakeOutputStage(const Epilogue& epilogue, const Constants& constants, int64_t out_channels, void* output) {
-  OutputStage stage;
-  stage.fast = IsFastResidual(epilogue.residual) ? constants.fast : OutputStage::Fast::kNo;
-  stage.has_lines = constants.has_lines;
-  stage.has_residual = epilogue.residual.codes != nullptr;
-  stage.first = {epilogue.residual.first_multiplier, -epilogue.residual.first_shift};
-  stage.second = {epilogue.residual.second_multiplier, -epilogue.residual.second_shift};
-  stage.last = {epilogue.residual.output_multiplier, -epilogue.residual.output_shift};
-  stage.epilogue = &epilogue;
-  stage.output = output;
-  stage.pixel_stride = out_channels;
-  stage.finish = Finish;
-  return stage;
+PreparedEpilogue PrepareEpilogue(const Epilogue& epilogue, const Constants& constants, int64_t out_channels,
+                                 void* output) {
+  PreparedEpilogue prepared;
+  prepared.fast = IsFastResidual(epilogue.residual) ? constants.fast : PreparedEpilogue::Fast::kNo;
+  prepared.has_fp32 = constants.has_fp32;
+  prepared.has_residual = epilogue.residual.codes != nullptr;
+  prepared.first = {epilogue.residual.first_multiplier, -epilogue.residual.first_shift};
+  prepared.second = {epilogue.residual.second_multiplier, -epilogue.residual.second_shift};
+  prepared.last = {epilogue.residual.output_multiplier, -epilogue.residual.output_shift};
+  prepared.definition = &epilogue;
+  prepared.output = output;
+  prepared.pixel_stride = out_channels;
+  prepared.apply_scalar = ApplyScalar;
+  return prepared;
 }
 
 }  // namespace keras_lowbit

@@ -1,13 +1,15 @@
-// The output stage of a layer's op: its attributes, and the tensors of each call.
+// The epilogue of a layer's op: its attributes, and the tensors of each call.
 #pragma once
 
+#include "core/epilogue.h"
+#include "layers/fp32_residual.h"
 #include "tf/attributes.h"
 
 namespace keras_lowbit {
 
 // What one call hands to core beside input and weights: borrowed where a tensor has one value for each channel, spread
 // into `store` where it has a single one.
-struct Borrowed {
+struct BorrowedEpilogue {
   Epilogue epilogue;
   std::vector<int32_t> multiplier, shift;
   std::vector<double> factor;
@@ -30,14 +32,14 @@ absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels
   return absl::OkStatus();
 }
 
-// Attributes of the output stage, read once. Its inputs follow one another in the order of ops.cc; asked for by number,
+// Attributes of the epilogue, read once. Its inputs follow one another in the order of ops.cc; asked for by number,
 // since a search by name costs as much as all the checks.
-class Stage {
+class OpEpilogue {
  public:
   enum Input { kBias, kMultiplier, kShift, kFactor, kFloatScale, kResidual };
 
   // first_input: the number of the bias among the op's inputs.
-  explicit Stage(int first_input) : first_input_(first_input) {}
+  explicit OpEpilogue(int first_input) : first_input_(first_input) {}
 
   absl::Status Init(OpKernelConstruction* context) {
     tensorflow::DataType type;
@@ -51,11 +53,13 @@ class Stage {
     TF_RETURN_IF_ERROR(ReadInt32(context, "high", &base_.requantize.clamp_max));
     TF_RETURN_IF_ERROR(context->GetAttr("float_low", &base_.float_min));
     TF_RETURN_IF_ERROR(context->GetAttr("float_high", &base_.float_max));
-    return InitResidual(context);
+    TF_RETURN_IF_ERROR(context->GetAttr("has_residual", &has_residual_));
+    return has_residual_ ? InitResidual(context) : absl::OkStatus();
   }
 
   // Checks and borrows the tensors of one call whose output has that shape.
-  absl::Status Borrow(OpKernelContext* context, int64_t channels, const TensorShape& output, Borrowed* borrowed) const {
+  absl::Status Borrow(OpKernelContext* context, int64_t channels, const TensorShape& output,
+                      BorrowedEpilogue* borrowed) const {
     Epilogue& epilogue = borrowed->epilogue = base_;
     Requantize& r = epilogue.requantize;
     const auto input = [&](Input which) -> const Tensor& { return context->input(first_input_ + which); };
@@ -86,24 +90,20 @@ class Stage {
 
  private:
   absl::Status InitResidual(OpKernelConstruction* context) {
-    std::vector<int64_t> wide;
-    TF_RETURN_IF_ERROR(context->GetAttr("residual_factors", &wide));
-    has_residual_ = !wide.empty();
-    if (!has_residual_) return absl::OkStatus();
-    if (wide.size() != 10 || base_.type != OutputType::kInt8) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("residual_factors has ", wide.size(), " numbers; expected none, or 10 and int8 outputs"));
-    }
+    if (base_.type != OutputType::kInt8) return absl::InvalidArgumentError("a residual needs int8 outputs");
     ResidualAdd& add = base_.residual;
-    int32_t* targets[] = {&add.first_multiplier,  &add.first_shift,  &add.second_multiplier, &add.second_shift,
-                          &add.output_multiplier, &add.output_shift, &add.zero_point,        &add.output_zero_point,
-                          &add.clamp_min,         &add.clamp_max};
-    for (size_t i = 0; i < wide.size(); ++i) {
-      *targets[i] = static_cast<int32_t>(wide[i]);
-      if (*targets[i] != wide[i])
-        return absl::InvalidArgumentError(absl::StrCat("residual factor ", wide[i], " is no int32"));
-    }
-    add.line = FindResidualLine(base_.requantize, add);
+    const std::pair<const char*, int32_t*> numbers[] = {{"residual_zero_point", &add.zero_point},
+                                                        {"residual_first_multiplier", &add.first_multiplier},
+                                                        {"residual_first_shift", &add.first_shift},
+                                                        {"residual_second_multiplier", &add.second_multiplier},
+                                                        {"residual_second_shift", &add.second_shift},
+                                                        {"residual_output_multiplier", &add.output_multiplier},
+                                                        {"residual_output_shift", &add.output_shift},
+                                                        {"residual_output_zero_point", &add.output_zero_point},
+                                                        {"residual_low", &add.clamp_min},
+                                                        {"residual_high", &add.clamp_max}};
+    for (const auto& [name, value] : numbers) TF_RETURN_IF_ERROR(ReadInt32(context, name, value));
+    add.fp32 = FindFp32Residual(base_.requantize, add);
     return absl::OkStatus();
   }
 

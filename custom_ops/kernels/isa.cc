@@ -1,26 +1,24 @@
-#include "kernels/rows.h"
+#include "kernels/isa.h"
 
 #include <cstdlib>
 #include <mutex>
-#include <vector>
 
-#include "core/api.h"
 #include "core/cpu_features.h"
 
 namespace keras_lowbit {
 namespace {
 
-struct RowInfo {
-  Row row;
+struct IsaInfo {
+  Isa isa;
   const char* name;
   bool (*supported)();
   const char* needs;
 };
 
-const RowInfo kRows[] = {
-#define KLB_ROW(name, supported, needs) {Row::name, #name, [] { return bool(supported); }, needs},
-#include "kernels/rows.inc"
-#undef KLB_ROW
+const IsaInfo kIsas[] = {
+#define KLB_ISA(name, supported, needs) {Isa::name, #name, [] { return bool(supported); }, needs},
+#include "kernels/isa.inc"
+#undef KLB_ISA
 };
 
 // What was asked for, by ForceKernel or the environment. Empty: the best.
@@ -44,8 +42,8 @@ std::string Listed(const std::vector<std::string>& names) {
   return text;
 }
 
-Status Find(const std::string& name, const char* asked_by, const RowInfo** found) {
-  for (const RowInfo& info : kRows) {
+Status Find(const std::string& name, const char* asked_by, const IsaInfo** found) {
+  for (const IsaInfo& info : kIsas) {
     if (name.empty() ? info.supported() : name == info.name) {
       *found = &info;
       if (info.supported()) return Status();
@@ -58,7 +56,7 @@ Status Find(const std::string& name, const char* asked_by, const RowInfo** found
                        ": correct the name or leave it empty");
 }
 
-Status FindActive(const RowInfo** info) {
+Status FindActive(const IsaInfo** info) {
   Choice& choice = TheChoice();
   std::lock_guard<std::mutex> lock(choice.mutex);
   const bool forced = !choice.forced.empty();
@@ -67,22 +65,22 @@ Status FindActive(const RowInfo** info) {
 
 }  // namespace
 
-Status ActiveRow(Row* row) {
-  const RowInfo* info = nullptr;
+Status ActiveIsa(Isa* isa) {
+  const IsaInfo* info = nullptr;
   KLB_RETURN_IF_ERROR(FindActive(&info));
-  *row = info->row;
+  *isa = info->isa;
   return Status();
 }
 
 Status ActiveKernel(std::string* name) {
-  const RowInfo* info = nullptr;
+  const IsaInfo* info = nullptr;
   KLB_RETURN_IF_ERROR(FindActive(&info));
   *name = info->name;
   return Status();
 }
 
 Status ForceKernel(const std::string& name) {
-  const RowInfo* info = nullptr;
+  const IsaInfo* info = nullptr;
   KLB_RETURN_IF_ERROR(Find(name, "ForceKernel", &info));
   Choice& choice = TheChoice();
   std::lock_guard<std::mutex> lock(choice.mutex);
@@ -92,7 +90,7 @@ Status ForceKernel(const std::string& name) {
 
 std::vector<std::string> AvailableKernels() {
   std::vector<std::string> names;
-  for (const RowInfo& info : kRows) {
+  for (const IsaInfo& info : kIsas) {
     if (info.supported()) names.push_back(info.name);
   }
   return names;
@@ -100,7 +98,7 @@ std::vector<std::string> AvailableKernels() {
 
 std::vector<KernelInfo> CompiledKernels() {
   std::vector<KernelInfo> infos;
-  for (const RowInfo& info : kRows) infos.push_back({info.name, info.needs, info.supported()});
+  for (const IsaInfo& info : kIsas) infos.push_back({info.name, info.needs, info.supported()});
   return infos;
 }
 
