@@ -1,7 +1,6 @@
 """quantize_model: a whole Keras model in, a quantized copy and a report out."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -67,8 +66,7 @@ def quantize_model(
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
-    runs = Counter(id(call.operation) for _, call in calls)
-    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), runs)
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), calls_of(model).uses)
     _check_quantized(choice, recipe.replace(plan=rules), calls)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -33,13 +33,13 @@ from keras_lowbit.recipes import Recipe
 class Choice:
     """Which layer gets what: the recipe (overrides first in its plan), the skip list, first and last layers.
 
-    runs: id of an operation -> how often one run of the whole model calls it.
+    uses: how often one run of the whole model calls an operation.
     """
 
     recipe: Recipe
     skip: tuple[str, ...]
     positions: dict[str, tuple[str, ...]]
-    runs: Mapping[int, int]
+    uses: Callable[[Any], int]
 
     def skips(self, name: str, path: str) -> bool:
         """Whether the user wants that layer left float."""
@@ -229,7 +229,7 @@ class _Level:
         return outputs
 
     def _runs_often(self, call: Call) -> bool:
-        return self.rewriter.choice.runs[id(call.operation)] > 1
+        return self.rewriter.choice.uses(call.operation) > 1
 
     def _own_range(self, call: Call) -> Quantizer:
         quantizer = self.plan.own[call]
@@ -302,7 +302,5 @@ def _copy_state(layer: Any, copy: Any) -> None:
     for host in ("kernel_host", "bias_host", "output_host"):
         old, new = getattr(layer, host, None), getattr(copy, host)
         if old is not None:
-            state: dict[str, Any] = {}
-            old.save_own_variables(state)
-            new.load_own_variables(state)
+            new.copy_state_from(old)
     copy.trainable = layer.trainable

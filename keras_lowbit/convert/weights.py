@@ -77,5 +77,5 @@ def _stock_layer(layer: Any, copies: dict[int, Any]) -> Any:
     copy.build(layer.get_build_config()["input_shape"])
     copy.kernel.assign(layer.kernel if layer.kernel_host is None else kernel_codes(layer).real)
     if layer.bias is not None:
-        copy.bias.assign(layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real)
+        copy.bias.assign(layer.effective_bias())
     return copy

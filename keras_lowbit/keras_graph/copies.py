@@ -1,27 +1,22 @@
 """Copies of single operations, so that a rebuilt model shares nothing with the original."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import tree
 
-from keras_lowbit.keras_graph.calls import Call, calls_of, find_layers, functional_of
+from keras_lowbit.keras_graph.calls import Call, Compute, calls_of, find_layers, functional_of
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
-def rebuilt(sequence: Any, run: Callable[[Call, dict[int, Any]], list[Any]]) -> keras.Model:
+def rebuilt(sequence: Any, run: Compute) -> keras.Model:
     """A Functional model of the form of `sequence`: `run` gives the outputs of each call from the values by key."""
-    graph = calls_of(sequence)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
         for tensor in functional_of(sequence).inputs
     ]
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    for call in graph.calls:
-        values |= dict(zip(call.outputs, run(call, values), strict=True))
-    return model_like(sequence, inputs, [values[key] for key in graph.outputs])
+    return model_like(sequence, inputs, calls_of(sequence).run(inputs, run))
 
 
 def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Model:

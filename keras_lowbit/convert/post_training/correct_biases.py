@@ -1,7 +1,6 @@
 """correct_biases: the mean error that quantizing brings into each channel, taken out of its bias."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ import numpy as np
 from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import stock_kind
-from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order
+from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
@@ -84,7 +83,13 @@ def layer_by_layer(
         bar.add(1)
 
     for model, graph, visit in zip((reference, quantized), graphs, (remember, change_and_count), strict=True):
-        walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
+        _visit(graph, [inputs_in_order(model, batch) for batch in batches], targets, visit)
+
+
+def _visit(graph: CallGraph, batches: list[list[Any]], paths: list[str], visit: Visit) -> None:
+    """Run all batches call by call; before the calls of some paths show the call and the values of every batch."""
+    values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
+    run_calls(graph.calls, values, before=lambda call: visit(call, values) if call.path in paths else None)
 
 
 def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
@@ -98,14 +103,13 @@ def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str |
     The pointwise half of a separable convolution has its name, and the whole of it as its twin.
     """
     twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel") or _is_separable(call)}
-    runs = Counter(id(call.operation) for call in graph.calls)
 
     def reason(call: Call) -> str | None:
         layer = call.operation
         if call.path not in twins:
             return "no layer of its path in the float model"
-        if runs[id(layer)] > 1:
-            return f"shared: it runs {runs[id(layer)]} times"
+        if graph.uses(layer) > 1:
+            return f"shared: it runs {graph.uses(layer)} times"
         if layer.bias is None:
             return "it has no bias"
         return None if layer.bias_quantizer is None else "its bias is quantized"
@@ -115,17 +119,6 @@ def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str |
 
 def _is_separable(call: Call) -> bool:
     return stock_kind(call.operation) == "SeparableConv2D"
-
-
-def walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
-    """Run all batches call by call; before the calls of some paths show call and values. Values live until last used."""
-    values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
-    for call in graph.calls:
-        if call.path in visits:
-            visits[call.path](call, values)
-        for known in values:
-            known |= dict(zip(call.outputs, call.run(known), strict=True))
-            graph.release(call, known)
 
 
 def mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:

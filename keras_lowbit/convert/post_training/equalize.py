@@ -1,6 +1,5 @@
 """equalize: cross-layer equalization, the data-free way to give all channels similar ranges."""
 
-from collections import Counter
 from typing import Any, Literal, overload
 
 import keras
@@ -10,7 +9,7 @@ from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training import layer_pairs as pairs
 from keras_lowbit.convert.post_training.layer_pairs import Pair
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
-from keras_lowbit.keras_graph.calls import Call, calls_of
+from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of
 from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
 from keras_lowbit.quantizers.base import require_choice
 
@@ -73,11 +72,10 @@ def equalize(
     """
     require_choice("equalize", "relu6", relu6, ("relu", "keep"))
     graph = calls_of(model, inline=True)
-    runs = Counter(id(call.operation) for call in graph.calls)
     chosen: list[Pair] = []
     rows: dict[str, LayerReport] = {}
     for pair in pairs.find_pairs(graph):
-        stays = _stays(pair, relu6, runs, data is not None) if isinstance(pair, Pair) else None
+        stays = _stays(graph, pair, relu6, data is not None) if isinstance(pair, Pair) else None
         call, reason = (pair.first, stays) if isinstance(pair, Pair) else pair
         if isinstance(pair, Pair) and reason is None:
             chosen.append(pair)
@@ -95,12 +93,12 @@ def equalize(
     return (changed, report) if return_report else changed
 
 
-def _stays(pair: Pair, relu6: str, runs: Counter[int], has_data: bool) -> str | None:
+def _stays(graph: CallGraph, pair: Pair, relu6: str, has_data: bool) -> str | None:
     if pair.activation != "relu6":
         return None
     if relu6 == "keep":
         return None if has_data else f"{pair.clip.path} is a ReLU6: give data, or relu6='relu'"
-    if not pair.clip.is_layer or runs[id(pair.clip.operation)] > 1:
+    if not pair.clip.is_layer or graph.uses(pair.clip.operation) > 1:
         return f"{pair.clip.path} is a ReLU6 that cannot be replaced: it is no layer of its own"
     return None
 
@@ -121,12 +119,12 @@ def _equalized(
         furthest = 0.0
         for index, pair in enumerate(chosen):
             first, second = pair.first.operation, pair.second.operation
-            r1 = pairs.filter_ranges(first, weights[id(first)]["kernel"])
-            r2 = pairs.input_ranges(second, weights[id(second)]["kernel"])
+            r1 = pairs.output_maxima(first, weights[id(first)])
+            r2 = pairs.input_maxima(second, weights[id(second)])
             wanted = np.clip(total[index] * equalizing_factors(r1, r2), *limits[index])
             scale = wanted / total[index]
-            weights[id(first)] = pairs.scale_filters(first, weights[id(first)], 1.0 / scale)
-            weights[id(second)] = pairs.scale_inputs(weights[id(second)], scale)
+            weights[id(first)] = pairs.scale_outputs(first, weights[id(first)], 1.0 / scale)
+            weights[id(second)] = pairs.scale_inputs(second, weights[id(second)], scale)
             total[index] = wanted
             furthest = max(furthest, float(np.abs(np.log(scale)).max()))
         if furthest < _CONVERGED:

@@ -1,7 +1,6 @@
 """fold_batch_norms: batch norms become part of the weights and biases beside them."""
 
 import dataclasses
-from collections import Counter
 from typing import Any, Literal, overload
 
 import keras
@@ -12,7 +11,8 @@ from keras_lowbit.convert.analysis.operations import KINDS, activation_name, sto
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, layers_inside
 from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.keras_graph.variables import batch_norm_affine
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS, KernelLayout
 
 Weights = dict[str, np.ndarray]
 
@@ -54,7 +54,6 @@ class _Plan:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self.graph: CallGraph = calls_of(model, inline=True)
-        self.runs = Counter(id(call.operation) for call in self.graph.calls)
         self.weights: dict[int, tuple[Any, Weights]] = {}  # id of a layer -> the layer and its folded weights
         self.dropped: dict[int, Call] = {}  # id of a batch norm -> its call
         self.rows: list[LayerReport] = []
@@ -92,8 +91,8 @@ class _Plan:
 
     def _own_reason(self, norm: Call) -> str | None:
         axes = len(norm.tensors[0].shape)
-        if self.runs[id(norm.operation)] > 1:
-            return f"shared: it runs {self.runs[id(norm.operation)]} times"
+        if self.graph.uses(norm.operation) > 1:
+            return f"shared: it runs {self.graph.uses(norm.operation)} times"
         if norm.operation.axis not in (-1, axes - 1):
             return f"normalises axis {norm.operation.axis}, not the last one"
         if any(constant is True for constant in norm.constants()):
@@ -116,7 +115,9 @@ class _Plan:
         if self._only(norm.inputs[0]) is None:
             return f"the output of {call.path} has other readers"
         return _Fold(
-            call, "before", multiplied_outputs(call.operation, self._weights(call), *norm_affine(norm.operation))
+            call,
+            "before",
+            multiplied_outputs(stock_kind(call.operation), self._weights(call), *batch_norm_affine(norm.operation)),
         )
 
     def _in_front(self, norm: Call) -> "_Fold | str":
@@ -126,10 +127,12 @@ class _Plan:
             return "its output has several readers or leaves the model"
         if reason := self._unfit(call):
             return f"after it {reason}"
-        factor, offset = norm_affine(norm.operation)
+        factor, offset = batch_norm_affine(norm.operation)
         if np.any(offset) and _pads(call.operation):
             return f"{call.path} after it pads with zeros, which would have to be {offset[np.argmax(abs(offset))]:.3g}"
-        return _Fold(call, "after", multiplied_inputs(call.operation, self._weights(call), factor, offset))
+        groups = getattr(call.operation, "groups", 1)
+        folded = multiplied_inputs(stock_kind(call.operation), self._weights(call), factor, offset, groups)
+        return _Fold(call, "after", folded)
 
     def _only(self, key: int) -> Call | None:
         return self.graph.only_consumer(key)
@@ -147,8 +150,8 @@ class _Plan:
             return f"stands {call.path} ({call.kind}), which has no weights to fold into"
         if getattr(operation, "data_format", "channels_last") != "channels_last":
             return f"stands {call.path}, which is channels_first"
-        if self.runs[id(operation)] > 1:
-            return f"stands {call.path}, which is shared: it runs {self.runs[id(operation)]} times"
+        if self.graph.uses(operation) > 1:
+            return f"stands {call.path}, which is shared: it runs {self.graph.uses(operation)} times"
         return None
 
 
@@ -159,75 +162,41 @@ class _Fold:
     weights: Weights
 
 
-def norm_affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``f = gamma / sqrt(variance + epsilon)`` and ``o = beta - mean * f`` of a batch norm, float64 [channels]."""
-    mean, variance = (to_numpy(moment).astype(np.float64) for moment in (layer.moving_mean, layer.moving_variance))
-    gamma = to_numpy(layer.gamma).astype(np.float64) if layer.scale else 1.0
-    beta = to_numpy(layer.beta).astype(np.float64) if layer.center else 0.0
-    factor = gamma / np.sqrt(variance + layer.epsilon)
-    return factor, beta - mean * factor
+def multiplied_outputs(kind: str, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
+    """Weights of a layer of that class followed by ``factor * y + offset``. factor, offset: [output channels]."""
+    name, layout = _making_outputs(kind)
+    kernel = weights[name] * layout.per_output(factor, weights[name].shape)
+    return weights | {name: kernel, "bias": weights["bias"] * factor + offset}
 
 
-def multiplied_outputs(layer: Any, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
-    """Weights of the layer followed by ``factor * y + offset``. factor, offset: [output channels]."""
-    new = dict(weights)
-    name = "pointwise_kernel" if "pointwise_kernel" in weights else "kernel"
-    kernel = weights[name]
-    kind = stock_kind(layer)
-    if kind == "DepthwiseConv2D":  # output channel = input channel * multiplier + index
-        new[name] = kernel * factor.reshape(kernel.shape[2:])
-    elif kind == "Conv2DTranspose":  # [height, width, output, input]
-        new[name] = kernel * factor[:, None]
-    else:
-        new[name] = kernel * factor
-    new["bias"] = weights["bias"] * factor + offset
-    return new
+def multiplied_inputs(kind: str, weights: Weights, factor: np.ndarray, offset: np.ndarray, groups: int = 1) -> Weights:
+    """Weights of a layer of that class behind ``factor * x + offset``. factor, offset: [input channels].
 
-
-def multiplied_inputs(layer: Any, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
-    """Weights of the layer behind ``factor * x + offset``. factor, offset: [input channels].
-
-    Exact without padding, or for offset 0.
+    Exact without padding, or for offset 0. groups: of a convolution.
     """
-    new, kind = dict(weights), stock_kind(layer)
-    if kind in ("DepthwiseConv2D", "SeparableConv2D"):
-        name = "kernel" if kind == "DepthwiseConv2D" else "depthwise_kernel"
-        new[name] = weights[name] * factor[:, None]
-        shift = (weights[name] * offset[:, None]).sum(axis=(0, 1)).reshape(-1)
-        new["bias"] = weights["bias"] + (
-            shift if kind == "DepthwiseConv2D" else shift @ weights["pointwise_kernel"][0, 0]
-        )
-        return new
-    kernel = weights["kernel"]
-    if kind == "Conv2DTranspose":
-        new["kernel"] = kernel * factor
-        new["bias"] = weights["bias"] + (kernel * offset).sum(axis=(0, 1, 3))
-        return new
-    per_weight = _input_of(kernel.shape, getattr(layer, "groups", 1))
-    new["kernel"] = kernel * factor[per_weight]
-    new["bias"] = weights["bias"] + (kernel * offset[per_weight]).sum(axis=tuple(range(kernel.ndim - 1)))
-    return new
+    name, layout = _reading_inputs(kind)
+    kernel = weights[name]
+    factors, offsets = (layout.per_input(values, kernel.shape, groups) for values in (factor, offset))
+    shift = (kernel * offsets).sum(axis=layout.inner_axes).reshape(-1)
+    if "pointwise_kernel" in weights:
+        shift = shift @ weights["pointwise_kernel"][0, 0]
+    return weights | {name: kernel * factors, "bias": weights["bias"] + shift}
 
 
-def _input_of(shape: tuple[int, ...], groups: int) -> np.ndarray:
-    """The input channel that each weight [channels of a group, outputs] of a (grouped) kernel is multiplied with."""
-    inside, outputs = shape[-2:]
-    return np.arange(inside)[:, None] + inside * (np.arange(outputs) // (outputs // groups))
+def _making_outputs(kind: str) -> tuple[str, KernelLayout]:
+    """The kernel that makes the outputs of a layer."""
+    return ("pointwise_kernel", LAYOUTS["Conv2D"]) if kind == "SeparableConv2D" else ("kernel", LAYOUTS[kind])
+
+
+def _reading_inputs(kind: str) -> tuple[str, KernelLayout]:
+    """The kernel that reads the inputs of a layer."""
+    return ("depthwise_kernel", LAYOUTS["DepthwiseConv2D"]) if kind == "SeparableConv2D" else ("kernel", LAYOUTS[kind])
 
 
 def _with_bias(layer: Any) -> Weights:
     weights = weights_of(layer)
-    if "bias" not in weights:
-        weights["bias"] = np.zeros(output_channels(layer))
-    return weights
-
-
-def output_channels(layer: Any) -> int:
-    """How many channels a stock layer with a kernel makes."""
-    kind = stock_kind(layer)
-    if kind == "DepthwiseConv2D":
-        return int(np.prod(layer.kernel.shape[2:]))
-    return int(layer.units if kind == "Dense" else layer.filters)
+    name, layout = _making_outputs(stock_kind(layer))
+    return {"bias": np.zeros(layout.output_channels(weights[name].shape)), **weights}
 
 
 def _pads(layer: Any) -> bool:

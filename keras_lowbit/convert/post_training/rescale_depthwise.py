@@ -86,11 +86,11 @@ def rescale_depthwise(
 def _rescale(pair: Pair, largest: np.ndarray, locked_above: float, edits: dict[int, Edit]) -> LayerReport:
     first, second = pair.first.operation, pair.second.operation
     weights = {id(layer): dict(edits.get(id(layer), Edit()).weights) or weights_of(layer) for layer in (first, second)}
-    ranges = pairs.filter_ranges(first, weights[id(first)]["kernel"])
+    ranges = pairs.output_maxima(first, weights[id(first)])
     locked = (largest > locked_above) & (pair.activation == "relu6")
     scales = rescale_factors(ranges, largest, locked, limited=pair.activation == "relu6")
-    edits[id(first)] = Edit(weights=pairs.scale_filters(first, weights[id(first)], scales))
-    edits[id(second)] = Edit(weights=pairs.scale_inputs(weights[id(second)], 1.0 / scales))
+    edits[id(first)] = Edit(weights=pairs.scale_outputs(first, weights[id(first)], scales))
+    edits[id(second)] = Edit(weights=pairs.scale_inputs(second, weights[id(second)], 1.0 / scales))
     spread = [float(values.max() / max(values.min(), 1e-30)) for values in (ranges, ranges * scales)]
     detail = (
         f"with {pair.second.path}: {int(locked.sum())} of {len(scales)} channels locked, largest over smallest filter "

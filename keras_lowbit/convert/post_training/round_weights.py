@@ -7,12 +7,12 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training.correct_biases import candidates, layer_by_layer, mean_output
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 # Input vectors that the second moments of a layer are taken over: 30 for each dimension, within these limits.
 _ROWS = (4_000, 20_000)
@@ -79,7 +79,8 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
         return LayerReport(call.path, call.kind, "left", f"{kind} is not covered")
     encoded = layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
-    weights, scales = (_grouped(layer, value) for value in (old.astype(np.float64), scale))
+    layout = LAYOUTS[stock_kind(layer)]
+    weights, scales = (layout.grouped(value) for value in (old.astype(np.float64), scale))
     limit = 2 ** (int(layer.kernel_quantizer.bits) - 1) - 1
     moments, target = regressed(weights, seen, real)
     nearest = np.clip(np.round(weights / np.where(scales > 0, scales, 1.0)), -limit, limit)
@@ -87,8 +88,8 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
     full = np.where(kept, nearest, 0)
     codes = descended(target, scales, moments, limit, rounded(target, scales, moments, limit, full), full)
     latent = np.where(kept, weights, codes * scales)
-    layer.kernel.assign(_ungrouped(layer, latent, old.shape))
-    found = _grouped(layer, keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
+    layer.kernel.assign(layout.ungrouped(latent, old.shape))
+    found = layout.grouped(keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
     if not np.array_equal(found, codes):
         layer.kernel.assign(old)
         return LayerReport(call.path, call.kind, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
@@ -179,10 +180,10 @@ def input_vectors(layer: Any, inputs: list[Any], rng: np.random.Generator) -> np
     kind = stock_kind(layer)
     if kind not in ("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D") or getattr(layer, "groups", 1) > 1:
         return None
-    dimensions = _grouped(layer, to_numpy(layer.kernel)).shape[1]
+    dimensions = LAYOUTS[kind].grouped(to_numpy(layer.kernel)).shape[1]
     share = -(-min(max(30 * dimensions, _ROWS[0]), _ROWS[1]) // len(inputs))
     vectors = np.concatenate([_some(_patches(layer, kind, batch, 4 * share), share, rng) for batch in inputs])
-    if kind == "DepthwiseConv2D":
+    if LAYOUTS[kind].is_depthwise:
         channels = inputs[0].shape[-1]
         return vectors.reshape(len(vectors), -1, channels).transpose(2, 0, 1)
     return vectors[None]
@@ -215,14 +216,3 @@ def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 def _largest(weights: np.ndarray) -> np.ndarray:
     """True at the first largest |w| of every filter of [groups, inputs, outputs]."""
     return np.arange(weights.shape[1])[None, :, None] == np.abs(weights).argmax(axis=1)[:, None, :]
-
-
-def _grouped(layer: klb_layers.QuantizedLayer, kernel: np.ndarray) -> np.ndarray:
-    """A kernel as [groups, inputs, outputs]: one group for each input channel of a depthwise layer."""
-    if stock_kind(layer) == "DepthwiseConv2D":
-        return kernel.reshape(-1, *kernel.shape[2:]).transpose(1, 0, 2)
-    return kernel.reshape(1, -1, kernel.shape[-1])
-
-
-def _ungrouped(layer: klb_layers.QuantizedLayer, grouped: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (grouped.transpose(1, 0, 2) if stock_kind(layer) == "DepthwiseConv2D" else grouped).reshape(shape)

@@ -76,10 +76,9 @@ def _with_activation(state: Lowering, call: Call, source: Stored, pending: Pendi
 def _pending(state: Lowering, call: Call, source: Stored, kind: str) -> Pending:
     layer = call.operation
     channels = call.results[0].shape[-1]
-    affine = identity(channels)
-    if layer.bias is not None:
-        bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
-        affine = Affine(affine.factor, np.asarray(bias, np.float64))
+    affine, bias = identity(channels), layer.effective_bias()
+    if bias is not None:
+        affine = Affine(affine.factor, bias.astype(np.float64))
 
     def emit(grid: Range, activation: str | None, total: Affine | None) -> str:
         weights, overflow = fit_int8(

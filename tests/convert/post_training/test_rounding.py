@@ -7,6 +7,7 @@ import pytest
 import keras_lowbit as klb
 from keras_lowbit.convert.post_training import round_weights as rounding
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 L = keras.layers
 RNG = np.random.default_rng(83)
@@ -133,13 +134,12 @@ def test_input_vectors_times_grouped_kernel_are_what_the_layer_computes(name):
     batches = [RNG.normal(size=(3, *shape)).astype("float32") for _ in range(2)]
     want = np.concatenate([to_numpy(layer(batch)).reshape(-1, layer(batch).shape[-1]) for batch in batches])
     vectors = rounding.input_vectors(layer, batches, RNG)
-    kernel = rounding._grouped(layer, to_numpy(layer.quantized_kernel()))
+    layout = LAYOUTS[cls.__name__.removeprefix("Quant")]
+    kernel = layout.grouped(to_numpy(layer.quantized_kernel()))
     got = np.matmul(vectors, kernel).transpose(1, 0, 2).reshape(len(want), -1)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(
-        rounding._ungrouped(layer, rounding._grouped(layer, to_numpy(layer.kernel)), layer.kernel.shape),
-        to_numpy(layer.kernel),
-    )
+    real = to_numpy(layer.kernel)
+    np.testing.assert_array_equal(layout.ungrouped(layout.grouped(real), real.shape), real)
 
 
 def network():
