@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import (
     Call,
     calls_of,
@@ -32,7 +32,7 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
 
     def __init__(self, data: Any, batch_size: int = 32, steps: int | None = None, verbose: int | bool = 0) -> None:
         super().__init__()
-        self.data, self.batch_size, self.steps, self.verbose = data, batch_size, steps, verbose
+        self.batches = Batches(data, batch_size, steps, verbose)
 
     def set_model(self, model: Any) -> None:
         """Check that there is something to re-estimate."""
@@ -48,9 +48,7 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Re-estimate, if all weights are frozen."""
         if all(_frozen(layer) for layer in find_layers(self.model, QuantizedLayer)):
-            reestimate_batch_norms(
-                self.model, self.data, batch_size=self.batch_size, steps=self.steps, verbose=self.verbose
-            )
+            _reestimate(self.model, self.batches)
 
 
 def _frozen(layer: QuantizedLayer) -> bool:
@@ -75,6 +73,10 @@ def reestimate_batch_norms(
     Returns how many batch norms were set; 0 for a model without any.
     Raises ValueError for empty data and for batch norms inside custom layers, TypeError for a subclassed model.
     """
+    return _reestimate(model, Batches(data, batch_size, steps, verbose))
+
+
+def _reestimate(model: keras.Model, batches: Batches) -> int:
     _check_reach(model)
     graph = calls_of(model, inline=True)
     norms = [call for call in graph.calls if isinstance(call.operation, keras.layers.BatchNormalization)]
@@ -86,10 +88,8 @@ def reestimate_batch_norms(
         moments = totals.get(id(call.operation))
         return call.run(values) if moments is None else [moments.see(call.operation, values[call.inputs[0]])]
 
-    bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
-    for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
+    for batch in batches.with_progress():
         graph.run(map(keras.ops.convert_to_tensor, inputs_in_order(model, batch)), look)
-        bar.update(index + 1)
     for call in norms:
         totals[id(call.operation)].write(call.operation)
     return len(totals)

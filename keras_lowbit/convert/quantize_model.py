@@ -8,8 +8,9 @@ import keras
 
 from keras_lowbit import quantizers, recipes
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.reports.conversion import ConversionReport
-from keras_lowbit.convert.rewriter import Choice, Rewriter
+from keras_lowbit.convert.rewriter import Rewriter
 from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.keras_graph.copies import warn_of_own_steps
 from keras_lowbit.keras_graph.variables import not_finite
@@ -70,7 +71,7 @@ def quantize_model(
     _check_quantized(choice, recipe.replace(plan=rules), calls)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)
-    return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
+    return quantized, ConversionReport(model.name, recipe.name, rewriter.report.rows)
 
 
 def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:

@@ -10,7 +10,7 @@ from keras_lowbit.deploy.lowering.folding import channel_scales
 from keras_lowbit.deploy.lowering.lower import lower_model
 from keras_lowbit.deploy.packed.layers import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.keras_graph.calls import layers_of
-from keras_lowbit.keras_graph.edits import Edit, edited
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.ops.packing import PackedWeights, pack_if_ternary, pack_ternary
@@ -45,11 +45,11 @@ def pack(model: keras.Model, input_shapes: Any = None) -> keras.Model:
         )
     ranges = input_ranges(model, input_shapes)
     edits = {
-        id(layer): Edit(replacement=_layer(layer, *found[path], ranges.get(path)))
+        id(layer): LayerEdit(replacement=_layer(layer, *found[path], ranges.get(path)))
         for path, layer in layers
         if path in found
     }
-    return edited(model, edits)
+    return rewrite_model(model, edits)
 
 
 def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:

@@ -1,14 +1,14 @@
 """correct_biases: the mean error that quantizing brings into each channel, taken out of its bias."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import stock_kind
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 
@@ -48,7 +48,7 @@ def correct_biases(
         call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
         found[call.path] = float(np.abs(shift).max())
 
-    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, correct, verbose)
+    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, correct)
     return found
 
 
@@ -56,19 +56,14 @@ Visit = Callable[[Call, list[dict[int, Any]]], None]
 
 
 def layer_by_layer(
-    quantized: keras.Model,
-    reference: keras.Model,
-    data: Iterable[Any],
-    remember: Visit,
-    change: Visit,
-    verbose: int | bool,
+    quantized: keras.Model, reference: keras.Model, batches: Batches, remember: Visit, change: Visit
 ) -> None:
     """Run all batches through the float model, then through the quantized one, and stop at the layers that match.
 
     remember: sees a call of `reference` before it runs, and the values of every batch.   change: the same of `quantized`; it
     may change the layer, which the next ones then see.   ValueError if no layer of the two models matches.
     """
-    batches = list(data)
+    arrays = list(batches)
     graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
     targets = correctable(graphs[1], graphs[0])
     if not targets:
@@ -76,14 +71,14 @@ def layer_by_layer(
             f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
             "Give the model that was quantized, its batch norms folded."
         )
-    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
+    bar = keras.utils.Progbar(len(targets), verbose=1 if batches.verbose else 0, unit_name="layer")
 
     def change_and_count(call: Call, values: list[dict[int, Any]]) -> None:
         change(call, values)
         bar.add(1)
 
     for model, graph, visit in zip((reference, quantized), graphs, (remember, change_and_count), strict=True):
-        _visit(graph, [inputs_in_order(model, batch) for batch in batches], targets, visit)
+        _visit(graph, [inputs_in_order(model, batch) for batch in arrays], targets, visit)
 
 
 def _visit(graph: CallGraph, batches: list[list[Any]], paths: list[str], visit: Visit) -> None:

@@ -1,26 +1,22 @@
 """fold_batch_norms: batch norms become part of the weights and biases beside them."""
 
 import dataclasses
-from typing import Any, Literal, overload
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import KINDS, activation_name, stock_kind
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, layers_inside
-from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
 from keras_lowbit.keras_graph.variables import batch_norm_affine
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS, KernelLayout
 
 Weights = dict[str, np.ndarray]
 
 
-@overload
-def fold_batch_norms(model: keras.Model, return_report: Literal[False] = False) -> keras.Model: ...
-@overload
-def fold_batch_norms(model: keras.Model, return_report: Literal[True]) -> tuple[keras.Model, ConversionReport]: ...
 def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     """A stock copy of a float model whose batch norms are part of the layers beside them; the same function.
 
@@ -39,7 +35,7 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
     plan = _Plan(model)
-    folded = edited(model, plan.edits())
+    folded = rewrite_model(model, plan.edits())
     return (folded, plan.report()) if return_report else folded
 
 
@@ -63,33 +59,38 @@ class _Plan:
         for path in layers_inside(model, keras.layers.BatchNormalization):
             self.rows.append(LayerReport(path, "BatchNormalization", "left", "inside a custom layer"))
 
-    def edits(self) -> dict[int, Edit]:
-        found = {key: Edit(drop=True) for key in self.dropped}
-        return found | {key: Edit(config={"use_bias": True}, weights=new) for key, (_, new) in self.weights.items()}
+    def edits(self) -> dict[int, LayerEdit]:
+        found = {key: LayerEdit(drop=True) for key in self.dropped}
+        return found | {
+            key: LayerEdit(config={"use_bias": True}, weights=new) for key, (_, new) in self.weights.items()
+        }
 
     def report(self) -> ConversionReport:
         return ConversionReport(self.model.name, "fold_batch_norms", tuple(self.rows))
 
     def _visit(self, norm: Call) -> None:
-        reason = self._own_reason(norm)
-        if reason is None:
-            after, before = self._behind(norm), self._in_front(norm)
-            for fold in (after, before):
-                if isinstance(fold, _Fold):
-                    return self._apply(norm, fold)
-            reason = f"{after}; {before}"
-        self.rows.append(LayerReport(norm.path, norm.kind, "left", reason))
-        return None
-
-    def _apply(self, norm: Call, fold: "_Fold") -> None:
+        fold = self._fold(norm)
+        if isinstance(fold, Refused):
+            self.rows.append(LayerReport.of(norm, "left", fold.reason))
+            return
         layer = fold.call.operation
         self.weights[id(layer)] = (layer, fold.weights)
         self.dropped[id(norm.operation)] = norm
-        self.rows.append(
-            LayerReport(norm.path, norm.kind, "folded", f"into {fold.call.path}, which stands {fold.where} it")
-        )
+        detail = f"into {fold.call.path}, which stands {fold.where} it"
+        self.rows.append(LayerReport.of(norm, "folded", detail))
+
+    def _fold(self, norm: Call) -> "_Fold | Refused":
+        """The fold into the layer before the batch norm, else into the one after it, else why there is neither."""
+        if reason := self._own_reason(norm):
+            return Refused(reason)
+        before = self._behind(norm)
+        if isinstance(before, _Fold):
+            return before
+        after = self._in_front(norm)
+        return after if isinstance(after, _Fold) else Refused(f"{before.reason}; {after.reason}")
 
     def _own_reason(self, norm: Call) -> str | None:
+        """Why a batch norm folds into no layer, whatever stands beside it; None if it may."""
         axes = len(norm.tensors[0].shape)
         if self.graph.uses(norm.operation) > 1:
             return f"shared: it runs {self.graph.uses(norm.operation)} times"
@@ -99,7 +100,7 @@ class _Plan:
             return "called with training=True: it uses the statistics of each batch"
         return None
 
-    def _behind(self, norm: Call) -> "_Fold | str":
+    def _behind(self, norm: Call) -> "_Fold | Refused":
         """The fold into the layer that makes the batch norm's input, or why there is none."""
         key = norm.inputs[0]
         call = self.graph.producers.get(key)
@@ -107,29 +108,30 @@ class _Plan:
             key = call.inputs[0]
             call = self.graph.producers.get(key)
         if call is None:
-            return "nothing before it: it reads an input"
+            return Refused("nothing before it: it reads an input")
         if reason := self._unfit(call):
-            return f"before it {reason}"
+            return Refused(f"before it {reason}")
         if activation_name(call.operation) != "linear":
-            return f"the activation {activation_name(call.operation)} of {call.path} stands between"
+            return Refused(f"the activation {activation_name(call.operation)} of {call.path} stands between")
         if self._only(norm.inputs[0]) is None:
-            return f"the output of {call.path} has other readers"
+            return Refused(f"the output of {call.path} has other readers")
         return _Fold(
             call,
             "before",
             multiplied_outputs(stock_kind(call.operation), self._weights(call), *batch_norm_affine(norm.operation)),
         )
 
-    def _in_front(self, norm: Call) -> "_Fold | str":
+    def _in_front(self, norm: Call) -> "_Fold | Refused":
         """The fold into the only layer that reads the batch norm's output, or why there is none."""
         call = self._only(norm.outputs[0])
         if call is None:
-            return "its output has several readers or leaves the model"
+            return Refused("its output has several readers or leaves the model")
         if reason := self._unfit(call):
-            return f"after it {reason}"
+            return Refused(f"after it {reason}")
         factor, offset = batch_norm_affine(norm.operation)
         if np.any(offset) and _pads(call.operation):
-            return f"{call.path} after it pads with zeros, which would have to be {offset[np.argmax(abs(offset))]:.3g}"
+            wanted = offset[np.argmax(abs(offset))]
+            return Refused(f"{call.path} after it pads with zeros, which would have to be {wanted:.3g}")
         groups = getattr(call.operation, "groups", 1)
         folded = multiplied_inputs(stock_kind(call.operation), self._weights(call), factor, offset, groups)
         return _Fold(call, "after", folded)

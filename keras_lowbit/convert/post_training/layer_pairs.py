@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
+from keras_lowbit.convert.reports.conversion import Refused
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import Call, CallGraph, inputs_in_order
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
@@ -32,38 +33,47 @@ class Pair:
     activation: str
     clip: Call
 
+    @property
+    def layers(self) -> tuple[Any, Any]:
+        """The two layers."""
+        return self.first.operation, self.second.operation
 
-def find_pairs(graph: CallGraph, first: tuple[str, ...] = FIRST) -> Iterator[Pair | tuple[Call, str]]:
-    """Every layer of the kinds `first` in running order: its pair, or the reason why it is in none."""
+
+def find_pairs(graph: CallGraph, first: tuple[str, ...] = FIRST) -> Iterator[tuple[Call, Pair | Refused]]:
+    """Every layer of the kinds `first` in running order, with its pair or the reason why it is in none."""
     for call in graph.calls:
         if stock_kind(call.operation) in first:
-            found = _pair(graph, call)
-            yield found if isinstance(found, Pair) else (call, found)
+            yield call, _pair(graph, call)
 
 
-def _pair(graph: CallGraph, first: Call) -> Pair | str:
+def _pair(graph: CallGraph, first: Call) -> Pair | Refused:
     if reason := _unfit(graph, first):
-        return reason
+        return Refused(reason)
     activation, clip, call = activation_name(first.operation), first, first
     while (reader := graph.only_consumer(call.outputs[0])) is not None:
         name, kind = _relu_name(reader), stock_kind(reader.operation)
         if kind in SECOND and _channels_last(reader):
-            if reason := _unfit(graph, reader):
-                return reason
-            if activation not in ("linear", "relu", "relu6"):
-                return f"its activation {activation!r} does not scale"
-            if getattr(reader.operation, "groups", 1) > 1:
-                return f"{reader.path} after it has groups"
-            return Pair(first, reader, activation, clip)
+            reason = _unfit_second(graph, reader, activation)
+            return Pair(first, reader, activation, clip) if reason is None else Refused(reason)
         if name is not None and activation == "linear":
             activation, clip = name, reader
         elif kind not in _SCALES_THROUGH or not _channels_last(reader):
-            return f"{reader.path} ({reader.kind}) stands between it and the next layer"
+            return Refused(f"{reader.path} ({reader.kind}) stands between it and the next layer")
         call = reader
-    return f"the output of {call.path} has several readers or leaves the model"
+    return Refused(f"the output of {call.path} has several readers or leaves the model")
+
+
+def _unfit_second(graph: CallGraph, second: Call, activation: str) -> str | None:
+    """Why a layer behind an activation cannot be the second of a pair; None if it can."""
+    if reason := _unfit(graph, second):
+        return reason
+    if activation not in ("linear", "relu", "relu6"):
+        return f"its activation {activation!r} does not scale"
+    return f"{second.path} after it has groups" if getattr(second.operation, "groups", 1) > 1 else None
 
 
 def _unfit(graph: CallGraph, call: Call) -> str | None:
+    """Why a layer can be in no pair; None if it can."""
     if isinstance(call.operation, klb_layers.QuantizedLayer):
         return f"{call.path} is quantized already"
     if graph.uses(call.operation) > 1:
@@ -108,15 +118,7 @@ def scale_inputs(layer: Any, weights: Weights, factor: np.ndarray) -> Weights:
     return weights | {"kernel": kernel * LAYOUTS[stock_kind(layer)].per_input(factor, kernel.shape)}
 
 
-def channel_maxima(
-    model: keras.Model,
-    graph: CallGraph,
-    keys: list[int],
-    data: Any,
-    batch_size: int,
-    steps: int | None,
-    verbose: int | bool,
-) -> dict[int, np.ndarray]:
+def channel_maxima(model: keras.Model, graph: CallGraph, keys: list[int], batches: Batches) -> dict[int, np.ndarray]:
     """The largest value of every channel (last axis) of some tensors over data, by the tensors' keys."""
     found: dict[int, np.ndarray] = {}
 
@@ -129,8 +131,7 @@ def channel_maxima(
                 found[key] = np.maximum(found.get(key, largest), largest)
         return results
 
-    bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
-    for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
-        graph.run(map(keras.ops.convert_to_tensor, inputs_in_order(model, batch)), look)
-        bar.update(index + 1)
+    if keys:
+        for batch in batches.with_progress():
+            graph.run(map(keras.ops.convert_to_tensor, inputs_in_order(model, batch)), look)
     return found

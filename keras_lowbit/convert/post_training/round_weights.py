@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training.correct_biases import candidates, layer_by_layer, mean_output
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
@@ -65,9 +65,9 @@ def round_weights(
         bias = call.operation.bias
         bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
 
-    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, change, verbose)
+    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, change)
     graphs = (calls_of(model, inline=True) for model in (quantized, reference))
-    left = {call.path: LayerReport(call.path, call.kind, "left", why) for call, why in candidates(*graphs) if why}
+    left = {call.path: LayerReport.of(call, "left", why) for call, why in candidates(*graphs) if why}
     return ConversionReport(quantized.name, "round_weights", (*rows, *left.values()))
 
 
@@ -76,28 +76,28 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
     layer, old = call.operation, to_numpy(call.operation.kernel)
     if seen is None or real is None:
         kind = call.kind if seen is None else "half of a separable convolution"
-        return LayerReport(call.path, call.kind, "left", f"{kind} is not covered")
+        return LayerReport.of(call, "left", f"{kind} is not covered")
     encoded = layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
     layout = LAYOUTS[stock_kind(layer)]
     weights, scales = (layout.grouped(value) for value in (old.astype(np.float64), scale))
     limit = 2 ** (int(layer.kernel_quantizer.bits) - 1) - 1
-    moments, target = regressed(weights, seen, real)
+    moments, target = least_squares_target(weights, seen, real)
     nearest = np.clip(np.round(weights / np.where(scales > 0, scales, 1.0)), -limit, limit)
     kept = _largest(weights)
     full = np.where(kept, nearest, 0)
-    codes = descended(target, scales, moments, limit, rounded(target, scales, moments, limit, full), full)
+    codes = coordinate_descent(target, scales, moments, limit, gptq_round(target, scales, moments, limit, full), full)
     latent = np.where(kept, weights, codes * scales)
     layer.kernel.assign(layout.ungrouped(latent, old.shape))
     found = layout.grouped(keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
     if not np.array_equal(found, codes):
         layer.kernel.assign(old)
-        return LayerReport(call.path, call.kind, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
+        return LayerReport.of(call, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
     errors = [output_error(target, c * scales, moments) for c in (nearest, codes)]
-    return LayerReport(call.path, call.kind, "rounded", f"relative output error {errors[0]:.3g} -> {errors[1]:.3g}")
+    return LayerReport.of(call, "rounded", f"relative output error {errors[0]:.3g} -> {errors[1]:.3g}")
 
 
-def regressed(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def least_squares_target(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Second moments C of the inputs seen, and the float weights that make of them what `weights` make of the real ones.
 
     ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself. weights: [groups, inputs, outputs];
@@ -116,7 +116,9 @@ def _damping(moments: np.ndarray) -> np.ndarray:
     return np.eye(moments.shape[1]) * np.maximum(_DAMPING * mean, 1e-12)[:, None, None]
 
 
-def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, full: np.ndarray) -> np.ndarray:
+def gptq_round(
+    weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, full: np.ndarray
+) -> np.ndarray:
     """Codes in [-limit, limit] by greedy error compensation. weights, scales: [groups, inputs, outputs], float64.
 
     moments: [groups, inputs, inputs], ``E[x x^T]``.   full: True where a weight takes the end of the grid whatever the
@@ -141,7 +143,7 @@ def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit:
     return result
 
 
-def descended(
+def coordinate_descent(
     weights: np.ndarray,
     scales: np.ndarray,
     moments: np.ndarray,
@@ -152,7 +154,7 @@ def descended(
 ) -> np.ndarray:
     """Codes after some sweeps of coordinate descent: each in turn takes its best value while the others stay.
 
-    Arguments as for `rounded`; the error never grows.
+    Arguments as for `gptq_round`; the error never grows.
     """
     codes, steps = codes.copy(), np.where(scales > 0, scales, 1.0)
     slopes = np.matmul(moments, weights - codes * scales)  # [groups, inputs, outputs]
