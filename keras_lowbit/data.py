@@ -54,8 +54,7 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
     """
     _check_counts(batch_size, steps)
     if _is_tf_dataset(data):
-        cardinality = int(data.cardinality())
-        count = cardinality if cardinality >= 0 else None
+        count = size if (size := int(data.cardinality())) >= 0 else None
     elif _is_py_dataset(data):
         count = data.num_batches
     elif _is_structure(data) or _is_array(data):
