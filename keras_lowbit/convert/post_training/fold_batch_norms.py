@@ -50,7 +50,7 @@ class _Plan:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self.graph: CallGraph = calls_of(model, inline=True)
-        self.weights: dict[int, tuple[Any, Weights]] = {}  # id of a layer -> the layer and its folded weights
+        self.weights: dict[int, Weights] = {}  # id of a layer -> its folded weights
         self.dropped: dict[int, Call] = {}  # id of a batch norm -> its call
         self.rows: list[LayerReport] = []
         for call in self.graph.calls:
@@ -61,9 +61,7 @@ class _Plan:
 
     def edits(self) -> dict[int, LayerEdit]:
         found = {key: LayerEdit(drop=True) for key in self.dropped}
-        return found | {
-            key: LayerEdit(config={"use_bias": True}, weights=new) for key, (_, new) in self.weights.items()
-        }
+        return found | {key: LayerEdit(config={"use_bias": True}, weights=new) for key, new in self.weights.items()}
 
     def report(self) -> ConversionReport:
         return ConversionReport(self.model.name, "fold_batch_norms", tuple(self.rows))
@@ -73,8 +71,7 @@ class _Plan:
         if isinstance(fold, Refused):
             self.rows.append(LayerReport.of(norm, "left", fold.reason))
             return
-        layer = fold.call.operation
-        self.weights[id(layer)] = (layer, fold.weights)
+        self.weights[id(fold.call.operation)] = fold.weights
         self.dropped[id(norm.operation)] = norm
         detail = f"into {fold.call.path}, which stands {fold.where} it"
         self.rows.append(LayerReport.of(norm, "folded", detail))
@@ -140,8 +137,7 @@ class _Plan:
         return self.graph.only_consumer(key)
 
     def _weights(self, call: Call) -> Weights:
-        layer = call.operation
-        return self.weights[id(layer)][1] if id(layer) in self.weights else _with_bias(layer)
+        return self.weights.get(id(call.operation)) or _with_bias(call.operation)
 
     def _unfit(self, call: Call) -> str | None:
         """Why an operation cannot take a batch norm in."""

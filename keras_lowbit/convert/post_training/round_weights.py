@@ -77,20 +77,19 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
     if seen is None or real is None:
         kind = call.kind if seen is None else "half of a separable convolution"
         return LayerReport.of(call, "left", f"{kind} is not covered")
-    encoded = layer.kernel_host.encode(layer.kernel)
+    layout, encoded = LAYOUTS[stock_kind(layer)], layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
-    layout = LAYOUTS[stock_kind(layer)]
     weights, scales = (layout.grouped(value) for value in (old.astype(np.float64), scale))
     limit = 2 ** (int(layer.kernel_quantizer.bits) - 1) - 1
     moments, target = least_squares_target(weights, seen, real)
     nearest = np.clip(np.round(weights / np.where(scales > 0, scales, 1.0)), -limit, limit)
     kept = _largest(weights)
-    full = np.where(kept, nearest, 0)
-    codes = coordinate_descent(target, scales, moments, limit, gptq_round(target, scales, moments, limit, full), full)
-    latent = np.where(kept, weights, codes * scales)
-    layer.kernel.assign(layout.ungrouped(latent, old.shape))
-    found = layout.grouped(keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
-    if not np.array_equal(found, codes):
+    fixed = np.where(kept, nearest, 0)
+    greedy = gptq_round(target, scales, moments, limit, fixed)
+    codes = coordinate_descent(target, scales, moments, limit, greedy, fixed)
+    layer.kernel.assign(layout.ungrouped(np.where(kept, weights, codes * scales), old.shape))
+    found = keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64)
+    if not np.array_equal(layout.grouped(found), codes):
         layer.kernel.assign(old)
         return LayerReport.of(call, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
     errors = [output_error(target, c * scales, moments) for c in (nearest, codes)]
@@ -100,8 +99,11 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
 def least_squares_target(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Second moments C of the inputs seen, and the float weights that make of them what `weights` make of the real ones.
 
-    ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself. weights: [groups, inputs, outputs];
-    seen, real: [groups, vectors, inputs]. Not centred, though the bias makes up for the mean: on MobileNetV2 that was better.
+    ``C = E[seen seen^T]``, target ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself.
+    Not centred, though the bias makes up for the mean: on MobileNetV2 that was better.
+
+    weights: [groups, inputs, outputs].   seen, real: [groups, vectors, inputs], of the quantized and the float model.
+    Returns moments [groups, inputs, inputs] and target [groups, inputs, outputs], float64.
     """
     moments, mixed = (
         np.matmul(seen.transpose(0, 2, 1), part).astype(np.float64) / seen.shape[1] for part in (seen, real)
@@ -111,32 +113,36 @@ def least_squares_target(weights: np.ndarray, seen: np.ndarray, real: np.ndarray
 
 
 def _damping(moments: np.ndarray) -> np.ndarray:
-    """A share of the mean variance on the diagonal."""
+    """A share of the mean second moment on the diagonal, [groups, inputs, inputs]."""
     mean = np.einsum("gii->gi", moments).mean(1)
     return np.eye(moments.shape[1]) * np.maximum(_DAMPING * mean, 1e-12)[:, None, None]
 
 
 def gptq_round(
-    weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, full: np.ndarray
+    weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, fixed: np.ndarray
 ) -> np.ndarray:
-    """Codes in [-limit, limit] by greedy error compensation. weights, scales: [groups, inputs, outputs], float64.
+    """Codes in [-limit, limit] by greedy error compensation, the weights on the strongest inputs first.
 
-    moments: [groups, inputs, inputs], ``E[x x^T]``.   full: True where a weight takes the end of the grid whatever the
-    error: the largest of a filter, which sets the scale of quantizers that go by max |w|.
+    The error of each rounded weight is spread over those not rounded yet, as far as their inputs correlate.
+
+    weights, scales: [groups, inputs, outputs], float64.   moments: [groups, inputs, inputs], ``E[x x^T]``.
+    fixed: [groups, inputs, outputs], codes that are given beforehand, 0 where there is none: the largest weight of a
+    filter takes the end of the grid whatever the error, since it sets the scale of quantizers that go by max |w|.
+    Returns codes [groups, inputs, outputs], float64.
     """
     groups, count, _ = weights.shape
     diagonal = np.einsum("gii->gi", moments)
-    order = np.argsort(-diagonal, axis=1, kind="stable")
+    order = np.argsort(-diagonal, axis=1, kind="stable")  # [groups, inputs]
     rows = np.arange(groups)[:, None]
     sorted_moments = (moments + _damping(moments))[rows[:, :, None], order[:, :, None], order[:, None, :]]
     upper = np.linalg.cholesky(np.linalg.inv(sorted_moments)).transpose(0, 2, 1)
-    left, steps, ends = (value[rows, order].copy() for value in (weights, scales, full))
+    left, steps, ends = (value[rows, order].copy() for value in (weights, scales, fixed))
     steps = np.where(steps > 0, steps, 1.0)
     codes = np.empty_like(left)
     for i in range(count):
         nearest = np.clip(np.round(left[:, i] / steps[:, i]), -limit, limit)
         codes[:, i] = np.where(ends[:, i] != 0, ends[:, i], nearest)
-        error = (left[:, i] - codes[:, i] * steps[:, i]) / upper[:, i, i, None]
+        error = (left[:, i] - codes[:, i] * steps[:, i]) / upper[:, i, i, None]  # [groups, outputs]
         left[:, i + 1 :] -= upper[:, i, i + 1 :, None] * error[:, None, :]
     result = np.empty_like(codes)
     result[rows, order] = codes
@@ -149,12 +155,13 @@ def coordinate_descent(
     moments: np.ndarray,
     limit: int,
     codes: np.ndarray,
-    full: np.ndarray,
+    fixed: np.ndarray,
     sweeps: int = 3,
 ) -> np.ndarray:
     """Codes after some sweeps of coordinate descent: each in turn takes its best value while the others stay.
 
-    Arguments as for `gptq_round`; the error never grows.
+    The error never grows. codes: to start from, [groups, inputs, outputs]; the other arguments and the result as for
+    `gptq_round`.
     """
     codes, steps = codes.copy(), np.where(scales > 0, scales, 1.0)
     slopes = np.matmul(moments, weights - codes * scales)  # [groups, inputs, outputs]
@@ -163,8 +170,8 @@ def coordinate_descent(
         for i in np.argsort(-diagonal.mean(axis=0)):
             curvature = np.maximum(diagonal[:, i, None], 1e-12)
             best = np.clip(np.round(codes[:, i] + slopes[:, i] / (curvature * steps[:, i])), -limit, limit)
-            best = np.where((full[:, i] != 0) | (diagonal[:, i, None] <= 0), codes[:, i], best)
-            change = (best - codes[:, i]) * scales[:, i]
+            best = np.where((fixed[:, i] != 0) | (diagonal[:, i, None] <= 0), codes[:, i], best)
+            change = (best - codes[:, i]) * scales[:, i]  # [groups, outputs]
             if change.any():
                 codes[:, i] = best
                 slopes -= moments[:, :, i, None] * change[:, None, :]
@@ -172,7 +179,7 @@ def coordinate_descent(
 
 
 def output_error(weights: np.ndarray, on_grid: np.ndarray, moments: np.ndarray) -> float:
-    """``sqrt(E |x (w - q)|^2 / E |x w|^2)`` over all filters."""
+    """``sqrt(E |x (w - q)|^2 / E |x w|^2)`` over all filters. weights, on_grid: [groups, inputs, outputs]."""
     energies = [np.einsum("gio,gij,gjo->", part, moments, part, optimize=True) for part in (weights - on_grid, weights)]
     return float(np.sqrt(max(energies[0], 0.0) / max(energies[1], 1e-30)))
 
