@@ -175,7 +175,9 @@ def separable(**options):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_separable_layers_are_corrected_as_a_whole_at_every_precision(policy):
-    images = RNG.normal(1.0, size=(12, 8, 8, 3)).astype("float32")  # of mean 0 there would be next to nothing to correct
+    images = RNG.normal(1.0, size=(12, 8, 8, 3)).astype(
+        "float32"
+    )  # of mean 0 there would be next to nothing to correct
     model = separable(dtype=policy)
     quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(3)})
     klb.calibrate(quantized, images, verbose=0)
