@@ -115,7 +115,7 @@ def _check_model(model: Any) -> None:
         raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
 
 
-def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> None:
+def _check_pattern(pattern: str, paths: list[tuple[str, str]], noun: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -123,7 +123,7 @@ def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> Non
     if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
         near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
         raise ValueError(
-            f"The pattern {pattern!r} matches no {what}. It must match a whole name or path; the model has for "
+            f"The pattern {pattern!r} matches no {noun}. It must match a whole name or path; the model has for "
             f"example {near[:5]}. Write '.*{pattern}.*' to match a part."
         )
 
@@ -133,10 +133,10 @@ def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, C
     for path, call in calls:
         if not isinstance(call.operation, QuantizedLayer) or choice.skips(call.name, path):
             continue
-        wanted, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
-        if wanted != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
+        given, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
+        if given != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
             raise ValueError(
-                f"An override gives {path!r} {wanted or 'float weights'}, but it is quantized already and keeps {known}. "
+                f"An override gives {path!r} {given or 'float weights'}, but it is quantized already and keeps {known}. "
                 "Quantize the float model instead; keras_lowbit.dequantize(model) has its quantized values."
             )
 

@@ -18,7 +18,7 @@ from keras_lowbit.quantizers import Quantizer
 
 
 class Rewriter:
-    """Rewrites a model and the models inside it. choice: what becomes of each layer; `report` collects what did."""
+    """Rewrites a model and the models inside it, as `choice` decides for each layer. report: what was done."""
 
     def __init__(self, choice: Choice) -> None:
         self.choice = choice

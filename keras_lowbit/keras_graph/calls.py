@@ -182,18 +182,18 @@ def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
     functional = functional_of(model)
     names = [tensor.name for tensor in functional.inputs]
     if isinstance(batch, Mapping):
-        wanted = list(functional.input) if isinstance(functional.input, Mapping) else names
-        if missing := [name for name in wanted if name not in batch]:
+        keys = list(functional.input) if isinstance(functional.input, Mapping) else names
+        if missing := [name for name in keys if name not in batch]:
             raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
-        parts = {name: batch[name] for name in wanted}
+        parts = {name: batch[name] for name in keys}
         batch = parts if isinstance(functional.input, Mapping) else list(parts.values())
-    found = tree.flatten(batch)
-    if len(found) != len(names):
+    arrays = tree.flatten(batch)
+    if len(arrays) != len(names):
         raise ValueError(
-            f"The data hold {len(found)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for each, in "
-            "this order or in a dict."
+            f"The data hold {len(arrays)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for "
+            "each, in this order or in a dict."
         )
-    return found
+    return arrays
 
 
 def as_taken(model: keras.Model, batch: Any) -> Any:
@@ -201,32 +201,32 @@ def as_taken(model: keras.Model, batch: Any) -> Any:
     structure = getattr(model, "input", None)
     if not isinstance(batch, Mapping) or structure is None:
         return batch
-    found = chosen_inputs(model, batch)
+    arrays = chosen_inputs(model, batch)
     if isinstance(structure, Mapping):
         return {name: batch[name] for name in structure}
-    return found[0] if len(found) == 1 else found
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def inputs_in_order(model: keras.Model, batch: Any) -> list[np.ndarray]:
-    """The inputs in the model's own order, as running the model takes them: cast, and of the wanted rank.
+    """The inputs in the model's own order, as running the model takes them: cast, and of its rank.
 
     batch: NumPy arrays. An axis of size 1 at the end is added or dropped where only that is missing, as by Keras.
     """
-    wanted = functional_of(model).inputs
-    return [_adapted(np.asarray(part), t) for part, t in zip(chosen_inputs(model, batch), wanted, strict=True)]
+    arrays = map(np.asarray, chosen_inputs(model, batch))
+    return [_adapted(array, symbolic) for array, symbolic in zip(arrays, functional_of(model).inputs, strict=True)]
 
 
-def _adapted(part: np.ndarray, wanted: KerasTensor) -> np.ndarray:
-    part = part.astype(wanted.dtype, copy=False)
-    if part.ndim == len(wanted.shape) - 1 and wanted.shape[-1] == 1:
-        return part[..., np.newaxis]
-    if part.ndim == len(wanted.shape) + 1 and part.shape[-1] == 1:
-        return part[..., 0]
-    if part.ndim != len(wanted.shape):
+def _adapted(array: np.ndarray, symbolic: KerasTensor) -> np.ndarray:
+    array = array.astype(symbolic.dtype, copy=False)
+    if array.ndim == len(symbolic.shape) - 1 and symbolic.shape[-1] == 1:
+        return array[..., np.newaxis]
+    if array.ndim == len(symbolic.shape) + 1 and array.shape[-1] == 1:
+        return array[..., 0]
+    if array.ndim != len(symbolic.shape):
         raise ValueError(
-            f"Input {wanted.name!r} takes arrays of shape {wanted.shape}, got {part.shape}. Axis 0 counts samples."
+            f"Input {symbolic.name!r} takes arrays of shape {symbolic.shape}, got {array.shape}. Axis 0 counts samples."
         )
-    return part
+    return array
 
 
 def is_graph_model(operation: Any) -> bool:

@@ -37,19 +37,19 @@ def correct_biases(
     Raises ValueError if no layer of the two models matches.
     Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D).
     """
-    wanted: dict[str, np.ndarray] = {}
-    found: dict[str, float] = {}
+    means: dict[str, np.ndarray] = {}  # of the float model
+    shifts: dict[str, float] = {}
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = mean_output(call, values)
+        means[call.path] = mean_output(call, values)
 
     def correct(call: Call, values: list[dict[int, Any]]) -> None:
-        shift = wanted[call.path] - mean_output(call, values)
+        shift = means[call.path] - mean_output(call, values)
         call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
-        found[call.path] = float(np.abs(shift).max())
+        shifts[call.path] = float(np.abs(shift).max())
 
     layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, correct)
-    return found
+    return shifts
 
 
 Visit = Callable[[Call, list[dict[int, Any]]], None]

@@ -97,11 +97,11 @@ def _equalized(
             first, second = pair.layers
             old = weights[id(first)], weights[id(second)]
             best = equalizing_factors(pairs.output_maxima(first, old[0]), pairs.input_maxima(second, old[1]))
-            wanted = np.clip(factors[pair] * best, *limit)
-            change = wanted / factors[pair]
+            factor = np.clip(factors[pair] * best, *limit)
+            change = factor / factors[pair]
             weights[id(first)] = pairs.scale_outputs(first, old[0], 1.0 / change)
             weights[id(second)] = pairs.scale_inputs(second, old[1], change)
-            factors[pair] = wanted
+            factors[pair] = factor
             furthest = max(furthest, float(np.abs(np.log(change)).max()))
         if furthest < _CONVERGED:
             break

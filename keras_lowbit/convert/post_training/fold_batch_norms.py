@@ -127,8 +127,8 @@ class _Plan:
             return Refused(f"after it {reason}")
         factor, offset = batch_norm_affine(norm.operation)
         if np.any(offset) and _pads(call.operation):
-            wanted = offset[np.argmax(abs(offset))]
-            return Refused(f"{call.path} after it pads with zeros, which would have to be {wanted:.3g}")
+            padding = offset[np.argmax(abs(offset))]
+            return Refused(f"{call.path} after it pads with zeros, which would have to be {padding:.3g}")
         groups = getattr(call.operation, "groups", 1)
         folded = multiplied_inputs(stock_kind(call.operation), self._weights(call), factor, offset, groups)
         return _Fold(call, "after", folded)

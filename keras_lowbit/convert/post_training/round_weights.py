@@ -49,7 +49,7 @@ def round_weights(
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
-    wanted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
+    remembered: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
     rows: list[LayerReport] = []
 
     def vectors(call: Call, values: list[dict[int, Any]]) -> np.ndarray | None:
@@ -57,10 +57,10 @@ def round_weights(
         return input_vectors(call.operation, [known[call.inputs[0]] for known in values], rng)
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = mean_output(call, values), vectors(call, values)
+        remembered[call.path] = mean_output(call, values), vectors(call, values)
 
     def change(call: Call, values: list[dict[int, Any]]) -> None:
-        mean, real = wanted.pop(call.path)
+        mean, real = remembered.pop(call.path)
         rows.append(_round_layer(call, vectors(call, values), real))
         bias = call.operation.bias
         bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
