@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import KINDS, Role, role_of, stock_kind
+from keras_lowbit.convert.analysis.operations import KINDS, Category, category_of, stock_kind
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import unreadable
 from keras_lowbit.layers import QuantizedLayer
@@ -62,16 +62,16 @@ class Choice:
         quantizer = self.recipe.activations
         return quantizer.held() if place.shared and quantizer is not None else quantizer
 
-    def role(self, call: Call, place: Place) -> tuple[Role, str | None]:
+    def category(self, call: Call, place: Place) -> tuple[Category, str | None]:
         """What a call becomes, and why it stays float where it could be quantized; None where there is no such reason."""
-        role, path = role_of(call), place.prefix + call.path
-        if role is Role.NESTED:
-            return role, None
+        category, path = category_of(call), place.prefix + call.path
+        if category is Category.NESTED_MODEL:
+            return category, None
         if place.skipped or self.skips(call.name, path):
-            return Role.ISLAND, "skip list"
-        if role is not Role.WEIGHTED:
-            return role, None
+            return Category.FLOAT, "skip list"
+        if category is not Category.WEIGHTED:
+            return category, None
         if self.kernel(call, path) is None:
-            return Role.ISLAND, "no rule of the recipe gives it a quantizer"
+            return Category.FLOAT, "no rule of the recipe gives it a quantizer"
         reason = unreadable(call.operation)
-        return (role, None) if reason is None else (Role.ISLAND, reason)
+        return (category, None) if reason is None else (Category.FLOAT, reason)

@@ -40,11 +40,11 @@ def quantize_model(
     """A quantized copy of a Functional or Sequential model, and a report that names every layer.
 
     Weights are copied, the original is not touched. Kernels get the quantizers of the recipe's plan; 8-bit ranges
-    stand where the integer pipeline stores values (see `convert.ranges`) unless the recipe has none. Separable
-    convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Nested
-    models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they are.
-    The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never stops
-    the conversion; one that is quantized already keeps its quantizers.
+    stand where the integer pipeline stores values (see `convert.analysis.range_placement`) unless the recipe has none.
+    Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product.
+    Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
+    are. The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never
+    stops the conversion; one that is quantized already keeps its quantizers.
     Of several outputs, those of weighted layers keep their names; for others the report has the new one.
 
     model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.

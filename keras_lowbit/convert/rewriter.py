@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.convert.analysis.operations import GATES, Role, activation_name, stock_kind, why_island
+from keras_lowbit.convert.analysis.operations import GATES, Category, activation_name, fallback_reason, stock_kind
 from keras_lowbit.convert.analysis.range_placement import RangePlan, plan_ranges
 from keras_lowbit.convert.choice import Choice, Place
 from keras_lowbit.convert.layer_factory import LayerFactory
@@ -36,8 +36,8 @@ class _GraphWalk:
     def __init__(self, rewriter: Rewriter, model: Any, place: Place) -> None:
         self.rewriter, self.choice, self.report = rewriter, rewriter.choice, rewriter.report
         self.model, self.place, self.graph = model, place, calls_of(model)
-        decided = {call: self.choice.role(call, place) for call in self.graph.calls}
-        self.roles = {call: role for call, (role, _) in decided.items()}
+        decided = {call: self.choice.category(call, place) for call in self.graph.calls}
+        self.categories = {call: category for call, (category, _) in decided.items()}
         self.reasons = {call: reason for call, (_, reason) in decided.items()}
         last = range(len(self.graph.outputs)) if place.last is None else place.last
         self.final = {self.graph.outputs[index] for index in last}
@@ -60,11 +60,11 @@ class _GraphWalk:
 
     def _plan(self) -> RangePlan:
         activations, nested = self.choice.activations(self.place), bool(self.place.prefix)
-        plan = plan_ranges(self.graph, self.roles, activations, self.final, nested)
+        plan = plan_ranges(self.graph, self.categories, activations, self.final, nested)
         if self._outputs_are_named():
             for call in self.graph.calls:
                 returned = call.outputs[0] in self.graph.outputs
-                if returned and self.roles[call] is Role.WEIGHTED and not self._runs_often(call):
+                if returned and self.categories[call] is Category.WEIGHTED and not self._runs_often(call):
                     plan.move_into(call)
         return plan
 
@@ -88,12 +88,12 @@ class _GraphWalk:
 
     def _emit(self, call: Call, values: dict[int, Any]) -> list[Any]:
         """The outputs of what stands for a call in the new model."""
-        role, path = self.roles[call], self.place.prefix + call.path
-        if role is Role.NESTED:
+        category, path = self.categories[call], self.place.prefix + call.path
+        if category is Category.NESTED_MODEL:
             return self._nested(call, path, values)
-        if role is Role.WEIGHTED:
+        if category is Category.WEIGHTED:
             return self._weighted(call, path, values)
-        if role is Role.GATED and self.choice.recipe.activations is not None:
+        if category is Category.GATED_ACTIVATION and self.choice.recipe.activations is not None:
             return self._gated(call, path, values)
         return self._copied(call, path, values)
 
@@ -150,11 +150,11 @@ class _GraphWalk:
 
     def _copied(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
         """The results of an operation's copy, or of the operation itself if it cannot be copied."""
-        role, has_quantizer = self.roles[call], getattr(call.operation, "kernel_host", None) is not None
-        outcome, detail = "kept", role.value
-        if role is Role.ISLAND:
+        category, has_quantizer = self.categories[call], getattr(call.operation, "kernel_host", None) is not None
+        outcome, detail = "kept", category.value
+        if category is Category.FLOAT:
             ending = "keeps the quantizer it has" if has_quantizer else "runs in float"
-            outcome, detail = "skipped", f"{self.reasons[call] or why_island(call)}; {ending}"
+            outcome, detail = "skipped", f"{self.reasons[call] or fallback_reason(call)}; {ending}"
         self.report.add(path, call.operation, outcome, detail)
         results, error = self.rewriter.layers.copies.call(call, values)
         if error is not None:

@@ -56,7 +56,7 @@ def equalize(
     maxima = pairs.channel_maxima(model, graph, clipped, Batches(data, batch_size, steps, verbose))
     limits = {pair: _limits(maxima.get(pair.first.outputs[0])) for pair in chosen}
     weights, factors = _equalized(limits, iterations)
-    changed = rewrite_model(model, _edits(weights, [pair.clip for pair in chosen if _is_replaced(pair, relu6)]))
+    changed = rewrite_model(model, _edits(weights, [pair.relu for pair in chosen if _is_replaced(pair, relu6)]))
     rows = {
         call.path: LayerReport.of(call, "left", pair.reason)
         if isinstance(pair, Refused)
@@ -72,9 +72,9 @@ def _usable(graph: CallGraph, pair: Pair | Refused, relu6: str, has_data: bool) 
     if isinstance(pair, Refused) or pair.activation != "relu6":
         return pair
     if relu6 == "keep":
-        return pair if has_data else Refused(f"{pair.clip.path} is a ReLU6: give data, or relu6='relu'")
-    if not pair.clip.is_layer or graph.uses(pair.clip.operation) > 1:
-        return Refused(f"{pair.clip.path} is a ReLU6 that cannot be replaced: it is no layer of its own")
+        return pair if has_data else Refused(f"{pair.relu.path} is a ReLU6: give data, or relu6='relu'")
+    if not pair.relu.is_layer or graph.uses(pair.relu.operation) > 1:
+        return Refused(f"{pair.relu.path} is a ReLU6 that cannot be replaced: it is no layer of its own")
     return pair
 
 
@@ -111,9 +111,9 @@ def _equalized(
 def _edits(weights: Mapping[int, Weights], replaced: Iterable[Call]) -> dict[int, LayerEdit]:
     """New weights for the layers, ReLU for the ReLU6 in `replaced`, which may be the activation of such a layer."""
     edits = {key: LayerEdit(weights=new) for key, new in weights.items()}
-    for clip in replaced:
-        relu = {"max_value": None} if stock_kind(clip.operation) == "ReLU" else {"activation": "relu"}
-        edits[id(clip.operation)] = LayerEdit(config=relu, weights=weights.get(id(clip.operation), {}))
+    for call in replaced:
+        config = {"max_value": None} if stock_kind(call.operation) == "ReLU" else {"activation": "relu"}
+        edits[id(call.operation)] = LayerEdit(config=config, weights=weights.get(id(call.operation), {}))
     return edits
 
 

@@ -26,12 +26,12 @@ _SCALES_THROUGH = (
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two layers and what stands between: "linear", "relu" or "relu6"; `clip` is the call that has the activation."""
+    """Two layers and what stands between: "linear", "relu" or "relu6"; `relu` is the call that has the activation."""
 
     first: Call
     second: Call
     activation: str
-    clip: Call
+    relu: Call
 
     @property
     def layers(self) -> tuple[Any, Any]:
@@ -49,14 +49,14 @@ def find_pairs(graph: CallGraph, first: tuple[str, ...] = FIRST) -> Iterator[tup
 def _pair(graph: CallGraph, first: Call) -> Pair | Refused:
     if reason := _unfit(graph, first):
         return Refused(reason)
-    activation, clip, call = activation_name(first.operation), first, first
+    activation, relu, call = activation_name(first.operation), first, first
     while (reader := graph.only_consumer(call.outputs[0])) is not None:
         name, kind = _relu_name(reader), stock_kind(reader.operation)
         if kind in SECOND and _channels_last(reader):
             reason = _unfit_second(graph, reader, activation)
-            return Pair(first, reader, activation, clip) if reason is None else Refused(reason)
+            return Pair(first, reader, activation, relu) if reason is None else Refused(reason)
         if name is not None and activation == "linear":
-            activation, clip = name, reader
+            activation, relu = name, reader
         elif kind not in _SCALES_THROUGH or not _channels_last(reader):
             return Refused(f"{reader.path} ({reader.kind}) stands between it and the next layer")
         call = reader

@@ -1,4 +1,4 @@
-"""Reports for people: plain text tables, and the list of what `quantize_model` did with every layer."""
+"""What `quantize_model` and the post-training functions did with every layer of a model."""
 
 import dataclasses
 from collections import Counter

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import stock_kind
-from keras_lowbit.convert.analysis.supported_forms import AUGMENTATIONS, DROPOUTS, index_of
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.state import Lowering, static_shape
 from keras_lowbit.deploy.lowering.values import Floating, Pending, Stored
 from keras_lowbit.keras_graph.calls import Call

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
-from keras_lowbit.convert.analysis.supported_forms import starts_with_tensor
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
+from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph.tensors import Range
 from keras_lowbit.deploy.lowering.activations import FIXED, fixed_activation, unary_activation
 from keras_lowbit.deploy.lowering.data_movement import lower_move
@@ -21,9 +21,9 @@ from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 def lower_call(state: Lowering, call: Call) -> None:
     """Lower one call: sets `state.values` of its outputs."""
-    role = role_of(call)
-    if role is Role.WEIGHTED and not isinstance(call.operation, QuantizedLayer):
-        role = Role.ISLAND
+    role = category_of(call)
+    if role is Category.WEIGHTED and not isinstance(call.operation, QuantizedLayer):
+        role = Category.FLOAT
     handler = _HANDLERS.get(role, lower_island)
     if not (handler(state, call) or handler is lower_island):
         lower_island(state, call)
@@ -190,15 +190,15 @@ def _with_range(state: Lowering, part: Any, grid: Range, name: str) -> str:
     return state.builder.quantize(part.tensor, grid, state.name(name))
 
 
-_HANDLERS: dict[Role, Callable[[Lowering, Call], bool]] = {
-    Role.WEIGHTED: lower_weighted,
-    Role.BATCH_NORM: _batch_norm,
-    Role.CLIP: _clip,
-    Role.COMPUTE: _compute,
-    Role.FIXED: lambda state, call: _activate(state, call, activation_name(call.operation)),
-    Role.KEEP: lower_move,
-    Role.CONCAT: _concatenate,
-    Role.GATED: _gated,
-    Role.RANGE: _range,
-    Role.ISLAND: lower_island,
+_HANDLERS: dict[Category, Callable[[Lowering, Call], bool]] = {
+    Category.WEIGHTED: lower_weighted,
+    Category.BATCH_NORM: _batch_norm,
+    Category.RELU: _clip,
+    Category.NEEDS_RANGE: _compute,
+    Category.FIXED_RANGE: lambda state, call: _activate(state, call, activation_name(call.operation)),
+    Category.KEEPS_RANGE: lower_move,
+    Category.CONCATENATION: _concatenate,
+    Category.GATED_ACTIVATION: _gated,
+    Category.RANGE_LAYER: _range,
+    Category.FLOAT: lower_island,
 }
