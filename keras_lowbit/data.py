@@ -4,6 +4,7 @@
 front end accepts the same things and refuses the same mistakes in the same words.
 """
 
+import dataclasses
 import itertools
 import lzma
 import os
@@ -42,9 +43,7 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
     Raises TypeError for data of another kind and for values that are no numbers; ValueError for empty data, arrays of
     different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive int.
     """
-    _check_count("batch_size", batch_size)
-    if steps is not None:
-        _check_count("steps", steps)
+    _check_counts(batch_size, steps)
     return _checked(_raw_batches(data, batch_size, steps), data, steps)
 
 
@@ -53,12 +52,9 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
 
     Raises ValueError for a batch size or a number of steps that is no positive integer, as `batches` does.
     """
-    _check_count("batch_size", batch_size)
-    if steps is not None:
-        _check_count("steps", steps)
+    _check_counts(batch_size, steps)
     if _is_tf_dataset(data):
-        cardinality = int(data.cardinality())
-        count = cardinality if cardinality >= 0 else None
+        count = size if (size := int(data.cardinality())) >= 0 else None
     elif _is_py_dataset(data):
         count = data.num_batches
     elif _is_structure(data) or _is_array(data):
@@ -66,6 +62,33 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
     else:
         count = None
     return count if steps is None else steps if count is None else min(steps, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Data and how to read them: the arguments of `batches`, checked at once, and whether to show a progress bar."""
+
+    data: Any
+    batch_size: int = 32
+    steps: int | None = None
+    verbose: int | bool = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self.batch_size, self.steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        return batches(self.data, self.batch_size, self.steps)
+
+    def with_progress(self) -> Iterator[Any]:
+        """The batches; a progress bar counts them if `verbose`."""
+        import keras  # for the bar alone
+
+        stream, total, count = iter(self), batch_count(self.data, self.batch_size, self.steps), 0
+        bar = keras.utils.Progbar(total, verbose=1 if self.verbose else 0, unit_name="batch")
+        for count, batch in enumerate(stream, start=1):
+            yield batch
+            bar.update(count, finalize=False)
+        bar.update(count, finalize=True)
 
 
 def _raw_batches(data, batch_size, steps):
@@ -229,9 +252,10 @@ def _check_numbers(array, where):
         )
 
 
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")
+def _check_counts(batch_size, steps):
+    for name, value in (("batch_size", batch_size), ("steps", 1 if steps is None else steps)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")
 
 
 # ------------------------------------------------------------------------------------------------- stored data

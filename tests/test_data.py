@@ -187,6 +187,21 @@ def test_element_with_too_many_parts_is_refused():
         list(data.batches(iter([(IMAGES, 1, 2, 3)])))
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_batches_with_progress_are_the_batches(source, capsys):
+    for verbose in (0, 1):
+        found = list(data.Batches(SOURCES[source](), 4, verbose=verbose).with_progress())
+        for got, want in zip(found, data.batches(IMAGES, 4), strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert ("3" in capsys.readouterr().out) == bool(verbose)
+
+
+def test_batches_are_checked_when_they_are_described():
+    for numbers, name in (((0, None), "batch_size"), ((4, -1), "steps")):
+        with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
+            data.Batches(IMAGES, *numbers)
+
+
 def test_module_does_not_import_tensorflow_or_keras():
     code = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('d', sys.argv[1]);"

@@ -3,10 +3,12 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
 
 ROLES = ("kernel", "bias", "output")
@@ -22,8 +24,8 @@ class QuantizedLayer(keras.layers.Layer):
     quantizer state lives in sub-layers.
     """
 
-    #: Axes of the kernel that tell filters apart.
-    filter_axes: tuple[int, ...] = (-1,)
+    #: Axes of the kernel that tell filters apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.
+    filter_axes: tuple[int, ...]
 
     def __init__(
         self,
@@ -78,6 +80,12 @@ class QuantizedLayer(keras.layers.Layer):
         if self.output_host is not None:
             self.output_host.build(self.compute_output_shape(input_shape))
         self.built = True
+
+    def effective_bias(self) -> np.ndarray | None:
+        """The bias after its quantizer, a NumPy array [channels] of floats; None for a layer without a bias."""
+        if self.bias is None:
+            return None
+        return to_numpy(self.bias if self.bias_host is None else self.bias_host.encode(self.bias).real)
 
     def quantized_kernel(self, training: bool | None = None) -> Any:
         """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""

@@ -138,6 +138,12 @@ class QuantizerHost(keras.layers.Layer):
         if self.seed_generator is not None:
             self.seed_generator.state.assign(store[SEED])
 
+    def copy_state_from(self, other: "QuantizerHost") -> None:
+        """Take over the state of a host with an equal quantizer, that of its random generator included."""
+        state: dict[str, Any] = {}
+        other.save_own_variables(state)
+        self.load_own_variables(state)
+
     def get_config(self) -> dict[str, Any]:
         """The plain dict of the quantizer, its axes and the format version."""
         config = super().get_config()

@@ -8,6 +8,7 @@ import tf_keras
 
 from keras_lowbit import quantizers
 from keras_lowbit.layers.host import PACKAGE
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 from keras_lowbit.quantizers import (
     ActivationRange,
     AdjustableThreshold,
@@ -19,14 +20,12 @@ from keras_lowbit.quantizers import (
 )
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 
+_DEPTHWISE = ("depthwise_kernel", LAYOUTS["DepthwiseConv2D"].output_axes)
 #: Class name of a tf_keras layer -> its kernels: attribute and the axes that tell filters apart.
 KERNELS: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
-    "Conv1D": (("kernel", (-1,)),),
-    "Conv2D": (("kernel", (-1,)),),
-    "DepthwiseConv2D": (("depthwise_kernel", (2, 3)),),
-    "SeparableConv2D": (("depthwise_kernel", (2, 3)), ("pointwise_kernel", (-1,))),
-    "Conv2DTranspose": (("kernel", (2,)),),
-    "Dense": (("kernel", (-1,)),),
+    **{kind: (("kernel", layout.output_axes),) for kind, layout in LAYOUTS.items()},
+    "DepthwiseConv2D": (_DEPTHWISE,),
+    "SeparableConv2D": (_DEPTHWISE, ("pointwise_kernel", LAYOUTS["Conv2D"].output_axes)),
 }
 # Around these TFMOT's QuantizeAwareActivation places a quantizer: before, behind or (gelu) on both sides.
 _TFMOT_ACTIVATIONS = ("linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh", "NoOpActivation")

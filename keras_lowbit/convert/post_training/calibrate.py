@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit.convert.post_training.observers import make_observer
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import as_taken, layers_of
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.find import hosts
@@ -52,7 +52,7 @@ def calibrate(
         )
     observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
     with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
-        count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
+        count = _watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers)
         found = {path: observers[path].range() for path in ranges}
         for path, (low, high) in found.items():
             if low > high:
@@ -106,27 +106,16 @@ def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
 
 
 def _watch_batches(
-    model: keras.Model,
-    data: Any,
-    batch_size: int,
-    steps: int | None,
-    verbose: int | bool,
-    ranges: dict[str, QuantizerHost],
-    observers: dict[str, Any],
+    model: keras.Model, batches: Batches, ranges: dict[str, QuantizerHost], observers: dict[str, Any]
 ) -> int:
-    stream = klb_data.batches(data, batch_size, steps)  # checks the numbers that the count divides by
-    total = klb_data.batch_count(data, batch_size, steps)
-    bar = keras.utils.Progbar(total, verbose=1 if verbose else 0, unit_name="batch")
+    """Show the activations at every range to its observer; how many batches there were."""
     count = 0
     try:
         for path, host in ranges.items():
             host.watch = _watcher(path, observers[path])
-        for batch in stream:
+        for batch in batches.with_progress():
             model(as_taken(model, batch), training=False)
             count += 1
-            bar.update(count, finalize=count == total)
-        if count != total:
-            bar.update(count, finalize=True)
     finally:
         for host in ranges.values():
             host.watch = None

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
-from keras_lowbit.convert.analysis.supported_forms import starts_with_tensor
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
+from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering import data_movement
 from keras_lowbit.deploy.lowering.activations import activate, fuse_relu
@@ -21,11 +21,13 @@ from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 def lower_call(state: Lowering, call: Call) -> None:
     """Lower one call: sets `state.values` of its outputs. What has no handler, or no integer form, runs in float."""
-    role, operation = role_of(call), call.operation
+    category, operation = category_of(call), call.operation
     if isinstance(operation, QuantActivation):
         return lower_range(state, call)
     handler = HANDLERS.get(stock_kind(operation))
-    runs_in_float = role is Role.ISLAND or (role is Role.WEIGHTED and not isinstance(operation, QuantizedLayer))
+    runs_in_float = category is Category.FLOAT or (
+        category is Category.WEIGHTED and not isinstance(operation, QuantizedLayer)
+    )
     if handler is None or runs_in_float or not handler(state, call):
         lower_float(state, call)
     return None

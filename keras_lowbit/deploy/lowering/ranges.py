@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.keras_graph.calls import Call, CallGraph
@@ -66,16 +66,18 @@ def infer_ranges(graph: CallGraph) -> dict[int, Range]:
 
 
 def _range_behind(call: Call, known: dict[int, Range]) -> Range | None:
-    operation, role = call.operation, role_of(call)
+    operation, category = call.operation, category_of(call)
     if isinstance(operation, QuantActivation):
         return range_of(operation.output_host, call.path)
     if isinstance(operation, QuantizedLayer):
         if operation.activation_fuses:
             return None if operation.output_host is None else range_of(operation.output_host, call.path)
         return _fixed_range(operation)
-    if role is Role.KEEP:
+    if category is Category.KEEPS_RANGE:
         return known.get(call.inputs[0])
-    return _fixed_range(operation) if call.inputs and call.inputs[0] in known and role is not Role.ISLAND else None
+    return (
+        _fixed_range(operation) if call.inputs and call.inputs[0] in known and category is not Category.FLOAT else None
+    )
 
 
 def _fixed_range(operation: Any) -> Range | None:
