@@ -20,7 +20,7 @@ class Category(enum.Enum):
     NEEDS_RANGE = "makes new values: gets a range of its own"
     FIXED_RANGE = "its result has a range known beforehand"
     KEEPS_RANGE = "moves or selects values: keeps the range of its input"
-    CONCATENATION = "its inputs and its result share one range"
+    SHARES_RANGE = "its inputs and its result share one range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
     RANGE_LAYER = "a range already in place"
@@ -60,7 +60,7 @@ _SIMPLE: dict[str, Category] = {
         Category.KEEPS_RANGE,
     ),
     **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
-    "Concatenate": Category.CONCATENATION,
+    "Concatenate": Category.SHARES_RANGE,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,

@@ -133,7 +133,7 @@ class _Planner:
         if reader is None:
             return False
         reader_category = self.categories[reader]
-        if reader_category is Category.CONCATENATION:
+        if reader_category is Category.SHARES_RANGE:
             return True
         linear = activation_name(call.operation) == "linear"
         if reader_category is Category.BATCH_NORM:
@@ -147,7 +147,7 @@ class _Planner:
     def share_concatenations(self) -> None:
         """Concatenations that feed one another, directly or through range-keeping operations, share one range."""
         for call in self.graph.calls:
-            if self.categories[call] is not Category.CONCATENATION or call.outputs[0] not in self.plan.after:
+            if self.categories[call] is not Category.SHARES_RANGE or call.outputs[0] not in self.plan.after:
                 continue
             sources = [self._concat_behind(key) for key in call.inputs]
             roots = [self.plan.shared.get(key, key) for key in sources if key is not None and key in self.plan.after]
@@ -162,4 +162,4 @@ class _Planner:
         while call is not None and self.categories[call] is Category.KEEPS_RANGE and call.inputs:
             key = call.inputs[0]
             call = self.graph.producers.get(key)
-        return key if call is not None and self.categories[call] is Category.CONCATENATION else None
+        return key if call is not None and self.categories[call] is Category.SHARES_RANGE else None
