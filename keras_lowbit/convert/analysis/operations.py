@@ -60,7 +60,7 @@ _SIMPLE: dict[str, Category] = {
         Category.KEEPS_RANGE,
     ),
     **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
-    "Concatenate": Category.SHARES_RANGE,
+    **dict.fromkeys(("Concatenate", "Maximum", "Minimum"), Category.SHARES_RANGE),
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,

@@ -175,7 +175,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "BatchNormalization": _batch_norm,
     "Normalization": _normalization,
     "Rescaling": _rescaling,
-    **dict.fromkeys(("Add", "Subtract", "Multiply"), _elementwise),
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"), _elementwise),
     "Softmax": _softmax,
     "Mean": _mean,
     "Concatenate": _concatenate,

@@ -13,7 +13,7 @@ from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
-from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor
+from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor, fixed_codes
 from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
@@ -150,6 +150,38 @@ def lower_concatenate(state: Lowering, call: Call) -> bool:
     axis = {"axis": call.operation.axis}
     state.values[call.outputs[0]] = DeferredOp("concatenation", call.path, parts, provenance, axis)
     return True
+
+
+_EXTREMA = {"Maximum": "maximum", "Minimum": "minimum"}
+
+
+@lowers(*_EXTREMA)
+def lower_extremum(state: Lowering, call: Call) -> bool:
+    """The larger or smaller of two tensors, or of a tensor and a constant, in the range that they will share.
+
+    Rounding and saturating keep the order of numbers: the extremum of the codes is the code of the extremum.
+    """
+    parts = tuple(state.values[key] for key in call.inputs)
+    for key, part in zip(call.inputs, parts, strict=True):
+        if not isinstance(part, DeferredOp):
+            state.stored(key, call)
+    provenance = parts[0].provenance.add(*(part.provenance for part in parts[1:]), call=call)
+    constants = [np.asarray(value, np.float64) for value in call.constants() if value is not None]
+    op, attributes = _EXTREMA[stock_kind(call.operation)], {"constants": constants}
+    state.values[call.outputs[0]] = DeferredOp(op, call.path, parts, provenance, attributes)
+    return True
+
+
+@emits("maximum")
+@emits("minimum")
+def emit_extremum(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The parts and constants in one range, then the operation."""
+    path, builder, constants = deferred.path, state.builder, deferred.attributes["constants"]
+    names = [_with_range(state, part, grid, f"{path}/part_{i}") for i, part in enumerate(deferred.inputs)]
+    for value in constants:
+        name = state.name(f"{path}/constant")
+        names.append(builder.constant(name, fixed_codes(np.atleast_1d(value), grid), *grid))
+    return builder.operation(deferred.op, names, state.name(path))
 
 
 @emits("concatenation")

@@ -37,12 +37,12 @@ class Provenance:
     calls: tuple[Call | PartialCall, ...] = ()
 
     def add(self, *others: "Provenance", call: Call | PartialCall) -> "Provenance":
-        """This one joined with others, and one more call."""
-        sources, calls = dict(self.sources), list(self.calls)
+        """This one joined with others, and one more call; each call once."""
+        sources, calls = dict(self.sources), dict.fromkeys(self.calls)
         for other in others:
             sources |= other.sources
-            calls += [known for known in other.calls if known not in calls]
-        return Provenance(sources, (*calls, call))
+            calls |= dict.fromkeys(other.calls)
+        return Provenance(sources, (*calls, *(() if call in calls else (call,))))
 
     def replay(self, stored: dict[str, Any], key: int) -> Any:
         """The value of Keras tensor `key`, from the reals of the stored tensors by name."""
