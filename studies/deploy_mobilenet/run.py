@@ -22,9 +22,9 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from studies.common import imagenet
+from studies.common.cifar10 import data_folder
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"

@@ -24,11 +24,11 @@ import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.distill import biases, thresholds
 from keras_lowbit.quantizers import AdjustableThreshold, Uniform
 from studies.common import imagenet
+from studies.common.cifar10 import data_folder
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
