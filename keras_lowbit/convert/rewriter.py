@@ -25,7 +25,7 @@ from keras_lowbit.convert.separable import split_separable
 from keras_lowbit.keras_graph.calls import Call, calls_of, fresh_name, functional_of
 from keras_lowbit.keras_graph.copies import copied, in_short, live_config, model_like, unreadable
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.quantizers import ActivationRange, Quantizer
+from keras_lowbit.quantizers import ActivationRange, Quantizer, is_activation_quantizer
 from keras_lowbit.recipes import Recipe
 
 
@@ -112,7 +112,7 @@ class _Level:
         self.roles = {call: self._role(call) for call in graph.calls}
         activations = rewriter.choice.recipe.activations
         if place.shared and activations is not None:
-            activations = activations.held()
+            activations = _widen_only(activations)
         self.final = {key for index, key in enumerate(graph.outputs) if place.last is None or index in place.last}
         self.plan: RangePlan = plan_ranges(graph, self.roles, activations, self.final, nested=bool(self.prefix))
         # Keras knows a list of outputs by the operations that make them; in a dict their keys are the names.
@@ -177,7 +177,7 @@ class _Level:
         if root not in self.range_layers:
             quantizer = self.plan.after[key]
             if key in self.plan.shared:
-                quantizer = quantizer.held()
+                quantizer = _widen_only(quantizer)
             self.range_layers[root] = self._range(quantizer, f"{name}_range", dtype)
         return self.range_layers[root]
 
@@ -233,7 +233,7 @@ class _Level:
 
     def _own_range(self, call: Call) -> Quantizer:
         quantizer = self.plan.own[call]
-        return quantizer.held() if self._runs_often(call) else quantizer
+        return _widen_only(quantizer) if self._runs_often(call) else quantizer
 
     def _separable(self, call: Call, path: str, changes: dict[str, Any]) -> list[Any]:
         name, pointwise_quantizer = self._fresh(f"{call.name}_depthwise"), changes["kernel_quantizer"]
@@ -288,6 +288,10 @@ class _Level:
             reason = f"shared with the original: it cannot be copied ({in_short(error)})"
             self.rewriter.note(path, reason, "skipped")
         return results
+
+
+def _widen_only(quantizer: Quantizer) -> Quantizer:
+    return quantizer.widen_only() if is_activation_quantizer(quantizer) else quantizer
 
 
 def _input_shape(layer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What every quantized layer with a kernel shares: hosts for kernel, bias and output; configuration."""
+"""What every quantized layer with a kernel shares: quantizer state for kernel, bias and output; configuration."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, take_format_version
+from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
 
@@ -22,7 +23,7 @@ class QuantizedLayer(keras.layers.Layer):
     quantizer state lives in sub-layers.
     """
 
-    #: Axes of the kernel that tell filters apart.
+    #: Axes of the kernel that tell output channels apart.
     filter_axes: tuple[int, ...] = (-1,)
 
     def __init__(
@@ -33,10 +34,10 @@ class QuantizedLayer(keras.layers.Layer):
         output_quantizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_format_version(kwargs, f"A {type(self).__name__}")
+        version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(*args, **kwargs)
         given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
-        self._quantizers = {role: quantizers.get(identifier) for role, identifier in given.items()}
+        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
         self.kernel_host = self._make_host("kernel", self.filter_axes)
         self.bias_host = self._make_host("bias", ())
         self.output_host = self._make_host("output", ())

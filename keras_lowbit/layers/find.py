@@ -10,10 +10,10 @@ from keras_lowbit.layers.host import QuantizerHost
 
 
 def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
-    """Every quantizer host inside `model`, each once, with its path.
+    """Every quantizer state layer inside `model`, each once, with its path.
 
     The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
-    `keras_lowbit.tfmot`) names its hosts itself, in `quantizer_hosts()`.
+    `keras_lowbit.tfmot`) lists its own, in `quantizer_hosts()`.
     """
     if hasattr(model, "quantizer_hosts"):
         return model.quantizer_hosts()
@@ -28,7 +28,7 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
 
 
 def ratio_hosts(model: Any) -> list[QuantizerHost]:
-    """The built hosts of the stochastic quantizers of `model`; a ValueError if there are none."""
+    """The built state layers of the stochastic quantizers of `model`; a ValueError if there are none."""
     found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
     if not found:
         raise ValueError(
@@ -57,7 +57,7 @@ def set_ratio(model: Any, ratio: float) -> None:
 def freeze_ranges(model: Any, frozen: bool = True) -> int:
     """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
 
-    Returns how many ranges there are; fixed ones (given as arguments) have nothing to freeze. Raises
+    Returns how many ranges there are; static ones (given as arguments) have nothing to freeze. Raises
     ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
     """
     ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]

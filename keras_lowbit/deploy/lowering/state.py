@@ -15,7 +15,7 @@ from keras_lowbit.deploy.lowering.values import Entry, Floating, LoweredLayer, P
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
-from keras_lowbit.quantizers import serialize
+from keras_lowbit.quantizers import is_activation_quantizer, serialize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +116,13 @@ class Lowering:
     def range_of(self, host: QuantizerHost, path: str) -> Range:
         """Scale and zero point of a range, checked for export."""
         quantizer = host.quantizer
-        if not quantizer.is_range or quantizer.bits != 8:
+        if not is_activation_quantizer(quantizer) or quantizer.bits != 8:
             raise ValueError(
                 f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
                 "Train with 8-bit activations to export, or leave that model in Keras."
             )
         state = host.values()
-        if not quantizer.fixed and float(state["count"]) == 0:
+        if not quantizer.has_static_range and float(state["count"]) == 0:
             if self.placeholder is not None:
                 return self._stand_in(host, self.placeholder)
             raise ValueError(
