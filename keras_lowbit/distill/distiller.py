@@ -138,8 +138,8 @@ class Distiller(keras.Model):
         labels = [] if labels is None else _flat(labels)
         if len(labels) != len(logits):
             raise ValueError(
-                f"label_weight={self.label_weight} needs labels for {len(logits)} outputs, got {len(labels)}. Give labels, or "
-                "label_weight=0."
+                f"label_weight={self.label_weight} needs labels for {len(logits)} outputs, got {len(labels)}. "
+                "Give labels, or label_weight=0."
             )
         parts = (losses.cross_entropy(y, s) for y, s in zip(labels, logits, strict=True))
         return self.label_weight * sum(parts, start=0.0)
@@ -178,8 +178,8 @@ def _declared(student: Any, variables: str | Sequence[Any] | None) -> list[Any]:
         return _thresholds(student) + biases(student)
     if isinstance(variables, str):
         raise ValueError(
-            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' or a list of "
-            "variables."
+            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' "
+            "or a list of variables."
         )
     own = {id(variable) for variable in student.variables}
     found = list(variables)

@@ -104,8 +104,8 @@ def load(path: str | os.PathLike[str], distiller: Any) -> Progress:
     fits = all(n in arrays and arrays[n].shape == tuple(v.shape) for n, v in zip(names, variables, strict=True))
     if not fits or about["format_version"] > FORMAT_VERSION or f"variable_{count}" in arrays:
         raise ValueError(
-            f"The checkpoint {os.fspath(path)} is of another model or other variables ({count} wanted). Delete it, or give "
-            "another path."
+            f"The checkpoint {os.fspath(path)} is of another model or other variables ({count} wanted). "
+            "Delete it, or give another path."
         )
     for name, variable in zip(names, variables, strict=True):
         variable.assign(arrays[name])

@@ -32,13 +32,13 @@ def ratio_hosts(model: Any) -> list[QuantizerHost]:
     found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
     if not found:
         raise ValueError(
-            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. Quantize it "
-            'with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
+            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. "
+            'Quantize it with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
         )
     if not all(host.built for host in found):
         raise ValueError(
-            f"Model {model.name!r} has no variables yet. Build it first: begin with keras.Input(shape), or "
-            "call it on a batch."
+            f"Model {model.name!r} has no variables yet. "
+            "Build it first: begin with keras.Input(shape), or call it on a batch."
         )
     return found
 
@@ -64,8 +64,8 @@ def freeze_ranges(model: Any, frozen: bool = True) -> int:
     unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]
     if frozen and unseen:
         raise ValueError(
-            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
-            f"{unseen[0]!r}. Calibrate the model or train it for some steps before freezing its ranges."
+            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is {unseen[0]!r}. "
+            "Calibrate the model or train it for some steps before freezing its ranges."
         )
     for _, host in ranges:
         host.state["frozen"].assign(float(frozen))

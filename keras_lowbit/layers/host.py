@@ -21,8 +21,8 @@ def take_format_version(config: dict[str, Any], what: str) -> int:
     version = config.pop("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to "
-            f"{FORMAT_VERSION}. Load it with the keras_lowbit release that wrote it, or a newer one."
+            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to {FORMAT_VERSION}. "
+            "Load it with the keras_lowbit release that wrote it, or a newer one."
         )
     return version
 
@@ -137,9 +137,9 @@ class QuantizerHost(keras.layers.Layer):
         wanted = {*self.state} | ({SEED} if self.seed_generator is not None else set())
         if wanted != set(store.keys()):
             raise ValueError(
-                f"The saved state of {self.path!r} holds {sorted(store.keys())}, this layer's "
-                f"{self.quantizer} needs {sorted(wanted)}. Load the file into a model quantized with the "
-                "same recipe."
+                f"The saved state of {self.path!r} holds {sorted(store.keys())}, "
+                f"this layer's {self.quantizer} needs {sorted(wanted)}. "
+                "Load the file into a model quantized with the same recipe."
             )
         for name, variable in self.state.items():
             variable.assign(store[name])
