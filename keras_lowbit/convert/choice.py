@@ -9,7 +9,7 @@ from keras_lowbit.convert.analysis.operations import KINDS, Category, category_o
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import unreadable
 from keras_lowbit.layers import QuantizedLayer
-from keras_lowbit.quantizers import Quantizer
+from keras_lowbit.quantizers import Quantizer, is_activation_quantizer
 from keras_lowbit.recipes import Recipe
 
 
@@ -60,7 +60,7 @@ class Choice:
     def activations(self, place: Place) -> Quantizer | None:
         """The quantizer of the ranges of a model; those of one that runs more than once only widen."""
         quantizer = self.recipe.activations
-        return quantizer.held() if place.shared and quantizer is not None else quantizer
+        return widen_only(quantizer) if place.shared and quantizer is not None else quantizer
 
     def category(self, call: Call, place: Place) -> tuple[Category, str | None]:
         """What a call becomes, and why it stays float where it could be quantized; None where there is no such reason."""
@@ -75,3 +75,8 @@ class Choice:
             return Category.FLOAT, "no rule of the recipe gives it a quantizer"
         reason = unreadable(call.operation)
         return (category, None) if reason is None else (Category.FLOAT, reason)
+
+
+def widen_only(quantizer: Quantizer) -> Quantizer:
+    """The quantizer for a range that several tensors share: it grows with what it sees and never shrinks."""
+    return quantizer.widen_only() if is_activation_quantizer(quantizer) else quantizer

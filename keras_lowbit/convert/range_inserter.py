@@ -7,6 +7,7 @@ import keras
 
 from keras_lowbit.convert.analysis.operations import FIXED_RANGES, GATES
 from keras_lowbit.convert.analysis.range_placement import RangePlan
+from keras_lowbit.convert.choice import widen_only
 from keras_lowbit.keras_graph.calls import fresh_name
 from keras_lowbit.layers import QuantActivation
 from keras_lowbit.quantizers import ActivationRange, Quantizer
@@ -30,7 +31,7 @@ class RangeInserter:
         if root not in self._layers:
             quantizer = self._plan.after[key]
             if key in self._plan.shared:
-                quantizer = quantizer.held()
+                quantizer = widen_only(quantizer)
             self._layers[root] = self.layer(quantizer, f"{name}_range", value.dtype)
         return self._layers[root](value)
 

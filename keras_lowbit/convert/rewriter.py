@@ -7,7 +7,7 @@ import keras
 
 from keras_lowbit.convert.analysis.operations import GATES, Category, activation_name, fallback_reason, stock_kind
 from keras_lowbit.convert.analysis.range_placement import RangePlan, plan_ranges
-from keras_lowbit.convert.choice import Choice, Place
+from keras_lowbit.convert.choice import Choice, Place, widen_only
 from keras_lowbit.convert.layer_factory import LayerFactory
 from keras_lowbit.convert.range_inserter import RangeInserter
 from keras_lowbit.convert.reports.conversion import ReportBuilder
@@ -127,7 +127,7 @@ class _GraphWalk:
     def _own_range(self, call: Call) -> Quantizer | None:
         """The quantizer of the range inside a weighted layer; a layer that runs more than once widens it only."""
         quantizer = self.plan.own.get(call)
-        return quantizer.held() if quantizer is not None and self._runs_often(call) else quantizer
+        return widen_only(quantizer) if quantizer is not None and self._runs_often(call) else quantizer
 
     def _separable(self, call: Call, path: str, values: dict[int, Any], changes: dict[str, Any]) -> list[Any]:
         name, quantizer = self.ranges.fresh(f"{call.name}_depthwise"), changes["kernel_quantizer"]

@@ -1,4 +1,4 @@
-"""What every quantized layer with a kernel shares: hosts for kernel, bias and output; configuration."""
+"""What every quantized layer with a kernel shares: quantizer state for kernel, bias and output; configuration."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from keras import ops
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, take_format_version
+from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
 
@@ -24,7 +25,7 @@ class QuantizedLayer(keras.layers.Layer):
     quantizer state lives in sub-layers.
     """
 
-    #: Axes of the kernel that tell filters apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.
+    #: Axes of the kernel that tell output channels apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.
     filter_axes: tuple[int, ...]
 
     def __init__(
@@ -35,10 +36,10 @@ class QuantizedLayer(keras.layers.Layer):
         output_quantizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_format_version(kwargs, f"A {type(self).__name__}")
+        version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(*args, **kwargs)
         given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
-        self._quantizers = {role: quantizers.get(identifier) for role, identifier in given.items()}
+        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
         self.kernel_host = self._make_host("kernel", self.filter_axes)
         self.bias_host = self._make_host("bias", ())
         self.output_host = self._make_host("output", ())

@@ -50,7 +50,7 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
 class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel [kh, kw, c_in, multiplier] is quantized on every call.
 
-    A filter is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
+    An output channel is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
     [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """

@@ -12,7 +12,7 @@ from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantDense(QuantizedLayer, keras.layers.Dense):
-    """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; a filter is a column.
+    """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; an output channel is a column.
 
     Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer,
     bias_quantizer, output_quantizer (see `QuantizedLayer`).

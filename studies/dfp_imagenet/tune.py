@@ -44,11 +44,13 @@ def tune_without_labels(quantized: keras.Model, teacher: keras.Model, pixels: np
         quantized,
         teacher,
         images,
+        klb.DistillConfig(
+            variables=quantized.trainable_variables,
+            learning_rate=RATE,
+            period=EPOCHS * -(-len(images) // 16),
+        ),
         epochs=EPOCHS,
         batch_size=16,
-        variables=quantized.trainable_variables,
-        learning_rate=RATE,
-        period=EPOCHS * -(-len(images) // 16),
         validation_data=held_back,
         verbose=2,
     )

@@ -15,9 +15,9 @@ from studies.common.cifar10 import data_folder
 
 GRIDS = {
     "per layer, max (paper)": {},
-    "per filter, max": {"scope": "filter"},
+    "per channel, max": {"granularity": "channel"},
     "per layer, mse": {"calibration": "mse"},
-    "per filter, mse": {"scope": "filter", "calibration": "mse"},
+    "per channel, mse": {"granularity": "channel", "calibration": "mse"},
 }
 
 
