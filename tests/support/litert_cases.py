@@ -4,8 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 
 GRID, OUT, SHAPE = Range(0.05, 3), Range(0.11, -7), (7, 9, 8)
 REFERENCE = OpResolverType.BUILTIN_REF

@@ -6,8 +6,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 from tests.support.litert_oracle import float_model
 
 ACTIVATIONS = (None, None, "relu", "relu6")

@@ -24,7 +24,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 
 LABELS_FILE = "labels.txt"
 _FEATURES, _IMAGE, _NORMALIZATION, _RGB, _GRAY, _AXIS_LABELS = 1, 2, 1, 1, 2, 2

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.files import atomic_write

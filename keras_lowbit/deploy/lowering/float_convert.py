@@ -43,7 +43,7 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
     import tensorflow as tf
 
     inputs = [keras.Input(batch_shape=shape, dtype="float32") for shape in shapes]
-    model = keras.Model(inputs, run(*inputs), name="island")
+    model = keras.Model(inputs, run(*inputs), name="island")  # the name is part of the bytes of written files
     # A mixed policy has Keras read every variable in the type its layer computes in, see `in_float32`.
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
     arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]

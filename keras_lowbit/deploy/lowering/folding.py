@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import Range
 from keras_lowbit.keras_graph import variables
 from keras_lowbit.numerics.requantization import INT32_MAX
 from keras_lowbit.numerics.thresholds import per_filter_shape, reduced_axes

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, softmax
 from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, scale_of

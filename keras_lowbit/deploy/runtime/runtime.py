@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference.call import scale_of
 from keras_lowbit.deploy.runtime import unweighted, weighted

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node
+from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.reference import float_subgraph as reference_subgraph
 from keras_lowbit.deploy.reference.call import KERNELS, NodeCall, scale_of
 from keras_lowbit.deploy.reference.convolution import mean_factor, same_padding

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.lowering.int8_overflow import stored_weights
@@ -40,7 +40,7 @@ class ReferenceParity:
     """The file on LiteRT's reference kernels against the NumPy reference, on every tensor of the graph.
 
     differing: tensor -> elements that differ (only tensors where some do).   elements: looked at in all.
-    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation of an island or would end
+    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation or would end
     the process (see `softmax_overflows`), and then nothing is claimed.
     """
 
@@ -58,7 +58,7 @@ def softmax_overflows(graph: IntegerGraph, samples: list[np.ndarray]) -> bool:
     """Whether LiteRT's reference int8 softmax would end the process on these samples.
 
     It does where ``sum(exp(x - max))`` of a row reaches 512, which takes 512 classes at least. A margin of 2 keeps clear
-    of the border, since an island or XNNPACK may shift a code.
+    of the border, since a float operation or XNNPACK may shift a code.
     """
     wide = [
         n.inputs[0] for n in graph.nodes if n.op == "softmax" and (graph.tensors[n.inputs[0]].shape[-1] or 0) >= 500

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import Range
 from keras_lowbit.quantizers import Clustered, DynamicFixedPoint, Uniform
 from tests.support.lowering_zoo import case, enliven, samples
 
