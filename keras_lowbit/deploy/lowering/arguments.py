@@ -26,8 +26,8 @@ def check_not_packed(model: keras.Model, caller: str) -> None:
     if packed:
         some = ", ".join(packed[:3]) + (", ..." if len(packed) > 3 else "")
         raise ValueError(
-            f"{caller} cannot use {model.name!r}, which keras_lowbit.pack has made (packed: {some}). Use the model that you "
-            "packed."
+            f"{caller} cannot use {model.name!r}, which keras_lowbit.pack has made (packed: {some}). "
+            "Use the model that you packed."
         )
 
 

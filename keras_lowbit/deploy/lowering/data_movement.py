@@ -49,8 +49,8 @@ def _handler(move: Move) -> Handler:
 @moves("Reshape", "Flatten", "Squeeze", "ExpandDims")
 def _reshape(state: Lowering, call: Call, tensor: str) -> str:
     """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
-    wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
-    return state.builder.reshape(tensor, state.name(call.path), wanted)
+    sizes = [-1 if size is None else size for size in call.results[0].shape[1:]]
+    return state.builder.reshape(tensor, state.name(call.path), sizes)
 
 
 @moves("Permute", "Transpose")

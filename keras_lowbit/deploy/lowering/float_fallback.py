@@ -49,13 +49,15 @@ def _insert(
     """The float subgraph's node, which computes each value once; the call's outputs become its float outputs."""
     given = [source.tensor for source in sources]
     shapes = [state.builder.tensor(tensor).shape[1:] for tensor in given]
-    what = f"{call.path!r} ({type(call.operation).__name__})"
+    description = f"{call.path!r} ({type(call.operation).__name__})"
     with in_float32(call.operation):
-        model = convert_to_float(run, shapes, what, state.batch_size)
+        model = convert_to_float(run, shapes, description, state.batch_size)
         found = origins(model, name)
         kept = sorted({place for place in found if place >= 0})
         if kept and kept != found:
-            model = convert_to_float(lambda *v: [run(*v)[place] for place in kept], shapes, what, state.batch_size)
+            model = convert_to_float(
+                lambda *v: [run(*v)[place] for place in kept], shapes, description, state.batch_size
+            )
     made = state.builder.float_subgraph(given, model, state.name(name)) if kept else []
     tensors = dict(zip(kept, made, strict=True)) | {~place: tensor for place, tensor in enumerate(given)}
     for key, place in zip(call.outputs, found, strict=True):

@@ -146,7 +146,7 @@ def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
     if tensor.dtype != "float32" and given.dtype == tf.int8:
         return given
     if not given.dtype.is_floating:
-        wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
-        raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {wanted}: convert it with .astype")
+        expected = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
+        raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {expected}: convert it with .astype")
     real = tf.cast(given, tf.float32)
     return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)

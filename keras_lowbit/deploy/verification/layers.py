@@ -129,9 +129,9 @@ def _steps(
 ) -> tuple[int, int, float]:
     """Elements, largest difference in steps, share of equal elements."""
     sources = {name: keras.ops.convert_to_tensor(reals[name]) for name in segment.provenance.sources.values()}
-    wanted = keras.ops.convert_to_numpy(segment.provenance.replay(sources, segment.key))
+    expected = keras.ops.convert_to_numpy(segment.provenance.replay(sources, segment.key))
     got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
-    difference = np.abs(fixed_codes(wanted, grid).reshape(got.shape) - got.astype(np.int32))
+    difference = np.abs(fixed_codes(expected, grid).reshape(got.shape) - got.astype(np.int32))
     exact = float(np.mean(difference == 0)) if difference.size else 1.0
     return int(difference.size), int(difference.max(initial=0)), exact
 
