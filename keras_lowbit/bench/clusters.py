@@ -1,26 +1,26 @@
-"""Time and memory of clustering a network's weights, on a set of kernels the size of ResNet-101's.
+"""keras-lowbit bench clusters: time and memory of clustering a network's weights, on a set of kernels the size of ResNet-101's.
 
-    python -m keras_lowbit.bench.clusters --out clusters.json
+    keras-lowbit bench clusters --output clusters.json
 
 The 104 convolutions and the classifier of ResNet-101 (44.4 million random weights), each encoded once as conversion and export
 do it, one process for each quantizer: wall and processor seconds, and how much the process's peak memory grew.
 """
 
-import argparse
-import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.bench.output import output_file
-from keras_lowbit.files import atomic_write
+from keras_lowbit.bench.output import define_output, write_report
 from keras_lowbit.quantizers import Clustered, Quantizer, Ternary, Uniform
+
+FLAGS = flags.FlagValues()
+define_output(FLAGS)
 
 QUANTIZERS: dict[str, Quantizer] = {
     "ternary, N=4": Clustered(Ternary(), 4),
@@ -69,24 +69,13 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures each quantizer in a process of its own, writes the file and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=output_file, help="file to write (JSON)")
-    parser.add_argument("--only", choices=list(QUANTIZERS), help="one quantizer in this process; prints its JSON")
-    given = parser.parse_args(arguments)
-    if given.only:
-        print(json.dumps(measure(given.only)))
-        return
+def run(values: Any) -> int:
+    """Measures each quantizer in a process of its own, prints the rows and writes the file."""
     rows = {}
-    for name in QUANTIZERS:
-        command = [sys.executable, "-m", "keras_lowbit.bench.clusters", "--only", name]
-        rows[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{name:<28}", rows[name], flush=True)
-    if given.out:
-        atomic_write(given.out, (json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n").encode())
-        print(f"written to {given.out}")
-
-
-if __name__ == "__main__":
-    main()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
+        for name, row in zip(QUANTIZERS, pool.map(measure, QUANTIZERS), strict=True):
+            rows[name] = row
+            print(f"{name:<28}", row, flush=True)
+    write_report(values.output, {"machine": machine(), "rows": rows})
+    return 0

@@ -1,25 +1,23 @@
-"""Times the compiled ops against TensorFlow's float layers and LiteRT's int8 ones: same shapes, one thread, in turns.
+"""keras-lowbit bench kernels: times the compiled ops against TensorFlow's float layers and LiteRT's int8 ones.
 
-    python -m keras_lowbit.bench.kernels --output kernels.json
+    keras-lowbit bench kernels --isa x86_avx2 --output kernels.json
 
-Every layer runs on the ternary op (2-bit weights, int8 out), on our int8 op, as TensorFlow's float32 Conv2D or MatMul, and
-as an int8 .tflite file on XNNPACK. The last columns set the ternary op beside this machine's ceilings, which loops in the
-compiled library measure between the layers: products against `vpdpbusd`, weight bytes against memory. `--isa x86_avx2`
-times our two ops on that ISA target as well.
+Same shapes, one thread, interleaved repeats. Every layer runs on the ternary op (2-bit weights, int8 out), on our int8
+op, as TensorFlow's float32 Conv2D or MatMul, and as an int8 .tflite file on XNNPACK. The last columns set the
+ternary op beside this machine's ceilings, which loops in the compiled library measure between the layers: products
+against `vpdpbusd`, weight bytes against memory. `--isa x86_avx2` times our two ops on that ISA target as well.
 """
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.bench.output import output_file
+from keras_lowbit.bench.output import check_flag, define_output, define_repeats, write_report
 from keras_lowbit.bench.timing import calls_for, interleaved
-from keras_lowbit.files import atomic_write
 from keras_lowbit.numerics import requantization as fp
 from keras_lowbit.tables import table
 
@@ -309,44 +307,49 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join([heads, *lines, "", conditions])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, writes the JSON and prints tables."""
+def _check_isa(names: Sequence[str]) -> None:
+    from keras_lowbit import ops
+
+    available = ops.available_kernels()
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} does not run here; available: {', '.join(available)}")
+
+
+FLAGS = flags.FlagValues()
+define_output(FLAGS)
+define_repeats(FLAGS, 20, "layer")
+flags.DEFINE_enum(
+    "only", None, list(dict.fromkeys(s.network for s in SHAPES)), "one group of layers", flag_values=FLAGS
+)
+flags.DEFINE_multi_string("isa", [], "ISA target on which to time our two ops as well", flag_values=FLAGS)
+check_flag(FLAGS, "isa", _check_isa)
+
+
+def run(values: Any) -> int:
+    """Measures, prints tables and writes the JSON."""
     import tensorflow as tf
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=output_file, required=True, help="file to write (JSON)")
-    parser.add_argument("--repeats", type=int, default=20, help="times each layer is measured")
-    parser.add_argument("--only", choices=("ResNet-50", "MobileNetV2", "dense"), help="one group of layers")
-    parser.add_argument("--isa", nargs="*", default=(), help="ISA targets on which to time our two ops as well")
-    given = parser.parse_args(arguments)
-    if given.repeats < 1:
-        parser.error(f"--repeats {given.repeats} must be at least 1")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    report = measure([s for s in SHAPES if given.only in (None, s.network)], given.repeats, others=given.isa)
-    heads = (
-        "layer",
-        "ternary ms",
-        "int8",
-        "TF float32",
-        "LiteRT int8",
-        "GMAC/s",
-        "of peak",
-        "weights GB/s",
-        "of memory",
-    )
+    shapes = [shape for shape in SHAPES if values.only in (None, shape.network)]
+    report = measure(shapes, values.repeats, others=values.isa)
+    print(text(report))
+    print(markdown(report))
+    write_report(values.output, report)
+    return 0
+
+
+def text(report: dict[str, Any]) -> str:
+    """The rows as a table."""
+    times = ("ternary ms", "int8", "TF float32", "LiteRT int8")
+    heads = ("layer", *times, "GMAC/s", "of peak", "weights GB/s", "of memory")
     cells = [
         (
-            str(Shape(*(r[f] for f in Shape._fields))),
-            *(r[f"{k}_ms"] for k in KINDS),
-            *("-" if r[name] is None else r[name] for name in ROOFLINE),
+            str(Shape(*(row[field] for field in Shape._fields))),
+            *(row[f"{kind}_ms"] for kind in KINDS),
+            *("-" if row[name] is None else row[name] for name in ROOFLINE),
         )
-        for r in report["rows"]
+        for row in report["rows"]
     ]
-    print(table(heads, cells))
-    print(markdown(report))
-    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()
+    return table(heads, cells)

@@ -1,25 +1,32 @@
-"""Measures int8, int4 and int2 weights of dense layers and 1x1 convolutions on this machine, for weights="auto".
+"""keras-lowbit bench packed: measures int8, int4 and int2 weights of dense layers and 1x1 convolutions here, for
+weights="auto".
 
-    python -m keras_lowbit.bench.packed --out speed.json
-    klb.export_litert(model, "q.tflite", weights="auto", table="speed.json")
+    keras-lowbit bench packed --output latencies.json
+    klb.export_litert(model, "q.tflite", weights=klb.deploy.LatencyTable.load("latencies.json"))
 
 int8 is what an int8 file has (CONV_2D for a 1x1 convolution, FULLY_CONNECTED for a dense layer), int4 and int2 are
 FULLY_CONNECTED with packed weights. One layer a file, XNNPACK delegate, interleaved repeats, medians.
 """
 
-import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from absl import flags
 
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.bench.output import output_file
+from keras_lowbit.bench.output import define_output, define_repeats
 from keras_lowbit.bench.timing import calls_for, interleaved
 from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import LatencyTable, LayerLatency
 from keras_lowbit.files import atomic_write
+
+FLAGS = flags.FlagValues()
+define_output(FLAGS)
+define_repeats(FLAGS, 40, "layer")
+flags.DEFINE_integer("threads", 1, "threads of LiteRT", lower_bound=1, flag_values=FLAGS)
 
 # (pixels, input channels, output channels): classifiers, and the pointwise layers of MobileNets at 224 px.
 SHAPES = (
@@ -59,24 +66,13 @@ def measure(
     return LatencyTable(tuple(rows), {**machine(), "threads": threads, "repeats": repeats})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the table and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=output_file, required=True, help="file to write (JSON)")
-    parser.add_argument("--repeats", type=int, default=40, help="times each layer is measured")
-    parser.add_argument("--threads", type=int, default=1, help="threads of LiteRT")
-    given = parser.parse_args(arguments)
-    if given.repeats < 1 or given.threads < 1:
-        parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
-    found = measure(repeats=given.repeats, threads=given.threads)
+def run(values: Any) -> int:
+    """Measures, prints the rows and writes the table."""
+    found = measure(repeats=values.repeats, threads=values.threads)
     for row in found.rows:
         ratios = ", ".join(f"{kind} {row.ratio(kind):.2f}" for kind in KINDS[1:])
         print(
             f"{row.pixels:>6} pixels {row.inputs:>5} -> {row.outputs:<5} int8 {row.int8:8.4f} ms, times int8: {ratios}"
         )
-    atomic_write(given.out, found.to_json().encode())
-    print(f"written to {given.out}")
-
-
-if __name__ == "__main__":
-    main()
+    atomic_write(values.output, found.to_json().encode())
+    return 0

@@ -1,14 +1,12 @@
-"""Times a whole ternary network on the integer runtime against TensorFlow's float32 and LiteRT's int8, all in turns.
+"""keras-lowbit bench runtime: times a ternary network on the integer runtime, TensorFlow's float32 and LiteRT's int8.
 
-    python -m keras_lowbit.bench.runtime --output runtime.json --threads 1 2
+    keras-lowbit bench runtime --threads 1 --threads 2 --output runtime.json
 
 ResNet-50 at 224x224, batch 1, random weights (they do not change the time): the Keras model as a tf.function, the same
 model ternary as an int8 .tflite file on XNNPACK, and as a SavedModel of `deploy.Runtime`. With several thread counts the
 runtime and some large layers are also compared with themselves on one thread.
 """
 
-import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,15 +15,20 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import flags
 
 from keras_lowbit import deploy
 from keras_lowbit.bench import kernels
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.bench.output import output_file
-from keras_lowbit.bench.turns import in_turns
+from keras_lowbit.bench.output import define_output, define_repeats, write_report
+from keras_lowbit.bench.workers import interleaved_workers
 from keras_lowbit.convert import calibrate, quantize_model, reestimate_batch_norms
-from keras_lowbit.files import atomic_write
 from keras_lowbit.tables import table
+
+FLAGS = flags.FlagValues()
+define_output(FLAGS)
+define_repeats(FLAGS, 20, "network")
+flags.DEFINE_multi_integer("threads", [1], "thread count of all three", lower_bound=1, flag_values=FLAGS)
 
 KINDS = ("runtime", "tf_float32", "litert_int8")
 LAYERS = (
@@ -129,7 +132,7 @@ def measure(
     shapes = tuple(layers) if len(threads) > 1 else ()
     with tempfile.TemporaryDirectory() as folder:
         about = prepare(model, folder)
-        times = in_turns(runs_of, threads, repeats, milliseconds, folder=folder, layers=shapes)
+        times = interleaved_workers(runs_of, threads, repeats, milliseconds, folder=folder, layers=shapes)
     about = {**machine(), "tensorflow": tf.__version__, "repeats": repeats, "model": model.name, **about}
     first = threads[0]
     scaled = ["runtime", *(str(shape) for shape in shapes)]
@@ -174,22 +177,12 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures ResNet-50, writes the JSON and prints tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=output_file, required=True, help="file to write (JSON)")
-    parser.add_argument("--repeats", type=int, default=20, help="times each network is measured")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts, the first to compare with")
-    given = parser.parse_args(arguments)
-    if min(given.repeats, *given.threads) < 1:
-        parser.error(f"--repeats {given.repeats} and --threads {given.threads} must be at least 1")
+def run(values: Any) -> int:
+    """Measures ResNet-50, prints tables and writes the JSON."""
     keras.utils.set_random_seed(0)
-    report = measure(keras.applications.ResNet50(weights=None), given.threads, given.repeats)
+    report = measure(keras.applications.ResNet50(weights=None), values.threads, values.repeats)
     heads = ("threads", *(f"{kind} ms" for kind in KINDS))
     print(table(heads, [(row["threads"], *(row[f"{kind}_ms"] for kind in KINDS)) for row in report["rows"]]))
     print(markdown(report))
-    atomic_write(given.output, (json.dumps(report, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()
+    write_report(values.output, report)
+    return 0

@@ -1,4 +1,4 @@
-"""Times several things in turns, so that a busy moment of the machine falls on all of them."""
+"""Interleaves the calls of several things, so that a busy moment of the machine falls on all of them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +34,10 @@ def interleaved(
 
 
 def calls_for(run: Callable[[], None], milliseconds: float) -> int:
-    """How many calls of `run` take about so long, at least one; told by the third: ops prepare in the first two."""
+    """How many calls of `run` take about so long, at least one.
+
+    Timed from the third call on: ops prepare in the first two.
+    """
     run()
     run()
     start = time.perf_counter()

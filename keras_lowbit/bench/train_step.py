@@ -1,15 +1,13 @@
-"""Time of one training step: ours in Keras 3, ours in TFMOT and TFMOT's default 8-bit QAT, as ratios to the float step.
+"""keras-lowbit bench train_step: time of a training step, ours and TFMOT's default 8-bit QAT, as ratios to the float step.
 
-    python -m keras_lowbit.bench.train_step --out train_step.json
+    keras-lowbit bench train_step --recipe int8 --output train_step.json
 
-Needs the extra `tfmot`. All models are the same ResNet-20 (CIFAR-10, projection shortcuts) with the same data, timed in
-turns in one run on one thread. The clock counts the processor time of this process, so that other work on the machine
-disturbs little; --clock wall counts seconds.
+Needs the extra `tfmot`. Ours runs in Keras 3 and in TFMOT. All models are the same ResNet-20 (CIFAR-10, projection
+shortcuts) with the same data, interleaved in one run on one thread. The clock counts the processor time of this process,
+so that other work on the machine disturbs little; --clock wall counts seconds.
 """
 
-import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -18,17 +16,28 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from keras_lowbit import recipes
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.bench.output import output_file
+from keras_lowbit.bench.output import check_flag, define_output, define_repeats, write_report
 from keras_lowbit.bench.timing import interleaved
 from keras_lowbit.convert import quantize_model
-from keras_lowbit.files import atomic_write
 from keras_lowbit.tables import table
 
 FLOAT = "float"
 CLOCKS = {"process": time.process_time, "wall": time.perf_counter}
+
+FLAGS = flags.FlagValues()
+define_output(FLAGS)
+define_repeats(FLAGS, 15, "step")
+flags.DEFINE_multi_string("recipe", ["int8", "sq-twn"], "recipe to time", flag_values=FLAGS)
+check_flag(FLAGS, "recipe", lambda names: [recipes.get(name) for name in names])
+flags.DEFINE_integer("batch_size", 64, "images of a step", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("xla", True, "time the models compiled by XLA too", flag_values=FLAGS)
+flags.DEFINE_integer("threads", 1, "threads of TensorFlow; 0 for all", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_enum("clock", "process", list(CLOCKS), "processor time of this process, or seconds", flag_values=FLAGS)
+flags.DEFINE_string("note", "", "what else the machine was doing", flag_values=FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +115,7 @@ def train_steps(
     xla: bool = True,
     clock: str = "process",
 ) -> list[TrainStep]:
-    """Time every model in turns. names: recipes.   xla: Keras 3 compiled by XLA too, which is its default."""
+    """Time every model, interleaved. names: recipes.   xla: Keras 3 compiled by XLA too, which is its default."""
     import tf_keras
 
     groups: dict[str, dict[str, Callable[[], None]]] = {}
@@ -128,35 +137,14 @@ def _row(labels: list[tuple[str, str]], times: np.ndarray, index: int) -> TrainS
     return TrainStep(front_end, name, median, low, high, round(float(ratio), 3))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=output_file, help="JSON file to write")
-    parser.add_argument("--recipes", nargs="+", default=["int8", "sq-twn"])
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--no_xla", action="store_true", help="leave the models compiled by XLA out")
-    parser.add_argument("--threads", type=int, default=1, help="of TensorFlow; 0 for all")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="process")
-    parser.add_argument("--note", default="", help="what else the machine was doing")
-    options = parser.parse_args(arguments)
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
-    rows = train_steps(options.recipes, options.batch_size, options.repeats, not options.no_xla, options.clock)
+def run(values: Any) -> int:
+    """Measures, prints the table and writes it as JSON."""
+    tf.config.threading.set_intra_op_parallelism_threads(values.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(values.threads)
+    rows = train_steps(values.recipe, values.batch_size, values.repeats, values.xla, values.clock)
     print(table([field.name for field in dataclasses.fields(TrainStep)], [dataclasses.astuple(row) for row in rows]))
     packages = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization")
-    result = {
-        "machine": machine() | {name: version(name) for name in packages},
-        "batch_size": options.batch_size,
-        "repeats": options.repeats,
-        "threads": options.threads,
-        "clock": options.clock,
-        "note": options.note,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    if options.out is not None:
-        atomic_write(options.out, (json.dumps(result, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()
+    conditions = {name: values[name].value for name in ("batch_size", "repeats", "threads", "clock", "note")}
+    about = {"machine": machine() | {name: version(name) for name in packages}, **conditions}
+    write_report(values.output, {**about, "rows": [dataclasses.asdict(row) for row in rows]})
+    return 0

@@ -1,5 +1,7 @@
 """keras-lowbit demo: the whole way from a float network to verified files, on real images, in under four minutes.
 
+    keras-lowbit demo --output demo_output
+
 Trains a small network on scikit-learn's handwritten digits (8 x 8 pixels, 1,797 images, they come with the package).
 From that float network on, TWN, SQ-TWN, BWN and SQ-BWN get the same number of epochs each, with 8-bit activations; the
 results are exported to .tflite files, verified layer by layer, and run over the test images. Ends with a table and

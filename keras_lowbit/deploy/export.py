@@ -66,7 +66,7 @@ def export_litert(
 
     weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
     the smallest of the three that is no slower than int8, by latencies that were measured on one x86-64 server;
-    `deploy.LatencyTable.load(FILE)` of `python -m keras_lowbit.bench.packed --out FILE` does so by those of another machine.
+    `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
     io: "int8" takes and gives codes, "float32" takes and gives reals.   batch_size: of every shape in the file.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,

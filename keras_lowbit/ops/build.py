@@ -2,7 +2,8 @@
 
 Needs a C++17 compiler ($CXX, g++, clang++ or c++) and TensorFlow, nothing else. What it was built for is written beside
 it and checked when it is loaded; nothing is compiled again until sources, flags, compiler or TensorFlow change. This file
-uses the standard library alone, so that the package's own build can run it before anything is installed.
+uses the standard library alone (argparse, not absl flags), so that the package's own build can run it before anything is
+installed.
 """
 
 from __future__ import annotations

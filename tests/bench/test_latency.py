@@ -7,6 +7,7 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.bench import packed, timing
+from keras_lowbit.cli import main
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import LatencyTable
 
@@ -70,7 +71,7 @@ def test_files_that_are_none(files, tmp_path):
         klb.bench.latency([tmp_path / "bad.tflite"])
 
 
-def test_turns_are_taken_and_everything_is_counted():
+def test_calls_are_interleaved_and_everything_is_counted():
     order = []
     runs = [lambda name=name: order.append(name) for name in "abc"]
     times = timing.interleaved(runs, repeats=3, warmup=1, inner=[1, 2, 1])
@@ -82,7 +83,8 @@ def test_turns_are_taken_and_everything_is_counted():
 
 def test_packed_table_is_what_auto_reads(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(packed, "measure", lambda **given: measured(packed.LatencyTable, given))
-    packed.main(["--out", str(tmp_path / "t.json"), "--repeats", "3"])
+    arguments = ["--output", str(tmp_path / "t.json"), "--repeats", "3"]
+    assert main(["keras-lowbit", "bench", "packed", *arguments]) == 0
     found = LatencyTable.load(tmp_path / "t.json")
     assert [(row.pixels, row.inputs, row.outputs) for row in found.rows] == [(1, 16, 8), (16, 8, 16)]
     assert found.machine["repeats"] == 3
@@ -104,10 +106,8 @@ def test_packed_measures_what_a_file_has():
     assert np.unique(graph.tensors["y/kernel"].data).tolist() == [-1, 0, 1]
 
 
-def test_packed_refuses_nonsense(tmp_path):
-    with pytest.raises(SystemExit):
-        packed.main(["--out", str(tmp_path / "t.json"), "--repeats", "0"])
-    with pytest.raises(SystemExit):
-        packed.main([])
-    with pytest.raises(OSError, match="cannot write"):
-        packed.atomic_write(tmp_path / "none" / "t.json", b"")
+@pytest.mark.parametrize("flag", ["repeats", "threads"])
+def test_packed_refuses_nonsense(flag, tmp_path, capsys):
+    arguments = ["--output", str(tmp_path / "t.json"), f"--{flag}=0"]
+    assert main(["keras-lowbit", "bench", "packed", *arguments]) == 2
+    assert f"--{flag}=0" in capsys.readouterr().err

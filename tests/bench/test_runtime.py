@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowbit.bench import kernels, runtime, turns
+from keras_lowbit.bench import kernels, runtime, workers
 from keras_lowbit.deploy.interpreters import make_interpreter
 
 
@@ -53,5 +53,5 @@ def _fails(threads):
 
 def test_a_worker_that_fails_is_an_error(capfd):
     with pytest.raises(RuntimeError, match="a worker process ended"):
-        turns.in_turns(_fails, (1,), 1)
+        workers.interleaved_workers(_fails, (1,), 1)
     assert "no runs on 1 threads" in capfd.readouterr().err

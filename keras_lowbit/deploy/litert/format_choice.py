@@ -1,7 +1,7 @@
 """The format of every layer's weights in a file, planned once for a graph.
 
 `weights="auto"` takes for each layer the smallest format that is no slower than int8 in a table of measured latencies. The
-table comes from `python -m keras_lowbit.bench.packed --out FILE` on the machine that matters; a default measured on one
+table comes from `keras-lowbit bench packed --output FILE` on the machine that matters; a default measured on one
 x86-64 server ships with the library (see its "machine"). A layer takes the row of the nearest shape.
 """
 
@@ -64,7 +64,7 @@ class LatencyTable:
     def load(cls, path: str | os.PathLike[str] | None = None) -> LatencyTable:
         """A table file, the shipped one by default. FileNotFoundError or ValueError, with the remedy, for a bad one."""
         source = DEFAULT if path is None else Path(path)
-        remedy = "Measure one with: python -m keras_lowbit.bench.packed --out FILE"
+        remedy = "Measure one with: keras-lowbit bench packed --output FILE"
         try:
             found = json.loads(source.read_text(encoding="utf-8"))
             if found["format_version"] != FORMAT_VERSION:

@@ -1,7 +1,7 @@
-"""Worker processes that take turns: how measurements with different thread counts of TensorFlow meet in one run.
+"""Interleaved worker processes: measurements with different thread counts of TensorFlow in one run.
 
-TensorFlow's threads are set once in a process, so each count has a process of its own. All stand ready at once; one call at
-a time is made, in an order that moves on by one each repeat, so that a slow moment of the machine falls on all of them.
+TensorFlow's threads are set once in a process, so each count has a process of its own. All workers start first; then one call
+at a time is made, in an order that moves on by one each repeat, so that a slow moment of the machine falls on all of them.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from keras_lowbit.bench.timing import calls_for
 Maker = Callable[..., Mapping[str, Callable[[], Any]]]  # maker(threads, **arguments) -> runs by name
 
 
-def in_turns(
+def interleaved_workers(
     maker: Maker, threads: Sequence[int], repeats: int, milliseconds: float = 40.0, **arguments: Any
 ) -> dict[tuple[int, str], np.ndarray]:
     """Milliseconds [repeats] of every run at every thread count; each time is the mean of calls that take about so long.
