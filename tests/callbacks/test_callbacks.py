@@ -30,7 +30,7 @@ def network(kernel=SQ_TWN, output="activation"):
 
 def compiled(optimizer, **arguments):
     model = network(**arguments)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     return model
 
