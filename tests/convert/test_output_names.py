@@ -23,7 +23,7 @@ def fit_by_name(model):
     inputs = inputs_of(model)
     labels = dict(zip(model.output_names, map(np.zeros_like, run(model, inputs)), strict=True))
     assert list(labels) == NAMES
-    model.compile("sgd", dict.fromkeys(labels, "mse"), metrics={"v": "mae"}, jit_compile=False)
+    model.compile("sgd", dict.fromkeys(labels, "mse"), metrics={"v": "mae"}, run_eagerly=True)
     return model.fit(inputs, labels, verbose=0).history
 
 
@@ -72,5 +72,5 @@ def test_one_output_and_outputs_in_a_dict_have_their_ranges_behind_the_layers():
     copy, report = klb.quantize_model(named, "int8")
     assert {"head_range", "other_range"} < {layer.name for layer in copy.layers}
     assert not any("as an output" in row.detail for row in report.layers)
-    copy.compile("sgd", {"a": "mse", "b": "mse"}, jit_compile=False)
+    copy.compile("sgd", {"a": "mse", "b": "mse"}, run_eagerly=True)
     copy.fit(np.ones((2, 4)), {"a": np.ones((2, 2)), "b": np.ones((2, 3))}, verbose=0)
