@@ -99,6 +99,16 @@ OPERATIONS = {
     },
     "sub from constant": lambda b: b.sub(b.constant("c", codes(8), 0.03, 4), "x", OUT, "y"),
     "mul up": lambda b: b.mul("x", "x", Range(0.001, 0), "y"),
+    **{
+        f"{op} {kind}": lambda b, op=op, other=other: b.operation(op, ("x", other(b)), "y")
+        for op in ("maximum", "minimum")
+        for kind, other in {
+            "tensors": lambda b: second(b, grid=GRID),
+            "broadcast": lambda b: second(b, (1, 1, 8), GRID),
+            "constant": lambda b: b.constant("c", codes(8), *GRID),
+            "scalar": lambda b: b.constant("c", codes(1), *GRID),
+        }.items()
+    },
     "concatenation": lambda b: b.concatenation(["x", second(b, (7, 9, 3), GRID), "x"], "y"),
     "concatenation rows": lambda b: b.concatenation(["x", second(b, (2, 9, 8), GRID)], "y", 1),
     "max_pool2d": lambda b: b.max_pool2d("x", "y", (2, 3), activation="relu"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.supported_forms import AUGMENTATIONS, DROPOUTS, index_of
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor

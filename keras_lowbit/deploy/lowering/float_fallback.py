@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, why_island
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, fallback_reason
 from keras_lowbit.deploy.graph.float_subgraph import origins
 from keras_lowbit.deploy.lowering.float_convert import convert_to_float, in_float32
 from keras_lowbit.deploy.lowering.state import Lowering
@@ -64,10 +64,10 @@ def _insert(
 
 def _reason(call: Call) -> str:
     operation, kind = call.operation, type(call.operation).__name__
-    role = role_of(call)
-    if role is Role.ISLAND:
-        return why_island(call)
-    if role is not Role.WEIGHTED:
+    category = category_of(call)
+    if category is Category.FLOAT:
+        return fallback_reason(call)
+    if category is not Category.WEIGHTED:
         return f"{kind} stands between operations in float"
     if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:
         return f"{kind} is not quantized"

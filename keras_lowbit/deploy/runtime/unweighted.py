@@ -51,6 +51,19 @@ def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return run
 
 
+@runs("maximum", "minimum")
+def extremum(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The larger or smaller code; a constant may stand on either side."""
+    larger_or_smaller = {"maximum": tf.maximum, "minimum": tf.minimum}[node.op]
+    constants = [graph.tensors[name].data for name in node.inputs]
+
+    def run(values: list[Any]) -> Any:
+        given = iter(values)
+        return larger_or_smaller(*(next(given) if data is None else tf.constant(data) for data in constants))
+
+    return run
+
+
 def _quantize(call: NodeCall) -> Run:
     scale, zero_point = scale_of(call.output), call.output.zero_point
     return lambda values: tf_fallback.quantize(values[0], scale, zero_point)
