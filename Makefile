@@ -28,7 +28,7 @@ help:
 	@echo "make clean   remove .venv and the caches"
 
 test: lint $(OPS)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
 # g++-aarch64-linux-gnu and qemu-user-static.

@@ -4,7 +4,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import collections
+import gc
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -32,6 +36,30 @@ def _seed(request: pytest.FixtureRequest) -> int:
     if shared is not None:
         shared.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     return seed
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most `slow` tests begin: whole files go to the processes of `make test`, and the last should be short."""
+    slow: collections.Counter = collections.Counter()
+    for item in items:
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left stays: the garbage collector need not look through TensorFlow again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free() -> Iterator[None]:
+    """Graphs and models of a file, and the names they took, are gone before the next file begins."""
+    yield
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].backend.clear_session()
+    keras.utils.clear_session(free_memory=True)
 
 
 @pytest.fixture(scope="session")

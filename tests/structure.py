@@ -6,6 +6,7 @@ and that it is not for toy packages that break the rule.
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Data flows to the right and nothing imports from its right.
@@ -51,7 +52,13 @@ GENERATED = ("metadata_schema_py_generated.py",)  # flatc writes it from the .fb
 def sources(package: Path) -> Iterator[tuple[Path, ast.Module]]:
     """Every Python file of a package with its syntax tree, in a fixed order."""
     for path in sorted(package.rglob("*.py")):
-        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        yield path, _parsed(path.read_text(encoding="utf-8"), str(path))
+
+
+@cache
+def _parsed(source: str, filename: str) -> ast.Module:
+    """The tree that all checks of a file share: they only read it."""
+    return ast.parse(source, filename=filename)
 
 
 def written(package: Path) -> Iterator[tuple[Path, ast.Module]]:
@@ -138,14 +145,14 @@ def circles(package: Path) -> list[str]:
     A circle means that none of its files can be read, tested or moved without the others. An import inside a function
     only hides it.
     """
-    files = {_module(path, package): path for path, _ in sources(package)}
+    files = {_module(path, package): (path, tree) for path, tree in sources(package)}
     arrows = {
         module: {
             target
-            for _, name in imports(ast.parse(path.read_text(encoding="utf-8")), package.name, path.relative_to(package))
+            for _, name in imports(tree, package.name, path.relative_to(package))
             if (target := _file_of(name, files)) is not None and target != module
         }
-        for module, path in files.items()
+        for module, (path, tree) in files.items()
     }
     return [" -> ".join([*circle, circle[0]]) for circle in _strongly_connected(arrows) if len(circle) > 1]
 
@@ -227,8 +234,10 @@ def private_imports(package: Path) -> set[str]:
     }
     for path, tree in sources(package):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("keras.src", "tf.python"):
-                found.add(f"{path.relative_to(package).as_posix()} {ast.unparse(node)}")
+            if isinstance(node, ast.Attribute):
+                name = f"{getattr(node.value, 'id', '')}.{node.attr}"
+                if name in ("keras.src", "tf.python"):
+                    found.add(f"{path.relative_to(package).as_posix()} {name}")
     return found
 
 

@@ -25,7 +25,7 @@ def network(quantizer=None, optimizer=None):
     hidden = kl.Dropout(0.5)(kl.Flatten()(kl.BatchNormalization(name="norm")(hidden)))
     model = keras.Model(inputs, QuantDense(3, name="head", **kernel)(hidden))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer or keras.optimizers.Adam(0.02), loss)
+    model.compile(optimizer or keras.optimizers.Adam(0.02), loss, jit_compile=False)
     return model
 
 

@@ -80,7 +80,7 @@ INPUTS = np.random.default_rng(1).normal(size=(16, 2)).astype("float32")
 def watched(data=None, period=6, together=1, kill_at=None, folder=None):
     """What `Watch` sees in three epochs of four batches."""
     built, watch = model(), Watch(kill_at)
-    built.compile(keras.optimizers.Adam(0.5), "mse", steps_per_execution=together)
+    built.compile(keras.optimizers.Adam(0.5), "mse", steps_per_execution=together, jit_compile=False)
     before = [keras.callbacks.BackupAndRestore(folder)] if folder else []
     inputs = {"x": INPUTS, "y": INPUTS[:, :1], "batch_size": 4} if data is None else {"x": data}
     with contextlib.suppress(KeyboardInterrupt):

@@ -24,7 +24,7 @@ PAPER = {
 }
 
 
-def network(seed=1, partition="random", optimizer=None):
+def network(seed=1, partition="random", optimizer=None, jit_compile=False):
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((6, 6, 2))
     kernel, head = Incremental(PowerOfTwo(4), partition), Incremental(Ternary(), partition)
@@ -32,7 +32,7 @@ def network(seed=1, partition="random", optimizer=None):
     hidden = keras.layers.Flatten()(keras.layers.BatchNormalization()(hidden))
     model = keras.Model(inputs, QuantDense(3, kernel_quantizer=head, name="head")(hidden))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer or keras.optimizers.Adam(0.01), loss)
+    model.compile(optimizer or keras.optimizers.Adam(0.01), loss, jit_compile=jit_compile)
     return model
 
 
@@ -114,12 +114,12 @@ class KillAt(keras.callbacks.Callback):
 
 
 def test_a_killed_fit_resumes_to_the_same_bits(tmp_path):
-    undisturbed = network()
+    undisturbed = network(jit_compile="auto")
     history = fit(undisturbed, callbacks.PartitionSchedule(PORTIONS))
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     with pytest.raises(Killed):
-        fit(network(), backup, callbacks.PartitionSchedule(PORTIONS), KillAt(2))
-    resumed = network(seed=2)
+        fit(network(jit_compile="auto"), backup, callbacks.PartitionSchedule(PORTIONS), KillAt(2))
+    resumed = network(seed=2, jit_compile="auto")
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     rest = fit(resumed, backup, callbacks.PartitionSchedule(PORTIONS))
     for name in ("loss", "portion", "flip_rate"):
@@ -229,7 +229,7 @@ def float_model(units=3):
 def trained(name, model):
     recipe = recipes.get(name)
     quantized, _ = klb.quantize_model(model, recipe)
-    quantized.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    quantized.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     epochs = len(schedules.portions(recipe.schedule["portions"]))
     fit(quantized, *recipe.callbacks(epochs=epochs), epochs=epochs)
     assert klb.reestimate_batch_norms(quantized, IMAGES, batch_size=8, verbose=0) == 1

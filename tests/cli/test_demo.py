@@ -1,7 +1,9 @@
 """The demo, cut short: its data, its table and its files. `make demo` runs it at full length."""
 
+import functools
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -69,7 +71,15 @@ def test_the_table_is_printed_before_the_picture_is_written(trained, tmp_path, m
     assert "No space left" in shown.err
 
 
+@pytest.fixture
+def without_xla(monkeypatch):
+    """`compile` without XLA where nobody asks for it: compiling five networks takes longer than their few epochs."""
+    compile_ = keras.Model.compile
+    monkeypatch.setattr(keras.Model, "compile", functools.partialmethod(compile_, jit_compile=False))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_xla")
 def test_short_demo_runs_to_its_end(tmp_path, capsys):
     arguments = ["keras-lowbit", "demo", "--epochs=4", "--float_epochs=4", f"--output={tmp_path / 'out'}"]
     assert app.main(arguments) == 0

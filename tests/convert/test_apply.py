@@ -129,7 +129,7 @@ def test_calibrates_trains_and_keeps_its_names(name):
     copy, _ = klb.quantize_model(model, "int8")
     inputs = inputs_of(copy)
     klb.calibrate(copy, inputs, verbose=0)
-    copy.compile("sgd", "mse")
+    copy.compile("sgd", "mse", run_eagerly=True)
     targets = keras.tree.map_structure(lambda part: np.zeros(part.shape, "float32"), model(inputs))
     loss = copy.fit(inputs, targets, epochs=1, verbose=0).history["loss"][0]
     assert np.isfinite(loss)
@@ -270,7 +270,7 @@ def test_half_precision_models_convert_and_train(policy):
     assert copy.get_layer("stem").kernel.dtype == "float32"
     inputs = inputs_of(copy)
     klb.calibrate(copy, inputs, verbose=0)
-    copy.compile("sgd", "mse")
+    copy.compile("sgd", "mse", run_eagerly=True)
     assert np.isfinite(copy.fit(inputs, np.zeros((4, 3)), verbose=0).history["loss"][0])
 
 

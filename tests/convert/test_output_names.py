@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from tests.support.model_zoo import inputs_of, randomize
+from tests.support.model_zoo import inputs_of, randomize, run
 
 L = keras.layers
 NAMES = ["u", "v", "w", "x"]
@@ -21,9 +21,9 @@ def several():
 
 def fit_by_name(model):
     inputs = inputs_of(model)
-    labels = dict(zip(model.output_names, map(np.zeros_like, model.predict(inputs, verbose=0)), strict=True))
+    labels = dict(zip(model.output_names, map(np.zeros_like, run(model, inputs)), strict=True))
     assert list(labels) == NAMES
-    model.compile("sgd", dict.fromkeys(labels, "mse"), metrics={"v": "mae"})
+    model.compile("sgd", dict.fromkeys(labels, "mse"), metrics={"v": "mae"}, run_eagerly=True)
     return model.fit(inputs, labels, verbose=0).history
 
 
@@ -34,9 +34,7 @@ def test_outputs_keep_their_names_through_quantizing_saving_and_cloning(tmp_path
     assert not any("as an output" in row.detail for row in report.layers)
     copy.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for known, same in zip(
-        copy.predict(inputs_of(copy), verbose=0), loaded.predict(inputs_of(copy), verbose=0), strict=True
-    ):
+    for known, same in zip(run(copy, inputs_of(copy)), run(loaded, inputs_of(copy)), strict=True):
         np.testing.assert_array_equal(known, same)
     for again in (loaded, keras.models.clone_model(copy), klb.quantize_model(copy, "int8")[0], klb.dequantize(copy)):
         fit_by_name(again)
@@ -74,5 +72,5 @@ def test_one_output_and_outputs_in_a_dict_have_their_ranges_behind_the_layers():
     copy, report = klb.quantize_model(named, "int8")
     assert {"head_range", "other_range"} < {layer.name for layer in copy.layers}
     assert not any("as an output" in row.detail for row in report.layers)
-    copy.compile("sgd", {"a": "mse", "b": "mse"})
+    copy.compile("sgd", {"a": "mse", "b": "mse"}, run_eagerly=True)
     copy.fit(np.ones((2, 4)), {"a": np.ones((2, 2)), "b": np.ones((2, 3))}, verbose=0)

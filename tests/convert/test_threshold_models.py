@@ -10,6 +10,7 @@ from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import QuantizedLayer, QuantizerHost, hosts
 from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold, LearnedPowerOfTwo, LearnedStep, Uniform
 from keras_lowbit.recipes import Recipe, Rule
+from tests.support.model_zoo import run
 
 L = keras.layers
 IMAGES = np.random.default_rng(5).normal(size=(32, 12, 12, 3)).astype("float32")
@@ -59,9 +60,9 @@ def freeze_weights(model):
     return model
 
 
-def fit(model, teacher, epochs=3, rate=1e-2, **options):
-    targets = teacher.predict(IMAGES, verbose=0)
-    model.compile(keras.optimizers.Adam(rate), "mse", **options)
+def fit(model, teacher, epochs=3, rate=1e-2, jit_compile=False):
+    (targets,) = run(teacher, IMAGES)
+    model.compile(keras.optimizers.Adam(rate), "mse", jit_compile=jit_compile)
     return model.fit(IMAGES, targets, batch_size=16, epochs=epochs, verbose=0).history["loss"]
 
 
@@ -232,7 +233,7 @@ def test_mixed_precision_keeps_thresholds_in_float32():
     want = stem.kernel_quantizer(stem.kernel, stem.kernel_host.values(), stem.filter_axes)
     np.testing.assert_array_equal(stem.quantized_kernel(), to_numpy(want).astype("float16"))
     before = values(model)
-    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=False)
     model.fit(IMAGES, np.zeros((32, 5)), epochs=2, verbose=0)
     moved = [p for p, v in values(model).items() if np.any(v != before[p])]
     assert any(path.endswith("kernel_quantizer/factor") for path in moved)

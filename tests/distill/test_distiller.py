@@ -1,165 +1,97 @@
-"""distill: what a run does with frozen layers, early stops, heads of one unit, and starts that would lose work."""
-
-import itertools
+"""Distiller: what it trains and what its loss and agreement are, in `fit` and `evaluate` of Keras."""
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import keras_lowbit as klb
-from keras_lowbit.distill import logits_model, losses
+from keras_lowbit.distill import logits_model, losses, thresholds
 from keras_lowbit.keras_graph.variables import to_numpy
+from tests.support.distill_models import (
+    ROWS,
+    VECTORS,
+    row_network,
+    row_student,
+    start_again,
+    teacher_and_student,
+    teacher_model,
+)
 
 L = keras.layers
-RNG = np.random.default_rng(71)
-ROWS = RNG.normal(size=(24, 4)).astype("float32")
+RNG = np.random.default_rng(61)
 
 
-def network(activation="softmax", classes=3):
-    keras.utils.set_random_seed(11)
-    row = keras.Input((4,), name="row")
-    hidden = L.Dense(6, activation="relu", name="body")(row)
-    return keras.Model(row, L.Dense(classes, activation=activation, bias_initializer="normal", name="head")(hidden))
+@pytest.fixture(scope="module")
+def pair():
+    return teacher_and_student()
 
 
-def student_of(model, recipe="fat"):
-    found, _ = klb.quantize_model(model, recipe)
-    klb.calibrate(found, ROWS, verbose=0)
-    return found
+def test_betas_of_batch_norms_count_as_biases():
+    keras.utils.set_random_seed(7)
+    teacher = teacher_model()
+    student, _ = klb.quantize_model(teacher, "fat")  # its batch norm is not folded
+    klb.calibrate(student, VECTORS, verbose=0)
+    distiller = klb.Distiller(student, teacher, variables="thresholds+biases")
+    names = [variable.name for variable in distiller.trainable_variables]
+    assert (names.count("beta"), names.count("bias")) == (1, 1)
 
 
-def distilled(student, teacher, data=ROWS, **options):
-    return klb.distill(student, teacher, data, **({"epochs": 1, "batch_size": 8, "verbose": 0} | options))
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_thresholds_of_frozen_layers_learn_whenever_they_were_frozen(before):
-    teacher = network()
-    teacher.get_layer("body").trainable = not before
-    student = student_of(teacher)
-    student.get_layer("body").trainable = student.get_layer("head").trainable = False
-    factor = student.get_layer("body").kernel_host.state["factor"]
-    start = to_numpy(factor)
-    distilled(student, teacher, config=klb.DistillConfig(learning_rate=0.01))
-    assert np.abs(to_numpy(factor) - start).max() > 1e-4
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == self.epoch:
-            self.model.stop_training = True
-
-
-def test_a_callback_stops_the_run_with_its_epoch_and_the_checkpoint_goes_on(tmp_path):
-    teacher = network()
-    stopped, undisturbed = student_of(teacher), student_of(teacher)
-    options = {"epochs": 3, "checkpoint": tmp_path / "run.npz"}
-    assert distilled(stopped, teacher, callbacks=[StopAfter(0)], **options).epoch == [0]
-    assert distilled(stopped, teacher, **options).epoch == [0, 1, 2]
-    distilled(undisturbed, teacher, epochs=3)
-    for found, wanted in zip(stopped.variables, undisturbed.variables, strict=True):
-        np.testing.assert_array_equal(to_numpy(found), to_numpy(wanted))
-
-
-def sigmoid_heads():
-    hidden = L.Dense(3)(row := keras.Input((4,)))
-    yield keras.Model(row, L.Dense(1, activation="sigmoid")(hidden))
-    yield keras.Model(row, L.Reshape((3, 1))(L.Activation("sigmoid")(hidden)))
-    yield keras.Model(row, keras.ops.sigmoid(hidden))
-
-
-@pytest.mark.parametrize("index", range(3))
-def test_a_final_sigmoid_is_left_out(index):
-    model = list(sigmoid_heads())[index]
-    logits = logits_model(model)(ROWS)
-    np.testing.assert_allclose(keras.ops.sigmoid(logits), model(ROWS), rtol=1e-5)
-    assert np.min(logits) < 0
-
-
-def test_one_unit_is_a_choice_between_two_classes():
-    teacher, student = (RNG.normal(size=(20, 1)).astype("float32") for _ in range(2))
-    two_t, two_s = (np.concatenate([0 * logit, logit], axis=-1) for logit in (teacher, student))
-    for name in ("rmse", "smooth_l1", "kl"):
-        found, wanted = (losses.get(name, 2.0)(*pair) for pair in ((teacher, student), (two_t, two_s)))
-        np.testing.assert_allclose(found, wanted, rtol=1e-6)
-        assert float(found) > 0.01
-    np.testing.assert_array_equal(losses.agreement([teacher], [student]), (teacher > 0)[:, 0] == (student > 0)[:, 0])
-    labels = (RNG.random(20) < 0.5).astype("int64")
-    for given in (labels, labels[:, np.newaxis], np.stack([labels], axis=-1).astype("float32")):
-        np.testing.assert_allclose(
-            losses.cross_entropy(tf.constant(given), tf.constant(student)),
-            losses.cross_entropy(tf.constant(labels), tf.constant(two_s)),
-            rtol=1e-5,
-        )
+def test_labels_add_their_cross_entropy(pair):
+    teacher, student = pair
+    labels = np.arange(48) % 5
+    distiller = klb.Distiller(student, teacher, label_weight=2.0)
+    distiller.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    with_labels = distiller.evaluate(VECTORS, labels, batch_size=48, verbose=0, return_dict=True)["loss"]
+    plain = klb.Distiller(student, teacher)
+    plain.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    without = plain.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)["loss"]
+    probabilities = to_numpy(student(VECTORS)).astype("float64")
+    entropy = -np.log(probabilities[np.arange(48), labels]).mean()
+    np.testing.assert_allclose(with_labels, without + 2 * entropy, rtol=1e-4)
+    np.testing.assert_allclose(losses.cross_entropy(np.eye(5)[labels], np.log(probabilities)), entropy, rtol=1e-5)
 
 
 def test_agreement_in_fit_is_the_share_of_samples_however_batches_divide_them():
-    teacher, student = (network("sigmoid", classes=1) for _ in range(2))
+    teacher, student = (row_network("sigmoid", classes=1) for _ in range(2))
     student.get_layer("head").bias.assign([0.7])
-    student = student_of(student)
-    answers = [model.predict(ROWS[:9], verbose=0) > 0.5 for model in (teacher, student)]
+    student = row_student(student)
+    answers = [to_numpy(model(ROWS[:9])) > 0.5 for model in (teacher, student)]
     share = np.mean(answers[0] == answers[1])
     order = np.argsort(answers[0] != answers[1], axis=0, kind="stable")[:, 0]  # those that disagree last
     distiller = klb.Distiller(student, teacher)
-    distiller.compile(keras.optimizers.Adam(1e-9))
+    distiller.compile(keras.optimizers.Adam(1e-9), jit_compile=False)
     found = distiller.evaluate(ROWS[:9][order], batch_size=8, verbose=0, return_dict=True)["agreement"]
     assert 0 < share < 1
     assert found == pytest.approx(share, abs=1e-6)
 
 
-def state(model):
-    return [np.array(to_numpy(variable)) for variable in model.variables]
+def test_two_outputs_are_both_distilled():
+    vector = keras.Input((6,), name="vector")
+    hidden = L.Dense(8, activation="relu")(vector)
+    teacher = keras.Model(vector, [L.Dense(3, activation="softmax")(hidden), L.Softmax()(L.Dense(4)(hidden))])
+    inputs = RNG.normal(size=(32, 6)).astype("float32")
+    student, _ = klb.quantize_model(teacher, "fat-w4")
+    klb.calibrate(student, inputs, verbose=0)
+    distiller = klb.Distiller(student, teacher)
+    distiller.compile("adam", jit_compile=False)
+    loss = distiller.evaluate(inputs, batch_size=32, verbose=0, return_dict=True)["loss"]
+    want = 0.0
+    for t, s in zip(logits_model(teacher)(inputs), logits_model(student)(inputs), strict=True):
+        want += np.sqrt(((to_numpy(t).astype("float64") - to_numpy(s)) ** 2).sum() / 32)
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: {"data": iter([ROWS[:8], ROWS[8:]])}, r"data is a list_iterator.*needed 2 times.*Give the function"),
-        (lambda: {"validation_data": (part for part in [ROWS])}, r"validation_data is a generator.*needed 3 times"),
-        (lambda: {"labels": [[0, 1], [1, 0]] * 12}, r"numbers in nested lists.*np\.asarray"),
-    ],
-    ids=["data", "validation_data", "labels"],
-)
-def test_what_would_fail_later_is_refused_before_anything_changes(make, words):
-    teacher = network()
-    student = student_of(teacher)
-    before = state(student)
-    with pytest.raises(ValueError, match=words):
-        distilled(student, teacher, **{"epochs": 2} | make())
-    for left, right in zip(state(student), before, strict=True):
-        np.testing.assert_array_equal(left, right)
-
-
-def test_endless_iterators_and_lists_of_labels_are_taken():
-    teacher = network()
-    student = student_of(teacher)
-    endless = (ROWS[start % 24 : start % 24 + 8] for start in itertools.count(0, 8))
-    assert len(distilled(student, teacher, endless, steps=2, epochs=np.int64(2)).history["loss"]) == 2
-    labels = [int(label) for label in RNG.integers(0, 3, 24)]
-    config = klb.DistillConfig(variables=[student.get_layer("head").bias], learning_rate=1e-9)
-    found, wanted = (
-        distilled(student, teacher, labels=form, config=config).history for form in (labels, np.array(labels))
-    )
-    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
-
-
-def test_factors_are_multiplied_in_once_whichever_student_meets_the_finished_checkpoint(tmp_path):
-    teacher = network()
-    first, second = student_of(teacher), student_of(teacher)
-    config = klb.DistillConfig(variables="pointwise", learning_rate=0.05)
-    options = {"config": config, "checkpoint": tmp_path / "new" / "run.npz"}
-    start = to_numpy(first.get_layer("body").kernel)
-    distilled(first, teacher, **options)
-    wanted = state(first)
-    assert np.abs(wanted[0] - start).max() > 0.01
-    for student in (first, second, first):  # finished already; built anew after a kill; again
-        assert distilled(student, teacher, **options).epoch == [0]
-        for left, right in zip(state(student), wanted, strict=True):
-            np.testing.assert_array_equal(left, right)
-    with pytest.raises(ValueError, match=r"factors of the 1 epochs .* multiplied in.*as it was before"):
-        distilled(first, teacher, epochs=2, **options)
+def test_distiller_fits_with_callbacks_and_restarts(pair):
+    teacher, student = pair
+    start_again(student)
+    distiller = klb.Distiller(student, teacher, loss="smooth_l1")
+    distiller.compile(keras.optimizers.Adam(0.01))
+    rates = klb.callbacks.CosineRestarts(0.01, period=4)
+    stop = keras.callbacks.EarlyStopping("loss", patience=5)
+    history = distiller.fit(VECTORS, epochs=3, batch_size=16, callbacks=[rates, stop], verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert rates.step == 9
+    # Steps 0 to 8 in cycles of 4: the last one starts the third cycle.
+    np.testing.assert_allclose(history.history["learning_rate"][-1], 0.01, rtol=1e-4)
+    assert int(to_numpy(distiller.optimizer.iterations)) == 1
+    assert len(distiller.trainable_variables) == len(thresholds(student))

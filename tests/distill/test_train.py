@@ -1,4 +1,6 @@
-"""distill: losses against NumPy, logits found, and only declared variables learn."""
+"""distill: only declared variables learn, from any data, with frozen layers, early stops and starts that would lose work."""
+
+import itertools
 
 import keras
 import numpy as np
@@ -6,12 +8,21 @@ import pytest
 import tensorflow as tf
 
 import keras_lowbit as klb
-from keras_lowbit.distill import logits_model, losses, thresholds
+from keras_lowbit.distill import thresholds
 from keras_lowbit.keras_graph.variables import to_numpy
-from tests.support.distill_models import VECTORS, same, start_again, teacher_and_student, teacher_model, values
+from tests.support.distill_models import (
+    ROWS,
+    VECTORS,
+    row_network,
+    row_student,
+    same,
+    start_again,
+    teacher_and_student,
+    values,
+)
 
 L = keras.layers
-RNG = np.random.default_rng(61)
+RNG = np.random.default_rng(71)
 
 
 @pytest.fixture(scope="module")
@@ -19,97 +30,8 @@ def pair():
     return teacher_and_student()
 
 
-# --------------------------------------------------------------------------------------------------------- losses
-
-TEACHER, STUDENT = RNG.normal(size=(2, 7, 4))
-
-
-def log_softmax(logits):
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def test_losses_equal_numpy():
-    difference = TEACHER - STUDENT
-    rmse = np.sqrt((difference**2).sum() / 7)
-    np.testing.assert_allclose(losses.rmse(TEACHER.astype("float32"), STUDENT.astype("float32")), rmse, rtol=2e-6)
-    smooth = (np.sqrt(difference**2 + 1e-5) - np.sqrt(1e-5)).sum(-1).mean()
-    np.testing.assert_allclose(
-        losses.smooth_l1(TEACHER.astype("float32"), STUDENT.astype("float32")), smooth, rtol=1e-5
-    )
-    for temperature in (1.0, 4.0):
-        log_t, log_s = log_softmax(TEACHER / temperature), log_softmax(STUDENT / temperature)
-        kl = temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum(-1).mean()
-        got = losses.kl(temperature)(TEACHER.astype("float32"), STUDENT.astype("float32"))
-        np.testing.assert_allclose(got, kl, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["rmse", "smooth_l1", "kl"])
-def test_loss_is_0_only_for_equal_logits_and_its_gradient_there_is_finite(name):
-    loss = losses.get(name, 2.0)
-    logits = tf.constant(TEACHER, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        value = loss(tf.constant(TEACHER, tf.float32), logits)
-    assert abs(float(value)) < 1e-7
-    assert np.isfinite(tape.gradient(value, logits)).all()
-    assert float(loss(tf.constant(TEACHER, tf.float32), logits + tf.constant([0.1, 0, 0, 0]))) > 1e-4
-
-
-def test_bad_losses_are_refused():
-    with pytest.raises(ValueError, match="Choose one of 'rmse', 'smooth_l1', 'kl'"):
-        losses.get("mse", 1.0)
-    with pytest.raises(ValueError, match="above 0"):
-        losses.get("kl", 0.0)
-
-
-# --------------------------------------------------------------------------------------------------------- logits
-
-
-def ends():
-    """Name -> a model whose every output ends with a softmax."""
-    vector = keras.Input((8,), name="vector")
-    dense = keras.Model(vector, L.Dense(4, activation="softmax")(vector), name="dense")
-    layer = keras.Sequential([keras.Input((8,)), L.Dense(4), L.Softmax()], name="layer")
-    two = keras.Model(vector, [L.Activation("softmax")(L.Dense(3)(vector)), keras.ops.softmax(L.Dense(2)(vector))])
-    handed_on = L.Activation("linear", dtype="float32")(L.Flatten()(L.Softmax()(L.Reshape((1, 4))(L.Dense(4)(vector)))))
-    quantized, _ = klb.quantize_model(dense)
-    klb.calibrate(quantized, RNG.normal(size=(9, 8)).astype("float32"), verbose=0)
-    return {
-        "activation of the last layer": dense,
-        "layer": layer,
-        "two outputs": two,
-        "before what hands on": keras.Model(vector, handed_on),
-        "nested": keras.Model(vector, L.Identity()(dense(vector))),
-        "nested in a sequential": keras.Sequential([keras.Input((8,)), L.Dense(8), layer]),
-        "only a softmax inside": keras.Model(vector, keras.Sequential([keras.Input((8,)), L.Softmax()])(vector)),
-        "quantized": quantized,
-    }
-
-
-@pytest.mark.parametrize("name", list(ends()))
-def test_final_softmax_is_left_out(name):
-    model = ends()[name]
-    inputs = RNG.normal(size=(3, 8)).astype("float32")
-    want, got = (keras.tree.flatten(m(inputs)) for m in (model, logits_model(model)))
-    for probabilities, logits in zip(want, got, strict=True):
-        np.testing.assert_allclose(keras.ops.softmax(logits), probabilities, rtol=1e-5, atol=1e-7)
-        assert np.abs(np.sum(logits, axis=-1) - 1).max() > 1e-3
-    assert {id(v) for v in model.variables} == {id(v) for v in logits_model(model).variables}
-    for layer in model.layers:
-        assert len(layer._inbound_nodes) <= 2, "it added calls to the model's own layers"
-
-
-def test_outputs_without_softmax_and_softmaxes_inside_stay():
-    vector = keras.Input((8,))
-    attention = L.Softmax()(L.Dense(8)(vector))
-    model = keras.Model(vector, [L.Dense(2)(L.Multiply()([attention, vector])), L.Dense(1, activation="tanh")(vector)])
-    inputs = RNG.normal(size=(3, 8)).astype("float32")
-    for want, got in zip(model(inputs), logits_model(model)(inputs), strict=True):
-        np.testing.assert_array_equal(want, got)
-
-
-# ------------------------------------------------------------------------------------------------------- training
+def distilled(student, teacher, data=ROWS, **options):
+    return klb.distill(student, teacher, data, **({"epochs": 1, "batch_size": 8, "verbose": 0} | options))
 
 
 def test_only_the_thresholds_change_and_the_loss_falls(pair):
@@ -145,7 +67,7 @@ def test_history_holds_means_over_the_epoch(pair):
     teacher, student = pair
     start_again(student)
     frozen = klb.Distiller(student, teacher, loss="smooth_l1")
-    frozen.compile("sgd")
+    frozen.compile("sgd", jit_compile=False)
     want = frozen.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)
     config = klb.DistillConfig(loss="smooth_l1", learning_rate=1e-12)
     history = klb.distill(student, teacher, VECTORS, config, epochs=1, batch_size=20, verbose=0)
@@ -180,6 +102,19 @@ def test_takes_what_calibrate_takes(pair, kind):
     assert len(history.history["loss"]) == 2
 
 
+def test_endless_iterators_and_lists_of_labels_are_taken():
+    teacher = row_network()
+    student = row_student(teacher)
+    endless = (ROWS[start % 24 : start % 24 + 8] for start in itertools.count(0, 8))
+    assert len(distilled(student, teacher, endless, steps=2, epochs=np.int64(2)).history["loss"]) == 2
+    labels = [int(label) for label in RNG.integers(0, 3, 24)]
+    config = klb.DistillConfig(variables=[student.get_layer("head").bias], learning_rate=1e-9)
+    found, wanted = (
+        distilled(student, teacher, labels=form, config=config).history for form in (labels, np.array(labels))
+    )
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+
+
 def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
     teacher, student = pair
     start_again(student)
@@ -196,16 +131,6 @@ def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
         variable.assign(value)
     with pytest.raises(ValueError, match="'thresholds\\+biases'"):
         klb.distill(student, teacher, VECTORS, klb.DistillConfig(variables="biases"), verbose=0)
-
-
-def test_betas_of_batch_norms_count_as_biases():
-    keras.utils.set_random_seed(7)
-    teacher = teacher_model()
-    student, _ = klb.quantize_model(teacher, "fat")  # its batch norm is not folded
-    klb.calibrate(student, VECTORS, verbose=0)
-    distiller = klb.Distiller(student, teacher, variables="thresholds+biases")
-    names = [variable.name for variable in distiller.trainable_variables]
-    assert (names.count("beta"), names.count("bias")) == (1, 1)
 
 
 def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
@@ -226,51 +151,77 @@ def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
         weight.assign(old)
 
 
-def test_labels_add_their_cross_entropy(pair):
-    teacher, student = pair
-    labels = np.arange(48) % 5
-    distiller = klb.Distiller(student, teacher, label_weight=2.0)
-    distiller.compile(keras.optimizers.SGD(0.0))
-    with_labels = distiller.evaluate(VECTORS, labels, batch_size=48, verbose=0, return_dict=True)["loss"]
-    plain = klb.Distiller(student, teacher)
-    plain.compile(keras.optimizers.SGD(0.0))
-    without = plain.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)["loss"]
-    probabilities = to_numpy(student(VECTORS)).astype("float64")
-    entropy = -np.log(probabilities[np.arange(48), labels]).mean()
-    np.testing.assert_allclose(with_labels, without + 2 * entropy, rtol=1e-4)
-    np.testing.assert_allclose(losses.cross_entropy(np.eye(5)[labels], np.log(probabilities)), entropy, rtol=1e-5)
+def test_factors_are_multiplied_in_once_whichever_student_meets_the_finished_checkpoint(tmp_path):
+    teacher = row_network()
+    first, second = row_student(teacher), row_student(teacher)
+    config = klb.DistillConfig(variables="pointwise", learning_rate=0.05)
+    options = {"config": config, "checkpoint": tmp_path / "new" / "run.npz"}
+    start = to_numpy(first.get_layer("body").kernel)
+    distilled(first, teacher, **options)
+    wanted = state(first)
+    assert np.abs(wanted[0] - start).max() > 0.01
+    for student in (first, second, first):  # finished already; built anew after a kill; again
+        assert distilled(student, teacher, **options).epoch == [0]
+        for left, right in zip(state(student), wanted, strict=True):
+            np.testing.assert_array_equal(left, right)
+    with pytest.raises(ValueError, match=r"factors of the 1 epochs .* multiplied in.*as it was before"):
+        distilled(first, teacher, epochs=2, **options)
 
 
-def test_two_outputs_are_both_distilled():
-    vector = keras.Input((6,), name="vector")
-    hidden = L.Dense(8, activation="relu")(vector)
-    teacher = keras.Model(vector, [L.Dense(3, activation="softmax")(hidden), L.Softmax()(L.Dense(4)(hidden))])
-    inputs = RNG.normal(size=(32, 6)).astype("float32")
-    student, _ = klb.quantize_model(teacher, "fat-w4")
-    klb.calibrate(student, inputs, verbose=0)
-    distiller = klb.Distiller(student, teacher)
-    distiller.compile("adam")
-    loss = distiller.evaluate(inputs, batch_size=32, verbose=0, return_dict=True)["loss"]
-    want = 0.0
-    for t, s in zip(logits_model(teacher)(inputs), logits_model(student)(inputs), strict=True):
-        want += np.sqrt(((to_numpy(t).astype("float64") - to_numpy(s)) ** 2).sum() / 32)
-    np.testing.assert_allclose(loss, want, rtol=1e-4)
+@pytest.mark.parametrize("before", [True, False])
+def test_thresholds_of_frozen_layers_learn_whenever_they_were_frozen(before):
+    teacher = row_network()
+    teacher.get_layer("body").trainable = not before
+    student = row_student(teacher)
+    student.get_layer("body").trainable = student.get_layer("head").trainable = False
+    factor = student.get_layer("body").kernel_host.state["factor"]
+    start = to_numpy(factor)
+    distilled(student, teacher, config=klb.DistillConfig(learning_rate=0.01))
+    assert np.abs(to_numpy(factor) - start).max() > 1e-4
 
 
-def test_distiller_fits_with_callbacks_and_restarts(pair):
-    teacher, student = pair
-    start_again(student)
-    distiller = klb.Distiller(student, teacher, loss="smooth_l1")
-    distiller.compile(keras.optimizers.Adam(0.01))
-    rates = klb.callbacks.CosineRestarts(0.01, period=4)
-    stop = keras.callbacks.EarlyStopping("loss", patience=5)
-    history = distiller.fit(VECTORS, epochs=3, batch_size=16, callbacks=[rates, stop], verbose=0)
-    assert history.history["loss"][-1] < history.history["loss"][0]
-    assert rates.step == 9
-    # Steps 0 to 8 in cycles of 4: the last one starts the third cycle.
-    np.testing.assert_allclose(history.history["learning_rate"][-1], 0.01, rtol=1e-4)
-    assert int(to_numpy(distiller.optimizer.iterations)) == 1
-    assert len(distiller.trainable_variables) == len(thresholds(student))
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.stop_training = True
+
+
+def test_a_callback_stops_the_run_with_its_epoch_and_the_checkpoint_goes_on(tmp_path):
+    teacher = row_network()
+    stopped, undisturbed = row_student(teacher), row_student(teacher)
+    options = {"epochs": 3, "checkpoint": tmp_path / "run.npz"}
+    assert distilled(stopped, teacher, callbacks=[StopAfter(0)], **options).epoch == [0]
+    assert distilled(stopped, teacher, **options).epoch == [0, 1, 2]
+    distilled(undisturbed, teacher, epochs=3)
+    for found, wanted in zip(stopped.variables, undisturbed.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(wanted))
+
+
+def state(model):
+    return [np.array(to_numpy(variable)) for variable in model.variables]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: {"data": iter([ROWS[:8], ROWS[8:]])}, r"data is a list_iterator.*needed 2 times.*Give the function"),
+        (lambda: {"validation_data": (part for part in [ROWS])}, r"validation_data is a generator.*needed 3 times"),
+        (lambda: {"labels": [[0, 1], [1, 0]] * 12}, r"numbers in nested lists.*np\.asarray"),
+    ],
+    ids=["data", "validation_data", "labels"],
+)
+def test_what_would_fail_later_is_refused_before_anything_changes(make, words):
+    teacher = row_network()
+    student = row_student(teacher)
+    before = state(student)
+    with pytest.raises(ValueError, match=words):
+        distilled(student, teacher, **{"epochs": 2} | make())
+    for left, right in zip(state(student), before, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 # ------------------------------------------------------------------------------------------------------- the snippet

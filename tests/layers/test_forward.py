@@ -128,7 +128,7 @@ def test_a_training_step_moves_float_weights_by_the_gradient_of_the_quantized_on
     for dense in (layer, stock):
         symbolic = keras.Input((11,))
         model = keras.Model(symbolic, dense(symbolic))
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
         models.append(model)
     before, on_grid = to_numpy(layer.kernel), Ternary().encode(layer.kernel, {}, (-1,)).real
     stock.kernel.assign(on_grid)

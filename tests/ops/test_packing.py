@@ -9,7 +9,7 @@ from keras_lowbit import ops
 from keras_lowbit.ops.packing import Layout
 
 
-@st.tf_fallback
+@st.composite
 def kernels(draw):
     """(codes, scales or None, cluster size or None, groups)."""
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
+from studies.common import cifar_resnet
 from studies.inq_cifar import plot, run
 
 CONFIG = json.loads((run.HERE / "config.json").read_text())
@@ -76,7 +77,14 @@ def test_plot_is_written_and_refuses_an_empty_result(content, tmp_path):
         plot.draw(content | {"runs": []}, tmp_path / "other.png")
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """The 8-layer network in place of the pretrained one: a third of the graph to trace."""
+    monkeypatch.setattr(cifar_resnet, "pretrained", lambda folder, depth=20: cifar_resnet.cifar_resnet(8))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("method", ["inq-5-random", "inq-5-magnitude-taught"])
 def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data, method):
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from studies.common import cifar_resnet
 from studies.common.cifar_training import Results
 from studies.sq_cifar import plot, run
 
@@ -97,7 +98,14 @@ def test_restarts_empty_the_momentum_and_restart_the_schedule_at_each_stage():
     assert seen == [(0, False), (2, True), (0, False), (2, True)]
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """The 8-layer network in place of the pretrained one: a third of the graph to trace."""
+    monkeypatch.setattr(cifar_resnet, "pretrained", lambda folder, depth=20: cifar_resnet.cifar_resnet(8))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("method", ["twn-restarts", "sq-bwn"])
 def test_one_tiny_run_ends_with_ratio_1_and_all_it_should_record(stored_data, method):
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A small teacher, its calibrated student, and what the tests of distill ask of their variables."""
+"""Small teachers, their calibrated students, and what the tests of distill ask of their variables."""
 
 import keras
 import numpy as np
@@ -9,6 +9,7 @@ from keras_lowbit.layers.find import hosts
 
 L = keras.layers
 VECTORS = np.random.default_rng(61).normal(size=(48, 6)).astype("float32")
+ROWS = np.random.default_rng(71).normal(size=(24, 4)).astype("float32")
 
 
 def teacher_model(classes=5):
@@ -36,6 +37,19 @@ def inflated(teacher, recipe="fat"):
             for end in ("minimum", "maximum"):
                 host.state[end].assign(6 * to_numpy(host.state[end]))
     return student
+
+
+def row_network(activation="softmax", classes=3):
+    keras.utils.set_random_seed(11)
+    row = keras.Input((4,), name="row")
+    hidden = L.Dense(6, activation="relu", name="body")(row)
+    return keras.Model(row, L.Dense(classes, activation=activation, bias_initializer="normal", name="head")(hidden))
+
+
+def row_student(model, recipe="fat"):
+    found, _ = klb.quantize_model(model, recipe)
+    klb.calibrate(found, ROWS, verbose=0)
+    return found
 
 
 def values(variables):

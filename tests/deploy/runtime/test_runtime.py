@@ -134,6 +134,10 @@ def test_weights_stand_packed():
 
 SERVE = """
 import sys
+import keras_lowbit
+maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
+print("keras_lowbit_ops" in maps, "keras_lowbit.deploy.runtime.runtime" in sys.modules)
+
 import numpy as np
 import tensorflow as tf
 import keras_lowbit as klb
@@ -146,15 +150,24 @@ np.save(sys.argv[4], run(given["reals"]))
 """
 
 
-def test_another_process_serves_it(tmp_path):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(graph, codes, reals, what another process served for them, what it printed after importing the library)."""
+    folder = tmp_path_factory.mktemp("served")
     graph, images = small()
     run = klb.deploy.Runtime(graph)
-    tf.saved_model.save(run, str(tmp_path / "served"))
+    tf.saved_model.save(run, str(folder / "served"))
     reals = np.random.default_rng(0).normal(0, 2, images.shape).astype(np.float32)
-    np.savez(tmp_path / "in.npz", codes=images, reals=reals)
-    run_python(SERVE, tmp_path / "served", tmp_path / "in.npz", tmp_path / "codes.npy", tmp_path / "reals.npy")
-    np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), run_reference(graph, images))
-    np.testing.assert_array_equal(np.load(tmp_path / "reals.npy"), run_reference(graph, reals))
+    np.savez(folder / "in.npz", codes=images, reals=reals)
+    paths = folder / "codes.npy", folder / "reals.npy"
+    printed = run_python(SERVE, folder / "served", folder / "in.npz", *paths)
+    return graph, images, reals, [np.load(path) for path in paths], printed
+
+
+def test_another_process_serves_it(served):
+    graph, images, reals, (codes, of_reals), _ = served
+    np.testing.assert_array_equal(codes, run_reference(graph, images))
+    np.testing.assert_array_equal(of_reals, run_reference(graph, reals))
 
 
 def test_a_graph_with_a_float_subgraph_says_that_it_cannot_be_saved(tmp_path):
@@ -164,11 +177,5 @@ def test_a_graph_with_a_float_subgraph_says_that_it_cannot_be_saved(tmp_path):
         tf.saved_model.save(run, str(tmp_path / "served"))
 
 
-def test_import_loads_no_library():
-    script = """
-import sys
-import keras_lowbit
-maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
-print("keras_lowbit_ops" in maps, "keras_lowbit.deploy.runtime.runtime" in sys.modules)
-"""
-    assert run_python(script).split() == ["False", "False"]
+def test_import_loads_no_library(served):
+    assert served[-1].split()[:2] == ["False", "False"]
