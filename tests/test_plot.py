@@ -1,4 +1,4 @@
-"""The picture of an integer graph: well-formed, complete, islands marked."""
+"""The picture of an integer graph: well-formed, complete, subgraphs marked."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -23,8 +23,8 @@ def test_every_node_and_input_is_drawn(name, tmp_path):
     arrows = root.findall(f"{SVG}path")
     assert len(arrows) == sum(not graph.tensors[t].is_constant for node in graph.nodes for t in node.inputs)
     fills = [box.find(f"{SVG}rect").get("fill") for box in boxes]
-    islands = [node for node in graph.nodes if node.op in ("float_subgraph", "dequantize")]
-    assert fills.count(klb.plot.COLOURS["float"]) == len(islands)
+    subgraphs = [node for node in graph.nodes if node.op in ("float_subgraph", "dequantize")]
+    assert fills.count(klb.plot.COLOURS["float"]) == len(subgraphs)
     outputs = [box for box in boxes if box.find(f"{SVG}rect").get("stroke-width") == "3"]
     assert len(outputs) == len(graph.outputs)
 

@@ -42,7 +42,7 @@ def differing_elements(graph, inputs, weights="int8"):
 
 
 def float_model(builtin, shapes, out_shape):
-    """Bytes of a float .tflite with one operator, for islands. builtin: a BuiltinOperator name without options."""
+    """Bytes of a float .tflite with one operator, for subgraphs. builtin: a BuiltinOperator name without options."""
     graph = schema.SubGraphT()
     graph.tensors = [_float_tensor(f"t{i}", s) for i, s in enumerate([*shapes, out_shape])]
     graph.inputs, graph.outputs = list(range(len(shapes))), [len(shapes)]

@@ -16,11 +16,11 @@ IMAGE, SIGNAL, VECTOR = (9, 8, 4), (11, 4), (12,)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """make: builds the float model.   islands: paths that run in float.   arguments: of `quantize_model`.
+    """make: builds the float model.   float_fallbacks: paths that run in float.   arguments: of `quantize_model`.
     input_shapes: of `lower` and `export_litert`."""
 
     make: Callable[[], keras.Model]
-    islands: tuple[str, ...] = ()
+    float_fallbacks: tuple[str, ...] = ()
     recipe: str = "int8"
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     input_shapes: Any = None
@@ -165,18 +165,18 @@ ZOO: dict[str, Case] = {
     "from constant": function(lambda x: 1.5 - x),
     "multiply constant": function(lambda x: x * np.float32([0.5, -1, 0, 3])),
     "relu behind affine": function(lambda x: keras.ops.relu(x * 2.0 - 0.3)),
-    "divide": function(lambda x: x / 3.0, islands=("true_divide",)),
+    "divide": function(lambda x: x / 3.0, float_fallbacks=("true_divide",)),
     "from vector": function(lambda x: keras.ops.subtract(np.float32([1, 2, -1, 0]), x)),
-    "multiply columns": function(lambda x: kl.Conv2D(8, 1)(x) * PAIRS, islands=("multiply",)),
+    "multiply columns": function(lambda x: kl.Conv2D(8, 1)(x) * PAIRS, float_fallbacks=("multiply",)),
     "multiply widens": function(
-        lambda x: kl.Dense(3)(kl.Dense(1)(x) * np.float32([1, -2, 0.5])), VECTOR, islands=("multiply",)
+        lambda x: kl.Dense(3)(kl.Dense(1)(x) * np.float32([1, -2, 0.5])), VECTOR, float_fallbacks=("multiply",)
     ),
-    "add of rank 5": function(lambda x: kl.Dense(2)(x + x * 2.0), (2, 3, 2, 2, 4), islands=("add",)),
+    "add of rank 5": function(lambda x: kl.Dense(2)(x + x * 2.0), (2, 3, 2, 2, 4), float_fallbacks=("add",)),
     # concatenations
     "concat unequal": function(unequal),
     "concat rows": function(lambda a, b: kl.Concatenate(axis=1)([a, b]), IMAGE, (2, 8, 4)),
-    "concat with an island": function(
-        lambda x: kl.Concatenate()([kl.ELU(name="e")(x), kl.Conv2D(2, 1)(x)]), islands=("e",), reference=False
+    "concat with a float operation": function(
+        lambda x: kl.Concatenate()([kl.ELU(name="e")(x), kl.Conv2D(2, 1)(x)]), float_fallbacks=("e",), reference=False
     ),
     "concat twice": function(lambda x: kl.Concatenate()([x, kl.Concatenate()([kl.Conv2D(2, 1)(x), x * 3.0])])),
     # extrema: parts share a range, as in a concatenation
@@ -184,7 +184,7 @@ ZOO: dict[str, Case] = {
     "minimum of two layers": function(lambda x: kl.Minimum()([kl.Conv2D(4, 1)(x), kl.Conv2D(4, 3, padding="same")(x)])),
     "maximum with a number": function(lambda x: keras.ops.maximum(kl.Conv2D(4, 1)(x), 0.25)),
     "minimum with a vector": function(lambda x: keras.ops.minimum(np.float32([0.5, -1.0, 0.0, 9.0]), x)),
-    "maximum of three": function(lambda x: kl.Maximum(name="three")([x, x * 2.0, x * 3.0]), islands=("three",)),
+    "maximum of three": function(lambda x: kl.Maximum(name="three")([x, x * 2.0, x * 3.0]), float_fallbacks=("three",)),
     # pools and means
     "max pool": case(lambda: kl.MaxPooling2D((2, 3))),
     "max pool same": case(lambda: kl.MaxPooling2D(3, 2, "same")),
@@ -198,12 +198,12 @@ ZOO: dict[str, Case] = {
     "global max": case(lambda: kl.GlobalMaxPooling2D()),
     "global max 1-d": case(lambda: kl.GlobalMaxPooling1D(keepdims=True), shape=SIGNAL),
     "global average channels first": case(
-        conv(), lambda: kl.GlobalAveragePooling2D(name="g", **FIRST), lambda: kl.Dense(3), islands=("g",)
+        conv(), lambda: kl.GlobalAveragePooling2D(name="g", **FIRST), lambda: kl.Dense(3), float_fallbacks=("g",)
     ),
     "average with a mask": function(
         lambda x: kl.Dense(3)(kl.GlobalAveragePooling1D(name="g")(x, mask=np.arange(11)[None] < 4)),
         SIGNAL,
-        islands=("g",),
+        float_fallbacks=("g",),
     ),
     "mean": function(lambda x: keras.ops.mean(x, axis=(1, 2))),
     "mean channels": function(lambda x: keras.ops.mean(x, axis=-1, keepdims=True)),
@@ -211,31 +211,35 @@ ZOO: dict[str, Case] = {
     "pad": case(lambda: kl.ZeroPadding2D(((1, 2), (0, 3)))),
     "pad 1-d": case(lambda: kl.ZeroPadding1D((2, 1)), shape=SIGNAL),
     "pad then conv": case(lambda: kl.ZeroPadding2D(((0, 1), (0, 1))), conv(strides=2)),
-    "pad channels first": case(conv(), lambda: kl.ZeroPadding2D(1, name="p", **FIRST), conv(), islands=("p",)),
+    "pad channels first": case(conv(), lambda: kl.ZeroPadding2D(1, name="p", **FIRST), conv(), float_fallbacks=("p",)),
     "pad with twos": function(
         lambda x: kl.Conv2D(2, 3)(keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.float32(2))),
-        islands=("pad",),
+        float_fallbacks=("pad",),
     ),
     "reshape": case(lambda: kl.Reshape((-1, 8))),
     "flatten": case(lambda: kl.Flatten(), lambda: kl.Dense(3)),
-    "flatten channels first": case(conv(), lambda: kl.Flatten(name="f", **FIRST), lambda: kl.Dense(3), islands=("f",)),
+    "flatten channels first": case(
+        conv(), lambda: kl.Flatten(name="f", **FIRST), lambda: kl.Dense(3), float_fallbacks=("f",)
+    ),
     "flatten of a fixed batch": Case(fixed_batch),
     "transpose from behind": function(lambda x: keras.ops.transpose(x, (0, -1, 1, 2))),
     "permute": case(lambda: kl.Permute((3, 1, 2))),
     "crop": case(lambda: kl.Cropping2D(((1, 0), (2, 1)))),
-    "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv(), islands=("k",)),
+    "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv(), float_fallbacks=("k",)),
     "crop 1-d": case(lambda: kl.Cropping1D((1, 2)), shape=SIGNAL),
     "slice": function(lambda x: x[:, 1:7:2, ..., :3]),
-    "slice backwards": function(lambda x: kl.Conv2D(2, 1)(x[:, ::-1]), islands=("get_item",)),
+    "slice backwards": function(lambda x: kl.Conv2D(2, 1)(x[:, ::-1]), float_fallbacks=("get_item",)),
     "pick one": function(lambda x: x[:, -1, :, 0:2]),
     "upsample nearest": case(lambda: kl.UpSampling2D((2, 3))),
     "upsample bilinear": case(lambda: kl.UpSampling2D(2, interpolation="bilinear")),
     "upsample bilinear by 3": case(
-        lambda: kl.UpSampling2D(3, interpolation="bilinear", name="up"), conv(), islands=("up",)
+        lambda: kl.UpSampling2D(3, interpolation="bilinear", name="up"), conv(), float_fallbacks=("up",)
     ),
     "upsample bilinear by 4 and 8": case(lambda: kl.UpSampling2D((4, 8), interpolation="bilinear")),
     "upsample bilinear from one row": case(lambda: kl.UpSampling2D((7, 2), interpolation="bilinear"), shape=(1, 5, 4)),
-    "repeat": case(lambda: kl.RepeatVector(3, name="again"), lambda: kl.Dense(2), shape=VECTOR, islands=("again",)),
+    "repeat": case(
+        lambda: kl.RepeatVector(3, name="again"), lambda: kl.Dense(2), shape=VECTOR, float_fallbacks=("again",)
+    ),
     # activations of their own
     **{
         f"activation {name}": case(lambda name=name: kl.Activation(name))
@@ -244,14 +248,16 @@ ZOO: dict[str, Case] = {
     "relu layer": case(conv(), lambda: kl.ReLU(6.0)),
     "leaky relu layer": case(conv(), lambda: kl.LeakyReLU(negative_slope=0.1)),
     "sloped relu": case(conv(), lambda: kl.ReLU(negative_slope=0.25)),
-    "capped relu": case(lambda: kl.ReLU(max_value=1.0, name="cap"), islands=("cap",)),
-    "capped and sloped relu": case(conv(), lambda: kl.ReLU(6.0, negative_slope=0.3, name="cap"), islands=("cap",)),
-    "softmax with a mask": function(
-        lambda x: kl.Softmax(name="s")(kl.Conv2D(4, 1)(x), mask=np.arange(4) < 2), islands=("s",)
+    "capped relu": case(lambda: kl.ReLU(max_value=1.0, name="cap"), float_fallbacks=("cap",)),
+    "capped and sloped relu": case(
+        conv(), lambda: kl.ReLU(6.0, negative_slope=0.3, name="cap"), float_fallbacks=("cap",)
     ),
-    "gelu": case(conv(activation="gelu", name="c"), islands=("c",)),
-    "softmax on axis 1": case(lambda: kl.Softmax(axis=1, name="s"), islands=("s",)),
-    "elu": case(conv(), lambda: kl.ELU(name="e"), conv(), islands=("e",), reference=False),
+    "softmax with a mask": function(
+        lambda x: kl.Softmax(name="s")(kl.Conv2D(4, 1)(x), mask=np.arange(4) < 2), float_fallbacks=("s",)
+    ),
+    "gelu": case(conv(activation="gelu", name="c"), float_fallbacks=("c",)),
+    "softmax on axis 1": case(lambda: kl.Softmax(axis=1, name="s"), float_fallbacks=("s",)),
+    "elu": case(conv(), lambda: kl.ELU(name="e"), conv(), float_fallbacks=("e",), reference=False),
     # batch norms
     "norm after conv": case(conv(6), _norm(), lambda: kl.ReLU(), recipe="twn"),
     "norm after depthwise": case(lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), _norm(), recipe="bwn"),
@@ -267,16 +273,16 @@ ZOO: dict[str, Case] = {
         lambda: kl.Conv2DTranspose(5, 3, strides=2, output_padding=1, name="t"),
         _norm(),
         lambda: kl.ReLU(),
-        islands=("t",),
+        float_fallbacks=("t",),
     ),
-    "norm of rows": case(conv(), _norm(axis=1, name="n"), conv(), islands=("n",)),
+    "norm of rows": case(conv(), _norm(axis=1, name="n"), conv(), float_fallbacks=("n",)),
     "normalization of columns": case(
         conv(8, 1),
         lambda: kl.Normalization(axis=2, mean=[0.3] * 8, variance=[0.5, 2.0] * 4, name="n"),
         conv(),
-        islands=("n",),
+        float_fallbacks=("n",),
     ),
-    "rescaling columns": case(conv(8, 1), lambda: kl.Rescaling(PAIRS, name="r"), conv(), islands=("r",)),
+    "rescaling columns": case(conv(8, 1), lambda: kl.Rescaling(PAIRS, name="r"), conv(), float_fallbacks=("r",)),
     "rescaling": case(lambda: kl.Rescaling(1 / 127.5, offset=-1.0), conv()),
     "rescaling channels": case(lambda: kl.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[0.0, 1.0, 2.0, 3.0])),
     "normalization": case(adapted, conv()),
@@ -302,23 +308,23 @@ ZOO: dict[str, Case] = {
     ),
     "variable size by tuple": case(conv(), shape=VARIABLE, input_shapes=(8, 6, 4)),
     "skip list": case(
-        conv(name="one"), conv(name="two", activation="relu"), arguments={"skip": ["one"]}, islands=("one",)
+        conv(name="one"), conv(name="two", activation="relu"), arguments={"skip": ["one"]}, float_fallbacks=("one",)
     ),
     "skipped head": case(
         lambda: kl.Dense(4, activation="softmax", name="head"),
         shape=VECTOR,
         arguments={"skip": ["head"]},
-        islands=("head",),
+        float_fallbacks=("head",),
     ),
-    "unknown layer": case(conv(), lambda: Unknown(name="u"), conv(), islands=("u",)),
+    "unknown layer": case(conv(), lambda: Unknown(name="u"), conv(), float_fallbacks=("u",)),
     "drop-in layers": Case(drop_in, quantized=True),
     **{
         f"drop-in {name}": Case(lambda name=name: drop_in_activation(name), quantized=True)
         for name in ("leaky_relu", "silu", "hard_silu", "hard_sigmoid", "relu6")
     },
-    "drop-in gelu": Case(lambda: drop_in_activation("gelu"), quantized=True, islands=("conv",)),
+    "drop-in gelu": Case(lambda: drop_in_activation("gelu"), quantized=True, float_fallbacks=("conv",)),
     "drop-in without output_quantizer": Case(
-        lambda: drop_in_activation("tanh", None), quantized=True, islands=("conv",)
+        lambda: drop_in_activation("tanh", None), quantized=True, float_fallbacks=("conv",)
     ),
 }
 

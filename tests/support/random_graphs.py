@@ -301,10 +301,10 @@ def _activation(g):
     return getattr(b, kind)(x, near, g.name(kind))
 
 
-def _island(g):
+def _float_subgraph(g):
     """int8 -> float32 -> an operation that has no integer kernel -> int8."""
     x, s, b = g.take(), g.source, g.builder
-    shape, name = (g.batch, *g.shape(x)), g.name("island")
+    shape, name = (g.batch, *g.shape(x)), g.name("subgraph")
     real = b.dequantize(x, f"{name}/real")
     kind = s.pick(["COS", "ABS", "FLOOR"])
     (value,) = b.float_subgraph([real], float_model(kind, [shape], shape), name)
@@ -331,5 +331,5 @@ OPERATIONS = (
     _resize,
     _activation,
     _activation,
-    _island,
+    _float_subgraph,
 )

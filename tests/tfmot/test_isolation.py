@@ -26,7 +26,7 @@ import os
 import keras_lowbit.tfmot
 import keras, numpy as np, keras_lowbit as klb, tensorflow as tf, tf_keras
 assert tf.keras.layers.Dense is tf_keras.layers.Dense  # TFMOT's import changed the meaning of tf.keras ...
-x = keras.Input((6, 6, 3))  # ... and of nothing that the library uses: a float island goes through TensorFlow's converter
+x = keras.Input((6, 6, 3))  # ... and of nothing that the library uses: a float subgraph goes through TensorFlow's converter
 y = keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Activation("elu")(keras.layers.Conv2D(4, 3)(x))))
 model, _ = klb.quantize_model(keras.Model(x, y), "int8")
 images = np.random.default_rng(0).random((8, 6, 6, 3), dtype="float32")

@@ -92,7 +92,7 @@ def test_an_own_silu_becomes_a_gate_with_a_fixed_range_and_a_product(function, g
     assert [tensor._keras_history.operation.name for tensor in product.input] == ["conv", f"conv_{function}_gate"]
 
 
-def test_an_unknown_function_of_its_own_is_an_island_between_two_ranges():
+def test_an_unknown_function_of_its_own_is_a_float_operation_between_two_ranges():
     x = image()
     assert set(ranges(quantized(x, L.Conv2D(4, 3, activation="gelu", name="conv")(x)))) == {
         "image",
@@ -144,7 +144,7 @@ def test_what_makes_new_values_gets_a_range(make):
     assert set(ranges(quantized(x, L.MaxPooling2D(2)(make()(x))))) == {"image", "new"}
 
 
-def test_islands_in_a_row_have_ranges_around_them_and_none_between():
+def test_float_operations_in_a_row_have_ranges_around_them_and_none_between():
     x = image()
     y = L.ELU(name="third")(L.LayerNormalization(name="second")(L.ELU(name="first")(x)))
     assert set(ranges(quantized(x, y))) == {"image", "third"}

@@ -49,7 +49,7 @@ def test_saved_graph_comes_back_bit_equal(graph, tmp_path):
     assert (tmp_path / "again.klb").read_bytes() == (tmp_path / "q.klb").read_bytes()
 
 
-def test_island_bytes_come_back(tmp_path):
+def test_float_subgraph_bytes_come_back(tmp_path):
     model = bytes(range(256)) * 3
     tensors = {n: Tensor(n, (None, 4), "float32") for n in ("x", "i/output_0")}
     node = Node("float_subgraph", "i", ("x",), ("i/output_0",), {"model": model, "batch_size": 1})

@@ -1,4 +1,4 @@
-"""What is inside a written file, float islands, and what happens when it cannot be written."""
+"""What is inside a written file, float subgraphs, and what happens when it cannot be written."""
 
 import os
 import zipfile
@@ -98,9 +98,9 @@ def test_same_graph_same_bytes_also_after_saving(tmp_path):
     assert to_bytes(again, weights="int4")[0] == to_bytes(graph, weights="int4")[0]
 
 
-def island(batch_size=1):
+def subgraph(batch_size=1):
     """exp(x) @ w without bias (an input left out), and its negation as a second output."""
-    file = FileBuilder("island")
+    file = FileBuilder("subgraph")
     shapes = {"x": (batch_size, 4), "e": (batch_size, 4), "y": (batch_size, 3), "n": (batch_size, 3)}
     index = {n: file.tensor(n, s, "FLOAT32") for n, s in shapes.items()}
     kernel = np.arange(12, dtype="<f4").reshape(3, 4) / 16
@@ -112,15 +112,15 @@ def island(batch_size=1):
     return file.pack(), kernel
 
 
-def island_graph(batch_size=1):
+def subgraph_graph(batch_size=1):
     b = GraphBuilder()
     real = b.dequantize(b.input("x", (4,), range=Range(0.01, 0)), "real")
-    first, second_ = b.float_subgraph([real], island(batch_size)[0], "isle")
+    first, second_ = b.float_subgraph([real], subgraph(batch_size)[0], "in_float")
     return b.build([b.quantize(first, Range(0.05, 0), "y"), second_])
 
 
-def test_island_is_spliced_and_runs():
-    graph, kernel = island_graph(), island()[1]
+def test_float_subgraph_is_spliced_and_runs():
+    graph, kernel = subgraph_graph(), subgraph()[1]
     x = codes(1, 4)
     content, _ = to_bytes(graph)
     for resolver in RESOLVERS.values():
@@ -129,22 +129,22 @@ def test_island_is_spliced_and_runs():
         np.testing.assert_allclose(negated, -expected, rtol=1e-6)
         np.testing.assert_allclose(y, expected / 0.05, atol=0.51)
     names = set(tensors_of(content))
-    assert {"real", "isle/output_0", "isle/output_1", "isle/e", "isle/w", "y"} <= names
+    assert {"real", "in_float/output_0", "in_float/output_1", "in_float/e", "in_float/w", "y"} <= names
     np.testing.assert_array_equal(run(content, [x])[0][0], run_reference(graph, x)[0])
 
 
-def test_island_keeps_its_batch_size():
-    with pytest.raises(ValueError, match="'isle' was converted for batch size 2, the file is written for 1"):
-        to_bytes(island_graph(2))
-    content, _ = to_bytes(island_graph(2), batch_size=2)
+def test_float_subgraph_keeps_its_batch_size():
+    with pytest.raises(ValueError, match="'in_float' was converted for batch size 2, the file is written for 1"):
+        to_bytes(subgraph_graph(2))
+    content, _ = to_bytes(subgraph_graph(2), batch_size=2)
     assert run(content, [codes(2, 4)])[0][0].shape == (2, 3)
 
 
-def test_island_shapes_must_fit():
+def test_float_subgraph_shapes_must_fit():
     b = GraphBuilder()
     b.input("f", (5,), dtype="float32")
     with pytest.raises(ValueError, match=r"takes inputs of shapes \[\(1, 4\)\].*got \[\(5,\)\]"):
-        b.float_subgraph(["f"], island()[0], "isle")
+        b.float_subgraph(["f"], subgraph()[0], "in_float")
 
 
 def test_metadata_comes_back_and_nothing_else_has_it(tmp_path):
@@ -152,7 +152,7 @@ def test_metadata_comes_back_and_nothing_else_has_it(tmp_path):
     path = tmp_path / "q.tflite"
     write(graph_of(OPERATIONS["relu"], metadata=metadata), path)
     assert read_metadata(path) == metadata
-    path.write_bytes(island()[0])
+    path.write_bytes(subgraph()[0])
     assert read_metadata(path) is None
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"not a \.tflite file: expected the identifier b'TFL3'"):

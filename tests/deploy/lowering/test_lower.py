@@ -45,11 +45,11 @@ def test_verify_is_content(deployed):
     assert parity.ok, parity
 
 
-def test_only_what_has_no_integer_form_is_an_island(deployed):
+def test_only_what_has_no_integer_form_runs_in_float(deployed):
     entry, _, _, _, graph = deployed
-    found = tuple(re.sub(r"_\d+$", "", island["path"]) for island in graph.metadata["float_fallbacks"])
-    assert found == entry.islands
-    assert all(island["reason"] for island in graph.metadata["float_fallbacks"])
+    found = tuple(re.sub(r"_\d+$", "", subgraph["path"]) for subgraph in graph.metadata["float_fallbacks"])
+    assert found == entry.float_fallbacks
+    assert all(subgraph["reason"] for subgraph in graph.metadata["float_fallbacks"])
 
 
 def test_codes_in_the_file_are_the_models(deployed):
@@ -57,7 +57,7 @@ def test_codes_in_the_file_are_the_models(deployed):
     entry, model, _, path, _ = deployed
     file = LiteRTFile(path)
     for layer in model._flatten_layers():
-        if isinstance(layer, klb.layers.QuantizedLayer) and layer.name not in entry.islands:
+        if isinstance(layer, klb.layers.QuantizedLayer) and layer.name not in entry.float_fallbacks:
             [stored] = [t for name, t in file.tensors.items() if re.search(rf"\b{layer.name}(/conv)?/kernel$", name)]
             assert_multiples(stored.codes, layer)
 
@@ -186,8 +186,8 @@ def test_the_graph_says_why_an_operation_runs_in_float():
     model = keras.Model(i, normal(keras.layers.Conv2D(8, 3, padding="same")(i)))
     model = klb.quantize_model(model, "int8")[0]
     klb.calibrate(model, np.ones((2, 8, 8, 8), np.float32), verbose=0)
-    [island] = klb.deploy.lower(model).metadata["float_fallbacks"]
-    assert island == {"path": "normal", "reason": "normalises axis 1, not the last one"}
+    [subgraph] = klb.deploy.lower(model).metadata["float_fallbacks"]
+    assert subgraph == {"path": "normal", "reason": "normalises axis 1, not the last one"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

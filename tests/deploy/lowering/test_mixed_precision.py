@@ -1,4 +1,4 @@
-"""Models of other float types than float32: islands are float32 all the same, and `verify` replays what Keras computes."""
+"""Models of other float types than float32: float subgraphs are float32, and `verify` replays what Keras computes."""
 
 import keras
 import pytest
@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_lowbit as klb
 from keras_lowbit.keras_graph.calls import layers_of
-from tests.support.island_models import deployed
+from tests.support.fallback_models import deployed
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class Branches(kl.Layer):
         return (*shape[:-1], 4)
 
 
-def islands(x):
+def subgraphs(x):
     x = kl.LayerNormalization(name="norm")(kl.Dense(4, name="d0")(x))
     x = kl.PReLU(name="slope")(kl.Dense(4, name="d1")(x))
     x = Branches(name="own")(kl.Dense(4, name="d2")(x))
@@ -51,7 +51,7 @@ def activations(x):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"], indirect=True)
 def test_float_subgraphs_are_exported_and_verified(policy, tmp_path):
-    model, vectors = deployed(islands, tmp_path / "m.tflite", 6)
+    model, vectors = deployed(subgraphs, tmp_path / "m.tflite", 6)
     assert model.get_layer("head").dtype_policy.name == policy
     assert klb.verify(model, tmp_path / "m.tflite", vectors).ok
 
@@ -64,7 +64,7 @@ def test_layers_with_an_activation_of_their_own_are_verified(policy, tmp_path):
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
 def test_an_export_leaves_the_dtype_policies_as_they_were(policy, tmp_path):
-    model, _ = deployed(islands, tmp_path / "m.tflite", 6)
+    model, _ = deployed(subgraphs, tmp_path / "m.tflite", 6)
     before = [layer.dtype_policy.name for _, layer in layers_of(model)]
     assert before.count("mixed_float16") > 8
     klb.export_litert(model, tmp_path / "m.tflite")

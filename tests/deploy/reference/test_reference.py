@@ -248,7 +248,7 @@ def test_float_ends_equal_litert(tmp_path):
     assert np.array_equal(theirs["y/float32"], np.float32(0.2) * (ours["y"].astype(np.float32) + 9))
 
 
-def test_islands_run_in_float():
+def test_float_subgraphs_run_in_float():
     def build(b, x):
         (y,) = b.float_subgraph([b.dequantize(x, "real")], float_model("COS", [(1, 2, 3)], (1, 2, 3)), "cos")
         return b.quantize(y, Range(0.008, 0), "y")
@@ -260,7 +260,7 @@ def test_islands_run_in_float():
     expected = [differing_elements(graph, {"x": images[i : i + 1]}) for i in range(5)]
     assert not any(any(d.values()) for d in expected)
     one_by_one = np.concatenate([run_reference(graph, images[i : i + 1]) for i in range(5)])
-    assert np.array_equal(run_reference(graph, images), one_by_one)  # an island of batch 1 runs five times
+    assert np.array_equal(run_reference(graph, images), one_by_one)  # a float subgraph of batch 1 runs five times
 
 
 def two_inputs():

@@ -59,8 +59,8 @@ def test_lowered_models(name):
     entry = ZOO[name]
     model, data = trained(entry)
     graph = klb.deploy.lower(model, entry.input_shapes)
-    islands = any(node.op == "float_subgraph" for node in graph.nodes)
-    parts = [part[:1] if islands else part for part in (data if isinstance(data, list) else [data])]
+    subgraphs = any(node.op == "float_subgraph" for node in graph.nodes)
+    parts = [part[:1] if subgraphs else part for part in (data if isinstance(data, list) else [data])]
     assert_equal(graph, parts if len(parts) > 1 else parts[0])
 
 

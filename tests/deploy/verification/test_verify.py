@@ -97,7 +97,7 @@ def test_every_form_of_the_file_verifies(mixed, tmp_path, arguments):
     assert kinds["conv/kernel"] == "INT8"
 
 
-def test_islands_are_verified_too_in_batches(tmp_path):
+def test_float_subgraphs_are_verified_too_in_batches(tmp_path):
     model, data = trained(case(lambda: kl.Dense(4), lambda: Unknown(), lambda: kl.Dense(3), shape=(6,)))
     klb.export_litert(model, tmp_path / "m.tflite", batch_size=2)
     parity = klb.verify(model, tmp_path / "m.tflite", data)
@@ -105,7 +105,7 @@ def test_islands_are_verified_too_in_batches(tmp_path):
     assert parity.reference_equal is True
 
 
-def test_island_that_the_reference_kernels_lack(tmp_path):
+def test_float_subgraph_that_the_reference_kernels_lack(tmp_path):
     model, data = trained(ZOO["elu"])
     klb.export_litert(model, tmp_path / "m.tflite")
     parity = klb.verify(model, tmp_path / "m.tflite", data)
@@ -296,7 +296,7 @@ def test_fewer_samples_than_the_batch_of_the_file_are_compared_with_the_referenc
     assert parity.samples == 3
 
 
-def test_a_batch_an_island_and_a_wide_softmax_go_together(tmp_path):
+def test_a_batch_a_float_subgraph_and_a_wide_softmax_go_together(tmp_path):
     """Whether the softmax would end the process is found by running the graph: in whole batches."""
     model, data = trained(case(Unknown, lambda: kl.Dense(600, activation="softmax"), shape=(6,)))
     klb.export_litert(model, tmp_path / "m.tflite", batch_size=3)

@@ -1,4 +1,4 @@
-"""Float islands: the order of a call's inputs and outputs, results that are one value, and the same bytes at each export."""
+"""Float fallback: the order of a call's inputs and outputs, results that are one value, and the same bytes at each export."""
 
 import keras
 import numpy as np
@@ -10,11 +10,11 @@ import keras_lowbit as klb
 from keras_lowbit.deploy.interpreters import open_interpreter
 from keras_lowbit.deploy.lowering.float_convert import convert_to_float
 from keras_lowbit.keras_graph.calls import layers_of
-from tests.support.island_models import deployed
+from tests.support.fallback_models import deployed
 from tests.support.process import run_python
 
 
-def run_island(content, values):
+def run_float_subgraph(content, values):
     """First element of each output, the inputs being filled with one value each."""
     interpreter, _ = open_interpreter(model_content=content, reference=True)
     for detail, value in zip(interpreter.get_input_details(), values, strict=True):
@@ -29,12 +29,12 @@ def test_two_inputs_keep_their_order_whatever_names_keras_gives(counted):
     for _ in range(counted):
         keras.Input((1,))
     content = convert_to_float(lambda a, b: [ops.subtract(a, 2 * b)], [(4,), (4,)], "a piece")
-    assert run_island(content, [1, 10]) == [-19]
+    assert run_float_subgraph(content, [1, 10]) == [-19]
 
 
 def test_outputs_keep_their_order():
     content = convert_to_float(lambda a: [a + 1.0, a * 3.0, a - 5.0], [(4,)], "a piece")
-    assert run_island(content, [10]) == [11, 30, 5]
+    assert run_float_subgraph(content, [10]) == [11, 30, 5]
 
 
 def test_a_dozen_ends_are_in_numeric_order():
@@ -43,16 +43,16 @@ def test_a_dozen_ends_are_in_numeric_order():
 
     given = list(range(1, 13))
     content = convert_to_float(piece, [(2,)] * 12, "a piece")
-    assert run_island(content, given) == [sum(p * v for p, v in enumerate(given))] + [2 * v for v in given]
+    assert run_float_subgraph(content, given) == [sum(p * v for p, v in enumerate(given))] + [2 * v for v in given]
 
 
 def test_an_input_that_is_not_read_keeps_its_place():
-    assert run_island(convert_to_float(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
+    assert run_float_subgraph(convert_to_float(lambda a, b, c: [a - c], [(4,)] * 3, "a piece"), [1, 7, 3]) == [-2]
 
 
 JAX = """
-from tests.deploy.lowering.test_island_order import convert_to_float, run_island
-print(run_island(convert_to_float(lambda a, b: [a - 2 * b, a + b, b], [(4,), (4,)], "a piece"), [1, 10]))
+from tests.deploy.lowering.test_fallback_order import convert_to_float, run_float_subgraph
+print(run_float_subgraph(convert_to_float(lambda a, b: [a - 2 * b, a + b, b], [(4,), (4,)], "a piece"), [1, 10]))
 """
 
 
@@ -125,7 +125,7 @@ def recurrent(x, unroll=True):
 
 
 @pytest.mark.parametrize("body", [film, split, branches, passing, nothing_but_a_cast, recurrent])
-def test_islands_with_several_ends_compute_what_keras_does(body, tmp_path):
+def test_float_subgraphs_with_several_ends_compute_what_keras_does(body, tmp_path):
     model, images = deployed(body, tmp_path / "m.tflite", 12)
     parity = klb.verify(model, tmp_path / "m.tflite", images)
     assert parity.ok
