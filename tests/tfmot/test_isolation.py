@@ -49,19 +49,12 @@ def lines(script, monkeypatch, **environment):
     return run_python(script, **environment).strip().splitlines()
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    """What one process says of the library alone, and then with its TFMOT front end."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return lines(CLEAN + BOTH, monkeypatch, OUT_FILE=str(tmp_path_factory.mktemp("both") / "m.tflite"))
+def test_importing_the_library_leaves_environment_and_tf_keras_alone(monkeypatch):
+    assert lines(CLEAN, monkeypatch)[-1] == "clean"
 
 
-def test_importing_the_library_leaves_environment_and_tf_keras_alone(printed):
-    assert "clean" in printed
-
-
-def test_both_front_ends_work_in_one_process(printed):
-    assert printed[-1] == "both"
+def test_both_front_ends_work_in_one_process(monkeypatch, tmp_path):
+    assert lines(BOTH, monkeypatch, OUT_FILE=str(tmp_path / "m.tflite"))[-1] == "both"
 
 
 def test_another_backend_is_refused_in_words(monkeypatch):
