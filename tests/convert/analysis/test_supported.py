@@ -71,7 +71,8 @@ FLOAT = {
     "bicubic": (L.UpSampling2D(2, interpolation="bicubic"), IMAGE, "its interpolation is 'bicubic'"),
     "relu": (L.ReLU(6.0, negative_slope=0.1), ROW, "threshold, maximum or slope"),
     "transposed": (L.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE, "output padding or dilation"),
-    "maximum": (lambda x: L.Maximum()([x, x]), ROW, "Maximum has no integer form here"),
+    "maximum of three": (lambda x: L.Maximum()([x, x, x]), ROW, "it joins 3 tensors and 0 constants, not two"),
+    "logarithm": (lambda x: ops.log(x), ROW, "Log has no integer form here"),
     "function": (L.Activation("gelu"), ROW, "its function 'gelu' has no integer form here"),
     "own function": (L.Activation(relu), ROW, "its function 'relu' is none of Keras'"),
 }
