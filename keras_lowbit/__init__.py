@@ -18,7 +18,7 @@ from keras_lowbit.convert import (
     weight_errors,
 )
 from keras_lowbit.deploy import export_litert, pack, summary, verify
-from keras_lowbit.distill import Distiller, distill
+from keras_lowbit.distill import DistillConfig, Distiller, distill
 from keras_lowbit.layers.find import freeze_ranges
 
 try:
@@ -27,6 +27,7 @@ except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0.0.0+unknown"
 
 __all__ = [
+    "DistillConfig",
     "Distiller",
     "bench",
     "calibrate",

@@ -1,16 +1,13 @@
-"""Data in, model-ready batches out; and the CIFAR-10 file of the studies.
+"""Data in, model-ready batches out.
 
 `batches` is the one place where calibration, verification and distillation look at what a user hands them, so every
 front end accepts the same things and refuses the same mistakes in the same words.
 """
 
+import dataclasses
 import itertools
-import lzma
-import os
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +16,6 @@ _ACCEPTED = (
     "a NumPy array, a dict or list of arrays (several inputs), a tf.data.Dataset, a keras.utils.PyDataset, "
     "or a generator of batches (or a function that returns one)"
 )
-_FOLDER_VARIABLE = "KERAS_LOWBIT_DATA"
-_SPLITS = ("train", "test")
 
 # ---------------------------------------------------------------------------------------------------- batches
 
@@ -42,9 +37,7 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
     Raises TypeError for data of another kind and for values that are no numbers; ValueError for empty data, arrays of
     different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive int.
     """
-    _check_count("batch_size", batch_size)
-    if steps is not None:
-        _check_count("steps", steps)
+    _check_counts(batch_size, steps)
     return _checked(_raw_batches(data, batch_size, steps), data, steps)
 
 
@@ -53,12 +46,9 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
 
     Raises ValueError for a batch size or a number of steps that is no positive integer, as `batches` does.
     """
-    _check_count("batch_size", batch_size)
-    if steps is not None:
-        _check_count("steps", steps)
+    _check_counts(batch_size, steps)
     if _is_tf_dataset(data):
-        cardinality = int(data.cardinality())
-        count = cardinality if cardinality >= 0 else None
+        count = size if (size := int(data.cardinality())) >= 0 else None
     elif _is_py_dataset(data):
         count = data.num_batches
     elif _is_structure(data) or _is_array(data):
@@ -66,6 +56,33 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
     else:
         count = None
     return count if steps is None else steps if count is None else min(steps, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Data and how to read them: the arguments of `batches`, checked at once, and whether to show a progress bar."""
+
+    data: Any
+    batch_size: int = 32
+    steps: int | None = None
+    verbose: int | bool = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self.batch_size, self.steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        return batches(self.data, self.batch_size, self.steps)
+
+    def with_progress(self) -> Iterator[Any]:
+        """The batches; a progress bar counts them if `verbose`."""
+        import keras  # for the bar alone
+
+        stream, total, count = iter(self), batch_count(self.data, self.batch_size, self.steps), 0
+        bar = keras.utils.Progbar(total, verbose=1 if self.verbose else 0, unit_name="batch")
+        for count, batch in enumerate(stream, start=1):
+            yield batch
+            bar.update(count, finalize=False)
+        bar.update(count, finalize=True)
 
 
 def _raw_batches(data, batch_size, steps):
@@ -229,148 +246,7 @@ def _check_numbers(array, where):
         )
 
 
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")
-
-
-# ------------------------------------------------------------------------------------------------- stored data
-
-
-def data_folder() -> Path:
-    """The folder with the data sets and pretrained networks of the studies.
-
-    It is `$KERAS_LOWBIT_DATA`; without that variable, `../shared/data` beside this repository or beside the current
-    folder. Raises FileNotFoundError, saying where it looked, when there is none.
-    """
-    named = os.environ.get(_FOLDER_VARIABLE)
-    if named:
-        candidates = [Path(named)]
-    else:
-        repository = Path(__file__).resolve().parent.parent
-        candidates = [base.parent / "shared" / "data" for base in (repository, Path.cwd())]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    looked = ", ".join(sorted({str(candidate) for candidate in candidates}))
-    raise FileNotFoundError(
-        f"No data folder: looked at {looked}. Set {_FOLDER_VARIABLE} to the folder that holds the data sets."
-    )
-
-
-Split = tuple[np.ndarray, np.ndarray]
-
-
-def load_cifar10(
-    folder: str | os.PathLike | None = None, cache: str | os.PathLike | None = None
-) -> tuple[Split, Split]:
-    """CIFAR-10 from `cifar10.npz` in `folder` (default `data_folder()`): `(x_train, y_train), (x_test, y_test)`.
-
-    x: uint8 RGB `[n, 32, 32, 3]`, y: uint8 classes 0..9, 50,000 and 10,000 of them, shuffled by the packer.
-    cache: file for an uncompressed copy (184 MB), written once and read from then on; decoding takes seconds.
-
-    A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
-    """
-    if cache is not None and Path(cache).exists():
-        with np.load(cache) as stored:
-            train, test = ((stored[f"x_{split}"], stored[f"y_{split}"]) for split in _SPLITS)
-            return train, test
-    train, test = (load_cifar10_split(split, folder) for split in _SPLITS)
-    if cache is not None:
-        content: dict[str, Any] = {"x_train": train[0], "y_train": train[1], "x_test": test[0], "y_test": test[1]}
-        _write_atomically(Path(cache), lambda stream: np.savez(stream, **content))
-    return train, test
-
-
-def load_cifar10_split(split: str, folder: str | os.PathLike | None = None) -> Split:
-    """One split of `load_cifar10`, "train" or "test", without decoding the other."""
-    if split not in _SPLITS:
-        raise ValueError(f"Unknown split {split!r} of CIFAR-10. Known: {', '.join(_SPLITS)}.")
-    path = Path(data_folder() if folder is None else folder) / "cifar10.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"No {path}. Set {_FOLDER_VARIABLE} to the folder that holds cifar10.npz.")
-    try:
-        with np.load(path) as packed:
-            labels = packed[f"y_{split}"]
-            streams = [packed[f"{split}_{plane}"].tobytes() for plane in ("g", "rg", "bg")]
-        residuals = [np.frombuffer(lzma.decompress(stream), np.uint8) for stream in streams]
-        green, red, blue = (plane.reshape(len(labels), 32, 32) for plane in residuals)
-        images = unpack_images(green, red, blue)
-    except (zipfile.BadZipFile, lzma.LZMAError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or no packed CIFAR-10 ({error}). Copy it again from its source."
-        ) from error
-    return images, labels
-
-
-def unpack_images(green, red_minus_green, blue_minus_green, block: int = 500) -> np.ndarray:
-    """Undoes the lossless packing of RGB images: prediction residuals in, uint8 `[n, height, width, 3]` out.
-
-    Each argument: uint8 `[n, height, width]`, residuals modulo 256 of the green plane and of the planes red - green and
-    blue - green. A pixel is predicted from its west, north and northwest neighbours by the median edge detector of
-    JPEG-LS (ITU-T T.87, A.4.1); a neighbour outside the image counts as the other one, and the first pixel as 0.
-    block: images decoded together, so that the planes in work stay in the processor's cache.
-    """
-    count, height, width = green.shape
-    images = np.empty((count, height, width, 3), np.uint8)
-    for start in range(0, count, block):
-        chosen = slice(start, start + block)
-        plane_g = _integrate(green[chosen], base=None)
-        images[chosen, ..., 1] = _unskew(plane_g, width)
-        for channel, residual in ((0, red_minus_green), (2, blue_minus_green)):
-            difference = _integrate(residual[chosen], base=plane_g)
-            images[chosen, ..., channel] = _unskew(difference + plane_g, width)
-    return images
-
-
-def _integrate(residual, base):
-    """Prediction plus residual, one antidiagonal at a time: all its pixels depend on the two before it only.
-
-    residual: uint8 [n, height, width].   base: None, or the skewed plane whose sum with the result wraps at 256.
-    Returns int16 [height + width - 1, height, n], skewed: pixel (y, x) lies at [y + x, y].
-    """
-    count, height, width = residual.shape
-    plane = np.zeros((height + width - 1, height, count), np.int16)
-    residual = np.ascontiguousarray(residual.transpose(1, 2, 0)).astype(np.int16)  # [height, width, n]
-    for diagonal in range(height + width - 1):
-        rows = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
-        value = _predict(plane, diagonal, rows, width) + residual[rows, diagonal - rows]
-        if base is None:
-            plane[diagonal, rows] = value & 255
-        else:
-            under = base[diagonal, rows]
-            plane[diagonal, rows] = ((value + under) & 255) - under
-    return plane
-
-
-def _predict(plane, diagonal, rows, width):
-    """Median edge prediction of the pixels (y, diagonal - y), y in `rows`; int16 [rows, n]."""
-    if diagonal == 0:
-        return np.zeros_like(plane[0, :1])
-    west = plane[diagonal - 1, rows]
-    north = plane[diagonal - 1, rows - 1]
-    northwest = plane[diagonal - 2, rows - 1]
-    if rows[0] == 0:  # top row: no north, no northwest
-        north[0] = northwest[0] = west[0]
-    if rows[-1] == diagonal:  # first column: no west, no northwest
-        west[-1] = northwest[-1] = north[-1]
-    low, high = np.minimum(west, north), np.maximum(west, north)
-    return np.clip(west + north - northwest, low, high)
-
-
-def _unskew(plane, width):
-    """int16 [height + width - 1, height, n] with pixel (y, x) at [y + x, y] -> uint8 [n, height, width]."""
-    rows = np.arange(plane.shape[1])[:, None]
-    return plane[rows + np.arange(width), rows].astype(np.uint8).transpose(2, 0, 1)
-
-
-def _write_atomically(path: Path, write: Callable) -> None:
-    """Calls `write(stream)` for a file that appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream:
-            write(stream)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _check_counts(batch_size, steps):
+    for name, value in (("batch_size", batch_size), ("steps", 1 if steps is None else steps)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")

@@ -33,9 +33,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
         raise type(error)(
             error.errno,
             f"cannot write {target!r} ({error.strerror or error}); nothing was written. "
-            "Expected an "
-            "existing folder that you may write to, with room for the file: create it, or choose another "
-            "path",
+            "Expected an existing folder that you may write to, with room for the file: create it, or choose another path",
         ) from error
 
 

@@ -61,8 +61,8 @@ def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
         return _NAMED[schedule]()
     if not isinstance(schedule, Sequence) or not all(isinstance(value, Real) for value in schedule):
         raise TypeError(
-            f"A ratio schedule is a name ({', '.join(_NAMED)}) or a sequence of numbers such as "
-            f"(0.5, 0.75, 1.0), got {schedule!r}."
+            f"A ratio schedule is a name ({', '.join(_NAMED)}) or a sequence of numbers such as (0.5, 0.75, 1.0), "
+            f"got {schedule!r}."
         )
     return _checked(tuple(float(value) for value in schedule))
 
@@ -74,13 +74,13 @@ def _checked(values: tuple[float, ...]) -> tuple[float, ...]:
         )
     if any(after <= before for before, after in itertools.pairwise(values)):
         raise ValueError(
-            f"Ratios must grow from stage to stage, got {values}. Sort them, and drop repeated ones: "
-            "to stay longer at a ratio give the stage more epochs."
+            f"Ratios must grow from stage to stage, got {values}. "
+            "Sort them, and drop repeated ones: to stay longer at a ratio give the stage more epochs."
         )
     if values[-1] != 1.0:
         raise ValueError(
-            f"The last ratio must be 1 (everything quantized), got {values[-1]} in {values}. Append 1.0: a "
-            "model that is still partly float cannot be deployed."
+            f"The last ratio must be 1 (everything quantized), got {values[-1]} in {values}. "
+            "Append 1.0: a model that is still partly float cannot be deployed."
         )
     return values
 
@@ -102,8 +102,8 @@ def stage_at(epoch: int, stages: int, epochs: int) -> int:
         raise ValueError(f"Epochs are counted from 0, got epoch={epoch}.")
     if epochs < stages:
         raise ValueError(
-            f"{stages} stages need at least {stages} epochs, got epochs={epochs}. Train longer, or give "
-            f"fewer stages, for example ratios {exponential(max(1, math.floor(epochs)))}."
+            f"{stages} stages need at least {stages} epochs, got epochs={epochs}. "
+            f"Train longer, or give fewer stages, for example ratios {exponential(max(1, math.floor(epochs)))}."
         )
     # floor(k * epochs / stages) <= epoch  is the same as  k * epochs < (epoch + 1) * stages.
     return min(((epoch + 1) * stages - 1) // epochs, stages - 1)
@@ -137,8 +137,8 @@ def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
     given: object = schedule
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(
-            f"Portions are the bits of the paper's table ({sorted(_PORTIONS)}) or numbers such as (0.5, 0.75, 1.0), got "
-            f"{schedule!r}."
+            f"Portions are the bits of the paper's table ({sorted(_PORTIONS)}) or numbers such as (0.5, 0.75, 1.0), "
+            f"got {schedule!r}."
         )
     return ratios(tuple(schedule))
 

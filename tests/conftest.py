@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowbit.data import data_folder
+from studies.common.cifar10 import data_folder
 
 # Derandomized: a failure is the same on every machine. No deadline: the first call of an op is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

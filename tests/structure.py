@@ -35,7 +35,10 @@ ROOMS = {
         *("tensors", "operations", "former_files", "serialize", "integer_graph", "float_subgraph"),
         *("builder_base", "builder"),
     ),
-    "convert": (*("separable", "analysis", "reports", "rewriter", "quantize_model", "weights", "post_training"),),
+    "convert": (
+        *("analysis", "reports", "separable", "choice", "layer_factory", "range_inserter", "rewriter"),
+        *("quantize_model", "weights", "post_training"),
+    ),
 }
 KERAS_ONLY = ("numerics", "quantizers", "schedules", "layers")
 TENSORFLOW = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "ai_edge_litert")

@@ -24,8 +24,8 @@ define_output(FLAGS)
 
 QUANTIZERS: dict[str, Quantizer] = {
     "ternary, N=4": Clustered(Ternary(), 4),
-    "ternary, N=4, optimal": Clustered(Ternary(), 4, "optimal"),
-    "ternary, N=4, single weights": Clustered(Ternary(), 4, "optimal", "weights"),
+    "ternary, N=4, optimal": Clustered(Ternary(), 4, "mse"),
+    "ternary, N=4, single weights": Clustered(Ternary(), 4, "mse", "weights"),
     "ternary, N=64": Clustered(Ternary(), 64),
     "4-bit, N=4": Clustered(Uniform(4), 4),
     "4-bit, N=64": Clustered(Uniform(4), 64),

@@ -158,8 +158,7 @@ def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
 
 
 def _litert(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
-    from keras_lowbit.deploy.graph.builder import GraphBuilder
-    from keras_lowbit.deploy.graph.tensors import Range
+    from keras_lowbit.deploy.graph import GraphBuilder, Range
     from keras_lowbit.deploy.interpreters import make_interpreter
     from keras_lowbit.deploy.litert import writer as litert
 

@@ -17,9 +17,7 @@ from absl import flags
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import define_output, define_repeats
 from keras_lowbit.bench.timing import calls_for, interleaved
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import LatencyTable, LayerLatency

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import (
-    CallGraph,
+    Call,
     calls_of,
     find_layers,
     functional_of,
@@ -32,7 +32,7 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
 
     def __init__(self, data: Any, batch_size: int = 32, steps: int | None = None, verbose: int | bool = 0) -> None:
         super().__init__()
-        self.data, self.batch_size, self.steps, self.verbose = data, batch_size, steps, verbose
+        self.batches = Batches(data, batch_size, steps, verbose)
 
     def set_model(self, model: Any) -> None:
         """Check that there is something to re-estimate."""
@@ -48,9 +48,7 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Re-estimate, if all weights are frozen."""
         if all(_frozen(layer) for layer in find_layers(self.model, QuantizedLayer)):
-            reestimate_batch_norms(
-                self.model, self.data, batch_size=self.batch_size, steps=self.steps, verbose=self.verbose
-            )
+            _reestimate(self.model, self.batches)
 
 
 def _frozen(layer: QuantizedLayer) -> bool:
@@ -75,16 +73,23 @@ def reestimate_batch_norms(
     Returns how many batch norms were set; 0 for a model without any.
     Raises ValueError for empty data and for batch norms inside custom layers, TypeError for a subclassed model.
     """
+    return _reestimate(model, Batches(data, batch_size, steps, verbose))
+
+
+def _reestimate(model: keras.Model, batches: Batches) -> int:
     _check_reach(model)
     graph = calls_of(model, inline=True)
     norms = [call for call in graph.calls if isinstance(call.operation, keras.layers.BatchNormalization)]
     totals = {id(call.operation): _Moments() for call in norms}
     if not norms:
         return 0
-    bar = keras.utils.Progbar(klb_data.batch_count(data, batch_size, steps), verbose=1 if verbose else 0)
-    for index, batch in enumerate(klb_data.batches(data, batch_size, steps)):
-        _forward(graph, inputs_in_order(model, batch), totals)
-        bar.update(index + 1)
+
+    def look(call: Call, values: dict[int, Any]) -> list[Any]:
+        moments = totals.get(id(call.operation))
+        return call.run(values) if moments is None else [moments.see(call.operation, values[call.inputs[0]])]
+
+    for batch in batches.with_progress():
+        graph.run(map(keras.ops.convert_to_tensor, inputs_in_order(model, batch)), look)
     for call in norms:
         totals[id(call.operation)].write(call.operation)
     return len(totals)
@@ -107,30 +112,19 @@ class _Moments:
         self.total: Any = 0.0
         self.squares: Any = 0.0
 
-    def see(self, values: np.ndarray, axis: int) -> None:
-        rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).astype(np.float64)
+    def see(self, layer: Any, inputs: Any) -> Any:
+        """Add the inputs of one call to the sums; what the layer makes of them with their own statistics."""
+        values = keras.ops.convert_to_numpy(keras.ops.cast(inputs, "float32"))
+        rows = np.moveaxis(values, layer.axis, -1).reshape(-1, values.shape[layer.axis]).astype(np.float64)
         self.count += len(rows)
         self.total = self.total + rows.sum(axis=0)
         self.squares = self.squares + np.square(rows).sum(axis=0)
+        return _normalized(layer, inputs)
 
     def write(self, layer: Any) -> None:
         mean = self.total / self.count
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(np.maximum(self.squares / self.count - np.square(mean), 0.0))
-
-
-def _forward(graph: CallGraph, inputs: list[Any], totals: dict[int, _Moments]) -> None:
-    values = {key: keras.ops.convert_to_tensor(value) for key, value in zip(graph.inputs, inputs, strict=True)}
-    for call in graph.calls:
-        norm = totals.get(id(call.operation))
-        if norm is not None:
-            seen = keras.ops.convert_to_numpy(keras.ops.cast(values[call.inputs[0]], "float32"))
-            norm.see(seen, call.operation.axis)
-            outputs = [_normalized(call.operation, values[call.inputs[0]])]
-        else:
-            outputs = call.run(values)
-        values |= dict(zip(call.outputs, outputs, strict=True))
-        graph.release(call, values)
 
 
 def _normalized(layer: Any, inputs: Any) -> Any:

@@ -75,8 +75,8 @@ def _new_like(optimizer: Any, variables: list[Any]) -> Any:
     if [tuple(slot.shape) for slot in _variables(fresh)] != [tuple(slot.shape) for slot in _variables(optimizer)]:
         raise ValueError(
             f"The {kind} holds {len(_variables(optimizer))} variables, a new one for this model would hold "
-            f"{len(_variables(fresh))}: `trainable` was changed after compile(). Call compile() again before "
-            "fit()."
+            f"{len(_variables(fresh))}: `trainable` was changed after compile(). "
+            "Call compile() again before fit()."
         )
     return fresh
 

@@ -25,7 +25,7 @@ class PartitionSchedule(StageCallback):
     seed: of partition="random"; each layer and step draws from its own stream, so a resumed fit draws the same.
     reset_optimizer, learning_rate: see `StageCallback`. Logs ``portion`` and ``flip_rate``.
     Raises ValueError for a model without incremental quantizers and for fewer epochs than steps.
-    Zhou et al. 2017, arXiv:1702.03044, Algorithm 1; table 8 for the portions. Differs: frozen weights never thaw, and
+    Zhou et al. 2017, arXiv:1702.03044, Algorithm 1; table 8 for the portions. Differs: frozen weights stay frozen, and
     the grid is that of the first step (the official code recomputes both).
     """
 

@@ -27,8 +27,8 @@ class FreezeRanges(keras.callbacks.Callback):
         super().set_model(model)
         if not any("frozen" in host.quantizer.state_specs((), ()) for _, host in hosts(model)):
             raise ValueError(
-                f"Model {model.name!r} has no activation range that follows the data, so there is nothing to "
-                "freeze. Leave FreezeRanges out, or quantize activations to 8 bits."
+                f"Model {model.name!r} has no activation range that follows the data, so there is nothing to freeze. Leave "
+                "FreezeRanges out, or quantize activations to 8 bits."
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Whole model in, whole model out."""
+"""Functions that take a whole Keras model: quantizing it, and preparing, calibrating and measuring it."""
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.post_training.calibrate import calibrate

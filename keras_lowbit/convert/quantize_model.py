@@ -1,7 +1,6 @@
 """quantize_model: a whole Keras model in, a quantized copy and a report out."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,8 +8,9 @@ import keras
 
 from keras_lowbit import quantizers, recipes
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.reports.conversion import ConversionReport
-from keras_lowbit.convert.rewriter import Choice, Rewriter
+from keras_lowbit.convert.rewriter import Rewriter
 from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.keras_graph.copies import warn_of_own_steps
 from keras_lowbit.keras_graph.variables import not_finite
@@ -40,11 +40,11 @@ def quantize_model(
     """A quantized copy of a Functional or Sequential model, and a report that names every layer.
 
     Weights are copied, the original is not touched. Kernels get the quantizers of the recipe's plan; 8-bit ranges
-    stand where the integer pipeline stores values (see `convert.ranges`) unless the recipe has none. Separable
-    convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Nested
-    models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they are.
-    The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never stops
-    the conversion; one that is quantized already keeps its quantizers.
+    stand where the integer pipeline stores values (see `convert.analysis.range_placement`) unless the recipe has none.
+    Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product.
+    Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
+    are. The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never
+    stops the conversion; one that is quantized already keeps its quantizers.
     Of several outputs, those of weighted layers keep their names; for others the report has the new one.
 
     model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
@@ -67,12 +67,11 @@ def quantize_model(
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
-    runs = Counter(id(call.operation) for _, call in calls)
-    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), runs)
+    choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), calls_of(model).uses)
     _check_quantized(choice, recipe.replace(plan=rules), calls)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)
-    return quantized, ConversionReport(model.name, recipe.name, tuple(rewriter.rows))
+    return quantized, ConversionReport(model.name, recipe.name, rewriter.report.rows)
 
 
 def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
@@ -116,7 +115,7 @@ def _check_model(model: Any) -> None:
         raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
 
 
-def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> None:
+def _check_pattern(pattern: str, paths: list[tuple[str, str]], noun: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -124,7 +123,7 @@ def _check_pattern(pattern: str, paths: list[tuple[str, str]], what: str) -> Non
     if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
         near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
         raise ValueError(
-            f"The pattern {pattern!r} matches no {what}. It must match a whole name or path; the model has for "
+            f"The pattern {pattern!r} matches no {noun}. It must match a whole name or path; the model has for "
             f"example {near[:5]}. Write '.*{pattern}.*' to match a part."
         )
 
@@ -134,10 +133,10 @@ def _check_quantized(choice: Choice, overrides: Recipe, calls: list[tuple[str, C
     for path, call in calls:
         if not isinstance(call.operation, QuantizedLayer) or choice.skips(call.name, path):
             continue
-        wanted, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
-        if wanted != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
+        given, known = overrides.kernel_quantizer(call.name, path, ""), call.operation.kernel_quantizer
+        if given != known and any(rule.matches(call.name, path, "", ()) for rule in overrides.plan):
             raise ValueError(
-                f"An override gives {path!r} {wanted or 'float weights'}, but it is quantized already and keeps {known}. "
+                f"An override gives {path!r} {given or 'float weights'}, but it is quantized already and keeps {known}. "
                 "Quantize the float model instead; keras_lowbit.dequantize(model) has its quantized values."
             )
 

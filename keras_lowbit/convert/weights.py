@@ -4,10 +4,10 @@ from typing import Any
 
 import keras
 
-from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
-from keras_lowbit.keras_graph.copies import copied, live_config, rebuilt, warn_of_own_steps
+from keras_lowbit.keras_graph.copies import Copies, clone_model, live_config, warn_of_own_steps
+from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
 
@@ -37,39 +37,29 @@ def dequantize(model: keras.Model) -> keras.Model:
     for `quantize_model`.
     """
     warn_of_own_steps(model)
-    return _rebuild(model, {})
+    return _dequantized(model, Copies())
 
 
-def _rebuild(sequence: Any, copies: dict[int, Any]) -> keras.Model:
-    return rebuilt(sequence, lambda call, values: _passes(call, values) or _run_stock(call, values, copies))
+def _dequantized(sequence: Any, copies: Copies) -> keras.Model:
+    def compute(call: Call, values: dict[int, Any]) -> list[Any]:
+        if _is_bare_range(call.operation):
+            return [values[call.inputs[0]]]
+        if isinstance(call.operation, (QuantizedLayer, QuantActivation)) or is_graph_model(call.operation):
+            return call.run(values, copies.get(call.operation, lambda: _stock_layer(call.operation, copies)))
+        return copies.call(call, values)[0]
+
+    return clone_model(sequence, compute)
 
 
-def _passes(call: Call, values: dict[int, Any]) -> list[Any]:
-    """The input of a bare range, which the stock model leaves out; empty for every other call."""
-    operation = call.operation
-    bare = isinstance(operation, klb_layers.QuantActivation) and _is_linear(operation)
-    return [values[call.inputs[0]]] if bare else []
+def _is_bare_range(operation: Any) -> bool:
+    """Whether an operation is a range without an activation, which the stock model leaves out."""
+    return isinstance(operation, QuantActivation) and operation.activation in (None, keras.activations.linear)
 
 
-def _is_linear(layer: klb_layers.QuantActivation) -> bool:
-    return layer.activation in (None, keras.activations.linear)
-
-
-def _run_stock(call: Call, values: dict[int, Any], copies: dict[int, Any]) -> list[Any]:
-    operation = call.operation
-    if id(operation) in copies:
-        return call.run(values, copies[id(operation)])
-    if isinstance(operation, (klb_layers.QuantizedLayer, klb_layers.QuantActivation)) or is_graph_model(operation):
-        copies[id(operation)] = copy = _stock_layer(operation, copies)
-        return call.run(values, copy)
-    copies[id(operation)], results, _ = copied(call, values)
-    return results
-
-
-def _stock_layer(layer: Any, copies: dict[int, Any]) -> Any:
+def _stock_layer(layer: Any, copies: Copies) -> Any:
     if is_graph_model(layer):
-        return _rebuild(layer, copies)
-    if isinstance(layer, klb_layers.QuantActivation):
+        return _dequantized(layer, copies)
+    if isinstance(layer, QuantActivation):
         return keras.layers.Activation(layer.activation, name=layer.name, dtype=layer.dtype_policy)
     config = {key: value for key, value in live_config(layer).items() if not key.endswith("_quantizer")}
     config.pop("format_version")
@@ -77,5 +67,5 @@ def _stock_layer(layer: Any, copies: dict[int, Any]) -> Any:
     copy.build(layer.get_build_config()["input_shape"])
     copy.kernel.assign(layer.kernel if layer.kernel_host is None else kernel_codes(layer).real)
     if layer.bias is not None:
-        copy.bias.assign(layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real)
+        copy.bias.assign(layer.effective_bias())
     return copy

@@ -1,12 +1,15 @@
-"""Deployment: the integer graph, its NumPy reference, LiteRT files, and the proof that they are what was trained."""
+"""Deployment: from a quantized Keras model to its integer graph, and from there to LiteRT files and a TensorFlow runtime.
+
+`lower` makes the graph, `run_reference` runs it in NumPy, `export_litert` writes it as a file, `verify` compares a file with
+the model that it came from.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from keras_lowbit.deploy.export import ExportReport, export_litert
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Node, Range, Tensor
+from keras_lowbit.deploy.litert.format_choice import LatencyTable
 from keras_lowbit.deploy.lowering.lower import lower
 from keras_lowbit.deploy.pack import pack
 from keras_lowbit.deploy.packed.layers import PackedTernaryConv2D, PackedTernaryDense
@@ -21,6 +24,7 @@ __all__ = [
     "ExportReport",
     "GraphBuilder",
     "IntegerGraph",
+    "LatencyTable",
     "LayerParity",
     "LayerSummary",
     "Node",

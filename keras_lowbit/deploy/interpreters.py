@@ -14,7 +14,7 @@ _LACKS_OPERATION = "Didn't find op for builtin opcode"
 def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **source: Any) -> Any:
     """A LiteRT interpreter with its tensors allocated.
 
-    resolver: "xnnpack" (the delegate a phone uses), "built-in" (optimized kernels) or "reference".
+    resolver: "xnnpack" (the default delegate), "built-in" (optimized kernels) or "reference".
     keep_all: every tensor stays readable.   source: model_path or model_content.
     Raises ValueError, with LiteRT's reason, if it refuses the file.
     """

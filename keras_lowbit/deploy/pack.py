@@ -10,8 +10,7 @@ from keras_lowbit.deploy.lowering.folding import channel_scales
 from keras_lowbit.deploy.lowering.ranges import infer_ranges
 from keras_lowbit.deploy.packed.layers import PackedLayer, PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.keras_graph.calls import calls_of, layers_of
-from keras_lowbit.keras_graph.edits import Edit, edited
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model
 from keras_lowbit.layers import QuantActivation, QuantConv2D, QuantDense, QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.ops.packing import PackedWeights, pack_if_ternary, pack_ternary
@@ -46,11 +45,11 @@ def pack(model: keras.Model) -> keras.Model:
         )
     ranges = input_ranges(model)
     edits = {
-        id(layer): Edit(replacement=_layer(layer, *found[path], ranges.get(id(layer))))
+        id(layer): LayerEdit(replacement=_layer(layer, *found[path], ranges.get(id(layer))))
         for path, layer in layers
         if path in found
     }
-    return edited(model, edits)
+    return rewrite_model(model, edits)
 
 
 def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:
@@ -101,12 +100,7 @@ def _layer(layer: Any, packed: PackedWeights, scale: np.ndarray, grid: tuple[flo
         arguments |= {"strides": layer.strides, "padding": layer.padding, "dilation_rate": layer.dilation_rate}
     made = cls(**arguments)
     made.build(layer.get_build_config()["input_shape"])
-    bias = None
-    if layer.bias is not None:
-        bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
-    made.load(packed, scale, None if bias is None else to_numpy(bias))
+    made.load(packed, scale, layer.effective_bias())
     if layer.output_host is not None and made.output_host is not None:
-        state: dict[str, Any] = {}
-        layer.output_host.save_own_variables(state)
-        made.output_host.load_own_variables(state)
+        made.output_host.copy_state_from(layer.output_host)
     return made

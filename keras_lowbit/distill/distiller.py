@@ -37,7 +37,7 @@ class Distiller(keras.Model):
     variables: what learns. None or "thresholds": the trainable state of the student's quantizers (FAT's factors),
     in frozen layers too.
     "thresholds+biases": these and the biases of its layers, betas of batch norms included: a threshold that moves rounds the
-    weights of its filter anew, which shifts the filter's mean, and only a bias can take that shift back. "pointwise": one
+    weights of its channel anew, which shifts the channel's mean, and only a bias can take that shift back. "pointwise": one
     factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies them
     in. Or a list of the student's Keras variables. Everything else stays as it is, whatever its `trainable` says.
     y in `fit`: nothing, labels, or ``{"teacher_logits": [...], "labels": ...}`` to save the teacher's runs.
@@ -62,7 +62,7 @@ class Distiller(keras.Model):
         self.student_logits, self.teacher_logits = logits_model(student), logits_model(teacher)
         _check_logits(self.student_logits, self.teacher_logits)
         self.distance = losses.get(loss, temperature)
-        self.label_weight = _weight(label_weight)
+        self.label_weight = losses.check_label_weight(label_weight)
         self.agreement = keras.metrics.Mean(name="agreement")
         self.factors: list[Any] = []  # beside `scaled`, the weights they multiply
         self.scaled: list[Any] = []
@@ -138,8 +138,8 @@ class Distiller(keras.Model):
         labels = [] if labels is None else _flat(labels)
         if len(labels) != len(logits):
             raise ValueError(
-                f"label_weight={self.label_weight} needs labels for {len(logits)} outputs, got {len(labels)}. Give labels, or "
-                "label_weight=0."
+                f"label_weight={self.label_weight} needs labels for {len(logits)} outputs, got {len(labels)}. "
+                "Give labels, or label_weight=0."
             )
         parts = (losses.cross_entropy(y, s) for y, s in zip(labels, logits, strict=True))
         return self.label_weight * sum(parts, start=0.0)
@@ -178,8 +178,8 @@ def _declared(student: Any, variables: str | Sequence[Any] | None) -> list[Any]:
         return _thresholds(student) + biases(student)
     if isinstance(variables, str):
         raise ValueError(
-            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' or a list of "
-            "variables."
+            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' "
+            "or a list of variables."
         )
     own = {id(variable) for variable in student.variables}
     found = list(variables)
@@ -229,12 +229,6 @@ def _check_logits(student: Any, teacher: Any) -> None:
             f"Student and teacher give logits of different shapes (without batch): {shapes[0]} and {shapes[1]}. They must "
             "be the same network, or have the same head."
         )
-
-
-def _weight(label_weight: float) -> float:
-    if not label_weight >= 0:
-        raise ValueError(f"label_weight={label_weight!r} must be 0 or more.")
-    return float(label_weight)
 
 
 def _flat(outputs: Any) -> list[Any]:

@@ -59,6 +59,13 @@ def get(loss: str | Loss, temperature: float) -> Loss:
     return known[loss]
 
 
+def check_label_weight(label_weight: float) -> float:
+    """The weight as a float; a ValueError below 0."""
+    if not label_weight >= 0:
+        raise ValueError(f"label_weight={label_weight!r} must be 0 or more.")
+    return float(label_weight)
+
+
 def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
     """Mean cross-entropy of integer classes [batch, ...] or probabilities [batch, ..., classes] with logits.
 

@@ -1,16 +1,16 @@
 """Snapshots of the variables that learn, and the checkpoint file of a distillation."""
 
-import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_lowbit.files import atomic_write
 from keras_lowbit.keras_graph.variables import to_numpy
 
 FORMAT_VERSION = 1
@@ -77,15 +77,9 @@ def fingerprint(weights: Sequence[Any]) -> str:
 
 
 def _write(path: str | os.PathLike[str], about: dict[str, Any], arrays: dict[str, Any]) -> None:
-    target = Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream:
-            np.savez(stream, about=np.array(json.dumps(about)), **arrays)
-        os.replace(partial, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    stream = io.BytesIO()
+    np.savez(stream, about=np.array(json.dumps(about)), **arrays)
+    atomic_write(path, stream.getvalue())
 
 
 def load(path: str | os.PathLike[str], distiller: Any) -> Progress:
@@ -104,8 +98,8 @@ def load(path: str | os.PathLike[str], distiller: Any) -> Progress:
     fits = all(n in arrays and arrays[n].shape == tuple(v.shape) for n, v in zip(names, variables, strict=True))
     if not fits or about["format_version"] > FORMAT_VERSION or f"variable_{count}" in arrays:
         raise ValueError(
-            f"The checkpoint {os.fspath(path)} is of another model or other variables ({count} wanted). Delete it, or give "
-            "another path."
+            f"The checkpoint {os.fspath(path)} is of another model or other variables ({count} wanted). "
+            "Delete it, or give another path."
         )
     for name, variable in zip(names, variables, strict=True):
         variable.assign(arrays[name])

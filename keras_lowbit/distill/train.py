@@ -1,5 +1,6 @@
 """distill: train a few declared variables of a student until its logits are the teacher's."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,50 +13,46 @@ from keras import tree
 
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
+from keras_lowbit.distill.config import DistillConfig
 from keras_lowbit.distill.distiller import Distiller
 from keras_lowbit.distill.source import Source, check_rereadable
 from keras_lowbit.distill.state import Snapshot, fingerprint, load, mark_written, save
+from keras_lowbit.quantizers.former import former_arguments
 
 # A cycle of the learning rate where the number of steps is not known: that of FAT's published code.
 _UNKNOWN_PERIOD = 400
 _MAX_RESTORES = 3
 
 
+@former_arguments(
+    **{field.name: f"config=klb.DistillConfig({field.name}={{}})" for field in dataclasses.fields(DistillConfig)}
+)
 def distill(
     student: keras.Model,
     teacher: keras.Model,
     data: Any,
+    config: DistillConfig | None = None,
+    *,
     epochs: int = 6,
     batch_size: int = 32,
-    *,
-    loss: Any = "rmse",
-    temperature: float = 1.0,
-    labels: Any = None,
-    label_weight: float | None = None,
-    variables: Any = None,
-    learning_rate: float = 1e-3,
-    period: int | None = None,
     steps: int | None = None,
-    cache_teacher: bool | None = None,
+    labels: Any = None,
     validation_data: Any = None,
-    checkpoint: str | os.PathLike[str] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     verbose: int | bool = 1,
 ) -> keras.callbacks.History:
     """Train the thresholds (or other declared variables) of a calibrated student against a teacher; no labels needed.
 
     Minimises the distance between the logits (before a final softmax or sigmoid, which is found and left out on both
-    sides) with Adam; both models in inference mode. Only the declared variables change, the teacher does not. See
-    `Distiller` for `loss`, `temperature` and `variables`; "pointwise" factors are multiplied into the weights at the end.
+    sides) with Adam; both models in inference mode. Only the declared variables change, the teacher does not; "pointwise"
+    factors are multiplied into the weights at the end.
 
     data: arrays, dicts, tf.data and so on as for `calibrate`; arrays are shuffled, an epoch is a function of (seed, epoch).
-    labels: integer classes or probabilities beside arrays; adds `label_weight` (1 by default) times the cross-entropy.
-    learning_rate: of Adam, where every cosine cycle starts; each restart empties Adam's slots.
-    period: steps in a cycle; by default half of all steps, so one restart (400 where their number is unknown).
+    config: loss, variables, learning rate and so on, see `DistillConfig`; its defaults are FAT's.
     steps: batches in an epoch, all by default.
-    cache_teacher: run the teacher once for each sample of arrays and keep its logits; by default where there are several
-    epochs and less than 1 GiB of logits. Without augmentation it changes nothing but the time.
+    labels: integer classes or probabilities beside arrays; adds the config's label_weight (1) times the cross-entropy.
     validation_data: held-back inputs, in the forms of `data`; with `labels` a pair (inputs, labels). Their loss is measured
     before the first and after every epoch (``val_loss``, ``val_agreement`` in the History), and the state of its least
     value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
@@ -71,28 +68,42 @@ def distill(
     Raises ValueError and TypeError for models that do not fit each other or the data, before anything is trained.
     Goncharenko et al. 2018, arXiv:1812.07872.
     """
-    epochs = _checked_epochs(epochs)
+    config, epochs = _checked_config(config), _checked_epochs(epochs)
     check_rereadable("data", data, steps, epochs)
     check_rereadable("validation_data", validation_data, None, epochs + 1)
-    weight = (1.0 if labels is not None else 0.0) if label_weight is None else label_weight
     source = Source(student, data, batch_size, steps, labels, seed)
-    distiller = Distiller(
-        student, teacher, loss=loss, temperature=temperature, label_weight=weight, variables=variables, name="distiller"
-    )
-    distiller.compile(keras.optimizers.Adam(learning_rate), jit_compile=False)
-    if period is None:
-        period = _UNKNOWN_PERIOD if source.count is None else max(1, -(-source.count * epochs // 2))
-    rates = CosineRestarts(learning_rate, period)
+    distiller = _distiller(student, teacher, config, labels is not None)
+    period = _default_period(source.count, epochs) if config.period is None else config.period
+    rates = CosineRestarts(config.learning_rate, period)
     held_back = _held_back(student, validation_data, batch_size, labels, seed)
     training = _Training(distiller, source, held_back, rates, epochs, checkpoint)
     training.resume()
     if training.first < epochs:
-        source.cache(distiller, epochs - training.first, cache_teacher)
+        source.cache(distiller, epochs - training.first, config.cache_teacher)
         if held_back is not None:
             held_back.cache(distiller, epochs + 1 - training.first, None)
     history = training.run(callbacks, verbose)
     training.write_back()
     return history
+
+
+def _distiller(student: keras.Model, teacher: keras.Model, config: DistillConfig, labelled: bool) -> Distiller:
+    distiller = Distiller(
+        student,
+        teacher,
+        loss=config.loss,
+        temperature=config.temperature,
+        label_weight=config.weight_of_labels(labelled),
+        variables=config.variables,
+        name="distiller",
+    )
+    distiller.compile(keras.optimizers.Adam(config.learning_rate), jit_compile=False)
+    return distiller
+
+
+def _default_period(steps: int | None, epochs: int) -> int:
+    """Half of all steps. steps: in an epoch, None if unknown."""
+    return _UNKNOWN_PERIOD if steps is None else max(1, -(-steps * epochs // 2))
 
 
 def _held_back(student: keras.Model, data: Any, batch_size: int, labels: Any, seed: int) -> Source | None:
@@ -106,6 +117,15 @@ def _held_back(student: keras.Model, data: Any, batch_size: int, labels: Any, se
             "held-back data has the same terms."
         )
     return Source(student, data[0], batch_size, None, data[1], seed)
+
+
+def _checked_config(config: Any) -> DistillConfig:
+    if config is not None and not isinstance(config, DistillConfig):
+        raise TypeError(
+            f"distill takes a klb.DistillConfig as config, got {type(config).__name__}. The length of the run has names: "
+            "epochs=6, batch_size=32."
+        )
+    return config or DistillConfig()
 
 
 def _checked_epochs(epochs: Any) -> int:
@@ -128,7 +148,13 @@ class _Means:
 
 
 class _Training:
-    """The loop: steps, restores after NaN, checkpoints."""
+    """The loop of `distill`, for what `keras.Model.fit` cannot do; steps, callbacks and progress bar are Keras'.
+
+    `fit` does not measure the held-back loss before the first epoch, has no order of samples that depends on (seed, epoch)
+    alone, counts a step whose loss is not finite into the means of its epoch, and cannot restore variables and optimizer
+    inside one. A checkpoint here holds history, best state and the step of the learning rate too, so that a resumed run
+    ends with the same bits.
+    """
 
     def __init__(
         self,

@@ -5,8 +5,10 @@ Tensors are known by integer keys. `calls_of(model)` keeps nested models as sing
 """
 
 import dataclasses
-from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -68,6 +70,23 @@ class Call:
         return [leaf for leaf in tree.flatten((args, kwargs)) if not isinstance(leaf, KerasTensor)]
 
 
+class Runnable(Protocol):
+    """A `Call`, or a part of one that runs like it."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def run(self, values: dict[int, Any], /) -> list[Any]:
+        """The outputs, flattened, from the values by key."""
+
+
+Compute = Callable[[Any, dict[int, Any]], list[Any]]
+
+
+def _plainly(call: Runnable, values: dict[int, Any]) -> list[Any]:
+    return call.run(values)
+
+
 @dataclasses.dataclass(eq=False)
 class CallGraph:
     """Calls in an order in which they can run, and the keys of the model's inputs and outputs (flattened)."""
@@ -94,10 +113,46 @@ class CallGraph:
         found = self.consumers(key)
         return found[0] if len(found) == 1 and key not in self.outputs else None
 
-    def release(self, call: Call, values: dict[int, Any]) -> None:
-        """Drop from `values` the tensors that `call`, which has just run, was the last to read."""
-        for key in set(call.inputs):
-            if self._consumers[key][-1] is call:
+    def uses(self, operation: Any) -> int:
+        """How often one run of the model calls an operation, the calls inside nested models included."""
+        return self._uses[id(operation)]
+
+    @cached_property
+    def _uses(self) -> Counter[int]:
+        found = Counter(id(call.operation) for call in self.calls)
+        for call in self.calls:
+            if is_graph_model(call.operation):
+                found += calls_of(call.operation)._uses
+        return found
+
+    def run(self, inputs: Iterable[Any], compute: Compute = _plainly) -> list[Any]:
+        """Run the calls on the model's inputs (flattened); its outputs, flattened. compute: as in `run_calls`."""
+        values = dict(zip(self.inputs, inputs, strict=True))
+        run_calls(self.calls, [values], compute, keep=self.outputs)
+        return [values[key] for key in self.outputs]
+
+
+def run_calls(
+    calls: Iterable[Runnable],
+    samples: list[dict[int, Any]],
+    compute: Compute = _plainly,
+    before: Callable[[Any], None] = lambda call: None,
+    keep: Collection[int] = (),
+) -> None:
+    """Run calls in order on several sets of values side by side: all sets through one call, then through the next.
+
+    samples: for each set the values by key, those of the inputs at first; changed in place. A value is dropped as soon as
+    the last call that reads it has run.   compute: gives the outputs of a call, flattened, from the values by key; without
+    it the call is run.   before: sees each call before it runs.   keep: keys of values that are not dropped.
+    """
+    calls = list(calls)
+    last = {key: call for call in calls for key in call.inputs}
+    for call in calls:
+        before(call)
+        read_out = [key for key in set(call.inputs).difference(keep) if last[key] is call]
+        for values in samples:
+            values.update(zip(call.outputs, compute(call, values), strict=True))
+            for key in read_out:
                 values.pop(key, None)
 
 
@@ -127,18 +182,18 @@ def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
     functional = functional_of(model)
     names = [tensor.name for tensor in functional.inputs]
     if isinstance(batch, Mapping):
-        wanted = list(functional.input) if isinstance(functional.input, Mapping) else names
-        if missing := [name for name in wanted if name not in batch]:
+        keys = list(functional.input) if isinstance(functional.input, Mapping) else names
+        if missing := [name for name in keys if name not in batch]:
             raise ValueError(f"The data hold the inputs {sorted(batch)}, but {model.name!r} needs {missing} too.")
-        parts = {name: batch[name] for name in wanted}
+        parts = {name: batch[name] for name in keys}
         batch = parts if isinstance(functional.input, Mapping) else list(parts.values())
-    found = tree.flatten(batch)
-    if len(found) != len(names):
+    arrays = tree.flatten(batch)
+    if len(arrays) != len(names):
         raise ValueError(
-            f"The data hold {len(found)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for each, in "
-            "this order or in a dict."
+            f"The data hold {len(arrays)} inputs, but {model.name!r} needs {len(names)}: {names}. Give one array for "
+            "each, in this order or in a dict."
         )
-    return found
+    return arrays
 
 
 def as_taken(model: keras.Model, batch: Any) -> Any:
@@ -146,32 +201,32 @@ def as_taken(model: keras.Model, batch: Any) -> Any:
     structure = getattr(model, "input", None)
     if not isinstance(batch, Mapping) or structure is None:
         return batch
-    found = chosen_inputs(model, batch)
+    arrays = chosen_inputs(model, batch)
     if isinstance(structure, Mapping):
         return {name: batch[name] for name in structure}
-    return found[0] if len(found) == 1 else found
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def inputs_in_order(model: keras.Model, batch: Any) -> list[np.ndarray]:
-    """The inputs in the model's own order, as running the model takes them: cast, and of the wanted rank.
+    """The inputs in the model's own order, as running the model takes them: cast, and of its rank.
 
     batch: NumPy arrays. An axis of size 1 at the end is added or dropped where only that is missing, as by Keras.
     """
-    wanted = functional_of(model).inputs
-    return [_adapted(np.asarray(part), t) for part, t in zip(chosen_inputs(model, batch), wanted, strict=True)]
+    arrays = map(np.asarray, chosen_inputs(model, batch))
+    return [_adapted(array, symbolic) for array, symbolic in zip(arrays, functional_of(model).inputs, strict=True)]
 
 
-def _adapted(part: np.ndarray, wanted: KerasTensor) -> np.ndarray:
-    part = part.astype(wanted.dtype, copy=False)
-    if part.ndim == len(wanted.shape) - 1 and wanted.shape[-1] == 1:
-        return part[..., np.newaxis]
-    if part.ndim == len(wanted.shape) + 1 and part.shape[-1] == 1:
-        return part[..., 0]
-    if part.ndim != len(wanted.shape):
+def _adapted(array: np.ndarray, symbolic: KerasTensor) -> np.ndarray:
+    array = array.astype(symbolic.dtype, copy=False)
+    if array.ndim == len(symbolic.shape) - 1 and symbolic.shape[-1] == 1:
+        return array[..., np.newaxis]
+    if array.ndim == len(symbolic.shape) + 1 and array.shape[-1] == 1:
+        return array[..., 0]
+    if array.ndim != len(symbolic.shape):
         raise ValueError(
-            f"Input {wanted.name!r} takes arrays of shape {wanted.shape}, got {part.shape}. Axis 0 counts samples."
+            f"Input {symbolic.name!r} takes arrays of shape {symbolic.shape}, got {array.shape}. Axis 0 counts samples."
         )
-    return part
+    return array
 
 
 def is_graph_model(operation: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Copies of single operations, so that a rebuilt model shares nothing with the original."""
+"""Copies of models and of single operations that share nothing with the original."""
 
 import warnings
 from collections.abc import Callable
@@ -7,21 +7,20 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_lowbit.keras_graph.calls import Call, calls_of, find_layers, functional_of
+from keras_lowbit.keras_graph.calls import Call, Compute, calls_of, find_layers, functional_of
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
-def rebuilt(sequence: Any, run: Callable[[Call, dict[int, Any]], list[Any]]) -> keras.Model:
-    """A Functional model of the form of `sequence`: `run` gives the outputs of each call from the values by key."""
-    graph = calls_of(sequence)
+def clone_model(sequence: Any, compute: Compute) -> keras.Model:
+    """A copy of a Functional or Sequential model, call by call.
+
+    compute: gives the outputs of a call of `sequence` in the copy, flattened, from the symbolic values by key.
+    """
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
         for tensor in functional_of(sequence).inputs
     ]
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    for call in graph.calls:
-        values |= dict(zip(call.outputs, run(call, values), strict=True))
-    return model_like(sequence, inputs, [values[key] for key in graph.outputs])
+    return model_like(sequence, inputs, calls_of(sequence).run(inputs, compute))
 
 
 def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Model:
@@ -40,7 +39,7 @@ _STEPS = "train_step test_step predict_step compute_loss compute_metrics".split(
 
 
 def warn_of_own_steps(model: Any) -> None:
-    """A UserWarning if the model's class has training steps of its own, which a rebuilt model has not."""
+    """A UserWarning if the model's class has training steps of its own, which a copy has not."""
     kinds = type(model).__mro__
     defining = {name: next(cls for cls in kinds if name in vars(cls)) for name in _STEPS}
     if own := [name for name, cls in defining.items() if not cls.__module__.startswith("keras.")]:
@@ -52,7 +51,7 @@ def warn_of_own_steps(model: Any) -> None:
         )
 
 
-def bare_copy(operation: Any) -> Any:
+def unbuilt_copy(operation: Any) -> Any:
     """A layer or op of the same configuration and name, not built; raises whatever `from_config` raises.
 
     A layer that keeps state outside its variables (vocabularies) cannot be copied: NotImplementedError.
@@ -109,7 +108,7 @@ def unreadable(layer: Any) -> str | None:
     try:
         live_config(layer)
     except Exception as error:  # what a user's object does in a configuration is its own affair
-        return f"its configuration cannot be read ({in_short(error)})"
+        return f"its configuration cannot be read ({first_line(error)})"
     return None
 
 
@@ -128,17 +127,17 @@ def _in_config(value: Any) -> Any:
     if not isinstance(value, keras.layers.Layer):
         name = function_name(value)
         return value if name == "?" else name
-    copy = bare_copy(value)
+    copy = unbuilt_copy(value)
     if value.built:
         copy.build_from_config(value.get_build_config() or {})
         copy_variables(value, copy)
     return copy
 
 
-def copied(call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exception | None]:
+def copy_and_call(call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exception | None]:
     """A copy of the call's operation and its results; the operation itself and the reason if it cannot be copied."""
     try:
-        copy = bare_copy(call.operation)
+        copy = unbuilt_copy(call.operation)
         results = call.run(values, copy)  # calling it builds it, layers inside a layer included
         if call.is_layer:
             copy_variables(call.operation, copy)
@@ -147,7 +146,31 @@ def copied(call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exceptio
     return copy, results, None
 
 
-def in_short(error: Exception) -> str:
+class Copies:
+    """Copies of operations, each made once, so that what several calls share they share in the copy too."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}  # by the id of the original
+
+    def get(self, operation: Any, make: Callable[[], Any]) -> Any:
+        """The copy of an operation; `make` makes it the first time."""
+        if id(operation) not in self._made:
+            self._made[id(operation)] = make()
+        return self._made[id(operation)]
+
+    def call(self, call: Call, values: dict[int, Any]) -> tuple[list[Any], Exception | None]:
+        """The results of the plain copy of a call's operation.
+
+        If it cannot be copied, those of the operation itself, and the first time the error.
+        """
+        operation = call.operation
+        if id(operation) in self._made:
+            return call.run(values, self._made[id(operation)]), None
+        self._made[id(operation)], results, error = copy_and_call(call, values)
+        return results, error
+
+
+def first_line(error: Exception) -> str:
     """Kind of an error and the first line of what it says; Keras' are pages long."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 

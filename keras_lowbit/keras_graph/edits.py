@@ -1,4 +1,4 @@
-"""Model surgery: a copy of a model in which some layers have other weights or are left out."""
+"""Rewriting a model: a copy in which some layers have other weights, are replaced or are left out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ import keras
 import numpy as np
 
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
-from keras_lowbit.keras_graph.copies import copied, live_config, rebuilt, warn_of_own_steps
+from keras_lowbit.keras_graph.copies import Copies, clone_model, live_config, warn_of_own_steps
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
+class LayerEdit:
     """What becomes of one layer.
 
     drop: its input passes on as it is.   config: changes of its configuration.   weights: values by the names of
@@ -38,41 +38,31 @@ def weights_of(layer: Any) -> dict[str, np.ndarray]:
     return {name: to_numpy(value).astype(np.float64) for name, value in found.items() if value is not None}
 
 
-def edited(model: keras.Model, edits: Mapping[int, Edit]) -> keras.Model:
+def rewrite_model(model: keras.Model, edits: Mapping[int, LayerEdit]) -> keras.Model:
     """A copy of a Functional or Sequential model with some layers changed; the original is not touched.
 
     edits: id of a layer of the model or of a model inside it -> what becomes of it. Weights are stored in the layer's own
     dtype. An operation that cannot be copied is shared with the original, as by `quantize_model`.
     """
     warn_of_own_steps(model)
-    return _rebuilt(model, edits, {})
+    return _rewrite(model, edits, Copies())
 
 
-def _rebuilt(sequence: Any, edits: Mapping[int, Edit], copies: dict[int, Any]) -> keras.Model:
-    def run(call: Call, values: dict[int, Any]) -> list[Any]:
-        edit = edits.get(id(call.operation))
-        return [values[call.inputs[0]]] if edit is not None and edit.drop else _run(call, values, edits, copies)
+def _rewrite(sequence: Any, edits: Mapping[int, LayerEdit], copies: Copies) -> keras.Model:
+    def compute(call: Call, values: dict[int, Any]) -> list[Any]:
+        operation, edit = call.operation, edits.get(id(call.operation))
+        if edit is not None and edit.drop:
+            return [values[call.inputs[0]]]
+        if is_graph_model(operation):
+            return call.run(values, copies.get(operation, lambda: _rewrite(operation, edits, copies)))
+        if edit is not None:
+            return call.run(values, copies.get(operation, lambda: edit.replacement or _edited_layer(operation, edit)))
+        return copies.call(call, values)[0]
 
-    return rebuilt(sequence, run)
-
-
-def _run(call: Call, values: dict[int, Any], edits: Mapping[int, Edit], copies: dict[int, Any]) -> list[Any]:
-    """The results of an operation's copy."""
-    operation = call.operation
-    if id(operation) in copies:
-        return call.run(values, copies[id(operation)])
-    if is_graph_model(operation):
-        copies[id(operation)] = _rebuilt(operation, edits, copies)
-        return call.run(values, copies[id(operation)])
-    if id(operation) in edits:
-        edit = edits[id(operation)]
-        copies[id(operation)] = copy = edit.replacement or _edited_layer(operation, edit)
-        return call.run(values, copy)
-    copies[id(operation)], results, _ = copied(call, values)
-    return results
+    return clone_model(sequence, compute)
 
 
-def _edited_layer(layer: Any, edit: Edit) -> Any:
+def _edited_layer(layer: Any, edit: LayerEdit) -> Any:
     copy = type(layer).from_config({**live_config(layer), **edit.config})
     if layer.variables:
         copy.build(layer.get_build_config()["input_shape"])

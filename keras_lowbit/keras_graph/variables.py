@@ -14,6 +14,18 @@ def to_numpy(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+def batch_norm_affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A batch norm at inference as ``factor * x + offset`` for each channel, float64 [channels].
+
+    ``factor = gamma / sqrt(variance + epsilon)``, ``offset = beta - mean * factor`` of the moving statistics.
+    """
+    mean, variance = (to_numpy(moment).astype(np.float64) for moment in (layer.moving_mean, layer.moving_variance))
+    gamma = to_numpy(layer.gamma).astype(np.float64) if layer.scale else 1.0
+    beta = to_numpy(layer.beta).astype(np.float64) if layer.center else 0.0
+    factor = gamma / np.sqrt(variance + layer.epsilon)
+    return factor, beta - mean * factor
+
+
 def not_finite(model: Any) -> str | None:
     """The first weight with NaN or infinite values and how many, in words; None if there is none."""
     for variable in model.weights:

@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, take_format_version
+from keras_lowbit.quantizers.former import upgrade
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -18,9 +19,10 @@ class QuantActivation(keras.layers.Layer):
     """
 
     def __init__(self, activation: Any = None, quantizer: Any = "activation", **kwargs: Any) -> None:
-        check_format_version(kwargs, "A QuantActivation")
+        version = take_format_version(kwargs, "A QuantActivation")
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
+        quantizer = upgrade(quantizer, version)
         self.output_host = QuantizerHost(quantizer, name="output_quantizer", trainable=self.trainable)
         self.supports_masking = True
 

@@ -1,13 +1,16 @@
-"""What every quantized layer with a kernel shares: hosts for kernel, bias and output; configuration."""
+"""What every quantized layer with a kernel shares: quantizer state for kernel, bias and output; configuration."""
 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, check_format_version
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, take_format_version
+from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
 
@@ -22,8 +25,8 @@ class QuantizedLayer(keras.layers.Layer):
     quantizer state lives in sub-layers.
     """
 
-    #: Axes of the kernel that tell filters apart.
-    filter_axes: tuple[int, ...] = (-1,)
+    #: Axes of the kernel that tell output channels apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.
+    filter_axes: tuple[int, ...]
 
     def __init__(
         self,
@@ -33,10 +36,10 @@ class QuantizedLayer(keras.layers.Layer):
         output_quantizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_format_version(kwargs, f"A {type(self).__name__}")
+        version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(*args, **kwargs)
         given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
-        self._quantizers = {role: quantizers.get(identifier) for role, identifier in given.items()}
+        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
         self.kernel_host = self._make_host("kernel", self.filter_axes)
         self.bias_host = self._make_host("bias", ())
         self.output_host = self._make_host("output", ())
@@ -78,6 +81,12 @@ class QuantizedLayer(keras.layers.Layer):
         if self.output_host is not None:
             self.output_host.build(self.compute_output_shape(input_shape))
         self.built = True
+
+    def effective_bias(self) -> np.ndarray | None:
+        """The bias after its quantizer, a NumPy array [channels] of floats; None for a layer without a bias."""
+        if self.bias is None:
+            return None
+        return to_numpy(self.bias if self.bias_host is None else self.bias_host.encode(self.bias).real)
 
     def quantized_kernel(self, training: bool | None = None) -> Any:
         """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""

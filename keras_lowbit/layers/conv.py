@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.host import PACKAGE
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -16,6 +17,8 @@ class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
     Input [batch, steps, c_in], output [batch, new_steps, c_out]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
+
+    filter_axes = LAYOUTS["Conv1D"].output_axes
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``conv(x, q(kernel))``."""
@@ -36,6 +39,8 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
     >>> layer = QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
     """
 
+    filter_axes = LAYOUTS["Conv2D"].output_axes
+
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``conv(x, q(kernel))``."""
         return self.convolution_op(inputs, self.quantized_kernel(training))
@@ -45,12 +50,12 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
 class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel [kh, kw, c_in, multiplier] is quantized on every call.
 
-    A filter is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
+    An output channel is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
     [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
 
-    filter_axes = (2, 3)
+    filter_axes = LAYOUTS["DepthwiseConv2D"].output_axes
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``depthwise_conv(x, q(kernel))``."""
@@ -72,7 +77,7 @@ class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
 
-    filter_axes = (2,)
+    filter_axes = LAYOUTS["Conv2DTranspose"].output_axes
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``conv_transpose(x, q(kernel))``."""

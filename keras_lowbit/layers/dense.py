@@ -7,15 +7,18 @@ from keras import ops
 
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.host import PACKAGE
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantDense(QuantizedLayer, keras.layers.Dense):
-    """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; a filter is a column.
+    """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; an output channel is a column.
 
     Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer,
     bias_quantizer, output_quantizer (see `QuantizedLayer`).
     """
+
+    filter_axes = LAYOUTS["Dense"].output_axes
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``x @ q(kernel)``."""

@@ -10,10 +10,10 @@ from keras_lowbit.layers.host import QuantizerHost
 
 
 def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
-    """Every quantizer host inside `model`, each once, with its path.
+    """Every quantizer state layer inside `model`, each once, with its path.
 
     The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
-    `keras_lowbit.tfmot`) names its hosts itself, in `quantizer_hosts()`.
+    `keras_lowbit.tfmot`) lists its own, in `quantizer_hosts()`.
     """
     if hasattr(model, "quantizer_hosts"):
         return model.quantizer_hosts()
@@ -28,17 +28,17 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
 
 
 def ratio_hosts(model: Any) -> list[QuantizerHost]:
-    """The built hosts of the stochastic quantizers of `model`; a ValueError if there are none."""
+    """The built state layers of the stochastic quantizers of `model`; a ValueError if there are none."""
     found = [host for _, host in hosts(model) if "ratio" in host.quantizer.state_specs((1,), ())]
     if not found:
         raise ValueError(
-            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. Quantize it "
-            'with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
+            f"Model {model.name!r} has no stochastic quantizer, so there is no ratio to set. "
+            'Quantize it with an SQ recipe such as "sq-twn", or give its layers kernel_quantizer=Stochastic(Ternary()).'
         )
     if not all(host.built for host in found):
         raise ValueError(
-            f"Model {model.name!r} has no variables yet. Build it first: begin with keras.Input(shape), or "
-            "call it on a batch."
+            f"Model {model.name!r} has no variables yet. "
+            "Build it first: begin with keras.Input(shape), or call it on a batch."
         )
     return found
 
@@ -57,15 +57,15 @@ def set_ratio(model: Any, ratio: float) -> None:
 def freeze_ranges(model: Any, frozen: bool = True) -> int:
     """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
 
-    Returns how many ranges there are; fixed ones (given as arguments) have nothing to freeze. Raises
+    Returns how many ranges there are; static ones (given as arguments) have nothing to freeze. Raises
     ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
     """
     ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
     unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]
     if frozen and unseen:
         raise ValueError(
-            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is "
-            f"{unseen[0]!r}. Calibrate the model or train it for some steps before freezing its ranges."
+            f"{len(unseen)} of {len(ranges)} activation ranges have seen no data, the first is {unseen[0]!r}. "
+            "Calibrate the model or train it for some steps before freezing its ranges."
         )
     for _, host in ranges:
         host.state["frozen"].assign(float(frozen))

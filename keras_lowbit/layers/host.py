@@ -1,4 +1,4 @@
-"""QuantizerHost: the sub-layer that owns the variables a quantizer declares."""
+"""The quantizer state layer: a sub-layer that owns the variables a quantizer declares."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,21 +8,23 @@ from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.quantizers import Quantizer, StateSpec
+from keras_lowbit.quantizers import ActivationQuantizer, Quantizer, StateSpec, is_activation_quantizer
+from keras_lowbit.quantizers.base import SEED
+from keras_lowbit.quantizers.former import upgrade
 
 PACKAGE = "keras_lowbit"
-FORMAT_VERSION = 1  # of saved layer configurations; raised when an older library could not read a newer file
-SEED = "seed"
+FORMAT_VERSION = 2  # of saved layer configurations; raised when an older library could not read a newer file
 
 
-def check_format_version(config: dict[str, Any], what: str) -> None:
-    """Take ``format_version`` out of `config`; a ValueError if it is newer than this library writes."""
+def take_format_version(config: dict[str, Any], what: str) -> int:
+    """Take ``format_version`` out of `config`, today's if it has none; a ValueError if it is newer than that."""
     version = config.pop("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to "
-            f"{FORMAT_VERSION}. Load it with the keras_lowbit release that wrote it, or a newer one."
+            f"{what} was saved in format version {version!r}; this keras_lowbit reads up to {FORMAT_VERSION}. "
+            "Load it with the keras_lowbit release that wrote it, or a newer one."
         )
+    return version
 
 
 class _Within(keras.constraints.Constraint):
@@ -37,13 +39,14 @@ class _Within(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantizerHost(keras.layers.Layer):
-    """Owns the state of one quantizer and applies it: ``y = quantizer(x, state)``, float32 in, float32 out.
+    """Quantizer state layer: owns the state of one quantizer and applies it, ``y = quantizer(x, state)``, in float32.
 
     Weights added to a subclass of a stock Keras layer are dropped by that layer's own saving; a sub-layer's
-    are not. The state of the random generator, which Keras does not save, is written and read here by name.
+    are not. The state of the random generator, which Keras does not save, is written and read here by name. Saved files
+    name this class, so it is registered as QuantizerHost for good.
 
     quantizer: object, short name or plain dict.
-    filter_axes: axes that tell filters apart, () for activations.
+    filter_axes: axes that tell output channels apart, () for activations.
     Input and output: any shape, the same; build with the shape of the tensor to quantize.
     """
 
@@ -75,6 +78,11 @@ class QuantizerHost(keras.layers.Layer):
                 self.state[name] = self._add_state(name, spec)
                 self._learned += (name,) if spec.trainable else ()
         self.built = True
+
+    @property
+    def activation_range(self) -> ActivationQuantizer | None:
+        """The quantizer if it is the range of an activation; None for a kernel, whatever its quantizer could do elsewhere."""
+        return self.quantizer if not self.filter_axes and is_activation_quantizer(self.quantizer) else None
 
     @property
     def learned(self) -> list[Any]:
@@ -129,14 +137,20 @@ class QuantizerHost(keras.layers.Layer):
         wanted = {*self.state} | ({SEED} if self.seed_generator is not None else set())
         if wanted != set(store.keys()):
             raise ValueError(
-                f"The saved state of {self.path!r} holds {sorted(store.keys())}, this layer's "
-                f"{self.quantizer} needs {sorted(wanted)}. Load the file into a model quantized with the "
-                "same recipe."
+                f"The saved state of {self.path!r} holds {sorted(store.keys())}, "
+                f"this layer's {self.quantizer} needs {sorted(wanted)}. "
+                "Load the file into a model quantized with the same recipe."
             )
         for name, variable in self.state.items():
             variable.assign(store[name])
         if self.seed_generator is not None:
             self.seed_generator.state.assign(store[SEED])
+
+    def copy_state_from(self, other: "QuantizerHost") -> None:
+        """Take over the state of a host with an equal quantizer, that of its random generator included."""
+        state: dict[str, Any] = {}
+        other.save_own_variables(state)
+        self.load_own_variables(state)
 
     def get_config(self) -> dict[str, Any]:
         """The plain dict of the quantizer, its axes and the format version."""
@@ -147,7 +161,7 @@ class QuantizerHost(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantizerHost":
-        """A host from `get_config`'s dict; an error if a newer library wrote it."""
+        """The layer of `get_config`'s dict; an error if a newer library wrote it."""
         config = dict(config)
-        check_format_version(config, "A QuantizerHost")
-        return cls(**config)
+        version = take_format_version(config, "A QuantizerHost")
+        return cls(**config | {"quantizer": upgrade(config.get("quantizer"), version)})

@@ -3,10 +3,12 @@
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.adjustable import AdjustableThreshold
 from keras_lowbit.quantizers.base import (
+    ActivationQuantizer,
     Quantizer,
     StateSpec,
     deserialize,
     get,
+    is_activation_quantizer,
     known_names,
     register,
     serialize,
@@ -21,6 +23,7 @@ from keras_lowbit.quantizers.ternary import Binary, Ternary
 from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 
 __all__ = [
+    "ActivationQuantizer",
     "ActivationRange",
     "AdjustableThreshold",
     "Binary",
@@ -39,6 +42,7 @@ __all__ = [
     "Uniform",
     "deserialize",
     "get",
+    "is_activation_quantizer",
     "known_names",
     "register",
     "serialize",

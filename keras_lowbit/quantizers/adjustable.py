@@ -25,9 +25,9 @@ class AdjustableThreshold(LearnedQuantizer):
     ``dT = (u - v) / q`` inside, the sign of x outside. Asymmetric, ``k = 2^bits - 1``: inside ``dL = 0``,
     ``dW = (u - v) / k``; outside ``dL = 1``, ``dW = (u_c - L / s) / k``, u_c the u of the end reached.
     Then times T_max or R; 0 where a factor lies outside its limits, or where the clamp acts.
-    base: Uniform(bits, granularity="filter" or "tensor") for weights, ActivationRange(bits) for activations.
+    base: Uniform(bits, granularity="channel" or "tensor") for weights, ActivationRange(bits) for activations.
     mode: "symmetric" or "asymmetric".   limits: of a and a_R.   left_limits: of a_L; an unsigned range keeps L = 0.
-    start: `calibrate` starts the factor of weights at 1 ("max") or at least squared error ("mse").
+    calibration: `calibrate` starts the factor of weights at 1 ("max") or at least squared error ("mse").
     project: bring factors back into their limits after each step of the optimizer: outside, nothing moves them back.
     signed: of activations; None asks the calibrated minimum.
     Asymmetric weights train but do not export: LiteRT's int8 weights have zero point 0.
@@ -40,13 +40,13 @@ class AdjustableThreshold(LearnedQuantizer):
     mode: str = "symmetric"
     limits: tuple[float, float] = (0.5, 1.0)
     left_limits: tuple[float, float] = (-0.2, 0.4)
-    start: str = "max"
+    calibration: str = "max"
     project: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("AdjustableThreshold", "mode", self.mode, ("symmetric", "asymmetric"))
-        require_choice("AdjustableThreshold", "start", self.start, ("max", "mse"))
+        require_choice("AdjustableThreshold", "calibration", self.calibration, ("max", "mse"))
         for field in ("limits", "left_limits"):
             object.__setattr__(self, field, tuple(float(value) for value in getattr(self, field)))
         if len(self.limits) != 2 or not 0 < self.limits[0] <= 1 <= self.limits[1]:
@@ -59,10 +59,10 @@ class AdjustableThreshold(LearnedQuantizer):
                 f"AdjustableThreshold needs left_limits (low, high) with -1 < low <= 0 <= high < 1, got "
                 f"{self.left_limits}. The paper has (-0.2, 0.4)."
             )
-        if self.start == "mse" and (self.is_range or self.mode != "symmetric"):
+        if self.calibration == "mse" and (self.for_activations or self.mode != "symmetric"):
             raise ValueError(
-                "AdjustableThreshold got start='mse', which is for symmetric weights. For activations call "
-                "calibrate(method='mse')."
+                "AdjustableThreshold got calibration='mse', which is for symmetric weights. For activations call "
+                "calibrate(calibration='mse')."
             )
 
     @property
@@ -76,22 +76,22 @@ class AdjustableThreshold(LearnedQuantizer):
         return limits if self.project else {}
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
-        """What data decide (see the class), then the factors: one value for each filter or tensor."""
+        """What data decide (see the class), then the factors: one value for each channel or tensor."""
         specs = super().state_specs(shape, filter_axes)
-        if self.mode == "symmetric" or self.is_range:
+        if self.mode == "symmetric" or self.for_activations:
             return specs
         specs.pop("threshold")
         size = self.group_shape(shape, filter_axes)
         return {"minimum": StateSpec(size), "maximum": StateSpec(size)} | specs
 
     def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
-        """The ends of the weights; factors that leave them, or with start="mse" those of least squared error."""
+        """The ends of the weights; factors that leave them, or with calibration="mse" those of least squared error."""
         start = super().tuning_start(real, filter_axes)
         real, axes = as_float32(real), self.reduced(real, filter_axes)
         if self.mode == "asymmetric":
             del start["threshold"]
             return start | dict(zip(("minimum", "maximum"), _extremes(real, axes), strict=True))
-        if self.start == "mse":
+        if self.calibration == "mse":
             largest = thresholds.max_scale(real, axes, self.base.bits)
             best = thresholds.mse_scale(real, axes, self.base.bits) / ops.where(largest > 0, largest, 1.0)
             start["factor"] = ops.where(largest > 0, ops.clip(best, *self.limits), 1.0)
@@ -107,7 +107,7 @@ class AdjustableThreshold(LearnedQuantizer):
         """The grid between the scaled ends. real: the tensor; None for that of a range."""
         if self.mode == "symmetric":
             return super().learned_grid(real, state, filter_axes)
-        if self.is_range:
+        if self.for_activations:
             minimum, maximum = self.base.ends(state)
         else:
             low, high = _extremes(ops.stop_gradient(real), self.reduced(real, filter_axes))

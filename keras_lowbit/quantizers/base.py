@@ -6,21 +6,28 @@ QuantizeConfig, a unit test and a JSON recipe.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from keras import ops
 
+from keras_lowbit.numerics import thresholds
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.grids import Quantized
+from keras_lowbit.quantizers import former
 
 Tensor = Any
 Axes = tuple[int, ...]
 State = Mapping[str, Any]
 
+GRANULARITIES = ("channel", "tensor")
+#: The name under which a quantizer declares its random generator and finds it in its state.
+SEED = "seed"
+_BASE_PREFIX = "base_"
+
 
 @dataclasses.dataclass(frozen=True)
 class StateSpec:
-    """One variable a quantizer asks its host for.
+    """One variable that a quantizer asks the layer it sits in for.
 
     shape: () for a scalar.   initial: the value it starts from.   trainable: learned by the optimizer.
     limits: a trainable variable is brought back into this closed interval after every step of the optimizer.
@@ -39,12 +46,17 @@ class Quantizer:
     """Base of all quantizers: a value that says how reals become codes.
 
     Subclasses define `encode` and, where they need them, `state_specs`, `observe`, `gradient_mask` (or, with
-    trainable state, `__call__`) and `tuning_start`; ranges of activations also `grid`, `held`, `calibrated`.
-    `filter_axes` are the axes of the tensor that tell filters apart: (-1,) for Conv2D and Dense kernels,
+    trainable state, `__call__`) and `tuning_start`; those of activations see `ActivationQuantizer`.
+    `filter_axes` are the axes of the tensor that tell output channels apart: (-1,) for Conv2D and Dense kernels,
     (2, 3) for DepthwiseConv2D, (2,) for Conv2DTranspose, () for activations and biases.
     """
 
     name: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Quantizer":
+        """A TypeError that names today's argument for one of format version 1."""
+        former.refuse(cls.__name__, kwargs, _former_arguments(cls))
+        return super().__new__(cls)
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """The variables this quantizer needs for a tensor of that shape; none by default."""
@@ -66,28 +78,6 @@ class Quantizer:
         """State variables as a tuning should find them, for weights `real`; `calibrate` assigns them. None by default."""
         return {}
 
-    @property
-    def is_range(self) -> bool:
-        """Whether this is the range of an activation, with `grid`, `held` and `calibrated`."""
-        return False
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the grid is given by the arguments, so that there is nothing for data to decide."""
-        return False
-
-    def grid(self, state: State) -> tuple[Tensor, Tensor]:
-        """Scale and zero point (scalars) of a range."""
-        raise NotImplementedError(f"{type(self).__name__} is not the range of an activation.")
-
-    def held(self) -> "Quantizer":
-        """The quantizer to use where several tensors share one range; itself by default."""
-        return self
-
-    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
-        """State variables of a range after `count` batches whose values lay in [minimum, maximum]."""
-        raise NotImplementedError(f"{type(self).__name__} is not the range of an activation.")
-
     def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
         """What multiplies the upstream gradient (None: 1 everywhere, the plain straight-through)."""
         return None
@@ -108,6 +98,38 @@ class Quantizer:
         """A plain JSON dict, ``{"name": "ternary", ...}``; `deserialize` makes an equal quantizer of it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"name": self.name} | {key: _plain(value) for key, value in fields.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationQuantizer(Quantizer):
+    """Base of the quantizers of activations, whose grid is a range that data or the arguments decide."""
+
+    @property
+    def for_activations(self) -> bool:
+        """Whether this object quantizes activations; False for one that trains thresholds of weights."""
+        return True
+
+    @property
+    def has_static_range(self) -> bool:
+        """Whether the range is given by the arguments, so that there is nothing for data to decide."""
+        return False
+
+    def grid(self, state: State) -> tuple[Tensor, Tensor]:
+        """Scale and zero point (scalars) of the current range."""
+        raise NotImplementedError(f"{type(self).__name__} does not define grid().")
+
+    def widen_only(self) -> "ActivationQuantizer":
+        """The quantizer to use where several tensors share one range: its range never shrinks."""
+        return self
+
+    def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+        """State variables after `count` batches whose values lay in [minimum, maximum]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define state_from_min_max().")
+
+
+def is_activation_quantizer(quantizer: Any) -> TypeGuard[ActivationQuantizer]:
+    """Whether `quantizer` gives activations their range; True for `DynamicFixedPoint`, which quantizes kernels too."""
+    return isinstance(quantizer, ActivationQuantizer) and quantizer.for_activations
 
 
 _REGISTRY: dict[str, type[Quantizer]] = {}
@@ -156,6 +178,7 @@ def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
         raise ValueError(f"A quantizer dict needs a 'name', got {dict(config)!r}. Known names: {known_names()}.")
     cls = _lookup(config["name"])
     arguments = {key: value for key, value in config.items() if key != "name"}
+    former.refuse(cls.__name__, arguments, _former_arguments(cls))
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"Quantizer {cls.name!r} has no argument {unknown}; it takes {sorted(known)}.")
@@ -163,9 +186,11 @@ def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
 
 
 def require_choice(owner: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists the choices unless `value` is one of them."""
+    """Raise a ValueError that lists the choices unless `value` is one of them; a value of before gets today's word."""
     if value not in choices:
-        raise ValueError(f"{owner} got {argument}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+        today = former.todays_value(value)
+        renamed = f", which is now {today!r}" if today in choices else ""
+        raise ValueError(f"{owner} got {argument}={value!r}{renamed}; choose one of {', '.join(map(repr, choices))}.")
 
 
 def require_bits(owner: str, bits: Any, remedy: str) -> None:
@@ -177,6 +202,25 @@ def require_bits(owner: str, bits: Any, remedy: str) -> None:
 def as_float32(real: Tensor) -> Tensor:
     """`real` as a float32 tensor; quantizers compute in nothing else."""
     return ops.cast(real, "float32")
+
+
+def scale_axes(real: Tensor, filter_axes: Axes, granularity: str) -> Axes:
+    """The axes of `real` whose values share one scale: all but `filter_axes` per "channel", all per "tensor"."""
+    return thresholds.reduced_axes(len(real.shape), filter_axes if granularity == "channel" else ())
+
+
+def add_base_prefix(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a base quantizer under the names they have in its wrapper's state: ``base_NAME``."""
+    return {_BASE_PREFIX + name: value for name, value in values.items()}
+
+
+def base_state(state: State) -> dict[str, Any]:
+    """What of a wrapper's state belongs to its base, under the base's own names."""
+    return {name.removeprefix(_BASE_PREFIX): value for name, value in state.items() if name.startswith(_BASE_PREFIX)}
+
+
+def _former_arguments(cls: type[Quantizer]) -> dict[str, str]:
+    return {name: f"{today}={{}}" for name, today in former.FORMER_ARGUMENTS.get(cls.name, {}).items()}
 
 
 def _lookup(name: str) -> type[Quantizer]:

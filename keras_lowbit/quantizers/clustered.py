@@ -10,11 +10,21 @@ from keras_lowbit.numerics import clusters
 from keras_lowbit.numerics import dynamic_fixed_point as dfp
 from keras_lowbit.numerics.grids import Quantized, symmetric_limit
 from keras_lowbit.numerics.thresholds import per_filter_shape
-from keras_lowbit.quantizers.base import Axes, Quantizer, State, Tensor, as_float32, get, register, require_choice
+from keras_lowbit.quantizers.base import (
+    GRANULARITIES,
+    Axes,
+    Quantizer,
+    State,
+    Tensor,
+    as_float32,
+    get,
+    register,
+    require_choice,
+)
 from keras_lowbit.quantizers.ternary import Ternary
 from keras_lowbit.quantizers.uniform import Uniform
 
-MODES = ("rms", "rms_literal", "optimal")
+CALIBRATIONS = ("rms", "rms_literal", "mse")
 GROUPS = ("kernels", "weights")
 INT8_LIMIT = 127
 
@@ -24,7 +34,7 @@ class ClusterCodes(NamedTuple):
 
     pattern: int8 in the kernel's layout, -1 / 0 / 1 or -7 .. 7.
     alphas: int8 0 .. 127, [ceil(IC / N), OC], or [KH, KW, ceil(IC / N), OC] for groups of single weights.
-    exponent: int32 [OC], the same number everywhere if the layer shares one.
+    exponent: int32 [OC], the same number everywhere if the kernel shares one.
     """
 
     pattern: np.ndarray
@@ -49,13 +59,13 @@ class Clustered(Quantizer):
     paper) or those of one position (groups="weights", FGQ). A last, shorter cluster is one of its own; with N >= the
     input channels a filter is one cluster. Dense kernels are 1x1 convolutions; in grouped convolutions clusters run along
     the input channels of one group; a depthwise filter has one input channel, so N does not matter there.
-    The scales of a filter (exponent="filter") or layer ("layer") share E and have ``scale_bits - 1`` magnitude bits.
+    The scales of a channel (granularity="channel") or kernel ("tensor") share E and have ``scale_bits - 1`` magnitude bits.
     Gradient: identity; scales and codes follow the weights in every step.
 
     base: `Ternary()` or `Uniform(bits)` of 2 to 4 bits, as they are: their own thresholds and scales do not apply.
-    mode, for ternary: "rms" scans root mean squares of the largest slices, weights above half of it are +-1; "rms_literal"
-    is the same with the whole of it as threshold, a literal and much worse reading of the paper, for comparison;
-    "optimal" is the exact least-squares fit of each cluster (FGQ). Scales are rounded after T is found.
+    calibration, for ternary: "rms" scans root mean squares of the largest slices, weights above half of it are +-1;
+    "rms_literal" is the same with the whole of it as threshold, a literal and much worse reading of the paper, for
+    comparison; "mse" is the exact least-squares fit of each cluster (FGQ). Scales are rounded after T is found.
     4 bits: scales by scan. Codes times scale would reach 7 * 127; with int8_exact (default) the scan takes whole scales
     whose products fit int8, with int8_exact=False the best free scales (export then alters the weights that do not fit and
     counts them, see `export_litert(overflow=)`; `keras_lowbit.weight_errors` compares).
@@ -63,24 +73,24 @@ class Clustered(Quantizer):
     Mellempudi et al. 2017, arXiv:1701.08978; FGQ: arXiv:1705.01462. Only abstracts and notes of both were at hand: "rms"
     is a reconstruction, with the support of the nearest value where the literal reading fits badly.
 
-    >>> Clustered(Ternary(), cluster_size=64, mode="optimal").bits
+    >>> Clustered(Ternary(), cluster_size=64, calibration="mse").bits
     2
     """
 
     name: ClassVar[str] = "clustered"
     base: Any = "ternary"
     cluster_size: int = 4
-    mode: str = "rms"
+    calibration: str = "rms"
     groups: str = "kernels"
     scale_bits: int | None = 8
-    exponent: str = "filter"
+    granularity: str = "channel"
     int8_exact: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", _checked_base(self.base))
-        require_choice("Clustered", "mode", self.mode, MODES)
+        require_choice("Clustered", "calibration", self.calibration, CALIBRATIONS)
         require_choice("Clustered", "groups", self.groups, GROUPS)
-        require_choice("Clustered", "exponent", self.exponent, ("filter", "layer"))
+        require_choice("Clustered", "granularity", self.granularity, GRANULARITIES)
         if isinstance(self.cluster_size, bool) or not isinstance(self.cluster_size, int) or self.cluster_size < 1:
             raise ValueError(
                 f"Clustered needs a whole cluster_size of at least 1, got {self.cluster_size!r}. The papers use 4 and 64."
@@ -109,7 +119,7 @@ class Clustered(Quantizer):
         pattern = ops.sign(weights) * fit.codes
         if fit.step is None:
             return Quantized(clusters.from_clusters(pattern, plan), clusters.from_clusters(fit.alphas, plan))
-        shape = per_filter_shape(plan.shape, filter_axes if self.exponent == "filter" else ())
+        shape = per_filter_shape(plan.shape, filter_axes if self.granularity == "channel" else ())
         return Quantized(clusters.from_clusters(pattern * fit.alphas, plan), ops.reshape(fit.step, shape))
 
     def structure(self, kernel: Tensor, state: State, filter_axes: Axes = ()) -> ClusterCodes:
@@ -155,7 +165,7 @@ class Clustered(Quantizer):
     def scale_bytes(self, shape: tuple[int, ...], filter_axes: Axes) -> float:
         """Bytes of the scales and of the exponents (one byte each) of a kernel."""
         plan = self.layout(shape, filter_axes)
-        exponents = plan.filters if self.exponent == "filter" else 1
+        exponents = plan.filters if self.granularity == "channel" else 1
         return plan.filters * plan.per_filter * (32 if self.scale_bits is None else self.scale_bits) / 8 + exponents
 
     def unconstrained(self) -> "Clustered":
@@ -169,11 +179,11 @@ class Clustered(Quantizer):
             scale = clusters.scanned_scale(magnitude, self.limit)
             codes = ops.round(magnitude / ops.where(scale > 0, scale, 1.0))
             codes = ops.minimum(codes, float(self.limit))
-        elif self.mode == "optimal":
+        elif self.calibration == "mse":
             support, scale = clusters.optimal_fit(magnitude)
             codes = ops.cast(support, magnitude.dtype)
         else:
-            threshold = 1.0 if self.mode == "rms_literal" else 0.5
+            threshold = 1.0 if self.calibration == "rms_literal" else 0.5
             scale = clusters.rms_scale(magnitude, plan.slices, threshold)
             codes = ops.cast(magnitude > threshold * scale, magnitude.dtype)
         return _finite_or_nan(self._rounded(codes, scale), magnitude)
@@ -203,11 +213,11 @@ class Clustered(Quantizer):
         return _Fit(codes, ops.where(used, scale, ops.zeros_like(scale)), step)
 
     def _largest(self, values: Tensor) -> Tensor:
-        axes = (1, 2, 3) if self.exponent == "filter" else (0, 1, 2, 3)
+        axes = (1, 2, 3) if self.granularity == "channel" else (0, 1, 2, 3)
         return ops.max(values, axis=axes, keepdims=True)
 
     def _total(self, values: Tensor) -> Tensor:
-        axes = (1, 2, 3) if self.exponent == "filter" else (0, 1, 2, 3)
+        axes = (1, 2, 3) if self.granularity == "channel" else (0, 1, 2, 3)
         return ops.sum(values, axis=axes, keepdims=True)
 
 
@@ -217,7 +227,7 @@ def _checked_base(base: Any) -> Quantizer:
     if found is None or (found != Ternary() and not plain):
         raise ValueError(
             f"Clustered needs Ternary() or Uniform(bits) of 2 to 4 bits with no other arguments as base, got {base!r}: it "
-            "finds thresholds and scales itself (mode=, cluster_size=)."
+            "finds thresholds and scales itself (calibration=, cluster_size=)."
         )
     return found
 

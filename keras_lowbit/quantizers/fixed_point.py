@@ -6,9 +6,9 @@ from typing import ClassVar
 from keras import ops
 
 from keras_lowbit.numerics import dynamic_fixed_point as dfp
-from keras_lowbit.numerics import thresholds
 from keras_lowbit.numerics.grids import Quantized, symmetric_limit
 from keras_lowbit.quantizers.base import (
+    GRANULARITIES,
     Axes,
     Quantizer,
     State,
@@ -17,6 +17,7 @@ from keras_lowbit.quantizers.base import (
     as_float32,
     register,
     require_choice,
+    scale_axes,
 )
 from keras_lowbit.quantizers.uniform import ActivationRange
 
@@ -30,23 +31,24 @@ class DynamicFixedPoint(ActivationRange):
     Unsigned: ``E = Emax - (P - 1)``, P magnitude bits, stored with zero point ``-2^(P-1)`` (8 bits: -128). A tensor of
     zeros has E = 0.
 
-    On a kernel it has no state and E follows the weights: one exponent per "filter" or per "layer" (`scope`, the paper
-    has one per tensor). Gradient: identity.
+    On a kernel it has no state and E follows the weights: one exponent per "channel" or per "tensor" (`granularity`; the
+    paper has one per tensor). Gradient: identity.
     On activations it is an `ActivationRange` whose scale is a power of two: signed if the range reaches below 0. The
     exponent is what `calibrate` finds and stays there while `fit` runs (its `frozen` is 1; `freeze_ranges(model, False)`
     lets it follow the data); without `calibrate` it follows the moving average. Signed activations may use the code
     -2^(P-1), to which int8 arithmetic saturates. Gradient: 1 inside the grid, 0 outside.
+    One class for both, since files and recipes name the format once: a tensor with `filter_axes` is a kernel.
     bits: 2 to 8.   signed: None decides by the data; kernels are always signed.   Others: as in `ActivationRange`.
     Mellempudi et al. 2017, arXiv:1701.08978 (reconstructed, see the study), with the formulas of arXiv:1802.00930.
     """
 
     name: ClassVar[str] = "dynamic_fixed_point"
-    scope: str = "layer"
+    granularity: str = "tensor"
     signed: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("DynamicFixedPoint", "scope", self.scope, ("filter", "layer"))
+        require_choice("DynamicFixedPoint", "granularity", self.granularity, GRANULARITIES)
         if self.signed is False and self.minimum is not None and self.minimum < 0:
             raise ValueError(f"DynamicFixedPoint got signed=False and minimum={self.minimum}. Leave signed out.")
 
@@ -54,9 +56,9 @@ class DynamicFixedPoint(ActivationRange):
         """None for a kernel (it has filter axes), those of `ActivationRange` for anything else."""
         return {} if filter_axes else super().state_specs(shape)
 
-    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+    def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """The range found, frozen: exponents are fixed at calibration."""
-        found = super().calibrated(minimum, maximum, count)
+        found = super().state_from_min_max(minimum, maximum, count)
         return found | {"frozen": 1.0} if "frozen" in self.state_specs(()) else found
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
@@ -64,7 +66,7 @@ class DynamicFixedPoint(ActivationRange):
         real = as_float32(real)
         if self._knows_range(state, filter_axes):
             return super().encode(real, state)
-        axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.scope == "filter" else ())
+        axes = scale_axes(real, filter_axes, self.granularity)
         largest = ops.max(ops.abs(real), axis=axes, keepdims=True)
         if filter_axes or self.signed:
             return self._symmetric(real, dfp.shared_step(largest, self.bits - 1))
@@ -101,7 +103,7 @@ class DynamicFixedPoint(ActivationRange):
         return Quantizer.__call__(self, as_float32(real), state, filter_axes, training)
 
     def _knows_range(self, state: State, filter_axes: Axes) -> bool:
-        return not filter_axes and (self.fixed or "count" in state)
+        return not filter_axes and (self.has_static_range or "count" in state)
 
     def _symmetric(self, real: Tensor, step: Tensor) -> Quantized:
         limit = symmetric_limit(self.bits)

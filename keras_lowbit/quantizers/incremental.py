@@ -57,7 +57,7 @@ class Incremental(Quantizer):
         return self.base.bits
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
-        """Mask and codes in the shape of the weights, a scale for each filter, two scalars."""
+        """Mask and codes in the shape of the weights, a scale for each channel, two scalars."""
         scale = per_filter_shape(shape, filter_axes)
         return {
             "mask": StateSpec(shape),
@@ -101,7 +101,7 @@ class Incremental(Quantizer):
         if not (portion > 0 and np.float32(state["portion"]) <= np.float32(portion) <= 1):
             raise ValueError(
                 f"Incremental has frozen a portion of {float(state['portion'])}; it cannot go to {portion}. Portions lie in "
-                "(0, 1] and never shrink: frozen weights do not thaw."
+                "(0, 1] and never shrink: frozen weights stay frozen."
             )
         state = dict(state)
         if state["portion"] == 0:

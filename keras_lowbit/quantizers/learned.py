@@ -7,19 +7,30 @@ from keras import ops
 
 from keras_lowbit.numerics import learned, thresholds
 from keras_lowbit.numerics.grids import Quantized
-from keras_lowbit.quantizers.base import Axes, Quantizer, State, StateSpec, Tensor, as_float32, get
+from keras_lowbit.quantizers.base import (
+    ActivationQuantizer,
+    Axes,
+    State,
+    StateSpec,
+    Tensor,
+    as_float32,
+    get,
+    is_activation_quantizer,
+    scale_axes,
+)
 from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedQuantizer(Quantizer):
+class LearnedQuantizer(ActivationQuantizer):
     """A symmetric grid whose threshold is a fixed T_0 moved by trained state; subclasses say how, in `step_size`.
 
-    base: `Uniform` for weights (its granularity decides between one grid per filter and one per tensor) or
+    base: `Uniform` for weights (its granularity decides between one grid per channel and one per tensor) or
     `ActivationRange` for activations.   signed: of activations; None asks the calibrated minimum.
     T_0: of weights what `calibrate` found in them; until then that of the kernel as it is. Of activations the calibrated
     range. State: ``threshold`` (weights; 0 = not calibrated) or the base's minimum, maximum, count, frozen; and the
     trained variables, which `calibrate` puts back to their start.
+    One class for weights and activations, since files name the method once: the base says which (`for_activations`).
     """
 
     base: Any = "uniform"
@@ -37,10 +48,10 @@ class LearnedQuantizer(Quantizer):
         if isinstance(base, Uniform) and base.calibration != "max":
             raise ValueError(
                 f"{name} trains the threshold, so its base needs calibration='max', got {base.calibration!r}. To start "
-                "from least squares write start='mse'."
+                "from least squares write calibration='mse'."
             )
         object.__setattr__(self, "base", base)
-        if self.signed is False and not self.is_range:
+        if self.signed is False and not self.for_activations:
             raise ValueError(f"{name} got signed=False for weights: int8 weights are signed. Leave signed out.")
 
     @property
@@ -49,23 +60,23 @@ class LearnedQuantizer(Quantizer):
         return self.base.bits
 
     @property
-    def is_range(self) -> bool:
-        """Whether the base is."""
-        return self.base.is_range
+    def for_activations(self) -> bool:
+        """Whether the base is a range of activations."""
+        return is_activation_quantizer(self.base)
 
     @property
-    def fixed(self) -> bool:
+    def has_static_range(self) -> bool:
         """Whether the base range is given by the arguments."""
-        return self.base.fixed
+        return self.for_activations and self.base.has_static_range
 
-    def held(self) -> Quantizer:
-        """The same over a base that only widens."""
-        return dataclasses.replace(self, base=self.base.held())
+    def widen_only(self) -> "LearnedQuantizer":
+        """The same over a base whose range never shrinks."""
+        return dataclasses.replace(self, base=self.base.widen_only())
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
-        """What data decide, then what is trained: one value for each filter or tensor."""
+        """What data decide, then what is trained: one value for each channel or tensor."""
         size = self.group_shape(shape, filter_axes)
-        found = self.base.state_specs(shape) if self.is_range else {"threshold": StateSpec(size)}
+        found = self.base.state_specs(shape) if self.for_activations else {"threshold": StateSpec(size)}
         limits = self.kept_within()
         trained = {
             name: StateSpec(size, value, trainable=True, limits=limits.get(name))
@@ -77,9 +88,9 @@ class LearnedQuantizer(Quantizer):
         """The closed intervals into which trained variables are brought back after each step of the optimizer."""
         return {}
 
-    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+    def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """The range found, frozen since training moves it from now on, and the trained variables at their start."""
-        found = self.base.calibrated(minimum, maximum, count)
+        found = self.base.state_from_min_max(minimum, maximum, count)
         return found | ({"frozen": 1.0} if found else {}) | self.start_values
 
     def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
@@ -100,7 +111,7 @@ class LearnedQuantizer(Quantizer):
     def step_size(self, real: Tensor | None, threshold: Tensor, signed: Any, state: State) -> Tensor:
         """Size of one step, with its gradient to the trained variables.
 
-        real: the tensor, for its size; None if there is none.   threshold: T_0 without gradient, > 0 or, for filters of
+        real: the tensor, for its size; None if there is none.   threshold: T_0 without gradient, > 0 or, for channels of
         zeros, 0.   signed: a boolean, of the backend where data decide.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define step_size().")
@@ -108,7 +119,7 @@ class LearnedQuantizer(Quantizer):
     def learned_grid(self, real: Tensor | None, state: State, filter_axes: Axes = ()) -> learned.LearnedGrid:
         """The grid of the current state. real: the tensor; None for that of a range."""
         signed: Any = True
-        if self.is_range:
+        if self.for_activations:
             minimum, maximum = self.base.ends(state)
             signed = minimum < 0 if self.signed is None else self.signed
             threshold = learned.largest_magnitude(minimum, maximum, signed)
@@ -117,7 +128,7 @@ class LearnedQuantizer(Quantizer):
             found = self.first_threshold(ops.stop_gradient(real), self.reduced(real, filter_axes))
             threshold = ops.where(state["threshold"] > 0, state["threshold"], found)
         scale = self.step_size(real, threshold, signed, state)
-        return learned.symmetric_grid(scale, self.base.bits, signed, full=self.is_range)
+        return learned.symmetric_grid(scale, self.base.bits, signed, full=self.for_activations)
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes of `real` on the current grid."""
@@ -126,8 +137,8 @@ class LearnedQuantizer(Quantizer):
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale and zero point (scalars) of the current range."""
-        if not self.is_range:
-            return super().grid(state)
+        if not self.for_activations:
+            raise NotImplementedError(f"{self!r} quantizes weights; it is not the range of an activation.")
         current = self.learned_grid(None, state)
         return current.scale, current.zero_point
 
@@ -136,15 +147,15 @@ class LearnedQuantizer(Quantizer):
     ) -> Tensor:
         """Values on the grid; of activations `real` itself before there is a range."""
         real, state = as_float32(real), state or {}
-        known = state["count"] > 0 if self.is_range and not self.fixed else True
+        known = state["count"] > 0 if self.for_activations and not self.has_static_range else True
         return self.learned_grid(real, state, filter_axes)(real, known)
 
     def reduced(self, real: Tensor, filter_axes: Axes) -> Axes:
         """The axes of weights that share one grid."""
-        return thresholds.reduced_axes(len(real.shape), filter_axes if self.base.granularity == "filter" else ())
+        return scale_axes(real, filter_axes, self.base.granularity)
 
     def group_shape(self, shape: tuple[int, ...], filter_axes: Axes) -> tuple[int, ...]:
         """The shape of one value for each grid."""
-        if self.is_range:
+        if self.for_activations:
             return ()
-        return thresholds.per_filter_shape(shape, filter_axes if self.base.granularity == "filter" else ())
+        return thresholds.per_filter_shape(shape, filter_axes if self.base.granularity == "channel" else ())

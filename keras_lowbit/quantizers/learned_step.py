@@ -20,7 +20,7 @@ class _FollowsNoWeights(LearnedQuantizer):
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """T_0 of weights at the first training step, if `calibrate` has not set it; for ranges what the base observes."""
-        if self.is_range:
+        if self.for_activations:
             return super().observe(real, state)
         known, real = state["threshold"], as_float32(real)
         axes = tuple(axis for axis, size in enumerate(known.shape) if size == 1)
@@ -36,7 +36,7 @@ class LearnedStep(_FollowsNoWeights):
     ``g = 1 / sqrt(n q)``. n: weights that share the step, or features of one sample.
     Trained: ``factor`` f, 1 at first, with gradient ``g ds / s_0``: under SGD s takes exactly LSQ's path; Adam's steps are
     relative to s_0, where LSQ's own would need another learning rate in each layer.
-    start: s_0 of weights, "mean" (LSQ: ``2 mean |w| / sqrt(q)``), "max" (``max |w| / q``) or "mse" (least squared error;
+    calibration: s_0 of weights, "mean" (LSQ: ``2 mean |w| / sqrt(q)``), "max" (``max |w| / q``) or "mse" (least squared error;
     without `calibrate` the mean). It is fixed by `calibrate` or at the first training step. Of activations s_0 is that
     of the calibrated range: calibrate before training.
     limits: of f; 0 gradient outside, and brought back.
@@ -45,12 +45,12 @@ class LearnedStep(_FollowsNoWeights):
     """
 
     name: ClassVar[str] = "learned_step"
-    start: str = "mean"
+    calibration: str = "mean"
     limits: tuple[float, float] = (0.01, 100.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("LearnedStep", "start", self.start, ("mean", "max", "mse"))
+        require_choice("LearnedStep", "calibration", self.calibration, ("mean", "max", "mse"))
         object.__setattr__(self, "limits", tuple(float(value) for value in self.limits))
         if len(self.limits) != 2 or not 0 < self.limits[0] <= 1 <= self.limits[1]:
             raise ValueError(f"LearnedStep needs limits (low, high) with 0 < low <= 1 <= high, got {self.limits}.")
@@ -61,14 +61,14 @@ class LearnedStep(_FollowsNoWeights):
 
     def first_threshold(self, real: Tensor, axes: Axes) -> Tensor:
         """``q s_0``."""
-        if self.start == "max":
+        if self.calibration == "max":
             return super().first_threshold(real, axes)
         return thresholds.mean_magnitude(real, axes) * (2.0 * math.sqrt(symmetric_limit(self.base.bits)))
 
     def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
         """``q s_0`` of the weights and f = 1."""
         start = super().tuning_start(real, filter_axes)
-        if self.start == "mse":
+        if self.calibration == "mse":
             best = thresholds.mse_scale(as_float32(real), self.reduced(real, filter_axes), self.base.bits)
             start["threshold"] = best * float(symmetric_limit(self.base.bits))
         return start
@@ -81,7 +81,7 @@ class LearnedStep(_FollowsNoWeights):
         if real is None:
             return factor * first
         size = ops.cast(ops.size(real), "float32")
-        groups = ops.shape(real)[0] if self.is_range else math.prod(threshold.shape)
+        groups = ops.shape(real)[0] if self.for_activations else math.prod(threshold.shape)
         members = ops.maximum(size / ops.maximum(ops.cast(groups, "float32"), 1.0), 1.0)
         slope = ops.sqrt(step_of_one / members) / ops.where(first > 0, first, ops.ones_like(first))
         return straight_through(factor * ops.stop_gradient(slope), factor * first)

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from keras import ops
 
-from keras_lowbit.numerics import powers, thresholds
+from keras_lowbit.numerics import powers
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
+    GRANULARITIES,
     Axes,
     Quantizer,
     State,
@@ -15,6 +16,7 @@ from keras_lowbit.quantizers.base import (
     as_float32,
     register,
     require_choice,
+    scale_axes,
 )
 
 
@@ -27,10 +29,10 @@ class PowerOfTwo(Quantizer):
     1, 2, 4, 8 for 2, 3, 4, 5 bits. Zero below ``2^(n2-1)``; borders at ``0.75 * 2^n``, ties to the larger magnitude;
     saturation above. As codes: 0 and ``+-2^k`` times ``scale = 2^n2``. Gradient: identity.
     bits: 2 to 5, a flag for zero and a signed index (a variable-length code).
-    scope: one n1 per "layer" (the paper) or per "filter".
+    granularity: one n1 per "tensor" (the paper) or per "channel".
     int8_exact: at 5 bits leave the lowest of the eight magnitudes out, so that codes reach 64 and fit int8.
     calibration: "max", n1 as above, or "mse": the n1 of least squared error, at or below it. At 2 and 3 bits "max" turns most
-        weights of a trained kernel into 0 (98 and 85 % of a ResNet-20 with one n1 per layer, relative squared error 0.91 and
+        weights of a trained kernel into 0 (98 and 85 % of a ResNet-20 with one n1 per kernel, relative squared error 0.91 and
         0.52; "mse": 57 and 43 %, 0.25 and 0.13); at 4 and 5 bits they differ little.
     Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which
     with "max" only values that grew after n1 was fixed can reach; "mse" is not from the paper.
@@ -38,7 +40,7 @@ class PowerOfTwo(Quantizer):
 
     name: ClassVar[str] = "power_of_two"
     bits: int = 5
-    scope: str = "layer"
+    granularity: str = "tensor"
     int8_exact: bool = False
     calibration: str = "max"
 
@@ -47,7 +49,7 @@ class PowerOfTwo(Quantizer):
             raise ValueError(
                 f"PowerOfTwo needs 2 to 5 bits, got bits={self.bits!r}. 6 bits span 2^15 and fit no 8-bit runtime."
             )
-        require_choice("PowerOfTwo", "scope", self.scope, ("layer", "filter"))
+        require_choice("PowerOfTwo", "granularity", self.granularity, GRANULARITIES)
         require_choice("PowerOfTwo", "calibration", self.calibration, ("max", "mse"))
 
     @property
@@ -59,7 +61,7 @@ class PowerOfTwo(Quantizer):
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes 0 and +-2^k in the layout of `real`; scale 2^n2 with size 1 along the reduced axes."""
         real = as_float32(real)
-        axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.scope == "filter" else ())
+        axes = scale_axes(real, filter_axes, self.granularity)
         if self.calibration == "mse":
             top = powers.least_error_power(real, axes, self.magnitudes)
         else:

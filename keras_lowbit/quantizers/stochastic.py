@@ -9,18 +9,19 @@ from keras import ops
 from keras_lowbit.numerics import selection, thresholds
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
+    SEED,
     Axes,
     Quantizer,
     State,
     StateSpec,
     Tensor,
+    add_base_prefix,
     as_float32,
+    base_state,
     get,
     register,
     require_choice,
 )
-
-BASE_PREFIX = "base_"
 
 
 @register
@@ -31,7 +32,7 @@ class Stochastic(Quantizer):
     Every training step draws N_q of the m units without replacement, by weight ``p(f)`` with
     ``f = 1 / (e + 1e-7)`` and ``e = ||w - q||_1 / ||w||_1``, so that well-approximated units go first.
     Gradient: that of the base on the drawn units, identity on the others.
-    granularity: the unit is a "filter" (the paper) or an "element" (an ablation there, and worse).
+    granularity: the unit is a "channel" (the paper) or an "element" (an ablation there, and worse).
     probability: "constant", "linear" (the paper's choice), "softmax" or "sigmoid" of f.
     selection: "quantize_inv_error" draws the quantized units by 1/e (paper); "keep_error" draws the units
     that stay float by e (official code; a unit of error 0 stays float only when no other is left).
@@ -44,7 +45,7 @@ class Stochastic(Quantizer):
 
     name: ClassVar[str] = "stochastic"
     base: Any = "ternary"
-    granularity: str = "filter"
+    granularity: str = "channel"
     probability: str = "linear"
     selection: str = "quantize_inv_error"
     hybrid_evaluation: bool = False
@@ -55,7 +56,7 @@ class Stochastic(Quantizer):
         if base is None or isinstance(base, Stochastic):
             raise ValueError(f"Stochastic needs a base quantizer such as Ternary() or Binary(), got {self.base!r}.")
         object.__setattr__(self, "base", base)
-        require_choice("Stochastic", "granularity", self.granularity, ("filter", "element"))
+        require_choice("Stochastic", "granularity", self.granularity, ("channel", "element"))
         require_choice("Stochastic", "probability", self.probability, ("constant", "linear", "softmax", "sigmoid"))
         require_choice("Stochastic", "selection", self.selection, ("quantize_inv_error", "keep_error"))
 
@@ -67,27 +68,27 @@ class Stochastic(Quantizer):
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """The ratio, the random generator, and the base's variables under the prefix ``base_``."""
         base = self.base.state_specs(shape, filter_axes)
-        own = {"ratio": StateSpec(initial=1.0), "seed": StateSpec(initial=self.seed, seed=True)}
-        return own | {BASE_PREFIX + key: spec for key, spec in base.items()}
+        own = {"ratio": StateSpec(initial=1.0), SEED: StateSpec(initial=self.seed, seed=True)}
+        return own | add_base_prefix(base)
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """Whatever the base observes."""
-        return {BASE_PREFIX + key: value for key, value in self.base.observe(real, self._base(state)).items()}
+        return add_base_prefix(self.base.observe(real, base_state(state)))
 
     def tuning_start(self, real: Tensor, filter_axes: Axes = ()) -> dict[str, Tensor]:
         """That of the base."""
-        return {BASE_PREFIX + key: value for key, value in self.base.tuning_start(real, filter_axes).items()}
+        return add_base_prefix(self.base.tuning_start(real, filter_axes))
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """The base's codes for every unit: a ratio below 1 is a state of training, not of deployment."""
-        return self.base.encode(real, self._base(state), filter_axes)
+        return self.base.encode(real, base_state(state), filter_axes)
 
     def __call__(
         self, real: Tensor, state: State | None = None, filter_axes: Axes = (), training: bool = False
     ) -> Tensor:
         """The hybrid of base and float units while training, the base everywhere at inference."""
         real, state = as_float32(real), state or {}
-        on_grid = self.base(real, self._base(state), filter_axes, training)
+        on_grid = self.base(real, base_state(state), filter_axes, training)
         if not (training or self.hybrid_evaluation):
             return on_grid
         drawn = self.draw(ops.stop_gradient(real), ops.stop_gradient(on_grid), state, filter_axes)
@@ -96,21 +97,17 @@ class Stochastic(Quantizer):
     def draw(self, real: Tensor, on_grid: Tensor, state: State, filter_axes: Axes = ()) -> Tensor:
         """Which units are quantized in this step: booleans that broadcast against `real`.
 
-        Draws from ``state["seed"]`` at every call, whatever the ratio, and chooses by rank, so that one
+        Draws from the generator in `state` at every call, whatever the ratio, and chooses by rank, so that one
         compiled graph serves every ratio.
         """
         rank = len(real.shape)
-        axes = thresholds.reduced_axes(rank, filter_axes) if self.granularity == "filter" else ()
+        axes = thresholds.reduced_axes(rank, filter_axes) if self.granularity == "channel" else ()
         error = selection.relative_error(real, on_grid, axes)
         keep = self.selection == "keep_error"
         units = ops.reshape(error, (-1,))
         score = units if keep else 1.0 / (units + selection.EPSILON)
-        uniform = keras.random.uniform(units.shape, seed=state["seed"])
+        uniform = keras.random.uniform(units.shape, seed=state[SEED])
         ranks = ops.cast(selection.draw_ranks(selection.log_weights(score, self.probability), uniform), "float32")
         count = selection.quantized_count(state["ratio"], units.shape[0])
         drawn = ranks >= units.shape[0] - count if keep else ranks < count
         return ops.reshape(drawn, error.shape)
-
-    @staticmethod
-    def _base(state: State) -> dict[str, Any]:
-        return {key[len(BASE_PREFIX) :]: value for key, value in state.items() if key.startswith(BASE_PREFIX)}

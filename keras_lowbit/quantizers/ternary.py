@@ -7,13 +7,17 @@ from keras import ops
 
 from keras_lowbit.numerics import thresholds
 from keras_lowbit.numerics.grids import Quantized
-from keras_lowbit.quantizers.base import Axes, Quantizer, State, Tensor, as_float32, register, require_choice
-
-SCOPES = ("filter", "layer")
-
-
-def _axes(real: Tensor, filter_axes: Axes, scope: str) -> Axes:
-    return thresholds.reduced_axes(len(real.shape), filter_axes if scope == "filter" else ())
+from keras_lowbit.quantizers.base import (
+    GRANULARITIES,
+    Axes,
+    Quantizer,
+    State,
+    Tensor,
+    as_float32,
+    register,
+    require_choice,
+    scale_axes,
+)
 
 
 @register
@@ -22,19 +26,19 @@ class Binary(Quantizer):
     """Binary weights with a scale: ``q = alpha * sign(w)``, ``alpha = mean |w|``, ``sign(0) = +1``.
 
     Gradient: identity (no clipping), as in the official SQ code.
-    scope: one alpha per "filter" (the paper) or per "layer".
+    granularity: one alpha per "channel" (the paper) or per "tensor".
     Codes -1, +1; scale alpha >= 0, in the units of w.
     Rastegari et al. 2016, arXiv:1603.05279, section 3.1 (BWN).
 
     >>> Binary()
-    Binary(scope='filter')
+    Binary(granularity='channel')
     """
 
     name: ClassVar[str] = "binary"
-    scope: str = "filter"
+    granularity: str = "channel"
 
     def __post_init__(self) -> None:
-        require_choice("Binary", "scope", self.scope, SCOPES)
+        require_choice("Binary", "granularity", self.granularity, GRANULARITIES)
 
     @property
     def bits(self) -> float:
@@ -44,7 +48,7 @@ class Binary(Quantizer):
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes -1 or +1 in the layout of `real`; scale with size 1 along the reduced axes."""
         real = as_float32(real)
-        alpha = thresholds.mean_magnitude(real, _axes(real, filter_axes, self.scope))
+        alpha = thresholds.mean_magnitude(real, scale_axes(real, filter_axes, self.granularity))
         return Quantized(ops.where(real >= 0, ops.ones_like(real), -ops.ones_like(real)), alpha)
 
     def snap(self, real: Tensor, scale: Tensor) -> Tensor:
@@ -59,12 +63,12 @@ class Ternary(Quantizer):
 
     ``Delta = factor * mean |w|`` (strict comparison), ``alpha = mean of |w| above Delta``, or 0.
     Gradient: identity.
-    factor: 0.7 (arXiv v1, v2 and the official code) or 0.75 (v3).   scope: Delta per "filter" or per "layer".
-    scale_scope: alpha per "filter" or per "layer".   centered: ``Delta = factor * mean |w - mean w|``.
-    optimal: the exact least-squares support of each `scale_scope` group instead of Delta; `factor`, `scope`
-    and `centered` then have no effect.
-    Li et al. 2016, arXiv:1605.04711, eq. 6. The official TWN code is scope="layer", scale_scope="layer";
-    the official SQ code is scope="layer", centered=True.
+    factor: 0.7 (arXiv v1, v2 and the official code) or 0.75 (v3).   granularity: Delta per "channel" or per "tensor".
+    scale_granularity: alpha per "channel" or per "tensor".   centered: ``Delta = factor * mean |w - mean w|``.
+    calibration: Delta from the "mean" as above, or "mse": the exact least-squares support of each `scale_granularity`
+    group instead; `factor`, `granularity` and `centered` then have no effect.
+    Li et al. 2016, arXiv:1605.04711, eq. 6. The official TWN code is granularity="tensor", scale_granularity="tensor";
+    the official SQ code is granularity="tensor", centered=True.
 
     >>> Ternary(factor=0.7) == get({"name": "ternary"})
     True
@@ -72,14 +76,15 @@ class Ternary(Quantizer):
 
     name: ClassVar[str] = "ternary"
     factor: float = 0.7
-    scope: str = "filter"
-    scale_scope: str = "filter"
+    granularity: str = "channel"
+    scale_granularity: str = "channel"
     centered: bool = False
-    optimal: bool = False
+    calibration: str = "mean"
 
     def __post_init__(self) -> None:
-        require_choice("Ternary", "scope", self.scope, SCOPES)
-        require_choice("Ternary", "scale_scope", self.scale_scope, SCOPES)
+        require_choice("Ternary", "granularity", self.granularity, GRANULARITIES)
+        require_choice("Ternary", "scale_granularity", self.scale_granularity, GRANULARITIES)
+        require_choice("Ternary", "calibration", self.calibration, ("mean", "mse"))
         if not 0.0 <= self.factor < float("inf"):
             raise ValueError(f"Ternary needs factor >= 0, got {self.factor!r}. The paper uses 0.7.")
 
@@ -91,7 +96,7 @@ class Ternary(Quantizer):
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes -1, 0, +1 in the layout of `real`; scale with size 1 along the reduced axes."""
         real = as_float32(real)
-        axes = _axes(real, filter_axes, self.scale_scope)
+        axes = scale_axes(real, filter_axes, self.scale_granularity)
         support = self._support(real, axes, filter_axes)
         alpha = thresholds.masked_mean_magnitude(real, support, axes)
         return Quantized(ops.where(support, ops.sign(real), ops.zeros_like(real)), alpha)
@@ -101,7 +106,7 @@ class Ternary(Quantizer):
         return ops.where(ops.abs(real) > 0.5 * scale, ops.sign(real), ops.zeros_like(real))
 
     def _support(self, real: Tensor, axes: Axes, filter_axes: Axes) -> Any:
-        if self.optimal:
+        if self.calibration == "mse":
             return thresholds.optimal_ternary_support(real, axes)
-        delta_axes = _axes(real, filter_axes, self.scope)
+        delta_axes = scale_axes(real, filter_axes, self.granularity)
         return ops.abs(real) > thresholds.twn_threshold(real, delta_axes, self.factor, self.centered)

@@ -8,6 +8,8 @@ from keras import ops
 from keras_lowbit.numerics import grids, thresholds
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
+    GRANULARITIES,
+    ActivationQuantizer,
     Axes,
     Quantizer,
     State,
@@ -17,6 +19,7 @@ from keras_lowbit.quantizers.base import (
     register,
     require_bits,
     require_choice,
+    scale_axes,
 )
 
 
@@ -26,7 +29,7 @@ class Uniform(Quantizer):
     """Symmetric, narrow-range weights: ``codes = clip(round(w / s), -n, n)``, ``n = 2^(bits-1) - 1``.
 
     Gradient: 1 inside ``|w| <= n s``, 0 where the weight saturates (never with calibration="max").
-    bits: 2 to 8.   granularity: one s per "filter" or per "tensor".
+    bits: 2 to 8.   granularity: one s per "channel" or per "tensor".
     calibration: s from the "max" of |w|, from a "percentile" of |w| (in 0..100), or of least squared
     error ("mse").
     s is the size of one step, in the units of w; 0 for a group of zeros, whose codes are 0.
@@ -35,13 +38,13 @@ class Uniform(Quantizer):
 
     name: ClassVar[str] = "uniform"
     bits: int = 8  # a field here, a property in the base
-    granularity: str = "filter"
+    granularity: str = "channel"
     calibration: str = "max"
     percentile: float = 99.99
 
     def __post_init__(self) -> None:
         require_bits("Uniform", self.bits, "For -1/0/+1 weights use Ternary, for signs use Binary.")
-        require_choice("Uniform", "granularity", self.granularity, ("filter", "tensor"))
+        require_choice("Uniform", "granularity", self.granularity, GRANULARITIES)
         require_choice("Uniform", "calibration", self.calibration, ("max", "percentile", "mse"))
         if not 0 < self.percentile <= 100:
             raise ValueError(f"Uniform needs a percentile in (0, 100], got {self.percentile!r}; usual is 99.99.")
@@ -49,7 +52,7 @@ class Uniform(Quantizer):
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes in [-n, n] in the layout of `real`; scale with size 1 along the reduced axes."""
         real = as_float32(real)
-        axes = thresholds.reduced_axes(len(real.shape), filter_axes if self.granularity == "filter" else ())
+        axes = scale_axes(real, filter_axes, self.granularity)
         if self.calibration == "max":
             scale = thresholds.max_scale(real, axes, self.bits)
         elif self.calibration == "percentile":
@@ -71,7 +74,7 @@ class Uniform(Quantizer):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ActivationRange(Quantizer):
+class ActivationRange(ActivationQuantizer):
     """Asymmetric activations with an exact 0.0: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
 
     ``s = (max - min) / (2^bits - 1)``, z the code of zero.
@@ -110,26 +113,21 @@ class ActivationRange(Quantizer):
             raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
 
     @property
-    def is_range(self) -> bool:
-        """It is."""
-        return True
-
-    @property
-    def fixed(self) -> bool:
+    def has_static_range(self) -> bool:
         """Whether the range is given by the arguments and not by data."""
         return self.minimum is not None
 
-    def held(self) -> "ActivationRange":
-        """The same, only ever widening."""
+    def widen_only(self) -> "ActivationRange":
+        """The same with hold=True."""
         return dataclasses.replace(self, hold=True)
 
-    def calibrated(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
-        """The range found; `fit` goes on from it unless it is frozen. Nothing for a fixed one."""
-        return {} if self.fixed else {"minimum": minimum, "maximum": maximum, "count": float(count)}
+    def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
+        """The range found; `fit` goes on from it unless it is frozen. Nothing for a static one."""
+        return {} if self.has_static_range else {"minimum": minimum, "maximum": maximum, "count": float(count)}
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
-        """Four scalars, none when the range is fixed."""
-        names = () if self.fixed else ("minimum", "maximum", "count", "frozen")
+        """Four scalars, none when the range is static."""
+        names = () if self.has_static_range else ("minimum", "maximum", "count", "frozen")
         return {name: StateSpec() for name in names}
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
@@ -137,7 +135,7 @@ class ActivationRange(Quantizer):
 
         A batch that is empty or holds a NaN or an infinity changes nothing: it would spoil the range for good.
         """
-        if self.fixed:
+        if self.has_static_range:
             return {}
         real = as_float32(real)
         # A replica may get an empty last batch; min and max of nothing are an error unless they have a start.
@@ -168,7 +166,7 @@ class ActivationRange(Quantizer):
 
     def ends(self, state: State) -> tuple[Tensor, Tensor]:
         """Minimum and maximum (scalars) of the current range."""
-        if self.fixed:
+        if self.has_static_range:
             return ops.convert_to_tensor(self.minimum, "float32"), ops.convert_to_tensor(self.maximum, "float32")
         return state["minimum"], state["maximum"]
 
@@ -185,6 +183,6 @@ class ActivationRange(Quantizer):
         """Values on the grid once there is a range, `real` itself before."""
         real = as_float32(real)
         on_grid = super().__call__(real, state, filter_axes, training)
-        if self.fixed:
+        if self.has_static_range:
             return on_grid
         return ops.where((state or {})["count"] > 0, on_grid, real)

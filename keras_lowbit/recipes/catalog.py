@@ -42,7 +42,7 @@ def _inq(name: str, bits: int, **grid: Any) -> Recipe:
 
 
 # Not the paper's: with its grid 3 and 2 bits turn most weights of a small network into zero (studies/inq_cifar).
-_FITTED: dict[str, Any] = {"scope": "filter", "calibration": "mse"}
+_FITTED: dict[str, Any] = {"granularity": "channel", "calibration": "mse"}
 
 
 FAT_SOURCE = "Goncharenko et al. 2018, arXiv:1812.07872, Fast Adjustable Threshold"
@@ -51,8 +51,8 @@ FAT_TRAINING = {"optimizer": "Adam", "learning_rate": 1e-3, "epochs": 6, "calibr
 
 
 def _fat(name: str, **weights: Any) -> Recipe:
-    start = "max" if weights["bits"] == 8 else "mse"
-    rules = (Rule(AdjustableThreshold(Uniform(**weights), start=start)),)
+    calibration = "max" if weights["bits"] == 8 else "mse"
+    rules = (Rule(AdjustableThreshold(Uniform(**weights), calibration=calibration)),)
     activations = AdjustableThreshold(ActivationRange(), mode="asymmetric")
     return Recipe(name, rules, activations, {}, FAT_TRAINING, FAT_SOURCE)
 

@@ -1,6 +1,7 @@
 """The recipe of clustered weights with dynamic fixed point, with its per-layer choices as arguments."""
 
 from keras_lowbit.quantizers import Clustered, DynamicFixedPoint, Quantizer, Ternary, Uniform
+from keras_lowbit.quantizers.former import former_arguments
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SOURCE = (
@@ -10,22 +11,23 @@ SOURCE = (
 TRAINING = {"learning_rate": 1e-4, "epochs": 4, "start": "the trained float model; all else as in its training"}
 
 
+@former_arguments(mode="calibration={}", exponent="granularity={}")
 def dfp(
     weight_bits: int = 2,
     cluster_size: int = 4,
     *,
-    mode: str = "rms",
+    calibration: str = "rms",
     groups: str = "kernels",
-    exponent: str = "filter",
+    granularity: str = "channel",
     first: int | None = 8,
     last: int | None = 8,
     depthwise: int | None = 8,
 ) -> Recipe:
     """``dfp-2w8a-n4`` and its relatives: clustered weights, 8-bit activations with power-of-two scales.
 
-    weight_bits: 2 (ternary), or 3 and 4 (few-bit integers).   cluster_size, mode, groups, exponent: as in
+    weight_bits: 2 (ternary), or 3 and 4 (few-bit integers).   cluster_size, calibration, groups, granularity: as in
     `quantizers.Clustered`.   first, last, depthwise: bits of the first and last weighted layer and of depthwise layers in
-    dynamic fixed point with an exponent for each filter; None clusters them like the others.
+    dynamic fixed point with an exponent for each channel; None clusters them like the others.
     The paper keeps the first layer at 8 bits; for the last one it is not clear, and it has no depthwise layers.
 
     >>> dfp(4, 64, last=None).name
@@ -36,7 +38,7 @@ def dfp(
             f"dfp clusters weights of 2, 3 or 4 bits, got weight_bits={weight_bits!r}. For 8 use 'dfp-8w8a'."
         )
     base: Quantizer = Ternary() if weight_bits == 2 else Uniform(weight_bits)
-    clustered = Clustered(base, cluster_size, mode, groups, exponent=exponent)
+    clustered = Clustered(base, cluster_size, calibration, groups, granularity=granularity)
     rules = [
         *([Rule(eight_bits(first), position="first")] if first is not None else []),
         *([Rule(eight_bits(last), position="last")] if last is not None else []),
@@ -53,5 +55,5 @@ def dfp8() -> Recipe:
 
 
 def eight_bits(bits: int) -> DynamicFixedPoint:
-    """The quantizer of the layers that are not clustered: an exponent for each filter."""
-    return DynamicFixedPoint(bits, scope="filter")
+    """The quantizer of the layers that are not clustered: an exponent for each channel."""
+    return DynamicFixedPoint(bits, granularity="channel")

@@ -11,8 +11,9 @@ import keras
 
 from keras_lowbit import quantizers
 from keras_lowbit.quantizers import Quantizer
+from keras_lowbit.quantizers.former import upgrade
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("conv1d", "conv2d", "depthwise", "transpose", "separable", "dense")
 POSITIONS = ("any", "first", "last")
 
@@ -144,7 +145,9 @@ class Recipe:
                 f"{FORMAT_VERSION}. Use the release that wrote it, or a newer one."
             )
         _check_fields(cls, "A recipe", arguments)
-        return cls(**arguments)
+        return cls(
+            **arguments | {key: upgrade(arguments[key], version) for key in ("plan", "activations") if key in arguments}
+        )
 
     def to_json(self) -> str:
         """Indented JSON; `from_json` makes an equal recipe of it."""

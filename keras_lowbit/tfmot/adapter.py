@@ -9,8 +9,10 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, SEED, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, take_format_version
 from keras_lowbit.quantizers import Quantized, Quantizer, StateSpec
+from keras_lowbit.quantizers.base import SEED
+from keras_lowbit.quantizers.former import upgrade
 
 
 class VariableSeed(keras.random.SeedGenerator):
@@ -33,14 +35,14 @@ class VariableSeed(keras.random.SeedGenerator):
 class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """A quantizer of this library as TFMOT's `Quantizer`: declares its variables in `build`, receives them in calls.
 
-    quantizer: object, short name or plain dict.   filter_axes: axes that tell filters apart, () for activations.
+    quantizer: object, short name or plain dict.   filter_axes: axes that tell output channels apart, () for activations.
     In training the quantizer observes first. Computes in float32 with the very functions the Keras 3 layers call, and
     hands back the dtype of its input. One object serves any number of layers.
     """
 
     def __init__(self, quantizer: Any, filter_axes: Any = (), format_version: int = FORMAT_VERSION) -> None:
-        check_format_version({"format_version": format_version}, "A LowbitQuantizer")
-        found = quantizers.get(quantizer)
+        version = take_format_version({"format_version": format_version}, "A LowbitQuantizer")
+        found = quantizers.get(upgrade(quantizer, version))
         if found is None:
             raise ValueError(f"LowbitQuantizer needs a quantizer, got None. Known: {quantizers.known_names()}.")
         self.quantizer: Quantizer = found

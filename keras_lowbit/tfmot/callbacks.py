@@ -1,4 +1,4 @@
-"""The callbacks of this library on tf_keras' base class: the same objects, handed a view of the model."""
+"""The callbacks of this library on tf_keras' base class: the same objects, which get the model as a `WrappedModel`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import tf_keras
 
 from keras_lowbit import callbacks
 from keras_lowbit.quantizers import Incremental, Quantizer, Stochastic
-from keras_lowbit.tfmot.sites import ModelView
+from keras_lowbit.tfmot.wrappers import WrappedModel
 
 
 class LowbitCallback(tf_keras.callbacks.Callback):
     """Hands every call of tf_keras' training loop to a callback of `keras_lowbit.callbacks`.
 
-    callback: acts on hosts and optimizer alone, as those of this library do; it sees a `ModelView`.
+    callback: reads and sets quantizer state and optimizer alone, as those of this library do; it gets a `WrappedModel`.
     Raises TypeError for a Keras 3 model.
     """
 
@@ -27,9 +27,9 @@ class LowbitCallback(tf_keras.callbacks.Callback):
         self.callback.set_params(params)
 
     def set_model(self, model: Any) -> None:
-        """Hand on a view of `model`; checks that there is something to do."""
+        """Hand on the `WrappedModel` of `model`; checks that there is something to do."""
         super().set_model(model)
-        self.callback.set_model(ModelView(model, f"keras_lowbit.tfmot.callbacks.{type(self).__name__}"))
+        self.callback.set_model(WrappedModel(model, f"keras_lowbit.tfmot.callbacks.{type(self).__name__}"))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the optimizer."""
@@ -95,7 +95,7 @@ def for_model(
     arguments: reset_optimizer, learning_rate of both schedules.
     Raises TypeError for a Keras 3 model and ValueError for fewer epochs than stages.
     """
-    quantizers = [kernel.kernel_quantizer for kernel in ModelView(model, "callbacks.for_model").kernel_layers()]
+    quantizers = [kernel.kernel_quantizer for kernel in WrappedModel(model, "callbacks.for_model").kernel_layers()]
     made: list[LowbitCallback] = []
     if any(isinstance(quantizer, Stochastic) for quantizer in quantizers):
         made.append(RatioSchedule(ratio, epochs=epochs, **arguments))

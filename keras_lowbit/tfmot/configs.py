@@ -7,7 +7,8 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import PACKAGE
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, take_format_version
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 from keras_lowbit.quantizers import (
     ActivationRange,
     AdjustableThreshold,
@@ -17,16 +18,15 @@ from keras_lowbit.quantizers import (
     Stochastic,
     Uniform,
 )
+from keras_lowbit.quantizers.former import upgrade
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 
-#: Class name of a tf_keras layer -> its kernels: attribute and the axes that tell filters apart.
+_DEPTHWISE = ("depthwise_kernel", LAYOUTS["DepthwiseConv2D"].output_axes)
+#: Class name of a tf_keras layer -> its kernels: attribute and the axes that tell output channels apart.
 KERNELS: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
-    "Conv1D": (("kernel", (-1,)),),
-    "Conv2D": (("kernel", (-1,)),),
-    "DepthwiseConv2D": (("depthwise_kernel", (2, 3)),),
-    "SeparableConv2D": (("depthwise_kernel", (2, 3)), ("pointwise_kernel", (-1,))),
-    "Conv2DTranspose": (("kernel", (2,)),),
-    "Dense": (("kernel", (-1,)),),
+    **{kind: (("kernel", layout.output_axes),) for kind, layout in LAYOUTS.items()},
+    "DepthwiseConv2D": (_DEPTHWISE,),
+    "SeparableConv2D": (_DEPTHWISE, ("pointwise_kernel", LAYOUTS["Conv2D"].output_axes)),
 }
 # Around these TFMOT's QuantizeAwareActivation places a quantizer: before, behind or (gelu) on both sides.
 _TFMOT_ACTIVATIONS = ("linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh", "NoOpActivation")
@@ -66,9 +66,24 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         """The quantizer of the layer's result: none."""
         return []
 
-    def get_config(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The arguments as plain values."""
         return {}
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments as plain values, with the format version."""
+        return self.arguments() | {"format_version": FORMAT_VERSION}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "LowbitQuantizeConfig":
+        """The config of a dict as `get_config` writes it; without a version it is of the first format."""
+        arguments = {"format_version": 1} | dict(config)
+        version = take_format_version(arguments, f"A {cls.__name__}")
+        return cls._of(**upgrade(arguments, version))
+
+    @classmethod
+    def _of(cls, **arguments: Any) -> "LowbitQuantizeConfig":
+        return cls(**arguments)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.get_config() == other.get_config()
@@ -77,7 +92,7 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return hash((type(self), str(self.get_config())))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.arguments().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -100,7 +115,7 @@ class OutputQuantizeConfig(LowbitQuantizeConfig):
         """The quantizer of the layer's result."""
         return [self.output_quantizer]
 
-    def get_config(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The quantizer as a plain dict."""
         return {"quantizer": quantizers.serialize(self.output_quantizer.quantizer)}
 
@@ -126,7 +141,7 @@ class KernelQuantizeConfig(LowbitQuantizeConfig):
         self.activation_quantizer = None if given is None else LowbitQuantizer(given)
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, LowbitQuantizer]]:
-        """Every kernel of `layer`, and the quantizer with the axes that tell its filters apart."""
+        """Every kernel of `layer`, and the quantizer with the axes that tell its output channels apart."""
         kernels = _require_kernels(self, layer)
         return [(getattr(layer, name), LowbitQuantizer(self.kernel_quantizer, axes)) for name, axes in kernels]
 
@@ -164,7 +179,7 @@ class KernelQuantizeConfig(LowbitQuantizeConfig):
         """The same for a layer whose result is quantized further on, behind a batch norm or a relu."""
         return KernelQuantizeConfig(self.kernel_quantizer, None)
 
-    def get_config(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Both quantizers as plain dicts."""
         activation = self.activation_quantizer and self.activation_quantizer.quantizer
         return {
@@ -173,10 +188,9 @@ class KernelQuantizeConfig(LowbitQuantizeConfig):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "KernelQuantizeConfig":
-        """The config of a dict as `get_config` writes it, for the ready-made subclasses too."""
-        made = cls.__new__(cls)
-        KernelQuantizeConfig.__init__(made, **config)
+    def _of(cls, **arguments: Any) -> "KernelQuantizeConfig":
+        made = cls.__new__(cls)  # subclasses have arguments of their own, which their configuration does not hold
+        KernelQuantizeConfig.__init__(made, **arguments)
         return made
 
 
@@ -211,7 +225,7 @@ class ClusteredQuantizeConfig(KernelQuantizeConfig):
     """Clusters of few-bit codes with 8-bit scales: `quantizers.Clustered`; activations in dynamic fixed point.
 
     base: "ternary" or Uniform(4).   cluster_size: input channels in a cluster.   activation: as in
-    `KernelQuantizeConfig`.   options: mode, groups, scale_bits, exponent, int8_exact of `Clustered`.
+    `KernelQuantizeConfig`.   options: calibration, groups, scale_bits, granularity, int8_exact of `Clustered`.
     Mellempudi et al. 2017, arXiv:1701.08978.
     """
 
@@ -225,13 +239,13 @@ class ClusteredQuantizeConfig(KernelQuantizeConfig):
 class FATQuantizeConfig(KernelQuantizeConfig):
     """FAT, thresholds with trained factors for kernel and result: `quantizers.AdjustableThreshold`.
 
-    bits: of the kernel, 2 to 8.   granularity: thresholds per "filter" or "tensor".   activation: as in
+    bits: of the kernel, 2 to 8.   granularity: thresholds per "channel" or "tensor".   activation: as in
     `KernelQuantizeConfig`; by default an asymmetric 8-bit range with trained ends.
-    options: limits, start, project of the kernel's `AdjustableThreshold`.
+    options: limits, calibration, project of the kernel's `AdjustableThreshold`.
     The factors are trainable variables of the model. Goncharenko et al. 2018, arXiv:1812.07872.
     """
 
-    def __init__(self, bits: int = 8, granularity: str = "filter", activation: Any = "fat", **options: Any) -> None:
+    def __init__(self, bits: int = 8, granularity: str = "channel", activation: Any = "fat", **options: Any) -> None:
         if activation == "fat":
             activation = AdjustableThreshold(ActivationRange(), mode="asymmetric")
         super().__init__(AdjustableThreshold(Uniform(bits, granularity), **options), activation)

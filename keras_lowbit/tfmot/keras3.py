@@ -12,12 +12,12 @@ from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.convert.separable import split_separable
 from keras_lowbit.keras_graph.calls import fresh_name
-from keras_lowbit.layers.host import SEED
 from keras_lowbit.quantizers import ActivationRange
+from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import KERNELS
-from keras_lowbit.tfmot.sites import Kernel, input_range, kernels_in, ranges_in, require_tf_keras
 from keras_lowbit.tfmot.stock import activation_of, keras3_name, stock_layer
+from keras_lowbit.tfmot.wrappers import WrappedKernel, input_range, kernels_in, ranges_in, require_tf_keras
 
 SEEN_BATCHES = 1000.0  # of a range that TFMOT's own quantizers learned: an average past its warm-up
 _KEEPS_GRID = ("Flatten", "Reshape", "Permute", "Dropout", "MaxPooling1D", "MaxPooling2D", "ZeroPadding2D", "ReLU")
@@ -151,7 +151,7 @@ def _inner(layer: Any) -> Any:
     return layer.layer if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper) else layer
 
 
-def _kernels(layer: Any) -> list[Kernel]:
+def _kernels(layer: Any) -> list[WrappedKernel]:
     if not isinstance(layer, tfmot.quantization.keras.QuantizeWrapper):
         return []
     found = kernels_in(layer)
@@ -182,7 +182,7 @@ def _is_relu(layer: Any) -> bool:
     return type(inner).__name__ == "Activation" and activation_of(inner) == "relu"
 
 
-def _quantized(inner: Any, kernels: list[Kernel], pre: _Range | None, source: Any) -> list[Any]:
+def _quantized(inner: Any, kernels: list[WrappedKernel], pre: _Range | None, source: Any) -> list[Any]:
     """The quantized layer of a wrapped one; two for a separable convolution."""
     stock = stock_layer(inner)
     stock.build(source.shape)

@@ -18,7 +18,7 @@ from keras_lowbit.tfmot.configs import (
     kernels_of,
 )
 from keras_lowbit.tfmot.scope import scope
-from keras_lowbit.tfmot.sites import require_tf_keras
+from keras_lowbit.tfmot.wrappers import require_tf_keras
 
 _Default = tfmot.quantization.keras.default_8bit
 # Layers that make new values and that TFMOT's default scheme refuses.

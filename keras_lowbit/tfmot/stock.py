@@ -66,7 +66,7 @@ def _config(layer: Any, cls: type) -> dict[str, Any]:
         value = config.pop(key)
         if key not in _NO_MEANING and value not in _NEUTRAL.get(key, ()):
             raise TypeError(
-                f"Layer {layer.name!r} has {key}={value!r}, which Keras 3's {cls.__name__} does not know. Rebuild the layer "
-                "without it."
+                f"Layer {layer.name!r} has {key}={value!r}, which Keras 3's {cls.__name__} does not know. "
+                "Rebuild the layer without it."
             )
     return config

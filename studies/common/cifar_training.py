@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit.callbacks import reset_optimizer
-from keras_lowbit.data import data_folder, load_cifar10
 from studies.common import cifar_resnet
+from studies.common.cifar10 import data_folder, load_cifar10
 
 CACHE = Path(__file__).resolve().parent / "work" / "cifar10.npz"  # the images, decoded once; ignored by git
 

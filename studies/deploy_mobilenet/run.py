@@ -22,9 +22,9 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from studies.common import imagenet
+from studies.common.cifar10 import data_folder
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
@@ -73,11 +73,11 @@ def accuracy(model: keras.Model, calibration: np.ndarray, folder: Path, count: i
     return found
 
 
-def ours(model: keras.Model, calibration: np.ndarray, method: str) -> Path:
-    """8-bit weights per filter, ranges from the calibration images."""
+def ours(model: keras.Model, images: np.ndarray, calibration: str) -> Path:
+    """8-bit weights per channel, ranges from the calibration images."""
     quantized, _ = klb.quantize_model(model, "int8")
-    klb.calibrate(quantized, calibration, method=method, verbose=0)
-    path = WORK / f"int8_{method}.tflite"
+    klb.calibrate(quantized, images, calibration=calibration, verbose=0)
+    path = WORK / f"int8_{calibration}.tflite"
     klb.export_litert(quantized, path)
     return path
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from keras_lowbit.data import load_cifar10
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from studies.common import cifar_resnet, imagenet
+from studies.common.cifar10 import load_cifar10
 from studies.common.cifar_training import CACHE
 
 

@@ -18,10 +18,13 @@ from studies.dfp_imagenet.run import DEFAULTS, HERE
 SIZES = (1, 4, 16, 64)
 # Label -> (what a run must have, style).
 CURVES = {
-    "4 bits": ({"weights": "4w8a", "mode": "rms"}, "tab:blue"),
-    "ternary": ({"weights": "2w8a", "mode": "rms"}, "tab:orange"),
-    "ternary, optimal": ({"weights": "2w8a", "mode": "optimal"}, "tab:green"),
-    "ternary, optimal, single weights (FGQ)": ({"weights": "2w8a", "mode": "optimal", "groups": "weights"}, "tab:red"),
+    "4 bits": ({"weights": "4w8a", "calibration": "rms"}, "tab:blue"),
+    "ternary": ({"weights": "2w8a", "calibration": "rms"}, "tab:orange"),
+    "ternary, optimal": ({"weights": "2w8a", "calibration": "mse"}, "tab:green"),
+    "ternary, optimal, single weights (FGQ)": (
+        {"weights": "2w8a", "calibration": "mse", "groups": "weights"},
+        "tab:red",
+    ),
 }
 STATISTICS = {"new": "-", "unfolded": "-", "old": ":"}  # dotted: batch norms as they were
 

@@ -23,17 +23,24 @@ import keras
 import tensorflow as tf
 
 import keras_lowbit as klb
-from keras_lowbit.data import data_folder
 from keras_lowbit.recipes import Recipe
 from studies.common import imagenet
+from studies.common.cifar10 import data_folder
 from studies.common.cifar_training import machine
 from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accuracy, unfold_batch_norms
 from studies.dfp_imagenet.tune import tune, tune_without_labels
 
 HERE = Path(__file__).resolve().parent
 CALIBRATION_IMAGES = 64
-KEYS = ("network", "weights", "cluster_size", "mode", "groups", "statistics", "tuning", "last")
-DEFAULTS = {"cluster_size": None, "mode": "rms", "groups": "kernels", "statistics": "new", "tuning": None, "last": 8}
+KEYS = ("network", "weights", "cluster_size", "calibration", "groups", "statistics", "tuning", "last")
+DEFAULTS = {
+    "cluster_size": None,
+    "calibration": "rms",
+    "groups": "kernels",
+    "statistics": "new",
+    "tuning": None,
+    "last": 8,
+}
 
 
 def plan(network: str) -> list[dict[str, Any]]:
@@ -52,10 +59,12 @@ def plan(network: str) -> list[dict[str, Any]]:
     if network == "resnet56":  # the choices below are compared on the smaller one
         return [{"network": network, **DEFAULTS, **run} for run in runs]
     runs += [{"weights": weights, "cluster_size": 4, **old} for weights in ("4w8a", "2w8a")]
-    runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", **new} for size in (4, 64)]
+    runs += [{"weights": "2w8a", "cluster_size": size, "calibration": "mse", **new} for size in (4, 64)]
     if network == "resnet20":
-        runs += [{"weights": "2w8a", "cluster_size": size, "mode": "optimal", "groups": "weights"} for size in (4, 64)]
-        runs += [{"weights": "2w8a", "cluster_size": 4, "mode": "rms_literal"}]
+        runs += [
+            {"weights": "2w8a", "cluster_size": size, "calibration": "mse", "groups": "weights"} for size in (4, 64)
+        ]
+        runs += [{"weights": "2w8a", "cluster_size": 4, "calibration": "rms_literal"}]
         runs += [{"weights": "2w8a", "cluster_size": 4, "last": None}]
     return [{"network": network, **DEFAULTS, **run} for run in runs]
 
@@ -64,7 +73,7 @@ def recipe(run: dict[str, Any]) -> Recipe:
     """The recipe of a run."""
     if run["weights"] == "8w8a":
         return klb.recipes.get("dfp-8w8a")
-    choices = {name: run[name] for name in ("mode", "groups", "last")}
+    choices = {name: run[name] for name in ("calibration", "groups", "last")}
     return klb.recipes.dfp(int(run["weights"][0]), run["cluster_size"], **choices)
 
 

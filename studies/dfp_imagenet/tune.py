@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from keras_lowbit.data import load_cifar10
 from studies.common import cifar_resnet, imagenet
+from studies.common.cifar10 import load_cifar10
 from studies.common.cifar_training import CACHE, Progress
 
 BATCH_SIZE, IMAGES = 128, 12_800  # one pass: 100 steps
@@ -44,11 +44,13 @@ def tune_without_labels(quantized: keras.Model, teacher: keras.Model, pixels: np
         quantized,
         teacher,
         images,
+        klb.DistillConfig(
+            variables=quantized.trainable_variables,
+            learning_rate=RATE,
+            period=EPOCHS * -(-len(images) // 16),
+        ),
         epochs=EPOCHS,
         batch_size=16,
-        variables=quantized.trainable_variables,
-        learning_rate=RATE,
-        period=EPOCHS * -(-len(images) // 16),
         validation_data=held_back,
         verbose=2,
     )

@@ -24,11 +24,11 @@ import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.data import data_folder
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.distill import biases, thresholds
 from keras_lowbit.quantizers import AdjustableThreshold, Uniform
 from studies.common import imagenet
+from studies.common.cifar10 import data_folder
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
@@ -85,21 +85,22 @@ class Study:
     def tuned(
         self, quantized: keras.Model, base: keras.Model | None, name: str, recipe: str, used: int = 0, **options: Any
     ) -> keras.Model:
-        """The model tuned. base: its biases are corrected against that model afterwards.   used: see `split`."""
+        """The model tuned. base: its biases are corrected against that model afterwards.   used: see `split`.   options: of
+        `DistillConfig`."""
         tuning, held_back = split(len(self.pixels), self.config, used)
+        steps = -(-len(tuning) // self.config["batch_size"]) * self.config["epochs"]
+        rate = self.config["learning_rate"][recipe]
         history = klb.distill(
             quantized,
             self.model,
             imagenet.normalize(self.pixels[tuning]),
+            klb.DistillConfig(learning_rate=rate, period=steps, **options),  # one fall, no restart
             epochs=self.config["epochs"],
-            period=-(-len(tuning) // self.config["batch_size"]) * self.config["epochs"],  # one fall, no restart
             batch_size=self.config["batch_size"],
-            learning_rate=self.config["learning_rate"][recipe],
             validation_data=imagenet.normalize(self.pixels[held_back]),
             checkpoint=self.file(f"{name}.npz"),
             seed=self.config["seed"],
             verbose=2,
-            **options,
         )
         self.history = {key: [round(float(v), 5) for v in values] for key, values in history.history.items()}
         if base is not None:
@@ -149,7 +150,7 @@ def accuracy(right: np.ndarray) -> dict[str, Any]:
 
 @cell("int8 vector")
 def int8_vector(study: Study) -> keras.Model:
-    """Naive: one scale per filter, ranges by max."""
+    """Naive: one scale per channel, ranges by max."""
     return study.quantized(study.folded, "int8")
 
 
@@ -185,7 +186,7 @@ def int8_equalized_corrected(study: Study) -> keras.Model:
 
 @cell("fat vector")
 def fat_vector(study: Study) -> keras.Model:
-    """The goal: per filter, biases corrected, then tuned with the thresholds."""
+    """The goal: per channel, biases corrected, then tuned with the thresholds."""
     base = study.folded
     return study.tuned(study.corrected(study.quantized(base, "fat"), base), None, "fat_vector", "fat", **TOGETHER)
 
@@ -221,7 +222,7 @@ def int8_rescaled_corrected(study: Study) -> keras.Model:
 
 @cell("w4")
 def w4(study: Study) -> keras.Model:
-    """Naive: 4-bit weights per filter, scales of least squared error, nearest rounding."""
+    """Naive: 4-bit weights, a scale of least squared error per channel, nearest rounding."""
     return study.quantized(study.folded, "fat-w4")
 
 

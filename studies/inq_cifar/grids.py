@@ -9,15 +9,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from keras_lowbit.data import data_folder
 from keras_lowbit.quantizers import PowerOfTwo
 from studies.common import cifar_resnet
+from studies.common.cifar10 import data_folder
 
 GRIDS = {
     "per layer, max (paper)": {},
-    "per filter, max": {"scope": "filter"},
+    "per channel, max": {"granularity": "channel"},
     "per layer, mse": {"calibration": "mse"},
-    "per filter, mse": {"scope": "filter", "calibration": "mse"},
+    "per channel, mse": {"granularity": "channel", "calibration": "mse"},
 }
 
 

@@ -54,8 +54,8 @@ def prepared(method: str, config: dict, folder: Path, seed: int):
     if kind == "float":
         return model, [Restarts(length)], (int(number) - 1) * length + 1
     portions = schedules.portions(config.get("portions", int(number)))
-    scope, calibration = "filter" if "filter" in rest else "layer", "mse" if "mse" in rest else "max"
-    grid = PowerOfTwo(int(number), scope=scope, calibration=calibration)
+    granularity, calibration = "channel" if "filter" in rest else "tensor", "mse" if "mse" in rest else "max"
+    grid = PowerOfTwo(int(number), granularity=granularity, calibration=calibration)
     kernel = Incremental(Ternary() if "ternary" in rest else grid, partition=rest[0])
     # Every convolution and the classifier; activations float, as in the paper.
     recipe = klb.recipes.get(f"inq-{number}").replace(

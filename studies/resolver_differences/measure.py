@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise

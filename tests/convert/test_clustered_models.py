@@ -39,7 +39,7 @@ def kernels(recipe):
 
 
 def test_the_paper_keeps_first_last_and_depthwise_layers_at_8_bits():
-    eight, clustered = DynamicFixedPoint(8, scope="filter"), Clustered(Ternary(), 4)
+    eight, clustered = DynamicFixedPoint(8, granularity="channel"), Clustered(Ternary(), 4)
     assert kernels("dfp-2w8a-n4") == {
         "stem": eight,
         "deep": eight,
@@ -50,9 +50,9 @@ def test_the_paper_keeps_first_last_and_depthwise_layers_at_8_bits():
         "head": eight,
     }
     assert set(kernels(klb.recipes.dfp(2, first=None, last=None, depthwise=None)).values()) == {clustered}
-    found = kernels(klb.recipes.dfp(4, 16, mode="optimal", groups="weights", exponent="layer", last=4))
-    assert found["hidden"] == Clustered(Uniform(4), 16, "optimal", "weights", exponent="layer")
-    assert found["head"] == DynamicFixedPoint(4, scope="filter")
+    found = kernels(klb.recipes.dfp(4, 16, calibration="mse", groups="weights", granularity="tensor", last=4))
+    assert found["hidden"] == Clustered(Uniform(4), 16, "mse", "weights", granularity="tensor")
+    assert found["head"] == DynamicFixedPoint(4, granularity="channel")
 
 
 @pytest.mark.parametrize("name", ["dfp-2w8a-n4", "dfp-4w8a-n4", "dfp-2w8a-n64", "dfp-8w8a"])

@@ -18,7 +18,7 @@ each_quantizer = pytest.mark.parametrize(
     [
         Binary(),
         Ternary(),
-        Ternary(optimal=True, scope="layer"),
+        Ternary(calibration="mse", granularity="tensor"),
         Uniform(8),
         Uniform(2),
         Uniform(4, granularity="tensor", calibration="mse"),
@@ -81,7 +81,7 @@ def test_a_filter_of_zeros_has_codes_that_stand_for_zeros(quantizer):
     copy, _ = klb.quantize_model(model, weights_only(quantizer))
     weights = klb.quantized_weights(copy)["stem"]
     assert np.isfinite(weights.scale).all()
-    if isinstance(quantizer, Uniform) or (isinstance(quantizer, Ternary) and quantizer.scope == "filter"):
+    if isinstance(quantizer, Uniform) or (isinstance(quantizer, Ternary) and quantizer.granularity == "channel"):
         np.testing.assert_array_equal(weights.codes[..., 2], 0)
     np.testing.assert_array_equal(weights.real[..., 2], 0.0)
 

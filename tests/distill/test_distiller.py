@@ -41,7 +41,7 @@ def test_thresholds_of_frozen_layers_learn_whenever_they_were_frozen(before):
     student.get_layer("body").trainable = student.get_layer("head").trainable = False
     factor = student.get_layer("body").kernel_host.state["factor"]
     start = to_numpy(factor)
-    distilled(student, teacher, learning_rate=0.01)
+    distilled(student, teacher, config=klb.DistillConfig(learning_rate=0.01))
     assert np.abs(to_numpy(factor) - start).max() > 1e-4
 
 
@@ -141,9 +141,9 @@ def test_endless_iterators_and_lists_of_labels_are_taken():
     endless = (ROWS[start % 24 : start % 24 + 8] for start in itertools.count(0, 8))
     assert len(distilled(student, teacher, endless, steps=2, epochs=np.int64(2)).history["loss"]) == 2
     labels = [int(label) for label in RNG.integers(0, 3, 24)]
+    config = klb.DistillConfig(variables=[student.get_layer("head").bias], learning_rate=1e-9)
     found, wanted = (
-        distilled(student, teacher, labels=form, variables=[student.get_layer("head").bias], learning_rate=1e-9).history
-        for form in (labels, np.array(labels))
+        distilled(student, teacher, labels=form, config=config).history for form in (labels, np.array(labels))
     )
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
 
@@ -151,7 +151,8 @@ def test_endless_iterators_and_lists_of_labels_are_taken():
 def test_factors_are_multiplied_in_once_whichever_student_meets_the_finished_checkpoint(tmp_path):
     teacher = network()
     first, second = student_of(teacher), student_of(teacher)
-    options = {"variables": "pointwise", "learning_rate": 0.05, "checkpoint": tmp_path / "new" / "run.npz"}
+    config = klb.DistillConfig(variables="pointwise", learning_rate=0.05)
+    options = {"config": config, "checkpoint": tmp_path / "new" / "run.npz"}
     start = to_numpy(first.get_layer("body").kernel)
     distilled(first, teacher, **options)
     wanted = state(first)

@@ -33,7 +33,8 @@ def test_state_of_the_least_loss_on_held_back_samples_stays(pair):
                 for variable in self.model.trainable_variables:
                     variable.assign(0.5 + 0 * to_numpy(variable))
 
-    arguments = {"batch_size": 16, "learning_rate": 0.05, "callbacks": [Derailed()], "verbose": 0}
+    arguments = {"batch_size": 16, "callbacks": [Derailed()], "verbose": 0}
+    arguments["config"] = klb.DistillConfig(learning_rate=0.05)
     history = klb.distill(student, teacher, VECTORS, epochs=6, validation_data=held_back, **arguments).history
     assert len(history["val_loss"]) == len(history["val_agreement"]) == 6
     assert min(history["val_loss"]) < min(before, history["val_loss"][-1]), "the case shows nothing"
@@ -47,7 +48,7 @@ def test_start_stays_where_no_epoch_is_better_on_held_back_samples(pair):
     kernel = twin.get_layer("head").kernel
     before = to_numpy(kernel).copy()
     labels = (np.arange(48) % 5, np.arange(16) % 5)
-    arguments = {"variables": [kernel], "learning_rate": 0.1, "verbose": 0}
+    arguments = {"config": klb.DistillConfig(variables=[kernel], learning_rate=0.1), "verbose": 0}
     with pytest.raises(ValueError, match="must be a pair"):
         klb.distill(twin, teacher, VECTORS, labels=labels[0], validation_data=VECTORS[:16], **arguments)
     history = klb.distill(
@@ -85,13 +86,14 @@ def test_hopeless_training_ends_with_the_best_state(pair):
         return keras.ops.sum(student_logits) * float("nan")
 
     with pytest.warns(RuntimeWarning), pytest.raises(FloatingPointError, match="best state is in place"):
-        klb.distill(student, teacher, VECTORS, epochs=3, batch_size=8, loss=broken, verbose=0)
+        klb.distill(student, teacher, VECTORS, klb.DistillConfig(loss=broken), epochs=3, batch_size=8, verbose=0)
     assert same(before, values(thresholds(student)))
 
 
 def test_checkpoint_goes_on_to_the_same_bits(pair, tmp_path):
     teacher, student = pair
-    arguments = {"epochs": 4, "batch_size": 16, "period": 5, "validation_data": VECTORS[:20], "verbose": 0}
+    arguments = {"epochs": 4, "batch_size": 16, "validation_data": VECTORS[:20], "verbose": 0}
+    arguments["config"] = klb.DistillConfig(period=5)
     start_again(student)
     whole = klb.distill(student, teacher, VECTORS, **arguments)
     want = values(thresholds(student))
@@ -119,8 +121,9 @@ def test_foreign_checkpoints_are_refused(pair, tmp_path):
         klb.distill(student, teacher, VECTORS, epochs=1, checkpoint=path, verbose=0)
     path.unlink()
     klb.distill(student, teacher, VECTORS, epochs=1, checkpoint=path, verbose=0)
+    config = klb.DistillConfig(variables=thresholds(student)[:3])
     with pytest.raises(ValueError, match="other variables"):
-        klb.distill(student, teacher, VECTORS, checkpoint=path, variables=thresholds(student)[:3], verbose=0)
+        klb.distill(student, teacher, VECTORS, config, checkpoint=path, verbose=0)
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
@@ -133,17 +136,25 @@ def test_foreign_checkpoints_are_refused(pair, tmp_path):
         (lambda t, s: {"teacher": "mobilenet"}, TypeError, "teacher must be a Keras 3 model"),
         (lambda t, s: {"teacher": teacher_model(classes=6)}, ValueError, "different shapes"),
         (lambda t, s: {"student": klb.quantize_model(t, "fat")[0]}, ValueError, "klb.calibrate"),
-        (lambda t, s: {"variables": "all"}, ValueError, "'pointwise'"),
-        (lambda t, s: {"variables": t.trainable_variables}, ValueError, "variables of the student"),
-        (lambda t, s: {"variables": []}, ValueError, "at least one"),
+        (lambda t, s: {"config": klb.DistillConfig(variables="all")}, ValueError, "'pointwise'"),
+        (
+            lambda t, s: {"config": klb.DistillConfig(variables=t.trainable_variables)},
+            ValueError,
+            "variables of the student",
+        ),
+        (lambda t, s: {"config": klb.DistillConfig(variables=[])}, ValueError, "at least one"),
         (lambda t, s: {"epochs": 0}, ValueError, "epochs of 1 or more"),
         (lambda t, s: {"data": VECTORS[:0]}, ValueError, "No data"),
         (lambda t, s: {"data": VECTORS * np.float32("nan")}, ValueError, "not all finite"),
         (lambda t, s: {"labels": np.zeros(3)}, ValueError, "3.* labels for 48 samples"),
-        (lambda t, s: {"label_weight": 1.0}, ValueError, "needs labels"),
-        (lambda t, s: {"label_weight": -1.0}, ValueError, "0 or more"),
-        (lambda t, s: {"data": iter([VECTORS]), "cache_teacher": True}, ValueError, "needs data in arrays"),
-        (lambda t, s: {"learning_rate": 0.0}, ValueError, "above 0"),
+        (lambda t, s: {"config": klb.DistillConfig(label_weight=1.0)}, ValueError, "needs labels"),
+        (lambda t, s: {"config": klb.DistillConfig(label_weight=-1.0)}, ValueError, "0 or more"),
+        (
+            lambda t, s: {"data": iter([VECTORS]), "config": klb.DistillConfig(cache_teacher=True)},
+            ValueError,
+            "needs data in arrays",
+        ),
+        (lambda t, s: {"config": klb.DistillConfig(learning_rate=0.0)}, ValueError, "above 0"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(pair, make, error, words):
@@ -165,4 +176,36 @@ def test_students_that_share_weights_with_the_teacher_are_refused():
     teacher = teacher_model()
     sharing = keras.Model(teacher.input, teacher.output)
     with pytest.raises(ValueError, match="share"):
-        klb.distill(sharing, teacher, VECTORS, variables=sharing.trainable_variables, verbose=0)
+        klb.distill(sharing, teacher, VECTORS, klb.DistillConfig(variables=sharing.trainable_variables), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (
+            lambda: {"loss": "kl"},
+            TypeError,
+            r"no argument loss= any more; write config=klb\.DistillConfig\(loss='kl'\)",
+        ),
+        (lambda: {"learning_rate": 0.1}, TypeError, r"DistillConfig\(learning_rate=0\.1\)"),
+        (lambda: {"variables": [VECTORS]}, TypeError, r"DistillConfig\(variables=\.\.\.\)"),
+        (lambda: {"config": 6}, TypeError, r"klb\.DistillConfig as config, got int.*epochs=6, batch_size=32"),
+        (lambda: {"config": klb.DistillConfig(loss="mse")}, ValueError, "Unknown loss 'mse'"),
+        (
+            lambda: {"config": klb.DistillConfig(loss="kl", temperature=0.0)},
+            ValueError,
+            "temperature=0.0 must be above 0",
+        ),
+        (lambda: {"config": klb.DistillConfig(period=0)}, ValueError, "period 1 or more"),
+    ],
+)
+def test_what_defines_the_objective_is_said_in_the_config(pair, make, error, words):
+    teacher, student = pair
+    with pytest.raises(error, match=words):
+        klb.distill(student, teacher, VECTORS, **({"epochs": 1, "verbose": 0} | make()))
+
+
+def test_a_config_is_a_value():
+    assert klb.DistillConfig(loss="kl", variables=["a", "b"]) == klb.DistillConfig(loss="kl", variables=("a", "b"))
+    assert [klb.DistillConfig().weight_of_labels(given) for given in (True, False)] == [1.0, 0.0]
+    assert klb.DistillConfig(label_weight=0.5).weight_of_labels(True) == 0.5

@@ -118,7 +118,9 @@ def test_only_the_thresholds_change_and_the_loss_falls(pair):
     learned = {id(variable) for variable in thresholds(student)}
     others = [variable for variable in student.variables if id(variable) not in learned]
     before, fixed, factors = values(teacher.variables), values(others), values(thresholds(student))
-    history = klb.distill(student, teacher, VECTORS, epochs=8, batch_size=16, learning_rate=0.05, verbose=0)
+    history = klb.distill(
+        student, teacher, VECTORS, klb.DistillConfig(learning_rate=0.05), epochs=8, batch_size=16, verbose=0
+    )
     assert set(history.history) == {"loss", "agreement", "learning_rate"}
     assert history.history["loss"][-1] < 0.7 * history.history["loss"][0]
     assert same(before, values(teacher.variables))
@@ -133,7 +135,7 @@ def test_an_equal_student_has_loss_0_and_does_not_move(pair):
     twin.set_weights(teacher.get_weights())
     before = values(twin.variables)
     kernels = [twin.get_layer("head").kernel]
-    history = klb.distill(twin, teacher, VECTORS, epochs=1, variables=kernels, verbose=0)
+    history = klb.distill(twin, teacher, VECTORS, klb.DistillConfig(variables=kernels), epochs=1, verbose=0)
     assert abs(history.history["loss"][0]) < 1e-6
     assert history.history["agreement"] == [1.0]
     assert all(np.abs(a - b).max() < 1e-6 for a, b in zip(before, values(twin.variables), strict=True))
@@ -145,8 +147,8 @@ def test_history_holds_means_over_the_epoch(pair):
     frozen = klb.Distiller(student, teacher, loss="smooth_l1")
     frozen.compile("sgd")
     want = frozen.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)
-    arguments = {"loss": "smooth_l1", "learning_rate": 1e-12, "verbose": 0}
-    history = klb.distill(student, teacher, VECTORS, epochs=1, batch_size=20, **arguments)
+    config = klb.DistillConfig(loss="smooth_l1", learning_rate=1e-12)
+    history = klb.distill(student, teacher, VECTORS, config, epochs=1, batch_size=20, verbose=0)
     for name in ("loss", "agreement"):
         np.testing.assert_allclose(history.history[name], [want[name]], rtol=1e-4)
 
@@ -156,7 +158,8 @@ def test_cached_teacher_logits_change_nothing(pair):
     found = []
     for cache in (True, False):
         start_again(student)
-        klb.distill(student, teacher, VECTORS, epochs=2, batch_size=20, cache_teacher=cache, verbose=0, seed=3)
+        config = klb.DistillConfig(cache_teacher=cache)
+        klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=20, verbose=0, seed=3)
         found.append(values(thresholds(student)))
     for cached, computed in zip(*found, strict=True):
         np.testing.assert_allclose(cached, computed, rtol=0, atol=1e-5)  # predict's batches round in another order
@@ -184,14 +187,15 @@ def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
     learned = {id(variable) for variable in (*thresholds(student), *biases)}
     others = [variable for variable in student.variables if id(variable) not in learned]
     fixed, before = values(others), values(biases)
-    klb.distill(student, teacher, VECTORS, epochs=2, batch_size=16, variables="thresholds+biases", verbose=0)
+    config = klb.DistillConfig(variables="thresholds+biases")
+    klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=16, verbose=0)
     assert same(fixed, values(others))
     assert len(biases) == 2
     assert all(np.any(old != new) for old, new in zip(before, values(biases), strict=True))
     for variable, value in zip(biases, before, strict=True):
         variable.assign(value)
     with pytest.raises(ValueError, match="'thresholds\\+biases'"):
-        klb.distill(student, teacher, VECTORS, variables="biases", verbose=0)
+        klb.distill(student, teacher, VECTORS, klb.DistillConfig(variables="biases"), verbose=0)
 
 
 def test_betas_of_batch_norms_count_as_biases():
@@ -210,9 +214,8 @@ def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
     layers = [layer for layer in student.layers if hasattr(layer, "kernel_host")]
     weights = [weight for layer in layers for weight in (layer.kernel, layer.bias)]
     before, factors = values(weights), values(thresholds(student))
-    history = klb.distill(
-        student, teacher, VECTORS, epochs=6, batch_size=16, variables="pointwise", learning_rate=0.05, verbose=0
-    )
+    config = klb.DistillConfig(variables="pointwise", learning_rate=0.05)
+    history = klb.distill(student, teacher, VECTORS, config, epochs=6, batch_size=16, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert same(factors, values(thresholds(student)))
     old, new = (np.concatenate([value.ravel() for value in found]) for found in (before, values(weights)))

@@ -160,7 +160,7 @@ def test_two_layers_may_share_one_quantizer_value():
     ("make", "words"),
     [
         (lambda: QuantDense(4, kernel_quantizer="ternari"), "Known names"),
-        (lambda: QuantDense(4, format_version=99), "format version 99; this keras_lowbit reads up to 1"),
+        (lambda: QuantDense(4, format_version=99), "format version 99; this keras_lowbit reads up to 2"),
         (lambda: QuantActivation(format_version=99), "format version 99"),
         (lambda: QuantizerHost(None), "needs a quantizer, got None"),
         (lambda: QuantizerHost.from_config({"quantizer": "ternary", "format_version": "2"}), "format version '2'"),

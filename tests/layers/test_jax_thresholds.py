@@ -37,7 +37,7 @@ assert keras.backend.backend() == "jax"
 data, folder, report = np.load(sys.argv[1], allow_pickle=True), sys.argv[2], {}
 for case, config in json.loads(sys.argv[3]).items():
     quantizer = quantizers.get(config)
-    axes = () if quantizer.is_range else (-1,)
+    axes = () if quantizer.for_activations else (-1,)
     state = {name: np.float32(value) for name, value in data[case].item().items()}
 
     def total(real, state):
@@ -90,8 +90,8 @@ def test_values_and_gradients_are_those_of_tensorflow(jax_run, case):
     real = tf.constant(arrays["real"])
     with tf.GradientTape() as tape:
         tape.watch([real, *state.values()])
-        on_grid = quantizer(real, state, () if quantizer.is_range else (-1,), True)
-    specs = quantizer.state_specs((40, 5), () if quantizer.is_range else (-1,))
+        on_grid = quantizer(real, state, () if quantizer.for_activations else (-1,), True)
+    specs = quantizer.state_specs((40, 5), () if quantizer.for_activations else (-1,))
     trained = [name for name in state if specs[name].trainable]
     gradients = tape.gradient(on_grid, [real, *(state[name] for name in trained)], tf.constant(arrays["upstream"]))
     # One part in 2^22: XLA may fuse a product and a sum.

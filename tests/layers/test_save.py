@@ -14,7 +14,7 @@ from tests.support.process import run_python
 KERNELS = {
     "stochastic": Stochastic(Ternary()),
     "element": Stochastic(Binary(), "element", "softmax", "keep_error", seed=3),
-    "ternary": Ternary(optimal=True),
+    "ternary": Ternary(calibration="mse"),
     "uniform": Uniform(4, calibration="mse"),
 }
 NAMES = ["conv1d", "conv2d", "depthwise x2", "transpose", "dense"]

@@ -175,8 +175,7 @@ def test_float_output_is_one_product(kernel):
 
 
 def test_residual_addition_is_litert_add(kernel):
-    from keras_lowbit.deploy.graph.builder import GraphBuilder
-    from keras_lowbit.deploy.graph.tensors import Range
+    from keras_lowbit.deploy.graph import GraphBuilder, Range
     from keras_lowbit.deploy.reference.interpreter import run_reference
 
     rng = np.random.default_rng(8)

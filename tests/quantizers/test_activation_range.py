@@ -132,7 +132,7 @@ def gradient(quantizer, real, upstream, current):
 
 @pytest.mark.parametrize("quantizer", [ActivationRange(minimum=-1.0, maximum=2.0), ActivationRange()])
 def test_gradient_passes_inside_the_grid_on_its_ends_and_not_outside(quantizer):
-    current = None if quantizer.fixed else state(-1, 2, count=1)
+    current = None if quantizer.has_static_range else state(-1, 2, count=1)
     quantized = quantizer.encode(np.float32([-1e9, 1e9]), current or {})
     low, high = ops.convert_to_numpy(quantized.real)
     real = np.float32(

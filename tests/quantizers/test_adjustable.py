@@ -77,7 +77,7 @@ def test_asymmetric_golden_values():
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("granularity", "axes"), [("filter", (-1,)), ("filter", (2, 3)), ("tensor", (-1,))])
+@pytest.mark.parametrize(("granularity", "axes"), [("channel", (-1,)), ("channel", (2, 3)), ("tensor", (-1,))])
 def test_factor_1_is_the_base_bit_for_bit(bits, granularity, axes):
     kernel = RNG.normal(size=(3, 3, 4, 6)).astype("float32")
     base = Uniform(bits, granularity)
@@ -101,14 +101,14 @@ def test_factors_of_the_start_are_the_activation_range_bit_for_bit(bits, limits)
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("axes", [(-1,), (2, 3)])
-@pytest.mark.parametrize("granularity", ["filter", "tensor"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_values_and_gradients_of_weights_are_the_oracles(bits, axes, granularity):
     kernel = RNG.normal(size=(3, 3, 4, 6)).astype("float32")
     upstream, quantizer = RNG.normal(size=kernel.shape), AdjustableThreshold(Uniform(bits, granularity))
     state = state_of(quantizer, kernel.shape, axes)
     state["factor"] = tf.constant(RNG.uniform(0.5, 1.0, state["factor"].shape).astype("float32"))
     reduced = (0, 1) if axes == (2, 3) else (0, 1, 2)
-    largest = np.abs(kernel.astype(float)).max(axis=reduced if granularity == "filter" else None, keepdims=True)
+    largest = np.abs(kernel.astype(float)).max(axis=reduced if granularity == "channel" else None, keepdims=True)
     threshold = largest * np.float64(state["factor"].numpy())
     q = 2 ** (bits - 1) - 1
     keep = np.abs(kernel / threshold * q % 1 - 0.5) > 1e-4
@@ -209,7 +209,7 @@ def test_symmetric_activations_are_signed_by_data_or_by_argument(signed, minimum
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_equal_filters_have_the_scalar_grid_and_filters_of_their_own_fit_better(bits):
-    vector, scalar = (AdjustableThreshold(Uniform(bits, kind)) for kind in ("filter", "tensor"))
+    vector, scalar = (AdjustableThreshold(Uniform(bits, kind)) for kind in ("channel", "tensor"))
     row = RNG.normal(size=(3, 3, 4, 1))
     kernel = np.tile(row, (1, 1, 1, 5))
     results = [run(q, kernel, state_of(q, kernel.shape, (-1,), factor=0.7), (-1,)) for q in (vector, scalar)]
@@ -246,7 +246,7 @@ def test_what_is_trained_and_what_data_decide():
     assert {n for n, spec in ASYMMETRIC.state_specs((None, 8, 8, 3)).items() if spec.trainable} == {"left", "width"}
     fixed = AdjustableThreshold(ActivationRange(minimum=-1.0, maximum=1.0))
     assert set(fixed.state_specs((None, 3))) == {"factor"}
-    assert (fixed.fixed, fixed.is_range, AdjustableThreshold().is_range) == (True, True, False)
+    assert (fixed.has_static_range, fixed.for_activations, AdjustableThreshold().for_activations) == (True, True, False)
 
 
 def test_calibrated_weights_keep_their_threshold_and_uncalibrated_ones_follow_the_kernel():
@@ -275,7 +275,7 @@ def test_asymmetric_weights_start_at_their_ends():
 
 def test_start_mse_is_the_factor_of_least_squared_error():
     kernel = RNG.standard_t(3, size=(200, 6)).astype("float32")
-    quantizer = AdjustableThreshold(Uniform(4), start="mse")
+    quantizer = AdjustableThreshold(Uniform(4), calibration="mse")
     factor = quantizer.tuning_start(kernel, (-1,))["factor"].numpy().reshape(-1)
     ratios = np.arange(30, 101) / 100
     for index, row in enumerate(kernel.astype(float).T):
@@ -322,14 +322,14 @@ def test_stochastic_trains_the_factors_of_its_base():
     [
         (lambda: AdjustableThreshold(Ternary()), r"base: Uniform\(8\) for weights|needs a base Uniform"),
         (lambda: AdjustableThreshold(None), "needs a base"),
-        (lambda: AdjustableThreshold(Uniform(4, calibration="mse")), "write start='mse'"),
+        (lambda: AdjustableThreshold(Uniform(4, calibration="mse")), "write calibration='mse'"),
         (lambda: AdjustableThreshold(mode="affine"), "choose one of 'symmetric', 'asymmetric'"),
-        (lambda: AdjustableThreshold(start="best"), "choose one of 'max', 'mse'"),
+        (lambda: AdjustableThreshold(calibration="best"), "choose one of 'max', 'mse'"),
         (lambda: AdjustableThreshold(limits=(0.0, 1.0)), r"0 < low <= 1 <= high, got \(0.0, 1.0\)"),
         (lambda: AdjustableThreshold(limits=(0.5, 0.9)), r"0 < low <= 1 <= high, got \(0.5, 0.9\)"),
         (lambda: AdjustableThreshold(left_limits=(0.1, 0.4)), r"got \(0.1, 0.4\)"),
         (lambda: AdjustableThreshold(signed=False), "int8 weights are signed. Leave signed out"),
-        (lambda: AdjustableThreshold(RANGE, start="mse"), r"calibrate\(method='mse'\)"),
+        (lambda: AdjustableThreshold(RANGE, calibration="mse"), r"calibrate\(calibration='mse'\)"),
         (lambda: AdjustableThreshold().grid({}), "not the range of an activation"),
     ],
 )

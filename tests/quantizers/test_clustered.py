@@ -14,7 +14,7 @@ from tests.support import cluster_oracle as oracle
 
 GOLDEN = np.float32([0.9, -0.5, 0.1, -0.05, 0.3, -1.2, 0, 0.7])
 SHAPES = [(3, 3, 10, 3), (1, 1, 7, 4), (12, 5), (3, 5, 2), (2, 3, 1, 2)]
-MODES = ("rms", "rms_literal", "optimal")
+MODES = ("rms", "rms_literal", "mse")
 every_mode = pytest.mark.parametrize("mode", MODES)
 every_group = pytest.mark.parametrize("groups", ["kernels", "weights"])
 
@@ -47,15 +47,15 @@ def test_codes_and_scales_equal_the_oracle(mode, groups, size, shape):
 
 
 @every_group
-@pytest.mark.parametrize("exponent", ["filter", "layer"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_scales_are_rounded_with_one_exponent_for_each_filter_or_the_layer(groups, exponent, bits):
+def test_scales_are_rounded_with_one_exponent_for_each_filter_or_the_layer(groups, granularity, bits):
     weights = kernel((3, 3, 10, 4), seed=3) * np.float32([1, 1e-4, 0, 30])
-    quantizer = Clustered(Ternary(), 4, "rms", groups, scale_bits=bits, exponent=exponent)
+    quantizer = Clustered(Ternary(), 4, "rms", groups, scale_bits=bits, granularity=granularity)
     found = quantizer.structure(weights, {}, (-1,))
     codes, scales = oracle.ternary(weights, 4, "rms", groups)
     scales = scales.reshape(4, -1)
-    if exponent == "filter":
+    if granularity == "channel":
         wanted = [oracle.rounded(row, bits) for row in scales]
     else:
         whole, shared = oracle.rounded(scales.ravel(), bits)
@@ -63,7 +63,7 @@ def test_scales_are_rounded_with_one_exponent_for_each_filter_or_the_layer(group
     np.testing.assert_array_equal(found.exponent, [power for _, power in wanted])
     np.testing.assert_array_equal(found.alphas.reshape(-1, 4).T, _tap_major([row for row, _ in wanted], groups))
     np.testing.assert_array_equal(found.pattern, codes)
-    if exponent == "layer":
+    if granularity == "tensor":
         assert not found.alphas[..., 1].any()  # pitfall: one exponent for all starves small filters
 
 
@@ -119,7 +119,7 @@ def test_golden_vector_of_algorithm_2():
 @pytest.mark.parametrize("seed", range(4))
 def test_optimal_is_as_good_as_every_pattern(seed):
     weights = kernel((2, 2, 3, 4), seed)[:, :1]  # clusters of up to 2 * 1 * 3 weights
-    real = on_grid(weights, 3, "optimal", scale_bits=None)
+    real = on_grid(weights, 3, "mse", scale_bits=None)
     for where in oracle.clusters(weights.shape, 3):
         assert error(weights[where], real[where]) == pytest.approx(oracle.best_pattern_error(weights[where]), rel=1e-5)
 
@@ -133,10 +133,10 @@ def test_optimal_beats_the_other_modes_and_smaller_clusters_beat_larger_ones(sha
         for size in (1, 2, 4, 8)
     }
     for size in (1, 2, 4, 8):
-        assert of["optimal", size] <= of["rms", size] * (1 + 1e-6)
-        assert of["optimal", size] <= of["rms_literal", size] * (1 + 1e-6)
+        assert of["mse", size] <= of["rms", size] * (1 + 1e-6)
+        assert of["mse", size] <= of["rms_literal", size] * (1 + 1e-6)
     for small, large in ((1, 2), (2, 4), (4, 8)):
-        assert of["optimal", small] <= of["optimal", large] * (1 + 1e-6)
+        assert of["mse", small] <= of["mse", large] * (1 + 1e-6)
 
 
 def test_the_root_mean_square_is_above_the_mean_and_the_mean_fits_better():
@@ -162,8 +162,8 @@ def test_the_literal_threshold_makes_zeros_of_equal_weights():
 
 def test_clusters_of_all_input_channels_are_filters():
     weights = kernel((3, 3, 6, 5), seed=10)
-    real = on_grid(weights, 99, "optimal", scale_bits=None)
-    np.testing.assert_allclose(real, np.asarray(Ternary(optimal=True)(weights, {}, (-1,))), rtol=1e-6)
+    real = on_grid(weights, 99, "mse", scale_bits=None)
+    np.testing.assert_allclose(real, np.asarray(Ternary(calibration="mse")(weights, {}, (-1,))), rtol=1e-6)
 
 
 @every_mode
@@ -233,7 +233,7 @@ def test_without_the_int8_limit_products_are_larger_and_the_fit_is_the_scan():
 def test_measured_errors_of_gaussian_weights():
     """Relative squared errors as measured once for the design, 3x3 and 1x1 with N = 4 and 64."""
     rng = np.random.default_rng(0)
-    table = {"rms_literal": (0.448, 0.230, 0.471), "rms": (0.192, 0.102, 0.198), "optimal": (0.181, 0.101, 0.189)}
+    table = {"rms_literal": (0.448, 0.230, 0.471), "rms": (0.192, 0.102, 0.198), "mse": (0.181, 0.101, 0.189)}
     for column, (side, size) in enumerate(((3, 4), (1, 4), (3, 64))):
         weights = rng.normal(size=(side, side, 128, 64)).astype("float32")
         for mode, values in table.items():
@@ -258,7 +258,9 @@ def test_zeros_stay_zeros():
         assert not Clustered(base, 4).structure(weights, {}, (-1,)).alphas.any()
 
 
-@pytest.mark.parametrize("quantizer", [Clustered(), Clustered(mode="optimal", groups="weights"), Clustered(Uniform(4))])
+@pytest.mark.parametrize(
+    "quantizer", [Clustered(), Clustered(calibration="mse", groups="weights"), Clustered(Uniform(4))]
+)
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_graph_computes_the_bits_of_eager_mode(quantizer, jit):
     weights = kernel((3, 3, 10, 4), seed=17)
@@ -276,7 +278,7 @@ def test_gradients_pass_straight_through():
 
 @pytest.mark.parametrize(
     "quantizer",
-    [Clustered(), Clustered(Uniform(4), 64, groups="weights", exponent="layer"), Clustered(scale_bits=None)],
+    [Clustered(), Clustered(Uniform(4), 64, groups="weights", granularity="tensor"), Clustered(scale_bits=None)],
 )
 def test_json_round_trip(quantizer):
     assert quantizers.deserialize(json.loads(json.dumps(quantizers.serialize(quantizer)))) == quantizer
@@ -286,7 +288,7 @@ def test_sizes_bits_and_multiplications():
     shape = (3, 3, 10, 8)
     assert (Clustered().bits, Clustered(Uniform(4)).bits) == (2, 4)
     assert Clustered().scale_bytes(shape, (-1,)) == 3 * 8 + 8
-    assert Clustered(exponent="layer", groups="weights").scale_bytes(shape, (-1,)) == 9 * 3 * 8 + 1
+    assert Clustered(granularity="tensor", groups="weights").scale_bytes(shape, (-1,)) == 9 * 3 * 8 + 1
     assert Clustered().multiplications(shape, (-1,)) == 3
     assert Clustered(groups="weights").multiplications(shape, (-1,)) == 27
     assert Clustered(Uniform(4)).multiplications(shape, (-1,)) == 90
@@ -306,11 +308,11 @@ def test_inside_a_wrapper():
         (lambda: Clustered(Ternary(factor=0.75)), "finds thresholds and scales itself"),
         (lambda: Clustered("binary"), "Clustered needs Ternary"),
         (lambda: Clustered(None), "got None"),
-        (lambda: Clustered(mode="mean"), "'rms', 'rms_literal', 'optimal'"),
+        (lambda: Clustered(calibration="mean"), "'rms', 'rms_literal', 'mse'"),
         (lambda: Clustered(groups="filters"), "'kernels', 'weights'"),
         (lambda: Clustered(cluster_size=0), "at least 1, got 0"),
         (lambda: Clustered(scale_bits=9), "from 2 to 8"),
-        (lambda: Clustered(exponent="tensor"), "'filter', 'layer'"),
+        (lambda: Clustered(granularity="row"), "'channel', 'tensor'"),
         (lambda: Clustered()(np.zeros(3, "float32")), "give filter_axes"),
         (lambda: Clustered(groups="weights")(np.zeros((3, 3, 2, 1), "float32"), {}, (2, 3)), "depthwise"),
         (lambda: Clustered(scale_bits=None).structure(np.zeros((3, 2)), {}, (-1,)), "no codes"),

@@ -10,8 +10,8 @@ from keras import ops
 from keras_lowbit.quantizers import ActivationRange, Binary, Ternary, Uniform
 
 KERNEL = np.random.default_rng(7).normal(size=(3, 3, 8, 16)).astype("float32")
-UNIFORM = [Uniform(*choice) for choice in itertools.product(range(2, 9), ("filter", "tensor"), ("max", "percentile"))]
-QUANTIZERS = [Binary(), Ternary(), Ternary(optimal=True), Ternary(centered=True), *UNIFORM]
+UNIFORM = [Uniform(*choice) for choice in itertools.product(range(2, 9), ("channel", "tensor"), ("max", "percentile"))]
+QUANTIZERS = [Binary(), Ternary(), Ternary(calibration="mse"), Ternary(centered=True), *UNIFORM]
 
 
 @pytest.mark.parametrize("quantizer", [*QUANTIZERS, Uniform(4, calibration="mse")], ids=repr)

@@ -21,10 +21,10 @@ from keras_lowbit.quantizers import (
 
 EXAMPLES = [
     Binary(),
-    Binary(scope="layer"),
+    Binary(granularity="tensor"),
     Ternary(),
-    Ternary(factor=0.75, scope="layer", scale_scope="layer", centered=True),
-    Ternary(optimal=True),
+    Ternary(factor=0.75, granularity="tensor", scale_granularity="tensor", centered=True),
+    Ternary(calibration="mse"),
     Uniform(),
     Uniform(bits=3, granularity="tensor", calibration="percentile", percentile=99.0),
     Uniform(bits=4, calibration="mse"),
@@ -35,9 +35,9 @@ EXAMPLES = [
     Stochastic(Binary(), "element", "softmax", "keep_error", hybrid_evaluation=True, seed=7),
     Stochastic(Uniform(bits=4)),
     AdjustableThreshold(),
-    AdjustableThreshold(Uniform(4, "tensor"), limits=(0.4, 1.3), start="mse", project=False),
+    AdjustableThreshold(Uniform(4, "tensor"), limits=(0.4, 1.3), calibration="mse", project=False),
     AdjustableThreshold(ActivationRange(hold=True), mode="asymmetric", left_limits=(-0.1, 0.2), signed=False),
-    LearnedStep(Uniform(3), start="max"),
+    LearnedStep(Uniform(3), calibration="max"),
     LearnedStep(ActivationRange(4), signed=True),
     LearnedPowerOfTwo(),
 ]
@@ -83,11 +83,11 @@ def test_unknown_names_list_the_known_ones(identifier):
         (lambda: Uniform(bits=9), "got bits=9"),
         (lambda: Uniform(bits=4.0), "got bits=4.0"),
         (lambda: Uniform(bits=True), "got bits=True"),
-        (lambda: Uniform(granularity="channel"), "choose one of 'filter', 'tensor'"),
+        (lambda: Uniform(granularity="row"), "choose one of 'channel', 'tensor'"),
         (lambda: Uniform(calibration="kl"), "choose one of 'max', 'percentile', 'mse'"),
         (lambda: Uniform(percentile=0), r"percentile in \(0, 100\], got 0"),
-        (lambda: Binary(scope="row"), "choose one of 'filter', 'layer'"),
-        (lambda: Ternary(scale_scope="row"), "scale_scope='row'"),
+        (lambda: Binary(granularity="row"), "choose one of 'channel', 'tensor'"),
+        (lambda: Ternary(scale_granularity="row"), "scale_granularity='row'"),
         (lambda: Ternary(factor=-0.7), "factor >= 0, got -0.7. The paper uses 0.7"),
         (lambda: Ternary(factor=float("nan")), "got nan"),
         (lambda: ActivationRange(bits=16), "got bits=16"),
@@ -97,7 +97,7 @@ def test_unknown_names_list_the_known_ones(identifier):
         (lambda: Stochastic(None), "needs a base quantizer"),
         (lambda: Stochastic(Stochastic()), "needs a base quantizer"),
         (lambda: Stochastic("twn"), "Known names"),
-        (lambda: Stochastic(granularity="layer"), "choose one of 'filter', 'element'"),
+        (lambda: Stochastic(granularity="row"), "choose one of 'channel', 'element'"),
         (lambda: Stochastic(probability="log"), "choose one of 'constant', 'linear', 'softmax', 'sigmoid'"),
         (lambda: Stochastic(selection="sorted"), "choose one of 'quantize_inv_error', 'keep_error'"),
     ],
@@ -127,7 +127,7 @@ def test_only_stochastic_and_ranges_need_state():
 
 
 @pytest.mark.parametrize(
-    "quantizer", [Binary(), Ternary(), Ternary(optimal=True), Uniform(4), Uniform(4, calibration="mse")]
+    "quantizer", [Binary(), Ternary(), Ternary(calibration="mse"), Uniform(4), Uniform(4, calibration="mse")]
 )
 def test_a_nan_weight_shows_in_its_whole_filter_and_nowhere_else(quantizer):
     weights = np.random.default_rng(0).normal(size=(9, 3)).astype("float32")

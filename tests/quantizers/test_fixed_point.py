@@ -93,7 +93,7 @@ def test_powers_by_comparison_are_exact_at_both_sides_of_every_octave():
 
 def test_a_kernel_has_one_exponent_for_each_filter_or_for_the_layer():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype("float32") * [1e-3, 1, 7, 0, 30]
-    found = DynamicFixedPoint(8, scope="filter").encode(kernel, {}, (-1,))
+    found = DynamicFixedPoint(8, granularity="channel").encode(kernel, {}, (-1,))
     assert found.scale.shape == (1, 1, 1, 5)
     assert found.zero_point == 0
     for index in range(5):
@@ -129,7 +129,7 @@ def test_an_activation_saturates_where_int8_does_and_gradients_stop_there():
 def test_as_a_layers_kernel_and_range_it_holds_its_exponent_from_calibration_on():
     image = keras.Input((4,))
     hidden = layers.QuantActivation("relu", DynamicFixedPoint(8), name="range")(image)
-    out = layers.QuantDense(3, kernel_quantizer=DynamicFixedPoint(8, scope="filter"), name="dense")(hidden)
+    out = layers.QuantDense(3, kernel_quantizer=DynamicFixedPoint(8, granularity="channel"), name="dense")(hidden)
     model = keras.Model(image, out)
     dense, activation = model.get_layer("dense"), model.get_layer("range")
     assert dense.kernel_host.state == {}
@@ -149,12 +149,12 @@ def test_as_a_layers_kernel_and_range_it_holds_its_exponent_from_calibration_on(
 def test_a_nan_weight_shows_in_its_filter():
     kernel = np.ones((5, 3), np.float32)
     kernel[1, 1] = np.nan
-    real = np.asarray(DynamicFixedPoint(8, scope="filter")(kernel, {}, (-1,)))
+    real = np.asarray(DynamicFixedPoint(8, granularity="channel")(kernel, {}, (-1,)))
     assert np.isnan(real[:, 1]).any()
     assert np.isfinite(real[:, [0, 2]]).all()
 
 
-@pytest.mark.parametrize("quantizer", [DynamicFixedPoint(), DynamicFixedPoint(4, scope="filter", signed=True)])
+@pytest.mark.parametrize("quantizer", [DynamicFixedPoint(), DynamicFixedPoint(4, granularity="channel", signed=True)])
 def test_json_round_trip(quantizer):
     assert quantizers.deserialize(json.loads(json.dumps(quantizers.serialize(quantizer)))) == quantizer
 
@@ -163,7 +163,7 @@ def test_json_round_trip(quantizer):
     ("arguments", "words"),
     [
         ({"bits": 1}, "2 to 8 bits"),
-        ({"scope": "channel"}, "'filter', 'layer'"),
+        ({"granularity": "row"}, "'channel', 'tensor'"),
         ({"signed": False, "minimum": -1.0, "maximum": 1.0}, "Leave signed out"),
     ],
 )

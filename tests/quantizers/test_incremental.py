@@ -12,7 +12,7 @@ from keras_lowbit.quantizers import ActivationRange, Binary, Incremental, PowerO
 
 BASES = (
     PowerOfTwo(5),
-    PowerOfTwo(2, "filter"),
+    PowerOfTwo(2, "channel"),
     Ternary(),
     Uniform(4),
     Uniform(4, "tensor"),
@@ -124,7 +124,7 @@ def test_portions_lie_above_zero_and_never_shrink():
     quantizer, kernel = Incremental("ternary"), pruned_kernel()
     state = states(quantizer, kernel, (0.8,))[0]
     for portion in (0.5, 0.0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"frozen a portion of 0\.8.*cannot go to .*frozen weights do not thaw"):
+        with pytest.raises(ValueError, match=r"frozen a portion of 0\.8.*cannot go to .*frozen weights stay frozen"):
             quantizer.partitioned(kernel, state, portion, (-1,), np.random.default_rng(0))
     with pytest.raises(ValueError, match="cannot go to 0"):
         quantizer.partitioned(kernel, fresh_state(quantizer, kernel.shape), 0.0, (-1,), np.random.default_rng(0))

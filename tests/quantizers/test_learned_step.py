@@ -93,7 +93,9 @@ def test_lsq_of_activations_counts_the_features_of_one_sample(minimum, signed):
 def test_starts_of_lsq(start, bits):
     kernel = RNG.normal(size=(50, 3)).astype("float32")
     q = 2 ** (bits - 1) - 1
-    threshold = LearnedStep(Uniform(bits), start=start).tuning_start(kernel, (-1,))["threshold"].numpy().reshape(-1)
+    threshold = (
+        LearnedStep(Uniform(bits), calibration=start).tuning_start(kernel, (-1,))["threshold"].numpy().reshape(-1)
+    )
     ratios = np.arange(30, 101) / 100
     largest = np.abs(kernel.astype(float)).max(0)
     best = [
@@ -152,7 +154,7 @@ def test_tqt_of_activations_has_power_of_two_steps(minimum, maximum, zero_point,
     ("make", "words"),
     [
         (lambda: LearnedStep("ternary"), "needs a base"),
-        (lambda: LearnedStep(start="median"), "choose one of 'mean', 'max', 'mse'"),
+        (lambda: LearnedStep(calibration="median"), "choose one of 'mean', 'max', 'mse'"),
         (lambda: LearnedStep(limits=(2.0, 3.0)), "0 < low <= 1 <= high"),
         (lambda: LearnedPowerOfTwo(signed=False), "Leave signed out"),
     ],

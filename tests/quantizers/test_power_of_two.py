@@ -112,10 +112,10 @@ def test_overflow_saturates_where_the_paper_says_zero(bits, factor):
 
 def test_a_scale_per_filter():
     kernel = np.random.default_rng(3).normal(size=(3, 3, 2, 4)).astype("float32") * [1e-3, 1.0, 5.0, 0.0]
-    got = on_grid(kernel, 3, (-1,), scope="filter")
+    got = on_grid(kernel, 3, (-1,), granularity="channel")
     for index in range(4):
         np.testing.assert_array_equal(got[..., index], oracle(kernel.astype("float32")[..., index], 3))
-    assert PowerOfTwo(3, "filter").encode(kernel, {}, (-1,)).scale.shape == (1, 1, 1, 4)
+    assert PowerOfTwo(3, "channel").encode(kernel, {}, (-1,)).scale.shape == (1, 1, 1, 4)
     assert PowerOfTwo(3).encode(kernel, {}, (-1,)).scale.shape == (1, 1, 1, 1)
 
 
@@ -159,12 +159,12 @@ def test_mse_lowers_the_top_of_a_bell_shaped_kernel(bits, octaves):
 def test_mse_is_one_top_per_filter_where_asked():
     kernel = np.random.default_rng(3).normal(size=(3, 3, 2, 4)).astype(np.float32) * [1e-30, 1.0, 5.0, 0.0]
     kernel = kernel.astype(np.float32)
-    got = on_grid(kernel, 3, (-1,), scope="filter", calibration="mse")
+    got = on_grid(kernel, 3, (-1,), granularity="channel", calibration="mse")
     for index in range(4):
         np.testing.assert_array_equal(got[..., index], on_grid(kernel[..., index], 3, calibration="mse"))
     assert np.abs(got[..., 0]).max() > 0
     kernel[0, 0, 0, 1] = np.nan
-    spoilt = on_grid(kernel, 3, (-1,), scope="filter", calibration="mse")
+    spoilt = on_grid(kernel, 3, (-1,), granularity="channel", calibration="mse")
     assert np.isnan(spoilt[..., 1]).all()
     assert np.isfinite(np.delete(spoilt, 1, axis=-1)).all()
 
@@ -185,7 +185,7 @@ def test_a_layer_of_zeros_stays_zero(bits):
 def test_nan_is_not_hidden():
     values = np.asarray([[1.0, 2.0], [np.nan, 3.0]], np.float32)
     assert np.isnan(on_grid(values, 4)).all()
-    per_filter = on_grid(values, 4, (-1,), scope="filter")
+    per_filter = on_grid(values, 4, (-1,), granularity="channel")
     assert np.isnan(per_filter[:, 0]).all()
     assert np.isfinite(per_filter[:, 1]).all()
     assert np.isnan(np.asarray(PowerOfTwo(4).snap(values, np.ones((1, 1), np.float32)))[1, 0])
@@ -198,10 +198,10 @@ def test_other_widths_are_refused(bits):
 
 
 def test_config_and_name():
-    quantizer = PowerOfTwo(3, "filter")
+    quantizer = PowerOfTwo(3, "channel")
     assert get(quantizer.get_config()) == quantizer
     assert get("power_of_two") == PowerOfTwo(5)
-    with pytest.raises(ValueError, match="choose one of 'layer', 'filter'"):
-        PowerOfTwo(3, "channel")
+    with pytest.raises(ValueError, match="choose one of 'channel', 'tensor'"):
+        PowerOfTwo(3, "row")
     with pytest.raises(ValueError, match="choose one of 'max', 'mse'"):
         PowerOfTwo(3, calibration="best")

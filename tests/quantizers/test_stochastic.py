@@ -28,7 +28,7 @@ def mask(quantizer, ratio, seed=1, weights=KERNEL, axes=(-1,)):
     """Which units carry the base's values; every unit must be the base's or float throughout."""
     hybrid = quantize(quantizer, ratio, seed, weights, axes)
     base = ops.convert_to_numpy(quantizer.base(weights, {}, axes))
-    kept = axes if quantizer.granularity == "filter" else range(weights.ndim)
+    kept = axes if quantizer.granularity == "channel" else range(weights.ndim)
     drawn = oracle.rows(hybrid == base, kept).all(1)
     assert np.all(drawn | oracle.rows(hybrid == weights, kept).all(1)), "a unit is mixed"
     return drawn
@@ -36,7 +36,7 @@ def mask(quantizer, ratio, seed=1, weights=KERNEL, axes=(-1,)):
 
 @pytest.mark.parametrize("base", [Binary(), Ternary(), Uniform(4)])
 @pytest.mark.parametrize(("probability", "selection"), MODES)
-@pytest.mark.parametrize("granularity", ["filter", "element"])
+@pytest.mark.parametrize("granularity", ["channel", "element"])
 def test_ratio_0_is_the_float_kernel_and_ratio_1_the_base_in_one_compiled_graph(
     base, probability, selection, granularity
 ):
@@ -57,7 +57,7 @@ def test_ratio_0_is_the_float_kernel_and_ratio_1_the_base_in_one_compiled_graph(
     ("units", "ratio", "count"), [(64, 0.875, 56), (64, 0.5, 32), (10, 0.2, 2), (7, 0.5, 4), (3, 0.75, 3), (1, 0.5, 1)]
 )
 def test_exactly_the_asked_number_of_filters_in_every_draw(probability, selection, units, ratio, count):
-    quantizer = Stochastic(Ternary(), "filter", probability, selection)
+    quantizer = Stochastic(Ternary(), "channel", probability, selection)
     weights = RNG.normal(size=(5, units)).astype("float32")
     assert {mask(quantizer, ratio, seed, weights).sum() for seed in range(5)} == {count}
 
@@ -118,7 +118,7 @@ def test_two_layers_draw_independently():
 
 @pytest.mark.parametrize(("probability", "selection"), MODES)
 def test_masks_do_not_depend_on_the_unit_of_the_weights(probability, selection):
-    quantizer = Stochastic(Ternary(), "filter", probability, selection)
+    quantizer = Stochastic(Ternary(), "channel", probability, selection)
     for seed, exponent in ((1, 5), (2, -8), (3, 20)):
         scaled = KERNEL * np.float32(2.0**exponent)
         np.testing.assert_array_equal(
@@ -140,7 +140,7 @@ DEGENERATE = {
 @pytest.mark.parametrize(("probability", "selection"), MODES)
 @pytest.mark.parametrize("base", [Binary(), Ternary()])
 def test_degenerate_weights_stay_finite(weights, probability, selection, base):
-    quantizer = Stochastic(base, "filter", probability, selection)
+    quantizer = Stochastic(base, "channel", probability, selection)
     on_grid = ops.convert_to_numpy(base(weights, {}, (-1,)))
     for ratio in (0.0, 0.3, 1.0):
         hybrid = quantize(quantizer, ratio, weights=weights)

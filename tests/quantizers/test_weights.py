@@ -64,11 +64,11 @@ def test_binary_is_the_oracles(axes):
 
 
 @pytest.mark.parametrize("axes", FILTER_AXES.values(), ids=FILTER_AXES.keys())
-@pytest.mark.parametrize("scope", ["filter", "layer"])
-@pytest.mark.parametrize("scale_scope", ["filter", "layer"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("scale_granularity", ["channel", "tensor"])
 @pytest.mark.parametrize("centered", [False, True])
-def test_ternary_is_the_oracles(axes, scope, scale_scope, centered):
-    arguments = {"scope": scope, "scale_scope": scale_scope, "centered": centered}
+def test_ternary_is_the_oracles(axes, granularity, scale_granularity, centered):
+    arguments = {"granularity": granularity, "scale_granularity": scale_granularity, "centered": centered}
     codes, scale = parts(Ternary(**arguments), KERNEL, axes)
     filters = oracle.rows(KERNEL, axes)
     want_codes, want_scale, deltas = oracle.ternary(filters, 0.7, **arguments)
@@ -90,7 +90,7 @@ def test_sign_of_zero_is_plus_one_and_the_threshold_is_strict():
     [
         Binary(),
         Ternary(),
-        Ternary(optimal=True),
+        Ternary(calibration="mse"),
         Uniform(4),
         Uniform(4, calibration="mse"),
         Uniform(calibration="percentile"),
@@ -104,14 +104,14 @@ def test_a_filter_of_zeros_stays_zero(quantizer):
     assert np.isfinite(on_grid).all()
 
 
-@pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Ternary(optimal=True)])
+@pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Ternary(calibration="mse")])
 def test_no_more_values_than_levels_in_a_filter(quantizer):
     on_grid = quantize(quantizer, KERNEL)
     levels = {"binary": 2, "ternary": 3}[quantizer.name]
     assert all(len(np.unique(on_grid[..., index])) == levels for index in range(6))
 
 
-UNIFORM = list(itertools.product(range(2, 9), ("filter", "tensor"), ("max", "percentile", "mse")))
+UNIFORM = list(itertools.product(range(2, 9), ("channel", "tensor"), ("max", "percentile", "mse")))
 
 
 @pytest.mark.parametrize(("bits", "granularity", "calibration"), UNIFORM)
@@ -124,7 +124,7 @@ def test_uniform_codes_are_the_oracles_for_its_scale(bits, granularity, calibrat
     clear = np.abs(np.abs(steps - np.floor(steps)) - 0.5) > 1e-4  # away from ties of float32
     np.testing.assert_array_equal(codes[clear], oracle.symmetric(filters, scale, bits)[clear])
     assert np.abs(codes).max() <= limit
-    group = np.abs(filters) if granularity == "filter" else np.abs(filters).reshape(1, -1)
+    group = np.abs(filters) if granularity == "channel" else np.abs(filters).reshape(1, -1)
     if calibration == "max":
         want = group.max(1) / limit
         np.testing.assert_allclose(scale, np.broadcast_to(want, 6), rtol=2.0**-23)
@@ -136,7 +136,7 @@ def test_uniform_codes_are_the_oracles_for_its_scale(bits, granularity, calibrat
 weights = arrays(np.float32, (7, 3), elements=st.floats(-4, 4, width=32)).map(
     lambda array: np.where(np.abs(array) < 1e-4, 0, array).astype(np.float32)
 )
-QUANTIZERS = [Binary(), Ternary(), Ternary(optimal=True), Uniform(2), Uniform(8)]
+QUANTIZERS = [Binary(), Ternary(), Ternary(calibration="mse"), Uniform(2), Uniform(8)]
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=repr)
@@ -175,7 +175,7 @@ def test_the_optimum_is_never_worse_than_twn(real):
         return np.sum((quantize(quantizer, real).astype(float) - real) ** 2, axis=0)
 
     # Ties within float32: relative to the energy of the filter.
-    assert np.all(error(Ternary(optimal=True)) <= error(Ternary()) + 1e-5 * np.sum(real.astype(float) ** 2, 0))
+    assert np.all(error(Ternary(calibration="mse")) <= error(Ternary()) + 1e-5 * np.sum(real.astype(float) ** 2, 0))
 
 
 def gradient(quantizer, real, upstream):
@@ -186,7 +186,9 @@ def gradient(quantizer, real, upstream):
     return tape.gradient(on_grid, real, output_gradients=tf.constant(upstream)).numpy()
 
 
-@pytest.mark.parametrize("quantizer", [Binary(), Ternary(), Ternary(optimal=True), Uniform(4), Uniform(8, "tensor")])
+@pytest.mark.parametrize(
+    "quantizer", [Binary(), Ternary(), Ternary(calibration="mse"), Uniform(4), Uniform(8, "tensor")]
+)
 def test_gradient_is_the_upstream_on_both_sides_of_every_threshold(quantizer):
     upstream = RNG.normal(size=KERNEL.shape).astype("float32")
     np.testing.assert_array_equal(gradient(quantizer, KERNEL, upstream), upstream)

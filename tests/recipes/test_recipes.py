@@ -13,7 +13,7 @@ CUSTOM = Recipe(
     (
         Rule(None, layers=r"stem|.*/stem", position="first"),
         Rule(Uniform(4, calibration="mse"), kinds=("depthwise", "dense")),
-        Rule(Stochastic(Ternary(centered=True, scope="layer"), probability="softmax"), position="last"),
+        Rule(Stochastic(Ternary(centered=True, granularity="tensor"), probability="softmax"), position="last"),
     ),
     ActivationRange(bits=4, momentum=0.9),
     {"ratio": (0.5, 1.0)},
@@ -33,7 +33,7 @@ def test_json_both_ways_is_equal_and_plain(recipe):
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert recipes.get(json.loads(recipe.to_json())) == recipe
     assert Recipe.from_config(recipe.get_config()).to_json() == recipe.to_json()
-    assert recipe.get_config()["format_version"] == 1
+    assert recipe.get_config()["format_version"] == 2
 
 
 @every
@@ -58,12 +58,12 @@ def test_what_the_recipes_hold():
         assert recipes.get(f"inq-{bits}").plan == (Rule(Incremental(PowerOfTwo(bits))),)
     for bits in (2, 3):
         fitted = recipes.get(f"inq-{bits}-mse")
-        assert fitted.plan == (Rule(Incremental(PowerOfTwo(bits, scope="filter", calibration="mse"))),)
+        assert fitted.plan == (Rule(Incremental(PowerOfTwo(bits, granularity="channel", calibration="mse"))),)
         assert dataclasses.replace(fitted, name=f"inq-{bits}", plan=()) == recipes.get(f"inq-{bits}").replace(plan=())
     for name in NAMES:
         recipe = recipes.get(name)
         assert recipe.name == name
-        assert recipe.activations.is_range
+        assert quantizers.is_activation_quantizer(recipe.activations)
         assert recipe.activations.bits == 8
         assert recipe.source
 
@@ -88,10 +88,10 @@ def test_recipes_are_values_that_share_nothing():
     assert first.activations is not None
 
 
-@pytest.mark.parametrize("version", [None, 0, -1, 2, "1", 1.0, True])
+@pytest.mark.parametrize("version", [None, 0, -1, 3, "1", 1.0, True])
 def test_another_format_version_is_refused(version):
     config = {**CUSTOM.get_config(), "format_version": version}
-    with pytest.raises(ValueError, match=rf"format version {version!r} cannot be read; .* reads 1 to 1"):
+    with pytest.raises(ValueError, match=rf"format version {version!r} cannot be read; .* reads 1 to 2"):
         Recipe.from_config(config)
     del config["format_version"]
     with pytest.raises(ValueError, match="format version None"):

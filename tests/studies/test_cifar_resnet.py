@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowbit.data import load_cifar10_split
 from studies.common import cifar_resnet
+from studies.common.cifar10 import load_cifar10_split
 
 
 def test_depth_counts_the_weighted_layers():

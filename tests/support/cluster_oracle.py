@@ -68,7 +68,7 @@ def ternary(kernel, size, mode, groups="kernels"):
     """Codes in the kernel's layout and real scales in the order of `clusters`."""
     codes, scales = np.zeros(kernel.shape), []
     for where in clusters(kernel.shape, size, groups):
-        found = optimal(kernel[where]) if mode == "optimal" else rms(kernel[where], 1.0 if "literal" in mode else 0.5)
+        found = optimal(kernel[where]) if mode == "mse" else rms(kernel[where], 1.0 if "literal" in mode else 0.5)
         scales.append(found[0])
         codes[where] = found[1]
     return codes, np.array(scales)

@@ -4,8 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 
 GRID, OUT, SHAPE = Range(0.05, 3), Range(0.11, -7), (7, 9, 8)
 REFERENCE = OpResolverType.BUILTIN_REF
@@ -99,6 +98,16 @@ OPERATIONS = {
     },
     "sub from constant": lambda b: b.sub(b.constant("c", codes(8), 0.03, 4), "x", OUT, "y"),
     "mul up": lambda b: b.mul("x", "x", Range(0.001, 0), "y"),
+    **{
+        f"{op} {kind}": lambda b, op=op, other=other: b.operation(op, ("x", other(b)), "y")
+        for op in ("maximum", "minimum")
+        for kind, other in {
+            "tensors": lambda b: second(b, grid=GRID),
+            "broadcast": lambda b: second(b, (1, 1, 8), GRID),
+            "constant": lambda b: b.constant("c", codes(8), *GRID),
+            "scalar": lambda b: b.constant("c", codes(1), *GRID),
+        }.items()
+    },
     "concatenation": lambda b: b.concatenation(["x", second(b, (7, 9, 3), GRID), "x"], "y"),
     "concatenation rows": lambda b: b.concatenation(["x", second(b, (2, 9, 8), GRID)], "y", 1),
     "max_pool2d": lambda b: b.max_pool2d("x", "y", (2, 3), activation="relu"),

@@ -19,11 +19,11 @@ def binary(filters):
     return np.where(filters >= 0, 1, -1), np.array([np.abs(row).sum() / row.size for row in filters])
 
 
-def ternary(filters, factor=0.7, scope="filter", scale_scope="filter", centered=False):
+def ternary(filters, factor=0.7, granularity="channel", scale_granularity="channel", centered=False):
     """TWN of [filters, elements]: codes, one alpha per row, one threshold per row."""
     codes, deltas = np.zeros(filters.shape, int), []
     for index, row in enumerate(filters):
-        group = row if scope == "filter" else filters.ravel()
+        group = row if granularity == "channel" else filters.ravel()
         center = group.mean() if centered else 0.0
         delta = factor * np.mean([abs(value - center) for value in group])
         deltas.append(delta)
@@ -32,8 +32,8 @@ def ternary(filters, factor=0.7, scope="filter", scale_scope="filter", centered=
                 codes[index, position] = 1 if value > 0 else -1
     alphas = []
     for index in range(len(filters)):
-        where = codes[index] != 0 if scale_scope == "filter" else codes != 0
-        values = filters[index] if scale_scope == "filter" else filters
+        where = codes[index] != 0 if scale_granularity == "channel" else codes != 0
+        values = filters[index] if scale_granularity == "channel" else filters
         alphas.append(np.abs(values[where]).mean() if where.any() else 0.0)
     return codes, np.array(alphas), np.array(deltas)
 

@@ -6,8 +6,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 from tests.support.litert_oracle import float_model
 
 ACTIVATIONS = (None, None, "relu", "relu6")
@@ -219,6 +218,21 @@ def _arithmetic(g):
     return getattr(g.builder, operation)(x, other, out, g.name(operation), s.pick(ACTIVATIONS))
 
 
+def _extremum(g):
+    """Of two tensors of one range, or a tensor and a constant in it."""
+    x, s = g.take(), g.source
+    shape, grid = g.shape(x), g.tensor(x).range
+    fits = [n for n in g.live if g.shape(n) == shape and g.tensor(n).range == grid]
+    operation = s.pick(["maximum", "minimum"])
+    if s.integer(0, 1):
+        other = s.pick(fits)
+        g.read.add(other)
+    else:
+        constant = s.pick([shape[-1:], [1, *shape], [1]])
+        other = g.builder.constant(g.name("constant"), s.codes(constant), *grid)
+    return g.builder.operation(operation, (x, other), g.name(operation))
+
+
 def _concatenation(g):
     x, s = g.take(), g.source
     axis = s.integer(1, len(g.shape(x)))
@@ -307,6 +321,7 @@ OPERATIONS = (
     _fully_connected,
     _arithmetic,
     _arithmetic,
+    _extremum,
     _concatenation,
     _pool,
     _pool,

@@ -9,7 +9,7 @@ import tf_keras
 import keras_lowbit.tfmot as klt
 from keras_lowbit import quantizers
 from keras_lowbit.quantizers import ActivationRange, Clustered, Incremental, PowerOfTwo, Stochastic, Ternary, Uniform
-from keras_lowbit.tfmot.sites import ModelView, kernels_in, ranges_in
+from keras_lowbit.tfmot.wrappers import WrappedModel, kernels_in, ranges_in
 
 annotate = tfmot.quantization.keras.quantize_annotate_layer
 layers = tf_keras.layers
@@ -29,7 +29,7 @@ KERNEL_LAYERS = {
 CONFIGS = [
     klt.SQQuantizeConfig("binary", granularity="element", seed=7),
     klt.INQQuantizeConfig(bits=3, partition="random"),
-    klt.ClusteredQuantizeConfig(cluster_size=2, mode="optimal"),
+    klt.ClusteredQuantizeConfig(cluster_size=2, calibration="mse"),
     klt.FATQuantizeConfig(bits=4, limits=(0.4, 1.2)),
     klt.KernelQuantizeConfig(Uniform(4), None),
     klt.OutputQuantizeConfig(ActivationRange(minimum=0.0, maximum=6.0)),
@@ -162,7 +162,7 @@ def test_trained_thresholds_are_brought_back_into_their_limits():
 
 def test_ranges_follow_training_batches_and_no_others():
     model, _ = applied(layers.Dense(3), klt.KernelQuantizeConfig("uniform"), (4,))
-    (state,) = [host.state for path, host in ModelView(model).quantizer_hosts() if "activation" in path]
+    (state,) = [host.state for path, host in WrappedModel(model).quantizer_hosts() if "activation" in path]
     images = np.ones((2, 4), np.float32)
     model(images, training=False)
     assert float(state["count"]) == 0
@@ -176,5 +176,5 @@ def test_the_adapter_hands_back_what_it_was_given():
     again = tf_keras.utils.legacy.deserialize_keras_object(tf_keras.utils.legacy.serialize_keras_object(adapter))
     assert again == adapter
     assert again != klt.LowbitQuantizer(Stochastic(Uniform(4), seed=6), (-1,))
-    with pytest.raises(ValueError, match=r"format version 99; this keras_lowbit reads up to 1"):
+    with pytest.raises(ValueError, match=r"format version 99; this keras_lowbit reads up to 2"):
         klt.LowbitQuantizer.from_config(adapter.get_config() | {"format_version": 99})

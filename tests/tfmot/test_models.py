@@ -10,7 +10,7 @@ import keras_lowbit as klb
 import keras_lowbit.tfmot as klt
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Stochastic
-from keras_lowbit.tfmot.sites import ModelView
+from keras_lowbit.tfmot.wrappers import WrappedModel
 
 annotate = tfmot.quantization.keras.quantize_annotate_layer
 layers = tf_keras.layers
@@ -64,7 +64,7 @@ def test_a_trained_model_reloads_bit_for_bit_twice_and_trains_on(sq_model, file,
     with klt.scope():
         again = tf_keras.models.load_model(tmp_path / f"again_{file}")
     assert_equal_models(again, sq_model)
-    kernels = [kernel.kernel_quantizer for kernel in ModelView(again).kernel_layers()]
+    kernels = [kernel.kernel_quantizer for kernel in WrappedModel(again).kernel_layers()]
     assert kernels == [Stochastic("ternary")] * 2
     twin = klt.to_keras3(again)
     assert_equal_models(twin, klt.to_keras3(sq_model))
@@ -173,7 +173,7 @@ def test_conv_batch_norm_relu_is_one_operation_with_one_range(sq_model):
     assert found["bn"] == klt.NoOpQuantizeConfig()
     assert found["relu"] == klt.OutputQuantizeConfig()
     assert found["dense"] == kernel
-    ranges = [path for path, host in ModelView(sq_model).quantizer_hosts() if "count" in host.state]
+    ranges = [path for path, host in WrappedModel(sq_model).quantizer_hosts() if "count" in host.state]
     assert [path.partition("/")[0].partition("_")[2] for path in ranges[1:]] == ["relu", "pool", "dense"]
 
 
@@ -219,7 +219,7 @@ def test_the_heads_of_applications_convert_to_keras_3_models_that_export(name, e
     model = klt.quantize_model(cut(whole, end), "twn")
     images = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype(np.float32)
     model(images, training=True)
-    view = ModelView(model)
+    view = WrappedModel(model)
     assert len(view.kernel_layers()) == kernels
     twin = klt.to_keras3(model)
     outputs = np.asarray(model(images))
@@ -343,7 +343,7 @@ def test_ranges_freeze_from_an_epoch_on_and_the_cosine_rate_is_set():
     model.compile(tf_keras.optimizers.Adam(0.01), tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     freeze, cosine = klt.callbacks.FreezeRanges(1), klt.callbacks.CosineRestarts(0.02, period=4)
     logs = model.fit(*data(), batch_size=8, epochs=2, verbose=0, callbacks=[freeze, cosine]).history
-    states = [host.state for _, host in ModelView(model).quantizer_hosts() if "count" in host.state]
+    states = [host.state for _, host in WrappedModel(model).quantizer_hosts() if "count" in host.state]
     assert {(float(state["count"]), float(state["frozen"])) for state in states} == {(2.0, 1.0)}
     assert logs["learning_rate"] == [klb.schedules.cosine_restarts(step, 0.02, 4) for step in (1, 3)]
 

@@ -23,7 +23,7 @@ from keras_lowbit.quantizers import (
     Uniform,
 )
 from keras_lowbit.recipes import Recipe, Rule
-from keras_lowbit.tfmot.sites import ModelView
+from keras_lowbit.tfmot.wrappers import WrappedModel
 
 EPOCHS, SAMPLES, BATCH = 3, 16, 8
 
@@ -124,7 +124,7 @@ def test_training_leaves_the_same_bits(name, activations):
     activations = RANGES[activations]
     theirs, ours, logs = train_both(METHODS[name], activations)
     # The kernels that the forward pass multiplies with, straight from TFMOT's wrappers.
-    pairs = list(zip(ModelView(theirs).kernel_layers(), kernel_layers(ours), strict=True))
+    pairs = list(zip(WrappedModel(theirs).kernel_layers(), kernel_layers(ours), strict=True))
     assert len(pairs) == 4
     for their, our in pairs:
         np.testing.assert_array_equal(to_numpy(our.kernel), their.kernel.numpy())
@@ -143,12 +143,12 @@ def test_training_leaves_the_same_bits(name, activations):
 
 def test_training_flips_codes_and_draws_anew_in_every_step():
     theirs, untrained = twins(METHODS["sq, inq"])
-    before = weight_codes(ModelView(theirs))
+    before = weight_codes(WrappedModel(theirs))
     images, labels = data()
     theirs.fit(images, labels, epochs=2, batch_size=BATCH, verbose=0)
-    assert any((old != new).any() for old, new in zip(before, weight_codes(ModelView(theirs)), strict=True))
+    assert any((old != new).any() for old, new in zip(before, weight_codes(WrappedModel(theirs)), strict=True))
     ours = klt.to_keras3(theirs)
-    for their, our, old in zip(*map(kernel_layers, (ModelView(theirs), ours, untrained)), strict=True):
+    for their, our, old in zip(*map(kernel_layers, (WrappedModel(theirs), ours, untrained)), strict=True):
         if our.kernel_host.seed_generator is not None:
             state = to_numpy(our.kernel_host.seed_generator.state)
             np.testing.assert_array_equal(state - to_numpy(old.kernel_host.seed_generator.state), (0, 4))
@@ -159,5 +159,5 @@ def test_training_flips_codes_and_draws_anew_in_every_step():
 
 def test_a_recipe_names_the_same_quantizers_in_both():
     theirs = klt.quantize_model(small_network(), "inq-5")
-    kernels = [kernel.kernel_quantizer for kernel in ModelView(theirs).kernel_layers()]
+    kernels = [kernel.kernel_quantizer for kernel in WrappedModel(theirs).kernel_layers()]
     assert kernels == [recipes.get("inq-5").plan[0].kernel] * 4

@@ -6,25 +6,25 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.analysis.supported_forms import AUGMENTATIONS, DROPOUTS, lacks_form
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, unsupported_reason
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
 
 
-class Role(enum.Enum):
-    """How an operation takes part in the integer pipeline."""
+class Category(enum.Enum):
+    """How an operation takes part in the integer pipeline; the value says it in words for the report."""
 
     WEIGHTED = "weights on int8 inputs"
     BATCH_NORM = "per-channel affine, folds into the weighted layer before it"
-    CLIP = "relu or relu6, fuses with the operation before it"
-    COMPUTE = "makes new values: gets a range of its own"
-    FIXED = "its result has a range known beforehand"
-    KEEP = "moves or selects values: keeps the range of its input"
-    CONCAT = "its inputs and its result share one range"
-    GATED = "x * gate(x): becomes a gate with a fixed range and a product"
-    NESTED = "a model inside the model"
-    RANGE = "a range already in place"
-    ISLAND = "unknown here: runs in float between a dequantize and a quantize"
+    RELU = "relu or relu6, fuses with the operation before it"
+    NEEDS_RANGE = "makes new values: gets a range of its own"
+    FIXED_RANGE = "its result has a range known beforehand"
+    KEEPS_RANGE = "moves or selects values: keeps the range of its input"
+    SHARES_RANGE = "its inputs and its result share one range"
+    GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
+    NESTED_MODEL = "a model inside the model"
+    RANGE_LAYER = "a range already in place"
+    FLOAT = "unknown here: runs in float between a dequantize and a quantize"
 
 
 # Kernel kinds, the words of recipe rules.
@@ -45,10 +45,10 @@ QUANTIZED_CLASSES: dict[str, type[klb_layers.QuantizedLayer]] = {
     "Dense": klb_layers.QuantDense,
 }
 
-_SIMPLE: dict[str, Role] = {
+_SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
         "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean".split(),
-        Role.COMPUTE,
+        Category.NEEDS_RANGE,
     ),
     **dict.fromkeys(
         (
@@ -57,34 +57,34 @@ _SIMPLE: dict[str, Role] = {
             "GlobalAveragePooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D GetItem Squeeze "
             "ExpandDims Transpose Pad"
         ).split(),
-        Role.KEEP,
+        Category.KEEPS_RANGE,
     ),
-    **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Role.KEEP),
-    "Concatenate": Role.CONCAT,
-    "BatchNormalization": Role.BATCH_NORM,
-    "Relu": Role.CLIP,
-    "Relu6": Role.CLIP,
-    "Sigmoid": Role.FIXED,
-    "Tanh": Role.FIXED,
-    "HardSigmoid": Role.FIXED,
-    "Silu": Role.GATED,
-    "HardSilu": Role.GATED,
+    **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
+    **dict.fromkeys(("Concatenate", "Maximum", "Minimum"), Category.SHARES_RANGE),
+    "BatchNormalization": Category.BATCH_NORM,
+    "Relu": Category.RELU,
+    "Relu6": Category.RELU,
+    "Sigmoid": Category.FIXED_RANGE,
+    "Tanh": Category.FIXED_RANGE,
+    "HardSigmoid": Category.FIXED_RANGE,
+    "Silu": Category.GATED_ACTIVATION,
+    "HardSilu": Category.GATED_ACTIVATION,
 }
 
 # By the name Keras serialises an activation function under.
-_ACTIVATIONS: dict[str, Role] = {
-    "linear": Role.KEEP,
-    "relu": Role.CLIP,
-    "relu6": Role.CLIP,
-    "sigmoid": Role.FIXED,
-    "tanh": Role.FIXED,
-    "hard_sigmoid": Role.FIXED,
-    "silu": Role.GATED,
-    "swish": Role.GATED,
-    "hard_silu": Role.GATED,
-    "hard_swish": Role.GATED,
-    "softmax": Role.COMPUTE,
-    "leaky_relu": Role.COMPUTE,
+_ACTIVATIONS: dict[str, Category] = {
+    "linear": Category.KEEPS_RANGE,
+    "relu": Category.RELU,
+    "relu6": Category.RELU,
+    "sigmoid": Category.FIXED_RANGE,
+    "tanh": Category.FIXED_RANGE,
+    "hard_sigmoid": Category.FIXED_RANGE,
+    "silu": Category.GATED_ACTIVATION,
+    "swish": Category.GATED_ACTIVATION,
+    "hard_silu": Category.GATED_ACTIVATION,
+    "hard_swish": Category.GATED_ACTIVATION,
+    "softmax": Category.NEEDS_RANGE,
+    "leaky_relu": Category.NEEDS_RANGE,
 }
 
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
@@ -128,35 +128,36 @@ def fuses(operation: Any) -> bool:
     return activation_name(operation) in ("linear", "relu", "relu6")
 
 
-def role_of(call: Call) -> Role:
-    """The role of a call."""
-    role = _usual_role(call.operation)
-    if role in (Role.RANGE, Role.NESTED, Role.ISLAND):
-        return role
-    return Role.ISLAND if len(call.outputs) > 1 or lacks_form(call, stock_kind(call.operation)) else role
+def category_of(call: Call) -> Category:
+    """The category of a call: that of its operation, or FLOAT if the integer pipeline does not support this call of it."""
+    category = _usual_category(call.operation)
+    if category in (Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT):
+        return category
+    refused = len(call.outputs) > 1 or unsupported_reason(call, stock_kind(call.operation))
+    return Category.FLOAT if refused else category
 
 
-def _usual_role(operation: Any) -> Role:
-    """The role of an operation called in a form that the integer pipeline has."""
+def _usual_category(operation: Any) -> Category:
+    """The category of an operation if the integer pipeline supports the call."""
     kind = stock_kind(operation)
     if isinstance(operation, klb_layers.QuantActivation):
-        return Role.RANGE
+        return Category.RANGE_LAYER
     if isinstance(operation, (keras.Sequential, keras.Model)):
-        return Role.NESTED if is_graph_model(operation) else Role.ISLAND
+        return Category.NESTED_MODEL if is_graph_model(operation) else Category.FLOAT
     if kind in KINDS:
-        return Role.WEIGHTED
+        return Category.WEIGHTED
     if kind == "Activation":
-        return _ACTIVATIONS.get(activation_name(operation), Role.ISLAND)
+        return _ACTIVATIONS.get(activation_name(operation), Category.FLOAT)
     if kind == "ReLU":
-        return Role.COMPUTE if operation.negative_slope else Role.CLIP
-    return _SIMPLE.get(kind, Role.ISLAND)
+        return Category.NEEDS_RANGE if operation.negative_slope else Category.RELU
+    return _SIMPLE.get(kind, Category.FLOAT)
 
 
-def why_island(call: Call) -> str:
-    """Why `role_of` says ISLAND, for the report."""
+def fallback_reason(call: Call) -> str:
+    """Why `category_of` says FLOAT, for the report."""
     operation, name = call.operation, type(call.operation).__name__
-    if _usual_role(operation) is not Role.ISLAND:
-        return lacks_form(call, stock_kind(operation)) or f"{name} has several outputs"
+    if _usual_category(operation) is not Category.FLOAT:
+        return unsupported_reason(call, stock_kind(operation)) or f"{name} has several outputs"
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
         return f"{name} is a class of {type(operation).__module__}, unknown here"
     if stock_kind(operation) == "Activation":

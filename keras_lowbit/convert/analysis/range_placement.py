@@ -1,19 +1,19 @@
 """Where activation ranges belong, so that training sees what the int8 integer pipeline will compute.
 
 A range stands after each value the integer pipeline stores: inputs; the result of a weighted layer, after the batch
-norm and the relu that fuse with it; sums, products, concatenations; the result of a float island. Operations that
+norm and the relu that fuse with it; sums, products, concatenations; the result of a float operation. Operations that
 only move or select values keep the range of their input.
 """
 
 import dataclasses
 from collections.abc import Container
 
-from keras_lowbit.convert.analysis.operations import FIXED_RANGES, KINDS, Role, activation_name, fuses, stock_kind
+from keras_lowbit.convert.analysis.operations import FIXED_RANGES, KINDS, Category, activation_name, fuses, stock_kind
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.
-_TAKES_CLIP = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
+_TAKES_RELU = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _PROBABILITIES = ("softmax", "sigmoid")
 
@@ -37,7 +37,11 @@ class RangePlan:
 
 
 def plan_ranges(
-    graph: CallGraph, roles: dict[Call, Role], activation: Quantizer | None, final: Container[int], nested: bool = False
+    graph: CallGraph,
+    categories: dict[Call, Category],
+    activation: Quantizer | None,
+    final: Container[int],
+    nested: bool = False,
 ) -> RangePlan:
     """The ranges of one model (one level: nested models plan their own).
 
@@ -47,7 +51,7 @@ def plan_ranges(
     plan = RangePlan()
     if activation is None:
         return plan
-    planner = _Planner(graph, roles, activation, final, plan)
+    planner = _Planner(graph, categories, activation, final, plan)
     if not nested:
         for key in graph.inputs:
             planner.after(key, activation)
@@ -66,22 +70,24 @@ class _Planner:
     def __init__(
         self,
         graph: CallGraph,
-        roles: dict[Call, Role],
+        categories: dict[Call, Category],
         activation: Quantizer,
         final: Container[int],
         plan: RangePlan,
     ) -> None:
-        self.graph, self.roles, self.activation, self.final, self.plan = graph, roles, activation, final, plan
+        self.graph, self.categories, self.activation, self.final, self.plan = graph, categories, activation, final, plan
 
     def visit(self, call: Call) -> None:
-        role = self.roles[call]
-        if role in (Role.KEEP, Role.RANGE, Role.NESTED):
+        category = self.categories[call]
+        if category in (Category.KEEPS_RANGE, Category.RANGE_LAYER, Category.NESTED_MODEL):
             return
-        if role is Role.WEIGHTED:
+        if category is Category.WEIGHTED:
             self._weighted(call)
-        elif role is Role.ISLAND:
-            self._island(call)
-        elif role is Role.FIXED or (stock_kind(call.operation) in ("Softmax", "Activation") and role is Role.COMPUTE):
+        elif category is Category.FLOAT:
+            self._float(call)
+        elif category is Category.FIXED_RANGE or (
+            stock_kind(call.operation) in ("Softmax", "Activation") and category is Category.NEEDS_RANGE
+        ):
             self._bounded(call)
         elif not self._waits(call):
             self.after(call.outputs[0], self.activation)
@@ -89,7 +95,7 @@ class _Planner:
     def after(self, key: int, quantizer: Quantizer) -> None:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
         consumer = self.graph.only_consumer(key)
-        in_place = consumer is not None and self.roles[consumer] is Role.RANGE
+        in_place = consumer is not None and self.categories[consumer] is Category.RANGE_LAYER
         if "float" in str(self.graph.tensors[key].dtype) and not in_place:
             self.plan.after[key] = quantizer
 
@@ -111,13 +117,13 @@ class _Planner:
         fixed = FIXED_RANGES.get("sigmoid" if name == "softmax" else name)
         self.after(key, self.activation if fixed is None else ActivationRange(minimum=fixed[0], maximum=fixed[1]))
 
-    def _island(self, call: Call) -> None:
+    def _float(self, call: Call) -> None:
         # Of stock layers only: what a user's layer does with its activation is unknown.
         if stock_kind(call.operation) in _ENDS_WITH_ACTIVATION and _function(call) in _PROBABILITIES:
             return self._bounded(call)
         for key in call.outputs:
             readers = self.graph.consumers(key)
-            if not readers or any(self.roles[reader] is not Role.ISLAND for reader in readers):
+            if not readers or any(self.categories[reader] is not Category.FLOAT for reader in readers):
                 self.after(key, self.activation)
         return None
 
@@ -126,22 +132,22 @@ class _Planner:
         reader = self.graph.only_consumer(call.outputs[0])
         if reader is None:
             return False
-        reader_role = self.roles[reader]
-        if reader_role is Role.CONCAT:
+        reader_category = self.categories[reader]
+        if reader_category is Category.SHARES_RANGE:
             return True
         linear = activation_name(call.operation) == "linear"
-        if reader_role is Role.BATCH_NORM:
-            return self.roles[call] is Role.WEIGHTED and linear
-        if reader_role is Role.CLIP:
-            role = self.roles[call]
-            takes = role is Role.COMPUTE and stock_kind(call.operation) in _TAKES_CLIP
-            return takes or role is Role.BATCH_NORM or (role is Role.WEIGHTED and linear)
+        if reader_category is Category.BATCH_NORM:
+            return self.categories[call] is Category.WEIGHTED and linear
+        if reader_category is Category.RELU:
+            category = self.categories[call]
+            takes = category is Category.NEEDS_RANGE and stock_kind(call.operation) in _TAKES_RELU
+            return takes or category is Category.BATCH_NORM or (category is Category.WEIGHTED and linear)
         return False
 
     def share_concatenations(self) -> None:
         """Concatenations that feed one another, directly or through range-keeping operations, share one range."""
         for call in self.graph.calls:
-            if self.roles[call] is not Role.CONCAT or call.outputs[0] not in self.plan.after:
+            if self.categories[call] is not Category.SHARES_RANGE or call.outputs[0] not in self.plan.after:
                 continue
             sources = [self._concat_behind(key) for key in call.inputs]
             roots = [self.plan.shared.get(key, key) for key in sources if key is not None and key in self.plan.after]
@@ -153,7 +159,7 @@ class _Planner:
 
     def _concat_behind(self, key: int) -> int | None:
         call = self.graph.producers.get(key)
-        while call is not None and self.roles[call] is Role.KEEP and call.inputs:
+        while call is not None and self.categories[call] is Category.KEEPS_RANGE and call.inputs:
             key = call.inputs[0]
             call = self.graph.producers.get(key)
-        return key if call is not None and self.roles[call] is Role.CONCAT else None
+        return key if call is not None and self.categories[call] is Category.SHARES_RANGE else None

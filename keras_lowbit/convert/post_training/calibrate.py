@@ -7,24 +7,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit.convert.post_training.observers import make_observer
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import as_taken, layers_of
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.find import hosts
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
+from keras_lowbit.quantizers.base import require_choice
+from keras_lowbit.quantizers.former import former_arguments
 
-METHODS = ("max", "percentile", "mse")
 
-
+@former_arguments(method="calibration={}")
 def calibrate(
     model: keras.Model,
     data: Any,
     *,
     batch_size: int = 32,
     steps: int | None = None,
-    method: str = "max",
+    calibration: str = "max",
     percentile: float = 99.99,
     verbose: int | bool = 1,
 ) -> dict[str, tuple[float, float]]:
@@ -35,13 +36,12 @@ def calibrate(
 
     data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
     batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
-    method: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
+    calibration: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
     verbose: 1 shows a progress bar, 0 nothing.
     Returns path of the range -> (minimum, maximum), in the units of the tensor.
-    Raises ValueError for a model without ranges, an unknown method, empty data, or NaN activations (naming the range).
+    Raises ValueError for a model without ranges, an unknown calibration, empty data, or NaN activations (naming the range).
     """
-    if method not in METHODS:
-        raise ValueError(f"calibrate got method={method!r}; choose one of {', '.join(map(repr, METHODS))}.")
+    require_choice("calibrate", "calibration", calibration, ("max", "percentile", "mse"))
     if not 50.0 < percentile <= 100.0:
         raise ValueError(f"calibrate got percentile={percentile!r}; give one in (50, 100], usual is 99.99.")
     ranges = activation_hosts(model)
@@ -50,9 +50,11 @@ def calibrate(
             f"{model.name!r} has no activation ranges to calibrate. Quantize it with a recipe whose activations are not "
             "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
         )
-    observers = {path: make_observer(method, int(host.quantizer.bits), percentile) for path, host in ranges.items()}
+    observers = {
+        path: make_observer(calibration, int(host.quantizer.bits), percentile) for path, host in ranges.items()
+    }
     with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
-        count = _watch_batches(model, data, batch_size, steps, verbose, ranges, observers)
+        count = _watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers)
         found = {path: observers[path].range() for path in ranges}
         for path, (low, high) in found.items():
             if low > high:
@@ -60,9 +62,8 @@ def calibrate(
                     f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
                 )
     for path, host in ranges.items():
-        low, high = found[path]
-        for name, value in host.quantizer.calibrated(low, high, count).items():
-            host.state[name].assign(value)
+        for variable, value in _range_values(host, *found[path], count):
+            variable.assign(value)
     return found
 
 
@@ -88,45 +89,37 @@ def _tuning_starts(model: keras.Model) -> Iterator[tuple[Any, Any]]:
                 values = host.quantizer.tuning_start(weights, host.filter_axes)
                 yield from ((host.state[name], value) for name, value in values.items())
     for _, host in hosts(model):
-        if host.quantizer.is_range and host.quantizer.fixed:
-            values = host.quantizer.calibrated(0.0, 0.0, 0)
-            yield from ((host.state[name], value) for name, value in values.items())
+        if host.activation_range is not None and host.activation_range.has_static_range:
+            yield from _range_values(host, 0.0, 0.0, 0)
+
+
+def _range_values(host: QuantizerHost, minimum: float, maximum: float, count: int) -> Iterator[tuple[Any, Any]]:
+    """Variables of a range, and their values once `count` batches lay in [minimum, maximum]."""
+    if host.activation_range is not None:
+        values = host.activation_range.state_from_min_max(minimum, maximum, count)
+        yield from ((host.state[name], value) for name, value in values.items())
 
 
 def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
-    """Path ("backbone/conv1_range/output_quantizer") -> host of every activation range that data decides."""
+    """Path ("backbone/conv1_range/output_quantizer") -> state layer of every activation range that data decide."""
     return {
         path: host
         for path, host in layers_of(model)
-        if isinstance(host, QuantizerHost)
-        # A kernel may have a quantizer that would be a range elsewhere (DynamicFixedPoint).
-        and not (host.filter_axes or host.quantizer.fixed)
-        and host.quantizer.is_range
+        if isinstance(host, QuantizerHost) and host.activation_range and not host.activation_range.has_static_range
     }
 
 
 def _watch_batches(
-    model: keras.Model,
-    data: Any,
-    batch_size: int,
-    steps: int | None,
-    verbose: int | bool,
-    ranges: dict[str, QuantizerHost],
-    observers: dict[str, Any],
+    model: keras.Model, batches: Batches, ranges: dict[str, QuantizerHost], observers: dict[str, Any]
 ) -> int:
-    stream = klb_data.batches(data, batch_size, steps)  # checks the numbers that the count divides by
-    total = klb_data.batch_count(data, batch_size, steps)
-    bar = keras.utils.Progbar(total, verbose=1 if verbose else 0, unit_name="batch")
+    """Show the activations at every range to its observer; how many batches there were."""
     count = 0
     try:
         for path, host in ranges.items():
             host.watch = _watcher(path, observers[path])
-        for batch in stream:
+        for batch in batches.with_progress():
             model(as_taken(model, batch), training=False)
             count += 1
-            bar.update(count, finalize=count == total)
-        if count != total:
-            bar.update(count, finalize=True)
     finally:
         for host in ranges.values():
             host.watch = None

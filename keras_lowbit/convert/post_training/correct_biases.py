@@ -1,16 +1,15 @@
 """correct_biases: the mean error that quantizing brings into each channel, taken out of its bias."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import stock_kind
-from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order
+from keras_lowbit.data import Batches
+from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
@@ -38,38 +37,33 @@ def correct_biases(
     Raises ValueError if no layer of the two models matches.
     Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D).
     """
-    wanted: dict[str, np.ndarray] = {}
-    found: dict[str, float] = {}
+    means: dict[str, np.ndarray] = {}  # of the float model
+    shifts: dict[str, float] = {}
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = mean_output(call, values)
+        means[call.path] = mean_output(call, values)
 
     def correct(call: Call, values: list[dict[int, Any]]) -> None:
-        shift = wanted[call.path] - mean_output(call, values)
+        shift = means[call.path] - mean_output(call, values)
         call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
-        found[call.path] = float(np.abs(shift).max())
+        shifts[call.path] = float(np.abs(shift).max())
 
-    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, correct, verbose)
-    return found
+    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, correct)
+    return shifts
 
 
 Visit = Callable[[Call, list[dict[int, Any]]], None]
 
 
 def layer_by_layer(
-    quantized: keras.Model,
-    reference: keras.Model,
-    data: Iterable[Any],
-    remember: Visit,
-    change: Visit,
-    verbose: int | bool,
+    quantized: keras.Model, reference: keras.Model, batches: Batches, remember: Visit, change: Visit
 ) -> None:
     """Run all batches through the float model, then through the quantized one, and stop at the layers that match.
 
     remember: sees a call of `reference` before it runs, and the values of every batch.   change: the same of `quantized`; it
     may change the layer, which the next ones then see.   ValueError if no layer of the two models matches.
     """
-    batches = list(data)
+    arrays = list(batches)
     graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
     targets = correctable(graphs[1], graphs[0])
     if not targets:
@@ -77,14 +71,20 @@ def layer_by_layer(
             f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
             "Give the model that was quantized, its batch norms folded."
         )
-    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
+    bar = keras.utils.Progbar(len(targets), verbose=1 if batches.verbose else 0, unit_name="layer")
 
     def change_and_count(call: Call, values: list[dict[int, Any]]) -> None:
         change(call, values)
         bar.add(1)
 
     for model, graph, visit in zip((reference, quantized), graphs, (remember, change_and_count), strict=True):
-        walk(graph, [inputs_in_order(model, batch) for batch in batches], dict.fromkeys(targets, visit))
+        _visit(graph, [inputs_in_order(model, batch) for batch in arrays], targets, visit)
+
+
+def _visit(graph: CallGraph, batches: list[list[Any]], paths: list[str], visit: Visit) -> None:
+    """Run all batches call by call; before the calls of some paths show the call and the values of every batch."""
+    values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
+    run_calls(graph.calls, values, before=lambda call: visit(call, values) if call.path in paths else None)
 
 
 def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
@@ -98,14 +98,13 @@ def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str |
     The pointwise half of a separable convolution has its name, and the whole of it as its twin.
     """
     twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel") or _is_separable(call)}
-    runs = Counter(id(call.operation) for call in graph.calls)
 
     def reason(call: Call) -> str | None:
         layer = call.operation
         if call.path not in twins:
             return "no layer of its path in the float model"
-        if runs[id(layer)] > 1:
-            return f"shared: it runs {runs[id(layer)]} times"
+        if graph.uses(layer) > 1:
+            return f"shared: it runs {graph.uses(layer)} times"
         if layer.bias is None:
             return "it has no bias"
         return None if layer.bias_quantizer is None else "its bias is quantized"
@@ -115,17 +114,6 @@ def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str |
 
 def _is_separable(call: Call) -> bool:
     return stock_kind(call.operation) == "SeparableConv2D"
-
-
-def walk(graph: CallGraph, batches: list[list[Any]], visits: Mapping[str, Visit]) -> None:
-    """Run all batches call by call; before the calls of some paths show call and values. Values live until last used."""
-    values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
-    for call in graph.calls:
-        if call.path in visits:
-            visits[call.path](call, values)
-        for known in values:
-            known |= dict(zip(call.outputs, call.run(known), strict=True))
-            graph.release(call, known)
 
 
 def mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:

@@ -1,17 +1,18 @@
 """equalize: cross-layer equalization, the data-free way to give all channels similar ranges."""
 
-from collections import Counter
-from typing import Any, Literal, overload
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training import layer_pairs as pairs
-from keras_lowbit.convert.post_training.layer_pairs import Pair
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
-from keras_lowbit.keras_graph.calls import Call, calls_of
-from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
+from keras_lowbit.convert.post_training.layer_pairs import Pair, Weights
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
+from keras_lowbit.data import Batches
+from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
 from keras_lowbit.quantizers.base import require_choice
 
 _CONVERGED = 1e-3  # of log(s), largest over all channels of all pairs
@@ -19,30 +20,6 @@ _LARGEST_SCALE = 1e3  # of a channel in all rounds together: filters of (almost)
 _LOCKED_ABOVE = 5.9
 
 
-@overload
-def equalize(
-    model: keras.Model,
-    data: Any = None,
-    *,
-    relu6: str = "keep",
-    iterations: int = 40,
-    return_report: Literal[False] = False,
-    batch_size: int = 32,
-    steps: int | None = None,
-    verbose: int | bool = 1,
-) -> keras.Model: ...
-@overload
-def equalize(
-    model: keras.Model,
-    data: Any = None,
-    *,
-    relu6: str = "keep",
-    iterations: int = 40,
-    return_report: Literal[True],
-    batch_size: int = 32,
-    steps: int | None = None,
-    verbose: int | bool = 1,
-) -> tuple[keras.Model, ConversionReport]: ...
 def equalize(
     model: keras.Model,
     data: Any = None,
@@ -73,70 +50,78 @@ def equalize(
     """
     require_choice("equalize", "relu6", relu6, ("relu", "keep"))
     graph = calls_of(model, inline=True)
-    runs = Counter(id(call.operation) for call in graph.calls)
-    chosen: list[Pair] = []
-    rows: dict[str, LayerReport] = {}
-    for pair in pairs.find_pairs(graph):
-        stays = _stays(pair, relu6, runs, data is not None) if isinstance(pair, Pair) else None
-        call, reason = (pair.first, stays) if isinstance(pair, Pair) else pair
-        if isinstance(pair, Pair) and reason is None:
-            chosen.append(pair)
-        rows[call.path] = LayerReport(call.path, call.kind, "left", reason or "")
+    found = [(call, _usable(graph, pair, relu6, data is not None)) for call, pair in pairs.find_pairs(graph)]
+    chosen = [pair for _, pair in found if isinstance(pair, Pair)]
     clipped = [pair.first.outputs[0] for pair in chosen if pair.activation == "relu6" and relu6 == "keep"]
-    maxima = pairs.channel_maxima(model, graph, clipped, data, batch_size, steps, verbose) if clipped else {}
-    weights = _equalized(chosen, maxima, iterations, rows)
-    edits = {key: Edit(weights=new) for key, new in weights.items()}
-    for pair in chosen:
-        if pair.activation == "relu6" and relu6 == "relu":
-            old = edits.get(id(pair.clip.operation), Edit())
-            edits[id(pair.clip.operation)] = Edit(config=_plain_relu(pair.clip), weights=old.weights)
-    changed = edited(model, edits)
+    maxima = pairs.channel_maxima(model, graph, clipped, Batches(data, batch_size, steps, verbose))
+    limits = {pair: _limits(maxima.get(pair.first.outputs[0])) for pair in chosen}
+    weights, factors = _equalized(limits, iterations)
+    changed = rewrite_model(model, _edits(weights, [pair.relu for pair in chosen if _is_replaced(pair, relu6)]))
+    rows = {
+        call.path: LayerReport.of(call, "left", pair.reason)
+        if isinstance(pair, Refused)
+        else LayerReport.of(call, "equalized", _detail(pair, factors[pair], limits[pair], relu6))
+        for call, pair in found
+    }
     report = ConversionReport(model.name, "equalize", tuple(rows.values()))
     return (changed, report) if return_report else changed
 
 
-def _stays(pair: Pair, relu6: str, runs: Counter[int], has_data: bool) -> str | None:
-    if pair.activation != "relu6":
-        return None
+def _usable(graph: CallGraph, pair: Pair | Refused, relu6: str, has_data: bool) -> Pair | Refused:
+    """The pair, or why it stays as it is."""
+    if isinstance(pair, Refused) or pair.activation != "relu6":
+        return pair
     if relu6 == "keep":
-        return None if has_data else f"{pair.clip.path} is a ReLU6: give data, or relu6='relu'"
-    if not pair.clip.is_layer or runs[id(pair.clip.operation)] > 1:
-        return f"{pair.clip.path} is a ReLU6 that cannot be replaced: it is no layer of its own"
-    return None
+        return pair if has_data else Refused(f"{pair.relu.path} is a ReLU6: give data, or relu6='relu'")
+    if not pair.relu.is_layer or graph.uses(pair.relu.operation) > 1:
+        return Refused(f"{pair.relu.path} is a ReLU6 that cannot be replaced: it is no layer of its own")
+    return pair
 
 
-def _plain_relu(clip: Call) -> dict[str, Any]:
-    return {"max_value": None} if stock_kind(clip.operation) == "ReLU" else {"activation": "relu"}
+def _is_replaced(pair: Pair, relu6: str) -> bool:
+    return pair.activation == "relu6" and relu6 == "relu"
 
 
 def _equalized(
-    chosen: list[Pair], maxima: dict[int, np.ndarray], iterations: int, rows: dict[str, LayerReport]
-) -> dict[int, dict[str, np.ndarray]]:
-    """New weights by the id of their layer; writes the rows of the report."""
-    layers = {id(call.operation): call.operation for pair in chosen for call in (pair.first, pair.second)}
-    weights = {key: weights_of(layer) for key, layer in layers.items()}
-    total = [np.ones(1)] * len(chosen)
-    limits = [_limits(maxima.get(pair.first.outputs[0])) for pair in chosen]
+    limits: Mapping[Pair, tuple[Any, Any]], iterations: int
+) -> tuple[dict[int, Weights], dict[Pair, np.ndarray]]:
+    """New weights by the id of their layer, and the factors s_k of each pair.
+
+    limits: the smallest and largest factor of the channels of each pair.
+    """
+    weights = {id(layer): weights_of(layer) for pair in limits for layer in pair.layers}
+    factors = dict.fromkeys(limits, np.ones(1))
     for _ in range(iterations):
         furthest = 0.0
-        for index, pair in enumerate(chosen):
-            first, second = pair.first.operation, pair.second.operation
-            r1 = pairs.filter_ranges(first, weights[id(first)]["kernel"])
-            r2 = pairs.input_ranges(second, weights[id(second)]["kernel"])
-            wanted = np.clip(total[index] * equalizing_factors(r1, r2), *limits[index])
-            scale = wanted / total[index]
-            weights[id(first)] = pairs.scale_filters(first, weights[id(first)], 1.0 / scale)
-            weights[id(second)] = pairs.scale_inputs(weights[id(second)], scale)
-            total[index] = wanted
-            furthest = max(furthest, float(np.abs(np.log(scale)).max()))
+        for pair, limit in limits.items():
+            first, second = pair.layers
+            old = weights[id(first)], weights[id(second)]
+            best = equalizing_factors(pairs.output_maxima(first, old[0]), pairs.input_maxima(second, old[1]))
+            factor = np.clip(factors[pair] * best, *limit)
+            change = factor / factors[pair]
+            weights[id(first)] = pairs.scale_outputs(first, old[0], 1.0 / change)
+            weights[id(second)] = pairs.scale_inputs(second, old[1], change)
+            factors[pair] = factor
+            furthest = max(furthest, float(np.abs(np.log(change)).max()))
         if furthest < _CONVERGED:
             break
-    for pair, scale, (low, high) in zip(chosen, total, limits, strict=True):
-        locked = f", {int(np.sum(low == high))} of {scale.size} locked" if np.ndim(low) else ""
-        replaced = ", ReLU6 replaced by ReLU" if pair.activation == "relu6" and not np.ndim(low) else ""
-        detail = f"with {pair.second.path}: factors {scale.min():.3g} to {scale.max():.3g}{locked}{replaced}"
-        rows[pair.first.path] = LayerReport(pair.first.path, pair.first.kind, "equalized", detail)
-    return weights
+    return weights, factors
+
+
+def _edits(weights: Mapping[int, Weights], replaced: Iterable[Call]) -> dict[int, LayerEdit]:
+    """New weights for the layers, ReLU for the ReLU6 in `replaced`, which may be the activation of such a layer."""
+    edits = {key: LayerEdit(weights=new) for key, new in weights.items()}
+    for call in replaced:
+        config = {"max_value": None} if stock_kind(call.operation) == "ReLU" else {"activation": "relu"}
+        edits[id(call.operation)] = LayerEdit(config=config, weights=weights.get(id(call.operation), {}))
+    return edits
+
+
+def _detail(pair: Pair, factors: np.ndarray, limit: tuple[Any, Any], relu6: str) -> str:
+    low, high = limit
+    locked = f", {int(np.sum(low == high))} of {factors.size} locked" if np.ndim(low) else ""
+    replaced = ", ReLU6 replaced by ReLU" if _is_replaced(pair, relu6) else ""
+    return f"with {pair.second.path}: factors {factors.min():.3g} to {factors.max():.3g}{locked}{replaced}"
 
 
 def _limits(largest: np.ndarray | None) -> tuple[Any, Any]:

@@ -1,26 +1,22 @@
 """fold_batch_norms: batch norms become part of the weights and biases beside them."""
 
 import dataclasses
-from collections import Counter
-from typing import Any, Literal, overload
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import KINDS, activation_name, stock_kind
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, layers_inside
-from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
+from keras_lowbit.keras_graph.variables import batch_norm_affine
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS, KernelLayout
 
 Weights = dict[str, np.ndarray]
 
 
-@overload
-def fold_batch_norms(model: keras.Model, return_report: Literal[False] = False) -> keras.Model: ...
-@overload
-def fold_batch_norms(model: keras.Model, return_report: Literal[True]) -> tuple[keras.Model, ConversionReport]: ...
 def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     """A stock copy of a float model whose batch norms are part of the layers beside them; the same function.
 
@@ -39,7 +35,7 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
     plan = _Plan(model)
-    folded = edited(model, plan.edits())
+    folded = rewrite_model(model, plan.edits())
     return (folded, plan.report()) if return_report else folded
 
 
@@ -54,8 +50,7 @@ class _Plan:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self.graph: CallGraph = calls_of(model, inline=True)
-        self.runs = Counter(id(call.operation) for call in self.graph.calls)
-        self.weights: dict[int, tuple[Any, Weights]] = {}  # id of a layer -> the layer and its folded weights
+        self.weights: dict[int, Weights] = {}  # id of a layer -> its folded weights
         self.dropped: dict[int, Call] = {}  # id of a batch norm -> its call
         self.rows: list[LayerReport] = []
         for call in self.graph.calls:
@@ -64,43 +59,45 @@ class _Plan:
         for path in layers_inside(model, keras.layers.BatchNormalization):
             self.rows.append(LayerReport(path, "BatchNormalization", "left", "inside a custom layer"))
 
-    def edits(self) -> dict[int, Edit]:
-        found = {key: Edit(drop=True) for key in self.dropped}
-        return found | {key: Edit(config={"use_bias": True}, weights=new) for key, (_, new) in self.weights.items()}
+    def edits(self) -> dict[int, LayerEdit]:
+        found = {key: LayerEdit(drop=True) for key in self.dropped}
+        return found | {key: LayerEdit(config={"use_bias": True}, weights=new) for key, new in self.weights.items()}
 
     def report(self) -> ConversionReport:
         return ConversionReport(self.model.name, "fold_batch_norms", tuple(self.rows))
 
     def _visit(self, norm: Call) -> None:
-        reason = self._own_reason(norm)
-        if reason is None:
-            after, before = self._behind(norm), self._in_front(norm)
-            for fold in (after, before):
-                if isinstance(fold, _Fold):
-                    return self._apply(norm, fold)
-            reason = f"{after}; {before}"
-        self.rows.append(LayerReport(norm.path, norm.kind, "left", reason))
-        return None
-
-    def _apply(self, norm: Call, fold: "_Fold") -> None:
-        layer = fold.call.operation
-        self.weights[id(layer)] = (layer, fold.weights)
+        fold = self._fold(norm)
+        if isinstance(fold, Refused):
+            self.rows.append(LayerReport.of(norm, "left", fold.reason))
+            return
+        self.weights[id(fold.call.operation)] = fold.weights
         self.dropped[id(norm.operation)] = norm
-        self.rows.append(
-            LayerReport(norm.path, norm.kind, "folded", f"into {fold.call.path}, which stands {fold.where} it")
-        )
+        detail = f"into {fold.call.path}, which stands {fold.where} it"
+        self.rows.append(LayerReport.of(norm, "folded", detail))
+
+    def _fold(self, norm: Call) -> "_Fold | Refused":
+        """The fold into the layer before the batch norm, else into the one after it, else why there is neither."""
+        if reason := self._own_reason(norm):
+            return Refused(reason)
+        before = self._behind(norm)
+        if isinstance(before, _Fold):
+            return before
+        after = self._in_front(norm)
+        return after if isinstance(after, _Fold) else Refused(f"{before.reason}; {after.reason}")
 
     def _own_reason(self, norm: Call) -> str | None:
+        """Why a batch norm folds into no layer, whatever stands beside it; None if it may."""
         axes = len(norm.tensors[0].shape)
-        if self.runs[id(norm.operation)] > 1:
-            return f"shared: it runs {self.runs[id(norm.operation)]} times"
+        if self.graph.uses(norm.operation) > 1:
+            return f"shared: it runs {self.graph.uses(norm.operation)} times"
         if norm.operation.axis not in (-1, axes - 1):
             return f"normalises axis {norm.operation.axis}, not the last one"
         if any(constant is True for constant in norm.constants()):
             return "called with training=True: it uses the statistics of each batch"
         return None
 
-    def _behind(self, norm: Call) -> "_Fold | str":
+    def _behind(self, norm: Call) -> "_Fold | Refused":
         """The fold into the layer that makes the batch norm's input, or why there is none."""
         key = norm.inputs[0]
         call = self.graph.producers.get(key)
@@ -108,35 +105,39 @@ class _Plan:
             key = call.inputs[0]
             call = self.graph.producers.get(key)
         if call is None:
-            return "nothing before it: it reads an input"
+            return Refused("nothing before it: it reads an input")
         if reason := self._unfit(call):
-            return f"before it {reason}"
+            return Refused(f"before it {reason}")
         if activation_name(call.operation) != "linear":
-            return f"the activation {activation_name(call.operation)} of {call.path} stands between"
+            return Refused(f"the activation {activation_name(call.operation)} of {call.path} stands between")
         if self._only(norm.inputs[0]) is None:
-            return f"the output of {call.path} has other readers"
+            return Refused(f"the output of {call.path} has other readers")
         return _Fold(
-            call, "before", multiplied_outputs(call.operation, self._weights(call), *norm_affine(norm.operation))
+            call,
+            "before",
+            multiplied_outputs(stock_kind(call.operation), self._weights(call), *batch_norm_affine(norm.operation)),
         )
 
-    def _in_front(self, norm: Call) -> "_Fold | str":
+    def _in_front(self, norm: Call) -> "_Fold | Refused":
         """The fold into the only layer that reads the batch norm's output, or why there is none."""
         call = self._only(norm.outputs[0])
         if call is None:
-            return "its output has several readers or leaves the model"
+            return Refused("its output has several readers or leaves the model")
         if reason := self._unfit(call):
-            return f"after it {reason}"
-        factor, offset = norm_affine(norm.operation)
+            return Refused(f"after it {reason}")
+        factor, offset = batch_norm_affine(norm.operation)
         if np.any(offset) and _pads(call.operation):
-            return f"{call.path} after it pads with zeros, which would have to be {offset[np.argmax(abs(offset))]:.3g}"
-        return _Fold(call, "after", multiplied_inputs(call.operation, self._weights(call), factor, offset))
+            padding = offset[np.argmax(abs(offset))]
+            return Refused(f"{call.path} after it pads with zeros, which would have to be {padding:.3g}")
+        groups = getattr(call.operation, "groups", 1)
+        folded = multiplied_inputs(stock_kind(call.operation), self._weights(call), factor, offset, groups)
+        return _Fold(call, "after", folded)
 
     def _only(self, key: int) -> Call | None:
         return self.graph.only_consumer(key)
 
     def _weights(self, call: Call) -> Weights:
-        layer = call.operation
-        return self.weights[id(layer)][1] if id(layer) in self.weights else _with_bias(layer)
+        return self.weights.get(id(call.operation)) or _with_bias(call.operation)
 
     def _unfit(self, call: Call) -> str | None:
         """Why an operation cannot take a batch norm in."""
@@ -147,8 +148,8 @@ class _Plan:
             return f"stands {call.path} ({call.kind}), which has no weights to fold into"
         if getattr(operation, "data_format", "channels_last") != "channels_last":
             return f"stands {call.path}, which is channels_first"
-        if self.runs[id(operation)] > 1:
-            return f"stands {call.path}, which is shared: it runs {self.runs[id(operation)]} times"
+        if self.graph.uses(operation) > 1:
+            return f"stands {call.path}, which is shared: it runs {self.graph.uses(operation)} times"
         return None
 
 
@@ -159,75 +160,41 @@ class _Fold:
     weights: Weights
 
 
-def norm_affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``f = gamma / sqrt(variance + epsilon)`` and ``o = beta - mean * f`` of a batch norm, float64 [channels]."""
-    mean, variance = (to_numpy(moment).astype(np.float64) for moment in (layer.moving_mean, layer.moving_variance))
-    gamma = to_numpy(layer.gamma).astype(np.float64) if layer.scale else 1.0
-    beta = to_numpy(layer.beta).astype(np.float64) if layer.center else 0.0
-    factor = gamma / np.sqrt(variance + layer.epsilon)
-    return factor, beta - mean * factor
+def multiplied_outputs(kind: str, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
+    """Weights of a layer of that class followed by ``factor * y + offset``. factor, offset: [output channels]."""
+    name, layout = _making_outputs(kind)
+    kernel = weights[name] * layout.per_output(factor, weights[name].shape)
+    return weights | {name: kernel, "bias": weights["bias"] * factor + offset}
 
 
-def multiplied_outputs(layer: Any, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
-    """Weights of the layer followed by ``factor * y + offset``. factor, offset: [output channels]."""
-    new = dict(weights)
-    name = "pointwise_kernel" if "pointwise_kernel" in weights else "kernel"
-    kernel = weights[name]
-    kind = stock_kind(layer)
-    if kind == "DepthwiseConv2D":  # output channel = input channel * multiplier + index
-        new[name] = kernel * factor.reshape(kernel.shape[2:])
-    elif kind == "Conv2DTranspose":  # [height, width, output, input]
-        new[name] = kernel * factor[:, None]
-    else:
-        new[name] = kernel * factor
-    new["bias"] = weights["bias"] * factor + offset
-    return new
+def multiplied_inputs(kind: str, weights: Weights, factor: np.ndarray, offset: np.ndarray, groups: int = 1) -> Weights:
+    """Weights of a layer of that class behind ``factor * x + offset``. factor, offset: [input channels].
 
-
-def multiplied_inputs(layer: Any, weights: Weights, factor: np.ndarray, offset: np.ndarray) -> Weights:
-    """Weights of the layer behind ``factor * x + offset``. factor, offset: [input channels].
-
-    Exact without padding, or for offset 0.
+    Exact without padding, or for offset 0. groups: of a convolution.
     """
-    new, kind = dict(weights), stock_kind(layer)
-    if kind in ("DepthwiseConv2D", "SeparableConv2D"):
-        name = "kernel" if kind == "DepthwiseConv2D" else "depthwise_kernel"
-        new[name] = weights[name] * factor[:, None]
-        shift = (weights[name] * offset[:, None]).sum(axis=(0, 1)).reshape(-1)
-        new["bias"] = weights["bias"] + (
-            shift if kind == "DepthwiseConv2D" else shift @ weights["pointwise_kernel"][0, 0]
-        )
-        return new
-    kernel = weights["kernel"]
-    if kind == "Conv2DTranspose":
-        new["kernel"] = kernel * factor
-        new["bias"] = weights["bias"] + (kernel * offset).sum(axis=(0, 1, 3))
-        return new
-    per_weight = _input_of(kernel.shape, getattr(layer, "groups", 1))
-    new["kernel"] = kernel * factor[per_weight]
-    new["bias"] = weights["bias"] + (kernel * offset[per_weight]).sum(axis=tuple(range(kernel.ndim - 1)))
-    return new
+    name, layout = _reading_inputs(kind)
+    kernel = weights[name]
+    factors, offsets = (layout.per_input(values, kernel.shape, groups) for values in (factor, offset))
+    shift = (kernel * offsets).sum(axis=layout.inner_axes).reshape(-1)
+    if "pointwise_kernel" in weights:
+        shift = shift @ weights["pointwise_kernel"][0, 0]
+    return weights | {name: kernel * factors, "bias": weights["bias"] + shift}
 
 
-def _input_of(shape: tuple[int, ...], groups: int) -> np.ndarray:
-    """The input channel that each weight [channels of a group, outputs] of a (grouped) kernel is multiplied with."""
-    inside, outputs = shape[-2:]
-    return np.arange(inside)[:, None] + inside * (np.arange(outputs) // (outputs // groups))
+def _making_outputs(kind: str) -> tuple[str, KernelLayout]:
+    """The kernel that makes the outputs of a layer."""
+    return ("pointwise_kernel", LAYOUTS["Conv2D"]) if kind == "SeparableConv2D" else ("kernel", LAYOUTS[kind])
+
+
+def _reading_inputs(kind: str) -> tuple[str, KernelLayout]:
+    """The kernel that reads the inputs of a layer."""
+    return ("depthwise_kernel", LAYOUTS["DepthwiseConv2D"]) if kind == "SeparableConv2D" else ("kernel", LAYOUTS[kind])
 
 
 def _with_bias(layer: Any) -> Weights:
     weights = weights_of(layer)
-    if "bias" not in weights:
-        weights["bias"] = np.zeros(output_channels(layer))
-    return weights
-
-
-def output_channels(layer: Any) -> int:
-    """How many channels a stock layer with a kernel makes."""
-    kind = stock_kind(layer)
-    if kind == "DepthwiseConv2D":
-        return int(np.prod(layer.kernel.shape[2:]))
-    return int(layer.units if kind == "Dense" else layer.filters)
+    name, layout = _making_outputs(stock_kind(layer))
+    return {"bias": np.zeros(layout.output_channels(weights[name].shape)), **weights}
 
 
 def _pads(layer: Any) -> bool:

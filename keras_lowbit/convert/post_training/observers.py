@@ -1,6 +1,6 @@
 """What calibration remembers of a tensor: extremes, or a histogram to cut tails off."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -101,8 +101,8 @@ class LeastSquares(Histogram):
         return float(np.sum(self.counts * np.square(self.centers - on_grid)))
 
 
-def make_observer(method: str, bits: int, percentile: float) -> Any:
-    """The observer of a calibration method: "max", "percentile" or "mse"."""
-    if method == "max":
+def make_observer(calibration: str, bits: int, percentile: float) -> Observer:
+    """The observer of a calibration: "max", "percentile" or "mse"."""
+    if calibration == "max":
         return Extremes()
-    return Percentile(bits, percentile) if method == "percentile" else LeastSquares(bits)
+    return Percentile(bits, percentile) if calibration == "percentile" else LeastSquares(bits)

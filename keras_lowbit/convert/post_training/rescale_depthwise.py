@@ -1,42 +1,22 @@
 """rescale_depthwise: filters of one depthwise layer brought to similar ranges, for one scale per tensor."""
 
-from typing import Any, Literal, overload
+import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit.convert.post_training import layer_pairs as pairs
-from keras_lowbit.convert.post_training.layer_pairs import Pair
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.convert.post_training.layer_pairs import Pair, Weights
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import calls_of
-from keras_lowbit.keras_graph.edits import Edit, edited, weights_of
+from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
 
 # A dead channel (nothing above 0 on the data) or a tiny filter is not scaled up further than this.
 _LARGEST_SCALE = 1e3
 
 
-@overload
-def rescale_depthwise(
-    model: keras.Model,
-    data: Any,
-    *,
-    batch_size: int = 32,
-    steps: int | None = None,
-    locked_above: float = 5.9,
-    verbose: int | bool = 1,
-    return_report: Literal[False] = False,
-) -> keras.Model: ...
-@overload
-def rescale_depthwise(
-    model: keras.Model,
-    data: Any,
-    *,
-    batch_size: int = 32,
-    steps: int | None = None,
-    locked_above: float = 5.9,
-    verbose: int | bool = 1,
-    return_report: Literal[True],
-) -> tuple[keras.Model, ConversionReport]: ...
 def rescale_depthwise(
     model: keras.Model,
     data: Any,
@@ -69,35 +49,49 @@ def rescale_depthwise(
         )
     graph = calls_of(model, inline=True)
     found = list(pairs.find_pairs(graph, first=("DepthwiseConv2D",)))
-    keys = [pair.first.outputs[0] for pair in found if isinstance(pair, Pair)]
-    maxima = pairs.channel_maxima(model, graph, keys, data, batch_size, steps, verbose) if keys else {}
-    edits: dict[int, Edit] = {}
+    keys = [pair.first.outputs[0] for _, pair in found if isinstance(pair, Pair)]
+    maxima = pairs.channel_maxima(model, graph, keys, Batches(data, batch_size, steps, verbose))
+    weights: dict[int, Weights] = {}  # new ones by the id of their layer
     rows = []
-    for pair in found:
-        if not isinstance(pair, Pair):
-            rows.append(LayerReport(pair[0].path, pair[0].kind, "left", pair[1]))
+    for call, pair in found:
+        if isinstance(pair, Refused):
+            rows.append(LayerReport.of(call, "left", pair.reason))
             continue
-        rows.append(_rescale(pair, maxima[pair.first.outputs[0]].astype(np.float64), locked_above, edits))
-    rescaled = edited(model, edits)
+        old = [weights.get(id(layer)) or weights_of(layer) for layer in pair.layers]
+        factors = _factors(pair, old[0], maxima[call.outputs[0]].astype(np.float64), locked_above)
+        new = (
+            pairs.scale_outputs(pair.layers[0], old[0], factors.scales),
+            pairs.scale_inputs(pair.layers[1], old[1], 1.0 / factors.scales),
+        )
+        weights |= dict(zip(map(id, pair.layers), new, strict=True))
+        rows.append(LayerReport.of(call, "rescaled", f"with {pair.second.path}: {factors}"))
+    rescaled = rewrite_model(model, {key: LayerEdit(weights=new) for key, new in weights.items()})
     report = ConversionReport(model.name, "rescale_depthwise", tuple(rows))
     return (rescaled, report) if return_report else rescaled
 
 
-def _rescale(pair: Pair, largest: np.ndarray, locked_above: float, edits: dict[int, Edit]) -> LayerReport:
-    first, second = pair.first.operation, pair.second.operation
-    weights = {id(layer): dict(edits.get(id(layer), Edit()).weights) or weights_of(layer) for layer in (first, second)}
-    ranges = pairs.filter_ranges(first, weights[id(first)]["kernel"])
-    locked = (largest > locked_above) & (pair.activation == "relu6")
-    scales = rescale_factors(ranges, largest, locked, limited=pair.activation == "relu6")
-    edits[id(first)] = Edit(weights=pairs.scale_filters(first, weights[id(first)], scales))
-    edits[id(second)] = Edit(weights=pairs.scale_inputs(weights[id(second)], 1.0 / scales))
-    spread = [float(values.max() / max(values.min(), 1e-30)) for values in (ranges, ranges * scales)]
-    detail = (
-        f"with {pair.second.path}: {int(locked.sum())} of {len(scales)} channels locked, largest over smallest filter "
-    )
-    return LayerReport(
-        pair.first.path, pair.first.kind, "rescaled", detail + f"range {spread[0]:.3g} -> {spread[1]:.3g}"
-    )
+@dataclasses.dataclass(frozen=True)
+class _Factors:
+    """S_k, M_k and which channels are locked, [channels]; prints as in the report."""
+
+    scales: np.ndarray
+    ranges: np.ndarray
+    locked: np.ndarray
+
+    def __str__(self) -> str:
+        before, after = (v.max() / max(v.min(), 1e-30) for v in (self.ranges, self.ranges * self.scales))
+        return (
+            f"{int(self.locked.sum())} of {len(self.scales)} channels locked, largest over smallest filter range "
+            f"{before:.3g} -> {after:.3g}"
+        )
+
+
+def _factors(pair: Pair, depthwise: Weights, largest: np.ndarray, locked_above: float) -> _Factors:
+    """The factors of one depthwise layer. largest: X_k."""
+    limited = pair.activation == "relu6"
+    ranges = pairs.output_maxima(pair.first.operation, depthwise)
+    locked = (largest > locked_above) & limited
+    return _Factors(rescale_factors(ranges, largest, locked, limited), ranges, locked)
 
 
 def rescale_factors(ranges: np.ndarray, largest: np.ndarray, locked: np.ndarray, limited: bool) -> np.ndarray:

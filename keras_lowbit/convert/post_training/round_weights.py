@@ -6,13 +6,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit import data as klb_data
-from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training.correct_biases import candidates, layer_by_layer, mean_output
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 # Input vectors that the second moments of a layer are taken over: 30 for each dimension, within these limits.
 _ROWS = (4_000, 20_000)
@@ -49,7 +49,7 @@ def round_weights(
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
-    wanted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
+    remembered: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
     rows: list[LayerReport] = []
 
     def vectors(call: Call, values: list[dict[int, Any]]) -> np.ndarray | None:
@@ -57,17 +57,17 @@ def round_weights(
         return input_vectors(call.operation, [known[call.inputs[0]] for known in values], rng)
 
     def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        wanted[call.path] = mean_output(call, values), vectors(call, values)
+        remembered[call.path] = mean_output(call, values), vectors(call, values)
 
     def change(call: Call, values: list[dict[int, Any]]) -> None:
-        mean, real = wanted.pop(call.path)
+        mean, real = remembered.pop(call.path)
         rows.append(_round_layer(call, vectors(call, values), real))
         bias = call.operation.bias
         bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
 
-    layer_by_layer(quantized, reference, klb_data.batches(data, batch_size, steps), remember, change, verbose)
+    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, change)
     graphs = (calls_of(model, inline=True) for model in (quantized, reference))
-    left = {call.path: LayerReport(call.path, call.kind, "left", why) for call, why in candidates(*graphs) if why}
+    left = {call.path: LayerReport.of(call, "left", why) for call, why in candidates(*graphs) if why}
     return ConversionReport(quantized.name, "round_weights", (*rows, *left.values()))
 
 
@@ -76,31 +76,34 @@ def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -
     layer, old = call.operation, to_numpy(call.operation.kernel)
     if seen is None or real is None:
         kind = call.kind if seen is None else "half of a separable convolution"
-        return LayerReport(call.path, call.kind, "left", f"{kind} is not covered")
-    encoded = layer.kernel_host.encode(layer.kernel)
+        return LayerReport.of(call, "left", f"{kind} is not covered")
+    layout, encoded = LAYOUTS[stock_kind(layer)], layer.kernel_host.encode(layer.kernel)
     scale = np.broadcast_to(keras.ops.convert_to_numpy(encoded.scale), old.shape).astype(np.float64)
-    weights, scales = (_grouped(layer, value) for value in (old.astype(np.float64), scale))
+    weights, scales = (layout.grouped(value) for value in (old.astype(np.float64), scale))
     limit = 2 ** (int(layer.kernel_quantizer.bits) - 1) - 1
-    moments, target = regressed(weights, seen, real)
+    moments, target = least_squares_target(weights, seen, real)
     nearest = np.clip(np.round(weights / np.where(scales > 0, scales, 1.0)), -limit, limit)
     kept = _largest(weights)
-    full = np.where(kept, nearest, 0)
-    codes = descended(target, scales, moments, limit, rounded(target, scales, moments, limit, full), full)
-    latent = np.where(kept, weights, codes * scales)
-    layer.kernel.assign(_ungrouped(layer, latent, old.shape))
-    found = _grouped(layer, keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64))
-    if not np.array_equal(found, codes):
+    fixed = np.where(kept, nearest, 0)
+    greedy = gptq_round(target, scales, moments, limit, fixed)
+    codes = coordinate_descent(target, scales, moments, limit, greedy, fixed)
+    layer.kernel.assign(layout.ungrouped(np.where(kept, weights, codes * scales), old.shape))
+    found = keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes).astype(np.float64)
+    if not np.array_equal(layout.grouped(found), codes):
         layer.kernel.assign(old)
-        return LayerReport(call.path, call.kind, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
+        return LayerReport.of(call, "left", f"{layer.kernel_quantizer!r} is no even grid set by max |w|")
     errors = [output_error(target, c * scales, moments) for c in (nearest, codes)]
-    return LayerReport(call.path, call.kind, "rounded", f"relative output error {errors[0]:.3g} -> {errors[1]:.3g}")
+    return LayerReport.of(call, "rounded", f"relative output error {errors[0]:.3g} -> {errors[1]:.3g}")
 
 
-def regressed(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def least_squares_target(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Second moments C of the inputs seen, and the float weights that make of them what `weights` make of the real ones.
 
-    ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself. weights: [groups, inputs, outputs];
-    seen, real: [groups, vectors, inputs]. Not centred, though the bias makes up for the mean: on MobileNetV2 that was better.
+    ``C = E[seen seen^T]``, target ``(C + d)^-1 (E[seen real^T] + d) w``, damped by d: with equal inputs, w itself.
+    Not centred, though the bias makes up for the mean: on MobileNetV2 that was better.
+
+    weights: [groups, inputs, outputs].   seen, real: [groups, vectors, inputs], of the quantized and the float model.
+    Returns moments [groups, inputs, inputs] and target [groups, inputs, outputs], float64.
     """
     moments, mixed = (
         np.matmul(seen.transpose(0, 2, 1), part).astype(np.float64) / seen.shape[1] for part in (seen, real)
@@ -110,48 +113,55 @@ def regressed(weights: np.ndarray, seen: np.ndarray, real: np.ndarray) -> tuple[
 
 
 def _damping(moments: np.ndarray) -> np.ndarray:
-    """A share of the mean variance on the diagonal."""
+    """A share of the mean second moment on the diagonal, [groups, inputs, inputs]."""
     mean = np.einsum("gii->gi", moments).mean(1)
     return np.eye(moments.shape[1]) * np.maximum(_DAMPING * mean, 1e-12)[:, None, None]
 
 
-def rounded(weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, full: np.ndarray) -> np.ndarray:
-    """Codes in [-limit, limit] by greedy error compensation. weights, scales: [groups, inputs, outputs], float64.
+def gptq_round(
+    weights: np.ndarray, scales: np.ndarray, moments: np.ndarray, limit: int, fixed: np.ndarray
+) -> np.ndarray:
+    """Codes in [-limit, limit] by greedy error compensation, the weights on the strongest inputs first.
 
-    moments: [groups, inputs, inputs], ``E[x x^T]``.   full: True where a weight takes the end of the grid whatever the
-    error: the largest of a filter, which sets the scale of quantizers that go by max |w|.
+    The error of each rounded weight is spread over those not rounded yet, as far as their inputs correlate.
+
+    weights, scales: [groups, inputs, outputs], float64.   moments: [groups, inputs, inputs], ``E[x x^T]``.
+    fixed: [groups, inputs, outputs], codes that are given beforehand, 0 where there is none: the largest weight of a
+    filter takes the end of the grid whatever the error, since it sets the scale of quantizers that go by max |w|.
+    Returns codes [groups, inputs, outputs], float64.
     """
     groups, count, _ = weights.shape
     diagonal = np.einsum("gii->gi", moments)
-    order = np.argsort(-diagonal, axis=1, kind="stable")
+    order = np.argsort(-diagonal, axis=1, kind="stable")  # [groups, inputs]
     rows = np.arange(groups)[:, None]
     sorted_moments = (moments + _damping(moments))[rows[:, :, None], order[:, :, None], order[:, None, :]]
     upper = np.linalg.cholesky(np.linalg.inv(sorted_moments)).transpose(0, 2, 1)
-    left, steps, ends = (value[rows, order].copy() for value in (weights, scales, full))
+    left, steps, ends = (value[rows, order].copy() for value in (weights, scales, fixed))
     steps = np.where(steps > 0, steps, 1.0)
     codes = np.empty_like(left)
     for i in range(count):
         nearest = np.clip(np.round(left[:, i] / steps[:, i]), -limit, limit)
         codes[:, i] = np.where(ends[:, i] != 0, ends[:, i], nearest)
-        error = (left[:, i] - codes[:, i] * steps[:, i]) / upper[:, i, i, None]
+        error = (left[:, i] - codes[:, i] * steps[:, i]) / upper[:, i, i, None]  # [groups, outputs]
         left[:, i + 1 :] -= upper[:, i, i + 1 :, None] * error[:, None, :]
     result = np.empty_like(codes)
     result[rows, order] = codes
     return result
 
 
-def descended(
+def coordinate_descent(
     weights: np.ndarray,
     scales: np.ndarray,
     moments: np.ndarray,
     limit: int,
     codes: np.ndarray,
-    full: np.ndarray,
+    fixed: np.ndarray,
     sweeps: int = 3,
 ) -> np.ndarray:
     """Codes after some sweeps of coordinate descent: each in turn takes its best value while the others stay.
 
-    Arguments as for `rounded`; the error never grows.
+    The error never grows. codes: to start from, [groups, inputs, outputs]; the other arguments and the result as for
+    `gptq_round`.
     """
     codes, steps = codes.copy(), np.where(scales > 0, scales, 1.0)
     slopes = np.matmul(moments, weights - codes * scales)  # [groups, inputs, outputs]
@@ -160,8 +170,8 @@ def descended(
         for i in np.argsort(-diagonal.mean(axis=0)):
             curvature = np.maximum(diagonal[:, i, None], 1e-12)
             best = np.clip(np.round(codes[:, i] + slopes[:, i] / (curvature * steps[:, i])), -limit, limit)
-            best = np.where((full[:, i] != 0) | (diagonal[:, i, None] <= 0), codes[:, i], best)
-            change = (best - codes[:, i]) * scales[:, i]
+            best = np.where((fixed[:, i] != 0) | (diagonal[:, i, None] <= 0), codes[:, i], best)
+            change = (best - codes[:, i]) * scales[:, i]  # [groups, outputs]
             if change.any():
                 codes[:, i] = best
                 slopes -= moments[:, :, i, None] * change[:, None, :]
@@ -169,7 +179,7 @@ def descended(
 
 
 def output_error(weights: np.ndarray, on_grid: np.ndarray, moments: np.ndarray) -> float:
-    """``sqrt(E |x (w - q)|^2 / E |x w|^2)`` over all filters."""
+    """``sqrt(E |x (w - q)|^2 / E |x w|^2)`` over all filters. weights, on_grid: [groups, inputs, outputs]."""
     energies = [np.einsum("gio,gij,gjo->", part, moments, part, optimize=True) for part in (weights - on_grid, weights)]
     return float(np.sqrt(max(energies[0], 0.0) / max(energies[1], 1e-30)))
 
@@ -179,10 +189,10 @@ def input_vectors(layer: Any, inputs: list[Any], rng: np.random.Generator) -> np
     kind = stock_kind(layer)
     if kind not in ("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D") or getattr(layer, "groups", 1) > 1:
         return None
-    dimensions = _grouped(layer, to_numpy(layer.kernel)).shape[1]
+    dimensions = LAYOUTS[kind].grouped(to_numpy(layer.kernel)).shape[1]
     share = -(-min(max(30 * dimensions, _ROWS[0]), _ROWS[1]) // len(inputs))
     vectors = np.concatenate([_some(_patches(layer, kind, batch, 4 * share), share, rng) for batch in inputs])
-    if kind == "DepthwiseConv2D":
+    if LAYOUTS[kind].is_depthwise:
         channels = inputs[0].shape[-1]
         return vectors.reshape(len(vectors), -1, channels).transpose(2, 0, 1)
     return vectors[None]
@@ -215,14 +225,3 @@ def _some(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 def _largest(weights: np.ndarray) -> np.ndarray:
     """True at the first largest |w| of every filter of [groups, inputs, outputs]."""
     return np.arange(weights.shape[1])[None, :, None] == np.abs(weights).argmax(axis=1)[:, None, :]
-
-
-def _grouped(layer: klb_layers.QuantizedLayer, kernel: np.ndarray) -> np.ndarray:
-    """A kernel as [groups, inputs, outputs]: one group for each input channel of a depthwise layer."""
-    if stock_kind(layer) == "DepthwiseConv2D":
-        return kernel.reshape(-1, *kernel.shape[2:]).transpose(1, 0, 2)
-    return kernel.reshape(1, -1, kernel.shape[-1])
-
-
-def _ungrouped(layer: klb_layers.QuantizedLayer, grouped: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (grouped.transpose(1, 0, 2) if stock_kind(layer) == "DepthwiseConv2D" else grouped).reshape(shape)

@@ -1,8 +1,10 @@
-"""Reports for people: plain text tables, and the list of what `quantize_model` did with every layer."""
+"""What `quantize_model` and the post-training functions did with every layer of a model."""
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
+from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.tables import table
 
 
@@ -14,6 +16,21 @@ class LayerReport:
     layer: str
     outcome: str
     detail: str
+
+    @classmethod
+    def of(cls, call: Call, outcome: str, detail: str) -> "LayerReport":
+        """The row of a call."""
+        return cls(call.path, call.kind, outcome, detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """Stands in place of a result that there is not. reason: why, in words for the report.
+
+    Functions that only ask whether something fits return the reason itself, or None if it does.
+    """
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +60,24 @@ class ConversionReport:
     def outcomes(self, outcome: str) -> list[str]:
         """Paths of the layers with that outcome."""
         return [row.path for row in self.layers if row.outcome == outcome]
+
+
+class ReportBuilder:
+    """Collects the rows of a report. rows: one for each path."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, LayerReport] = {}
+
+    @property
+    def rows(self) -> tuple[LayerReport, ...]:
+        """The rows in the order in which they were added."""
+        return tuple(self._rows.values())
+
+    def add(self, path: str, operation: Any, outcome: str, detail: str) -> None:
+        """Add the row of a path, unless it has one."""
+        self._rows.setdefault(path, LayerReport(path, type(operation).__name__, outcome, detail))
+
+    def note(self, path: str, remark: str, outcome: str | None = None) -> None:
+        """Add a remark to the row of a path, if there is one, and change its outcome if one is given."""
+        if (row := self._rows.get(path)) is not None:
+            self._rows[path] = LayerReport(path, row.layer, outcome or row.outcome, f"{row.detail}; {remark}")

@@ -159,8 +159,7 @@ class FileBuilder:
         size = sum(b.data.size for b in self.model.buffers if b.data is not None)
         if size > LARGEST_FILE:
             raise ValueError(
-                f"the constants take {size:,} bytes: a LiteRT file holds at most "
-                f"{LARGEST_FILE:,}. "
+                f"the constants take {size:,} bytes: a LiteRT file holds at most {LARGEST_FILE:,}. "
                 "Split the model, or use weights='int4' or 'int2'"
             )
         builder = SharingBuilder(size + 65536)

@@ -23,7 +23,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import metadata_schema_py_generated as schema
 
 LABELS_FILE = "labels.txt"

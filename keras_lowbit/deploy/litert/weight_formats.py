@@ -52,19 +52,19 @@ def weighted_nodes(graph: IntegerGraph) -> list[Node]:
     return [node for node in graph.nodes if operation_of(node).weighted]
 
 
-def smallest_formats(graph: IntegerGraph, wanted: str) -> Formats:
-    """For every node with weights the smallest format not below `wanted` ("int8", "int4", "int2") that LiteRT runs exactly."""
-    return {node.name: _smallest(node, graph.tensors[node.inputs[1]], wanted) for node in weighted_nodes(graph)}
+def smallest_formats(graph: IntegerGraph, weights: str) -> Formats:
+    """For every node with weights the smallest format not below `weights` ("int8", "int4", "int2") that LiteRT runs exactly."""
+    return {node.name: _smallest(node, graph.tensors[node.inputs[1]], weights) for node in weighted_nodes(graph)}
 
 
-def _smallest(node: Node, kernel: Tensor, wanted: str) -> WeightFormat:
+def _smallest(node: Node, kernel: Tensor, weights: str) -> WeightFormat:
     dense = node.op == "fully_connected"
-    if wanted == "int8":
+    if weights == "int8":
         return WeightFormat("int8", dense, "asked for")
-    if reason := not_packable(node, kernel, wanted):
+    if reason := not_packable(node, kernel, weights):
         return WeightFormat("int8", False, reason)
     refused: list[str] = []
-    for kind in PACKED[PACKED.index(wanted) :]:
+    for kind in PACKED[PACKED.index(weights) :]:
         misfit = codes_misfit(kernel, BITS[kind])
         if misfit is None:
             return WeightFormat(kind, True, "; ".join(refused) or "asked for")
@@ -94,10 +94,10 @@ def with_dense_pointwise(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
     return IntegerGraph(tensors, tuple(nodes), graph.inputs, graph.outputs, graph.metadata)
 
 
-def not_packable(node: Node, kernel: Tensor, wanted: str = "packed") -> str | None:
+def not_packable(node: Node, kernel: Tensor, weights: str = "packed") -> str | None:
     """Why a node's weights cannot be packed whatever they are; None if they can."""
     reason = None if node.op == "fully_connected" else not_pointwise(node, kernel)
-    return reason and f"{reason}: LiteRT takes {wanted} weights in FULLY_CONNECTED only"
+    return reason and f"{reason}: LiteRT takes {weights} weights in FULLY_CONNECTED only"
 
 
 def not_pointwise(node: Node, kernel: Tensor) -> str | None:

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.files import atomic_write
@@ -75,8 +75,8 @@ def to_bytes(
     outputs = {name: _output(emitter, name, io) for name in graph.outputs}
     file.signature(inputs, outputs)
     labels = graph.metadata.get("labels") or []
-    about = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
-    file.metadata("keras_lowbit", json.dumps(about, sort_keys=True).encode())
+    notes = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
+    file.metadata("keras_lowbit", json.dumps(notes, sort_keys=True).encode())
     file.metadata("TFLITE_METADATA", describe(graph))
     return append_labels(file.pack(), labels), emitter.rows
 
@@ -103,8 +103,8 @@ def _metadata(content: bytes) -> dict[str, object] | None:
         entry = model.Metadata(i)
         if entry.Name() == b"keras_lowbit":
             labels = read_labels(content)
-            about = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
-            return about | ({"labels": labels} if labels else {})
+            notes = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return notes | ({"labels": labels} if labels else {})
     return None
 
 

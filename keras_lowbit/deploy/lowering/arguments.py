@@ -1,4 +1,4 @@
-"""What the ways into deployment are given: a sentence in place of an AttributeError for something of another kind."""
+"""Argument checks of the functions of `deploy`: a sentence in place of an AttributeError for a value of another kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.packed.layers import PackedLayer
 from keras_lowbit.keras_graph.calls import layers_of
 
@@ -26,8 +26,8 @@ def check_not_packed(model: keras.Model, caller: str) -> None:
     if packed:
         some = ", ".join(packed[:3]) + (", ..." if len(packed) > 3 else "")
         raise ValueError(
-            f"{caller} cannot use {model.name!r}, which keras_lowbit.pack has made (packed: {some}). Use the model that you "
-            "packed."
+            f"{caller} cannot use {model.name!r}, which keras_lowbit.pack has made (packed: {some}). "
+            "Use the model that you packed."
         )
 
 

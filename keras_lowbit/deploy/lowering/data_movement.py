@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.supported_forms import AUGMENTATIONS, DROPOUTS, index_of
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor
@@ -49,8 +49,8 @@ def _handler(move: Move) -> Handler:
 @moves("Reshape", "Flatten", "Squeeze", "ExpandDims")
 def _reshape(state: Lowering, call: Call, tensor: str) -> str:
     """Reshape, Flatten, Squeeze, ExpandDims: the sizes Keras found, with those of variable inputs filled in."""
-    wanted = [-1 if size is None else size for size in call.results[0].shape[1:]]
-    return state.builder.reshape(tensor, state.name(call.path), wanted)
+    sizes = [-1 if size is None else size for size in call.results[0].shape[1:]]
+    return state.builder.reshape(tensor, state.name(call.path), sizes)
 
 
 @moves("Permute", "Transpose")

@@ -10,19 +10,19 @@ import keras
 
 
 def convert_to_float(
-    run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, ...]], what: str, batch_size: int = 1
+    run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, ...]], description: str, batch_size: int = 1
 ) -> bytes:
     """The float .tflite bytes of `run(*tensors)` for inputs of those shapes (without batch).
 
     Its inputs and outputs have the order that they have in `run`.
-    what: names the piece in errors.   Raises ValueError if the piece mixes the samples of a batch, and with the
+    description: of the piece, for errors.   Raises ValueError if the piece mixes the samples of a batch, and with the
     converter's reason if it cannot be converted.
     """
     inputs = [keras.Input(shape, dtype="float32") for shape in shapes]
     if any(output.shape[0] is not None for output in run(*inputs)):
         raise ValueError(
-            f"{what} mixes the samples of a batch: its output has no batch axis. A device runs one sample at a time. Leave "
-            "it out of the exported model."
+            f"{description} mixes the samples of a batch: its output has no batch axis. A device runs one sample at a time. "
+            "Leave it out of the exported model."
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -30,7 +30,7 @@ def convert_to_float(
     except Exception as error:  # the converter raises its own classes, with pages of text
         known = re.search(r"'tf\.\w+' op is [^\n]*", str(error))
         raise ValueError(
-            f"{what} has no integer form, and the TensorFlow converter cannot express it in float either "
+            f"{description} has no integer form, and the TensorFlow converter cannot express it in float either "
             f"({known[0] if known else str(error)[:300]}). Leave it out of the exported model."
         ) from error
 
@@ -43,7 +43,7 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
     import tensorflow as tf
 
     inputs = [keras.Input(batch_shape=shape, dtype="float32") for shape in shapes]
-    model = keras.Model(inputs, run(*inputs), name="island")
+    model = keras.Model(inputs, run(*inputs), name="island")  # the name is part of the bytes of written files
     # A mixed policy has Keras read every variable in the type its layer computes in, see `in_float32`.
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
     arguments = [tf.TensorSpec(shape, tf.float32, name=f"input_{i}") for i, shape in enumerate(shapes)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, why_island
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, fallback_reason
 from keras_lowbit.deploy.graph.float_subgraph import origins
 from keras_lowbit.deploy.lowering.float_convert import convert_to_float, in_float32
 from keras_lowbit.deploy.lowering.state import Lowering
@@ -49,13 +49,15 @@ def _insert(
     """The float subgraph's node, which computes each value once; the call's outputs become its float outputs."""
     given = [source.tensor for source in sources]
     shapes = [state.builder.tensor(tensor).shape[1:] for tensor in given]
-    what = f"{call.path!r} ({type(call.operation).__name__})"
+    description = f"{call.path!r} ({type(call.operation).__name__})"
     with in_float32(call.operation):
-        model = convert_to_float(run, shapes, what, state.batch_size)
+        model = convert_to_float(run, shapes, description, state.batch_size)
         found = origins(model, name)
         kept = sorted({place for place in found if place >= 0})
         if kept and kept != found:
-            model = convert_to_float(lambda *v: [run(*v)[place] for place in kept], shapes, what, state.batch_size)
+            model = convert_to_float(
+                lambda *v: [run(*v)[place] for place in kept], shapes, description, state.batch_size
+            )
     made = state.builder.float_subgraph(given, model, state.name(name)) if kept else []
     tensors = dict(zip(kept, made, strict=True)) | {~place: tensor for place, tensor in enumerate(given)}
     for key, place in zip(call.outputs, found, strict=True):
@@ -64,10 +66,10 @@ def _insert(
 
 def _reason(call: Call) -> str:
     operation, kind = call.operation, type(call.operation).__name__
-    role = role_of(call)
-    if role is Role.ISLAND:
-        return why_island(call)
-    if role is not Role.WEIGHTED:
+    category = category_of(call)
+    if category is Category.FLOAT:
+        return fallback_reason(call)
+    if category is not Category.WEIGHTED:
         return f"{kind} stands between operations in float"
     if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:
         return f"{kind} is not quantized"

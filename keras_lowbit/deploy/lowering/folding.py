@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.tensors import Range
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.deploy.graph import Range
+from keras_lowbit.keras_graph import variables
 from keras_lowbit.numerics.requantization import INT32_MAX
 from keras_lowbit.numerics.thresholds import per_filter_shape, reduced_axes
 
@@ -41,11 +41,7 @@ def identity(channels: int) -> Affine:
 
 def batch_norm_affine(layer: Any) -> Affine:
     """``gamma / sqrt(var + eps)`` and ``beta - mean * factor`` from the moving statistics of a batch norm."""
-    mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
-    gamma = _array(layer.gamma) if layer.scale else np.ones_like(mean)
-    beta = _array(layer.beta) if layer.center else np.zeros_like(mean)
-    factor = gamma / np.sqrt(variance + layer.epsilon)
-    return Affine(factor, beta - mean * factor)
+    return Affine(*variables.batch_norm_affine(layer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +159,3 @@ def _biases(offset: np.ndarray, source: Range, scales: np.ndarray) -> np.ndarray
 def along(values: np.ndarray, codes: np.ndarray, filter_axes: tuple[int, ...]) -> np.ndarray:
     """Values for each channel in the shape that broadcasts against the codes."""
     return values.reshape(per_filter_shape(codes.shape, filter_axes))
-
-
-def _array(variable: Any) -> np.ndarray:
-    return to_numpy(variable).astype(np.float64)

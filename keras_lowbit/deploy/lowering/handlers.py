@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
-from keras_lowbit.convert.analysis.supported_forms import starts_with_tensor
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
+from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering import data_movement
 from keras_lowbit.deploy.lowering.activations import activate, fuse_relu
@@ -13,7 +13,7 @@ from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
-from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor
+from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor, fixed_codes
 from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
@@ -21,11 +21,13 @@ from keras_lowbit.layers import QuantActivation, QuantizedLayer
 
 def lower_call(state: Lowering, call: Call) -> None:
     """Lower one call: sets `state.values` of its outputs. What has no handler, or no integer form, runs in float."""
-    role, operation = role_of(call), call.operation
+    category, operation = category_of(call), call.operation
     if isinstance(operation, QuantActivation):
         return lower_range(state, call)
     handler = HANDLERS.get(stock_kind(operation))
-    runs_in_float = role is Role.ISLAND or (role is Role.WEIGHTED and not isinstance(operation, QuantizedLayer))
+    runs_in_float = category is Category.FLOAT or (
+        category is Category.WEIGHTED and not isinstance(operation, QuantizedLayer)
+    )
     if handler is None or runs_in_float or not handler(state, call):
         lower_float(state, call)
     return None
@@ -148,6 +150,38 @@ def lower_concatenate(state: Lowering, call: Call) -> bool:
     axis = {"axis": call.operation.axis}
     state.values[call.outputs[0]] = DeferredOp("concatenation", call.path, parts, provenance, axis)
     return True
+
+
+_EXTREMA = {"Maximum": "maximum", "Minimum": "minimum"}
+
+
+@lowers(*_EXTREMA)
+def lower_extremum(state: Lowering, call: Call) -> bool:
+    """The larger or smaller of two tensors, or of a tensor and a constant, in the range that they will share.
+
+    Rounding and saturating keep the order of numbers: the extremum of the codes is the code of the extremum.
+    """
+    parts = tuple(state.values[key] for key in call.inputs)
+    for key, part in zip(call.inputs, parts, strict=True):
+        if not isinstance(part, DeferredOp):
+            state.stored(key, call)
+    provenance = parts[0].provenance.add(*(part.provenance for part in parts[1:]), call=call)
+    constants = [np.asarray(value, np.float64) for value in call.constants() if value is not None]
+    op, attributes = _EXTREMA[stock_kind(call.operation)], {"constants": constants}
+    state.values[call.outputs[0]] = DeferredOp(op, call.path, parts, provenance, attributes)
+    return True
+
+
+@emits("maximum")
+@emits("minimum")
+def emit_extremum(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The parts and constants in one range, then the operation."""
+    path, builder, constants = deferred.path, state.builder, deferred.attributes["constants"]
+    names = [_with_range(state, part, grid, f"{path}/part_{i}") for i, part in enumerate(deferred.inputs)]
+    for value in constants:
+        name = state.name(f"{path}/constant")
+        names.append(builder.constant(name, fixed_codes(np.atleast_1d(value), grid), *grid))
+    return builder.operation(deferred.op, names, state.name(path))
 
 
 @emits("concatenation")

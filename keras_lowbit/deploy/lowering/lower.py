@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.convert.analysis.operations import Role, role_of, stock_kind
-from keras_lowbit.convert.analysis.supported_forms import DROPOUTS
+from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
+from keras_lowbit.convert.analysis.supported import DROPOUTS
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
@@ -113,7 +113,7 @@ def _check_inference(model: Any, prefix: str = "", training: bool = False) -> No
     for call in calls_of(model).calls:
         always = training or call.arguments.kwargs.get("training") is True
         path, kind = prefix + call.path, stock_kind(call.operation)
-        if role_of(call) is Role.NESTED:
+        if category_of(call) is Category.NESTED_MODEL:
             _check_inference(call.operation, f"{path}/", always)
         elif always and kind in ("BatchNormalization", *DROPOUTS):
             does = "takes each batch's own statistics" if kind == "BatchNormalization" else "draws at random"

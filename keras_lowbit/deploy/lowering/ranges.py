@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Role, activation_name, role_of, stock_kind
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.quantizers import ActivationQuantizer, is_activation_quantizer
 
 # Activation function -> the integer operation whose result always has the same range.
 FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
@@ -15,24 +16,29 @@ FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 
 def range_of(host: QuantizerHost, path: str) -> Range:
     """Scale and zero point of a range. ValueError unless it is an 8-bit range that has seen data."""
+    quantizer = _checked(host, path)
     if not is_known(host, path):
         raise ValueError(
             f"The range of {path!r} has seen no data. Run keras_lowbit.calibrate(model, images), or fit the model, "
             "before lowering or exporting it."
         )
-    scale, zero_point = host.quantizer.grid(host.values())
+    scale, zero_point = quantizer.grid(host.values())
     return Range(float(scale), int(zero_point))
 
 
 def is_known(host: QuantizerHost, path: str) -> bool:
-    """Whether a range is fixed or has seen data. ValueError if it has another number of bits than 8."""
+    """Whether a range is fixed by its arguments or has seen data. ValueError if it has another number of bits than 8."""
+    return _checked(host, path).has_static_range or float(host.values()["count"]) != 0
+
+
+def _checked(host: QuantizerHost, path: str) -> ActivationQuantizer:
     quantizer = host.quantizer
-    if not quantizer.is_range or quantizer.bits != 8:
+    if not is_activation_quantizer(quantizer) or quantizer.bits != 8:
         raise ValueError(
             f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
             "Train with 8-bit activations to export, or leave that model in Keras."
         )
-    return quantizer.fixed or float(host.values()["count"]) != 0
+    return quantizer
 
 
 class StandInRanges:
@@ -66,16 +72,18 @@ def infer_ranges(graph: CallGraph) -> dict[int, Range]:
 
 
 def _range_behind(call: Call, known: dict[int, Range]) -> Range | None:
-    operation, role = call.operation, role_of(call)
+    operation, category = call.operation, category_of(call)
     if isinstance(operation, QuantActivation):
         return range_of(operation.output_host, call.path)
     if isinstance(operation, QuantizedLayer):
         if operation.activation_fuses:
             return None if operation.output_host is None else range_of(operation.output_host, call.path)
         return _fixed_range(operation)
-    if role is Role.KEEP:
+    if category is Category.KEEPS_RANGE:
         return known.get(call.inputs[0])
-    return _fixed_range(operation) if call.inputs and call.inputs[0] in known and role is not Role.ISLAND else None
+    return (
+        _fixed_range(operation) if call.inputs and call.inputs[0] in known and category is not Category.FLOAT else None
+    )
 
 
 def _fixed_range(operation: Any) -> Range | None:

@@ -61,9 +61,9 @@ class Lowering:
             self.input_keys[name] = key
             self.values[key] = GraphInput(name, _input_shape(tensor, input_shapes), Provenance({key: name}))
 
-    def name(self, wanted: str) -> str:
+    def name(self, preferred: str) -> str:
         """`wanted`, or `wanted_1`, ...: every name is used once."""
-        candidate = fresh_name(wanted, self._names)
+        candidate = fresh_name(preferred, self._names)
         self._names.add(candidate)
         return candidate
 
@@ -102,9 +102,9 @@ class Lowering:
         if isinstance(value, QuantizedTensor):
             return value
         producer = self.calls.producers.get(key)
-        what = f"the output of {producer.path!r}" if producer is not None else "an input of the model"
+        source = f"the output of {producer.path!r}" if producer is not None else "an input of the model"
         raise ValueError(
-            f"{reader.path!r} reads {what}, which has no activation range. Put keras_lowbit.layers.QuantActivation between "
+            f"{reader.path!r} reads {source}, which has no activation range. Put keras_lowbit.layers.QuantActivation between "
             "them, or quantize the model with a recipe whose activations are not None."
         )
 
@@ -167,9 +167,9 @@ def _one_node(state: Lowering, deferred: DeferredOp, grid: Range, activation: st
 
 def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
     shape = tensor.shape[1:]
-    wanted = given.get(tensor.name) if isinstance(given, Mapping) else given
-    if wanted is not None:
-        shape = tuple(wanted)
+    preferred = given.get(tensor.name) if isinstance(given, Mapping) else given
+    if preferred is not None:
+        shape = tuple(preferred)
     if None in shape:
         raise ValueError(
             f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a file needs fixed sizes. Give them without batch, "

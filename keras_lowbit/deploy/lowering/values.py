@@ -9,7 +9,7 @@ import numpy as np
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering.folding import Affine
 from keras_lowbit.deploy.lowering.int8_overflow import Overflow
-from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.calls import Call, run_calls
 from keras_lowbit.quantizers import Quantized
 
 
@@ -37,19 +37,18 @@ class Provenance:
     calls: tuple[Call | PartialCall, ...] = ()
 
     def add(self, *others: "Provenance", call: Call | PartialCall) -> "Provenance":
-        """This one joined with others, and one more call."""
-        sources, calls = dict(self.sources), list(self.calls)
+        """This one joined with others, and one more call; each call once."""
+        sources, calls = dict(self.sources), dict.fromkeys(self.calls)
         for other in others:
             sources |= other.sources
-            calls += [known for known in other.calls if known not in calls]
-        return Provenance(sources, (*calls, call))
+            calls |= dict.fromkeys(other.calls)
+        return Provenance(sources, (*calls, *(() if call in calls else (call,))))
 
-    def replay(self, stored: dict[str, Any]) -> dict[int, Any]:
-        """Values of every Keras tensor on the way, from the reals of the stored tensors by name."""
-        values = {key: stored[tensor] for key, tensor in self.sources.items()}
-        for call in self.calls:
-            values |= dict(zip(call.outputs, call.run(values), strict=True))
-        return values
+    def replay(self, stored: dict[str, Any], key: int) -> Any:
+        """The value of Keras tensor `key`, from the reals of the stored tensors by name."""
+        values = {source: stored[tensor] for source, tensor in self.sources.items()}
+        run_calls(self.calls, [values], keep=(key,))
+        return values[key]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,9 +79,8 @@ def _deferred(call: Call, source: QuantizedTensor) -> DeferredOp:
     """The layer with its bias as the first affine."""
     layer = call.operation
     affine = identity(call.results[0].shape[-1])
-    if layer.bias is not None:
-        bias = layer.bias if layer.bias_host is None else layer.bias_host.encode(layer.bias).real
-        affine = Affine(affine.factor, np.asarray(bias, np.float64))
+    if (bias := layer.effective_bias()) is not None:
+        affine = Affine(affine.factor, bias.astype(np.float64))
     provenance = source.provenance.add(call=call)
     return DeferredOp(
         "weighted", call.path, (source.tensor,), provenance, {"layer": layer}, affine, fuses_activation=True

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, check_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, take_format_version
 from keras_lowbit.ops.epilogue import Requantize, Rescale
 from keras_lowbit.ops.packing import Layout, PackedWeights
+from keras_lowbit.quantizers.former import upgrade
 
 Grid = Sequence[float]  # (scale, zero point) of int8 codes
 
@@ -43,13 +44,13 @@ class PackedLayer(keras.layers.Layer):
         output_quantizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_format_version(kwargs, f"A {type(self).__name__}")
+        version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(**kwargs)
         self.supports_jit = False  # the compiled ops are no part of XLA
         self.layout = layout if isinstance(layout, Layout) else Layout(**layout)
         self.input_range, self.output_range = _grid(input_range, "input_range"), _grid(output_range, "output_range")
         self.activation, self.use_bias = keras.activations.get(activation), use_bias
-        found = quantizers.get(output_quantizer)
+        found = quantizers.get(upgrade(output_quantizer, version))
         self.output_host = None if found is None else QuantizerHost(found, (), name="output_quantizer")
         self._check()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.graph.tensors import Tensor
+from keras_lowbit.deploy.graph import Tensor
 from keras_lowbit.numerics import requantization as fp
 
 

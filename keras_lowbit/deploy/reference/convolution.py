@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.graph.tensors import Tensor
+from keras_lowbit.deploy.graph import Tensor
 from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 

@@ -51,6 +51,18 @@ def mul(call: NodeCall) -> NDArray[np.int8]:
     return fp.requantize(product, fp.quantize_multiplier(real), call.output.zero_point, call.limits())
 
 
+@kernel("maximum")
+def maximum(call: NodeCall) -> NDArray[np.int8]:
+    """The larger code: both inputs and the output have one range."""
+    return np.maximum(*call.arrays)
+
+
+@kernel("minimum")
+def minimum(call: NodeCall) -> NDArray[np.int8]:
+    """The smaller code."""
+    return np.minimum(*call.arrays)
+
+
 @kernel("relu")
 def relu(call: NodeCall) -> NDArray[np.int8]:
     """Requantised by `s_in / s_out` (float32), never below the output's zero point."""

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, softmax
 from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, scale_of
@@ -101,8 +100,8 @@ def _as_input(tensor: Tensor, value: Any) -> np.ndarray:
     if tensor.dtype != "float32" and array.dtype == np.int8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
-        raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {wanted}: convert it with .astype")
+        expected = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
+        raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {expected}: convert it with .astype")
     if tensor.dtype == "float32":
         return array.astype(np.float32)
     return quantize_real(array, scale_of(tensor), tensor.zero_point)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference.call import scale_of
 from keras_lowbit.deploy.runtime import unweighted, weighted
@@ -147,7 +146,7 @@ def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
     if tensor.dtype != "float32" and given.dtype == tf.int8:
         return given
     if not given.dtype.is_floating:
-        wanted = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
-        raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {wanted}: convert it with .astype")
+        expected = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
+        raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {expected}: convert it with .astype")
     real = tf.cast(given, tf.float32)
     return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node
+from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.reference import float_subgraph as reference_subgraph
 from keras_lowbit.deploy.reference.call import KERNELS, NodeCall, scale_of
 from keras_lowbit.deploy.reference.convolution import mean_factor, same_padding
@@ -47,6 +46,19 @@ def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
         given = iter(values)
         first, second = (next(given) if data is None else tf.constant(data) for data in constants)
         return functions.look_up_pair(first, second, table)
+
+    return run
+
+
+@runs("maximum", "minimum")
+def extremum(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The larger or smaller code; a constant may stand on either side."""
+    larger_or_smaller = {"maximum": tf.maximum, "minimum": tf.minimum}[node.op]
+    constants = [graph.tensors[name].data for name in node.inputs]
+
+    def run(values: list[Any]) -> Any:
+        given = iter(values)
+        return larger_or_smaller(*(next(given) if data is None else tf.constant(data) for data in constants))
 
     return run
 

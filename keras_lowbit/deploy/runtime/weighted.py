@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node
+from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.reference.call import NodeCall, scale_of
 from keras_lowbit.deploy.reference.convolution import effective_scale
 from keras_lowbit.deploy.runtime.fusion import RESIDUAL

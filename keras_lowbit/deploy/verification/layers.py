@@ -7,24 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
-from keras_lowbit.deploy.lowering.folding import along
 from keras_lowbit.deploy.lowering.int8_overflow import stored_weights
 from keras_lowbit.deploy.lowering.lower import Lowered
 from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment, fixed_codes
 from keras_lowbit.deploy.reference.interpreter import trace
 from keras_lowbit.layers.kernels import quantized_layers
-
-# File layouts of the kernels, as permutations of the Keras layouts.
-_LAYOUTS = {
-    "Conv1D": (2, 0, 1),
-    "Conv2D": (3, 0, 1, 2),
-    "DepthwiseConv2D": (0, 1, 2, 3),
-    "Conv2DTranspose": (2, 0, 1, 3),
-    "Dense": (1, 0),
-}
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +40,7 @@ class ReferenceParity:
     """The file on LiteRT's reference kernels against the NumPy reference, on every tensor of the graph.
 
     differing: tensor -> elements that differ (only tensors where some do).   elements: looked at in all.
-    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation of an island or would end
+    kernels: what LiteRT ran on; "built-in" where the reference kernels lack a float operation or would end
     the process (see `softmax_overflows`), and then nothing is claimed.
     """
 
@@ -67,7 +58,7 @@ def softmax_overflows(graph: IntegerGraph, samples: list[np.ndarray]) -> bool:
     """Whether LiteRT's reference int8 softmax would end the process on these samples.
 
     It does where ``sum(exp(x - max))`` of a row reaches 512, which takes 512 classes at least. A margin of 2 keeps clear
-    of the border, since an island or XNNPACK may shift a code.
+    of the border, since a float operation or XNNPACK may shift a code.
     """
     wide = [
         n.inputs[0] for n in graph.nodes if n.op == "softmax" and (graph.tensors[n.inputs[0]].shape[-1] or 0) >= 500
@@ -138,9 +129,9 @@ def _steps(
 ) -> tuple[int, int, float]:
     """Elements, largest difference in steps, share of equal elements."""
     sources = {name: keras.ops.convert_to_tensor(reals[name]) for name in segment.provenance.sources.values()}
-    wanted = keras.ops.convert_to_numpy(segment.provenance.replay(sources)[segment.key])
+    expected = keras.ops.convert_to_numpy(segment.provenance.replay(sources, segment.key))
     got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
-    difference = np.abs(fixed_codes(wanted, grid).reshape(got.shape) - got.astype(np.int32))
+    difference = np.abs(fixed_codes(expected, grid).reshape(got.shape) - got.astype(np.int32))
     exact = float(np.mean(difference == 0)) if difference.size else 1.0
     return int(difference.size), int(difference.max(initial=0)), exact
 
@@ -165,15 +156,12 @@ def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> di
 
 
 def _same_codes(stored: np.ndarray | None, layer: LoweredLayer, keras_layer: Any, kind: str) -> bool:
-    codes = layer.weights.codes
-    codes = np.transpose(codes * along(layer.factors, codes, keras_layer.filter_axes), _LAYOUTS[kind])
+    codes, layout, flushed = layer.weights.codes, LAYOUTS[kind], list(layer.flushed)
     if stored is None or stored.size != codes.size:
         return False
-    depthwise, flushed = kind == "DepthwiseConv2D", list(layer.flushed)
-    channels = int(np.prod(codes.shape[2:])) if depthwise else codes.shape[0]
+    right = layout.by_output(codes * layout.per_output(layer.factors, codes.shape))
+    channels = len(right)
     # A depthwise kernel has its channels last in the file, every other first.
-    left, right = (
-        (array.reshape(-1, channels).T if depthwise else array.reshape(channels, -1)) for array in (stored, codes)
-    )
+    left = stored.reshape(-1, channels).T if layout.is_depthwise else stored.reshape(channels, -1)
     keep = np.setdiff1d(np.arange(channels), flushed)
     return bool(np.array_equal(left[keep], right[keep]) and not left[flushed].any())

@@ -39,10 +39,10 @@ def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: str | os.P
         content, _ = litert.to_bytes(graph, weights=formats, io=io, batch_size=max(batch_size, 1))
     except ValueError as error:
         raise ValueError(_foreign(path, f"the model does not fit it ({error})")) from error
-    wanted, got = (_structure(f, graph) for f in (LiteRTFile.of_bytes(content), file))
-    for what in wanted:
-        if wanted[what] != got[what]:
-            raise ValueError(_foreign(path, _first_difference(what, wanted[what], got[what])))
+    expected, got = (_structure(f, graph) for f in (LiteRTFile.of_bytes(content), file))
+    for part in expected:
+        if expected[part] != got[part]:
+            raise ValueError(_foreign(path, _first_difference(part, expected[part], got[part])))
     return formats
 
 
@@ -97,11 +97,11 @@ def _tensor(tensor: FileTensor) -> Mapping[str, Any]:
     }
 
 
-def _first_difference(what: str, wanted: Any, got: Any) -> str:
-    if isinstance(wanted, dict):
-        names = [name for name in (*wanted, *got) if wanted.get(name) != got.get(name)]
-        return f"tensor {names[0]!r} is {got.get(names[0])}, expected {wanted.get(names[0])}"
-    if len(wanted) != len(got):
-        return f"it has {len(got)} {what}, expected {len(wanted)}"
-    index = next(i for i, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b)
-    return f"{what.rstrip('s')} {index} is {got[index]}, expected {wanted[index]}"
+def _first_difference(part: str, expected: Any, got: Any) -> str:
+    if isinstance(expected, dict):
+        names = [name for name in (*expected, *got) if expected.get(name) != got.get(name)]
+        return f"tensor {names[0]!r} is {got.get(names[0])}, expected {expected.get(names[0])}"
+    if len(expected) != len(got):
+        return f"it has {len(got)} {part}, expected {len(expected)}"
+    index = next(i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b)
+    return f"{part.rstrip('s')} {index} is {got[index]}, expected {expected[index]}"

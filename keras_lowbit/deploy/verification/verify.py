@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import DelegateCoverage, delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner
@@ -212,8 +212,8 @@ def _end_to_end(
     differences: list[np.ndarray] = []
     agreements: list[float] = []
     for batch in batches:
-        wanted = _predict(model, batch, traced=len(batches) > _EAGER_BATCHES)
-        for name, real, got in zip(graph.outputs, wanted, runner.run(batch), strict=True):
+        expected = _predict(model, batch, traced=len(batches) > _EAGER_BATCHES)
+        for name, real, got in zip(graph.outputs, expected, runner.run(batch), strict=True):
             tensor = graph.tensors[name]
             if tensor.dtype == "int8":
                 grid = tensor.range

@@ -76,7 +76,7 @@ def test_an_own_sigmoid_is_computed_from_stored_values_into_a_fixed_range(functi
     found = ranges(model)
     assert set(found) == {"image", "conv:own", "conv", "end"}
     assert (found["conv"].minimum, found["conv"].maximum) == limits
-    assert not found["conv:own"].fixed
+    assert not found["conv:own"].has_static_range
 
 
 @pytest.mark.parametrize(("function", "gate"), [("silu", "sigmoid"), ("hard_silu", "hard_sigmoid")])

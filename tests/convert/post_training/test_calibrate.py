@@ -137,7 +137,7 @@ def long_tailed():
 def test_percentile_is_numpys_to_the_width_of_a_bin(percentile):
     _, copy = one_layer()
     values = RNG.gamma(2.0, 1.0, size=(4000, 6)).astype("float32") - 1
-    low, high = quietly(copy, values, method="percentile", percentile=percentile)["row_range/output_quantizer"]
+    low, high = quietly(copy, values, calibration="percentile", percentile=percentile)["row_range/output_quantizer"]
     want = np.percentile(values.astype(np.float64), [100 - percentile, percentile], method="inverted_cdf")
     bin_width = 2.0 ** np.ceil(np.log2(np.abs(values).max())) / 2048
     np.testing.assert_allclose((low, high), want, atol=2 * bin_width)
@@ -146,7 +146,7 @@ def test_percentile_is_numpys_to_the_width_of_a_bin(percentile):
 def test_percentile_100_is_the_extremes():
     _, copy = one_layer()
     values = long_tailed()
-    found = quietly(copy, values, method="percentile", percentile=100.0)["row_range/output_quantizer"]
+    found = quietly(copy, values, calibration="percentile", percentile=100.0)["row_range/output_quantizer"]
     assert found == (values.min(), values.max())
 
 
@@ -192,7 +192,7 @@ def test_methods_nest():
     _, copy = one_layer()
     values = long_tailed()
     widths = {
-        method: np.ptp(quietly(copy, values, method=method)["row_range/output_quantizer"])
+        method: np.ptp(quietly(copy, values, calibration=method)["row_range/output_quantizer"])
         for method in ("max", "percentile", "mse")
     }
     assert widths["percentile"] < widths["max"]
@@ -202,7 +202,7 @@ def test_methods_nest():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "entropy"}, "method='entropy'; choose one of 'max', 'percentile', 'mse'"),
+        ({"calibration": "entropy"}, "calibration='entropy'; choose one of 'max', 'percentile', 'mse'"),
         ({"percentile": 50.0}, "percentile=50.0; give one in"),
         ({"percentile": 101}, "percentile=101; give one in"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),

@@ -105,17 +105,18 @@ def test_with_data_channels_below_the_clip_of_relu6_are_equalized_too():
 
 
 def test_equal_ranges_help_scalar_quantizers_and_the_original_is_untouched():
-    model = network()
-    model.get_layer("conv").kernel.assign(to_numpy(model.get_layer("conv").kernel) * [1e-3, 1, 1, 1, 30])
-    before = [to_numpy(weight) for weight in model.weights]
     scalar = klb.recipes.get("int8").replace(plan=[klb.recipes.Rule(klb.quantizers.Uniform(4, granularity="tensor"))])
-    errors = []
-    for base in (model, klb.equalize(model)):
-        quantized, _ = klb.quantize_model(base, scalar.replace(activations=None))
-        errors.append(np.square(outputs(quantized) - outputs(model)).mean())
+    errors = np.ones(2)  # geometric means of the networks, whose errors differ a thousandfold
+    for _ in range(4):
+        model = network()
+        model.get_layer("conv").kernel.assign(to_numpy(model.get_layer("conv").kernel) * [1e-3, 1, 1, 1, 30])
+        before = [to_numpy(weight) for weight in model.weights]
+        for index, base in enumerate((model, klb.equalize(model))):
+            quantized, _ = klb.quantize_model(base, scalar.replace(activations=None))
+            errors[index] *= np.square(outputs(quantized) - outputs(model)).mean() ** 0.25
+        for old, weight in zip(before, model.weights, strict=True):
+            np.testing.assert_array_equal(old, to_numpy(weight))
     assert errors[1] < 0.5 * errors[0]
-    for old, weight in zip(before, model.weights, strict=True):
-        np.testing.assert_array_equal(old, to_numpy(weight))
 
 
 def test_channel_without_weights_stays_and_bad_words_are_refused():
@@ -174,7 +175,9 @@ def separable(**options):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_separable_layers_are_corrected_as_a_whole_at_every_precision(policy):
-    images = RNG.normal(size=(12, 8, 8, 3)).astype("float32")
+    images = RNG.normal(1.0, size=(12, 8, 8, 3)).astype(
+        "float32"
+    )  # of mean 0 there would be next to nothing to correct
     model = separable(dtype=policy)
     quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(3)})
     klb.calibrate(quantized, images, verbose=0)

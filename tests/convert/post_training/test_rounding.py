@@ -7,6 +7,7 @@ import pytest
 import keras_lowbit as klb
 from keras_lowbit.convert.post_training import round_weights as rounding
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 L = keras.layers
 RNG = np.random.default_rng(83)
@@ -50,12 +51,12 @@ def test_regressed_weights_make_up_for_other_inputs():
     mixing = np.eye(6) + 0.1 * np.random.default_rng(2).normal(size=(6, 6))
     seen = (real @ mixing).astype("float32")
     weights = RNG.normal(size=(1, 6, 2))
-    moments, target = rounding.regressed(weights, seen, real)
+    moments, target = rounding.least_squares_target(weights, seen, real)
     double = [part[0].astype("float64") for part in (seen, real)]
     np.testing.assert_allclose(moments[0], double[0].T @ double[0] / 400, rtol=1e-4, atol=1e-5)
     errors = [np.square(double[0] @ w[0] - double[1] @ weights[0]).mean() for w in (weights, target)]
     assert errors[1] < 0.05 * errors[0]
-    np.testing.assert_allclose(rounding.regressed(weights, real, real)[1], weights, rtol=1e-6)
+    np.testing.assert_allclose(rounding.least_squares_target(weights, real, real)[1], weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -66,7 +67,7 @@ def test_codes_equal_the_least_squares_oracle(seed):
     weights = rng.normal(size=(12, 3))
     steps = np.abs(weights).max(0) * rng.uniform(0.6, 1, 3) / 7
     full = ends(weights[None], steps)
-    found = rounding.rounded(weights[None], np.broadcast_to(steps, (1, 12, 3)), moments[None], 7, full)[0]
+    found = rounding.gptq_round(weights[None], np.broadcast_to(steps, (1, 12, 3)), moments[None], 7, full)[0]
     for column in range(3):
         np.testing.assert_array_equal(found[:, column], oracle(weights[:, column], steps[column], moments, 7))
 
@@ -75,7 +76,7 @@ def test_independent_inputs_give_nearest_rounding():
     weights = RNG.normal(size=(2, 9, 4))
     steps = np.full(weights.shape, 0.1)
     none = np.zeros(weights.shape)
-    found = rounding.rounded(weights, steps, np.stack([np.diag(RNG.uniform(0.1, 3, 9))] * 2), 7, none)
+    found = rounding.gptq_round(weights, steps, np.stack([np.diag(RNG.uniform(0.1, 3, 9))] * 2), 7, none)
     np.testing.assert_array_equal(found, np.clip(np.round(weights / 0.1), -7, 7))
 
 
@@ -87,7 +88,7 @@ def test_output_error_is_lower_than_that_of_nearest_rounding():
         weights = np.random.default_rng(seed).normal(size=(1, 16, 8))
         steps = np.broadcast_to(np.abs(weights).max(1, keepdims=True) / 3, weights.shape)
         nearest = np.clip(np.round(weights / steps), -3, 3)
-        codes = rounding.rounded(weights, steps, moments, 3, ends(weights, steps))
+        codes = rounding.gptq_round(weights, steps, moments, 3, ends(weights, steps))
         ratios.append(
             rounding.output_error(weights, codes * steps, moments)
             / rounding.output_error(weights, nearest * steps, moments)
@@ -104,8 +105,8 @@ def test_descent_never_grows_the_error_and_finds_the_best_of_small_filters():
         weights = rng.normal(size=(1, 3, 1))
         steps = np.broadcast_to(np.abs(weights).max(1, keepdims=True), weights.shape)
         full = ends(weights, steps)
-        greedy = rounding.rounded(weights, steps, moments, 1, full)
-        codes = rounding.descended(weights, steps, moments, 1, greedy, full)
+        greedy = rounding.gptq_round(weights, steps, moments, 1, full)
+        codes = rounding.coordinate_descent(weights, steps, moments, 1, greedy, full)
         errors = [rounding.output_error(weights, c * steps, moments) for c in (greedy, codes)]
         assert errors[1] <= errors[0] + 1e-12
         fixed = int(np.abs(weights).argmax())
@@ -133,13 +134,12 @@ def test_input_vectors_times_grouped_kernel_are_what_the_layer_computes(name):
     batches = [RNG.normal(size=(3, *shape)).astype("float32") for _ in range(2)]
     want = np.concatenate([to_numpy(layer(batch)).reshape(-1, layer(batch).shape[-1]) for batch in batches])
     vectors = rounding.input_vectors(layer, batches, RNG)
-    kernel = rounding._grouped(layer, to_numpy(layer.quantized_kernel()))
+    layout = LAYOUTS[cls.__name__.removeprefix("Quant")]
+    kernel = layout.grouped(to_numpy(layer.quantized_kernel()))
     got = np.matmul(vectors, kernel).transpose(1, 0, 2).reshape(len(want), -1)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(
-        rounding._ungrouped(layer, rounding._grouped(layer, to_numpy(layer.kernel)), layer.kernel.shape),
-        to_numpy(layer.kernel),
-    )
+    real = to_numpy(layer.kernel)
+    np.testing.assert_array_equal(layout.ungrouped(layout.grouped(real), real.shape), real)
 
 
 def network():

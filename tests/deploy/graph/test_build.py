@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 
 GRID = Range(0.1, -3)
 OUT = Range(0.3, 5)

@@ -10,11 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from keras_lowbit.deploy.graph import serialize
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.serialize import GraphFileError
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.graph import GraphBuilder, GraphFileError, IntegerGraph, Node, Range, Tensor, serialize
 
 
 @pytest.fixture

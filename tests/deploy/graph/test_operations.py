@@ -3,10 +3,9 @@
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.graph import GraphBuilder, Range
+from keras_lowbit.deploy.graph import GraphBuilder, Node, Range, Tensor
 from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node, data_movement, elementwise, weighted, windows
 from keras_lowbit.deploy.graph.operations.operation import Operation, Use
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
 from keras_lowbit.deploy.lowering import lower  # noqa: F401 - registers the handlers
 from keras_lowbit.deploy.lowering.registry import HANDLERS
 from keras_lowbit.deploy.reference import trace  # noqa: F401 - registers the kernels

@@ -38,7 +38,7 @@ NOT_DELEGATED = {
     "relu",
     "relu6",
     "hard_swish",
-    *(n for n in OPERATIONS if n.startswith("resize_nearest")),
+    *(n for n in OPERATIONS if n.startswith(("resize_nearest", "maximum", "minimum"))),
 }
 
 

@@ -10,9 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from flatbuffers.table import Table
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.litert.flatbuffer import FileBuilder
 from keras_lowbit.deploy.litert.writer import read_metadata, to_bytes, write
 from keras_lowbit.deploy.reference.interpreter import run_reference

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import Range
 from keras_lowbit.quantizers import Clustered, DynamicFixedPoint, Uniform
 from tests.support.lowering_zoo import case, enliven, samples
 
@@ -27,8 +27,8 @@ MODELS = {
 }
 CLUSTERED = {
     "ternary": Clustered(),
-    "optimal n64": Clustered(cluster_size=64, mode="optimal"),
-    "one exponent": Clustered(exponent="layer"),
+    "optimal n64": Clustered(cluster_size=64, calibration="mse"),
+    "one exponent": Clustered(granularity="tensor"),
     "4-bit": Clustered(Uniform(4)),
     "3-bit single weights": Clustered(Uniform(3), groups="weights"),
 }
@@ -149,4 +149,4 @@ def test_the_snippet_of_the_readme(tmp_path):
     ternary, _ = klb.quantize_model(model, "dfp-2w8a-n4")
     rows = {row.path: row.multiplications_removed for row in klb.summary(ternary).layers if row.macs}
     assert list(rows.values()) == [0.0, pytest.approx(1 - 1 / 36), 0.0]
-    assert klb.quantizers.Clustered(klb.quantizers.Ternary(), cluster_size=64, mode="optimal").cluster_size == 64
+    assert klb.quantizers.Clustered(klb.quantizers.Ternary(), cluster_size=64, calibration="mse").cluster_size == 64

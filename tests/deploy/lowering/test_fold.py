@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering.folding import Affine, affine_codes, channel_scales, fold, identity
 
 SOURCE, OUT = Range(0.05, 3), Range(0.1, -20)

@@ -5,9 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.reference.call import KERNELS
 from keras_lowbit.numerics import requantization as fp
 from tests.support.litert_oracle import differing_elements

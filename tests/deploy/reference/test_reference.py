@@ -5,9 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
-from keras_lowbit.deploy.graph.tensors import Node, Range
+from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Node, Range
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.reference.interpreter import run_reference, trace
 from tests.support.litert_oracle import differing_elements, float_model, run_litert

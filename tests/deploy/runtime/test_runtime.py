@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import keras_lowbit as klb
-from keras_lowbit.deploy.graph.builder import GraphBuilder
-from keras_lowbit.deploy.graph.tensors import Range
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.reference.interpreter import run_reference
 from keras_lowbit.deploy.runtime.fusion import fuse
 from tests.support.lowering_zoo import ZOO, trained

@@ -159,6 +159,6 @@ def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, wher
         c = int(reach.argmax())
         raise ValueError(
             f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code {int(bias[c]):,}), beyond "
-            f"{INT32_MAX:,}. The bias is too large for its step: give this channel a larger weight scale, or a larger input "
-            "scale"
+            f"{INT32_MAX:,}. The bias is too large for its step: "
+            "give this channel a larger weight scale, or a larger input scale"
         )

@@ -1,4 +1,4 @@
-"""Which forms of an operation the integer pipeline has. A call of another form runs in float, and says why.
+"""Which calls of an operation the integer pipeline supports. Any other call runs in float, and says why.
 
 This is the one place that decides it: where ranges stand (conversion) and what runs in integers (lowering) both follow.
 """
@@ -25,8 +25,11 @@ _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
 
 
-def lacks_form(call: Call, kind: str) -> str | None:
-    """Why this call of a `kind` that has an integer form cannot take it, for the report; None if it can."""
+def unsupported_reason(call: Call, kind: str) -> str | None:
+    """Why the integer pipeline does not support this call of an operation that it knows, for the report; None if it does.
+
+    kind: the class name of the operation.
+    """
     if kind in DROPOUTS + AUGMENTATIONS:
         return None
     layout = getattr(call.operation, "data_format", None) or "channels_last"
@@ -172,7 +175,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "BatchNormalization": _batch_norm,
     "Normalization": _normalization,
     "Rescaling": _rescaling,
-    **dict.fromkeys(("Add", "Subtract", "Multiply"), _elementwise),
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"), _elementwise),
     "Softmax": _softmax,
     "Mean": _mean,
     "Concatenate": _concatenate,

@@ -1,4 +1,4 @@
-"""What TFMOT's wrappers hold of ours, in the form that callbacks and conversion know: hosts and layers with kernels."""
+"""Access to what TFMOT's wrappers hold of ours: quantizers with their variables, kernels, ranges."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from typing import Any
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from keras_lowbit.layers.host import SEED
 from keras_lowbit.quantizers import Quantized, Quantizer
+from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.tfmot.adapter import LowbitQuantizer, state_values
 
 _GIVEN_KERAS_3 = """{where} is for tf_keras (Keras 2) models, got a Keras 3 model: {kind}. Keras 3 models need no detour:
@@ -27,8 +27,8 @@ def require_tf_keras(where: str, model: Any) -> None:
 
 
 @dataclasses.dataclass(eq=False)
-class Host:
-    """One quantizer of ours in a TFMOT wrapper with its variables: what a `QuantizerHost` is in a Keras 3 layer."""
+class WrappedQuantizer:
+    """One quantizer of ours in a TFMOT wrapper with its variables, with the accessors of a `layers.QuantizerHost`."""
 
     path: str
     adapter: LowbitQuantizer
@@ -42,7 +42,7 @@ class Host:
 
     @property
     def filter_axes(self) -> tuple[int, ...]:
-        """Axes that tell filters apart, () for activations."""
+        """Axes that tell output channels apart, () for activations."""
         return self.adapter.filter_axes
 
     @property
@@ -60,11 +60,11 @@ class Host:
 
 
 @dataclasses.dataclass(eq=False)
-class Kernel:
-    """One kernel of a wrapped layer with its host: what a `QuantizedLayer` is to the callbacks."""
+class WrappedKernel:
+    """One kernel of a wrapped layer with its quantizer, with the accessors of a `layers.QuantizedLayer`."""
 
     kernel: Any
-    kernel_host: Host
+    kernel_host: WrappedQuantizer
     built: bool = True
 
     @property
@@ -73,10 +73,10 @@ class Kernel:
         return self.kernel_host.quantizer
 
 
-class ModelView:
-    """A tf_keras model as the callbacks of this library see models.
+class WrappedModel:
+    """A tf_keras model with TFMOT's wrappers in it, with the accessors that `keras_lowbit.callbacks` need.
 
-    model: tf_keras model with wrappers of TFMOT in it. Raises TypeError for any other.
+    Raises TypeError for any other model.
     """
 
     def __init__(self, model: Any, where: str = "keras_lowbit.tfmot") -> None:
@@ -99,15 +99,15 @@ class ModelView:
         """The strategy `model` was built under."""
         return self.model.distribute_strategy
 
-    def kernel_layers(self) -> list[Kernel]:
+    def kernel_layers(self) -> list[WrappedKernel]:
         """Every kernel with a quantizer of ours, in the order of the layers."""
         return [kernel for wrapper in wrappers(self.model) for kernel in kernels_in(wrapper)]
 
-    def quantizer_hosts(self) -> list[tuple[str, Host]]:
-        """Path ("quant_conv/kernel") and host of every quantizer of ours."""
+    def quantizer_hosts(self) -> list[tuple[str, WrappedQuantizer]]:
+        """Path ("quant_conv/kernel") and state of every quantizer of ours."""
         found = []
         for layer in self.model._flatten_layers():
-            found += [(host.path, host) for host in _hosts_in(layer)]
+            found += [(state.path, state) for state in _quantizers_in(layer)]
         return found
 
 
@@ -120,10 +120,13 @@ def wrappers(model: Any) -> list[Any]:
 # TFMOT has no public way to a wrapper's quantizers; these functions are the only place that reads its private ones.
 
 
-def kernels_in(wrapper: Any) -> list[Kernel]:
+def kernels_in(wrapper: Any) -> list[WrappedKernel]:
     """The kernels with a quantizer of ours in one built wrapper."""
     return [
-        Kernel(weight, Host(f"{wrapper.name}/{weight.name.split(':')[0].rpartition('/')[2]}", quantizer, variables))
+        WrappedKernel(
+            weight,
+            WrappedQuantizer(f"{wrapper.name}/{weight.name.split(':')[0].rpartition('/')[2]}", quantizer, variables),
+        )
         for weight, quantizer, variables in wrapper._weight_vars
         if isinstance(quantizer, LowbitQuantizer)
     ]
@@ -147,11 +150,11 @@ def input_range(layer: Any) -> tuple[Any, dict[str, Any]] | None:
     return layer.quantizer, getattr(layer, "quantizer_vars", {})
 
 
-def _hosts_in(layer: Any) -> list[Host]:
+def _quantizers_in(layer: Any) -> list[WrappedQuantizer]:
     if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper):
         found = [kernel.kernel_host for kernel in kernels_in(layer)]
         ranges = [(f"{layer.name}/{place}", quantizer, variables) for place, quantizer, variables in ranges_in(layer)]
     else:
         found, own = [], input_range(layer)
         ranges = [] if own is None else [(layer.name, *own)]
-    return found + [Host(*entry) for entry in ranges if isinstance(entry[1], LowbitQuantizer)]
+    return found + [WrappedQuantizer(*entry) for entry in ranges if isinstance(entry[1], LowbitQuantizer)]

@@ -9,7 +9,7 @@ from keras import layers as L
 from keras import ops
 
 import keras_lowbit as klb
-from keras_lowbit.convert.analysis.operations import Role, role_of, why_island
+from keras_lowbit.convert.analysis.operations import Category, category_of, fallback_reason
 from keras_lowbit.keras_graph.calls import calls_of
 
 IMAGE, ROW = (8, 8, 4), (6,)
@@ -100,19 +100,19 @@ INTEGER = {
 def test_a_form_that_integers_lack_runs_in_float_with_its_reason(name):
     body, shape, reason = FLOAT[name]
     call = last_call(body, shape)
-    assert role_of(call) is Role.ISLAND
-    assert re.search(reason, why_island(call))
+    assert category_of(call) is Category.FLOAT
+    assert re.search(reason, fallback_reason(call))
 
 
 @pytest.mark.parametrize("name", INTEGER)
 def test_a_form_that_integers_have_does_not(name):
-    assert role_of(last_call(*INTEGER[name])) is not Role.ISLAND
+    assert category_of(last_call(*INTEGER[name])) is not Category.FLOAT
 
 
 def test_flatten_of_a_fixed_batch_runs_in_integers():
     entry = keras.Input(batch_shape=(4, *IMAGE))
     [call] = calls_of(keras.Model(entry, L.Flatten()(entry))).calls
-    assert role_of(call) is Role.KEEP
+    assert category_of(call) is Category.KEEPS_RANGE
 
 
 def test_a_range_stands_behind_what_runs_in_float():

@@ -1,0 +1,54 @@
+"""The ranges of a plan as layers in the graph of one model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_lowbit.convert.analysis.operations import FIXED_RANGES, GATES
+from keras_lowbit.convert.analysis.range_placement import RangePlan
+from keras_lowbit.convert.choice import widen_only
+from keras_lowbit.keras_graph.calls import fresh_name
+from keras_lowbit.layers import QuantActivation
+from keras_lowbit.quantizers import ActivationRange, Quantizer
+
+
+class RangeInserter:
+    """Makes the range layers of one model and gives them names that no other layer of it has.
+
+    plan: which tensors get a range.   names: of the layers that the model has already.
+    """
+
+    def __init__(self, plan: RangePlan, names: Iterable[str]) -> None:
+        self._plan, self._names = plan, set(names)
+        self._layers: dict[int, QuantActivation] = {}  # by the key of the tensor, or of the first one that shares it
+
+    def behind(self, key: int, value: Any, name: str) -> Any:
+        """The value of a tensor with the range that the plan puts behind it. name: of the operation that made it."""
+        if key not in self._plan.after:
+            return value
+        root = self._plan.shared.get(key, key)
+        if root not in self._layers:
+            quantizer = self._plan.after[key]
+            if key in self._plan.shared:
+                quantizer = widen_only(quantizer)
+            self._layers[root] = self.layer(quantizer, f"{name}_range", value.dtype)
+        return self._layers[root](value)
+
+    def layer(self, quantizer: Quantizer, name: str, dtype: str, activation: Any = None) -> QuantActivation:
+        """A new range layer that hands on `dtype`, the tensor's own, whatever the global policy says."""
+        return QuantActivation(activation, quantizer, name=self.fresh(name), dtype=dtype)
+
+    def gated(self, value: Any, activation: str, name: str) -> Any:
+        """silu or hard-swish of a value as ``x * gate(x)``: a gate of known range and a product called `name`."""
+        gate = GATES[activation]
+        low, high = FIXED_RANGES[gate]
+        fixed = ActivationRange(minimum=low, maximum=high)
+        opened = self.layer(fixed, f"{name}_gate", value.dtype, activation=gate)(value)
+        return keras.layers.Multiply(name=name, dtype=value.dtype)([value, opened])
+
+    def fresh(self, name: str) -> str:
+        """The name, or the first of name_1, name_2, ... that is free; it is taken from then on."""
+        name = fresh_name(name, self._names)
+        self._names.add(name)
+        return name
