@@ -112,6 +112,7 @@ def every_operation() -> dict[str, str]:
     """Each model of the lowering zoo: weights, graph, file."""
     found = {}
     for name, entry in lowering_zoo.ZOO.items():
+        keras.utils.clear_session()
         keras.utils.set_random_seed(0)
         model, _ = lowering_zoo.trained(entry)
         graph = klb.deploy.lower(model, entry.input_shapes)
@@ -130,6 +131,7 @@ def every_recipe() -> dict[str, str]:
     found = {}
     for recipe in klb.recipes.names():
         for make in (model_zoo.residual, model_zoo.separable, model_zoo.sequential):
+            keras.utils.clear_session()  # names that Keras counts up begin anew
             keras.utils.set_random_seed(1)
             model = model_zoo.randomize(make())
             data = model_zoo.inputs_of(model, count=8)
