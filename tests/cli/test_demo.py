@@ -72,14 +72,17 @@ def test_the_table_is_printed_before_the_picture_is_written(trained, tmp_path, m
 
 
 @pytest.fixture
-def without_xla(monkeypatch):
-    """`compile` without XLA where nobody asks for it: compiling five networks takes longer than their few epochs."""
+def cut_short(monkeypatch):
+    """A fifth of the digits, and `compile` without XLA where nobody asks for it: it takes longer than the few epochs."""
+    (x_train, y_train), (x_test, y_test) = demo.load_digits()
+    digits = (x_train[:288], y_train[:288]), (x_test[:72], y_test[:72])
+    monkeypatch.setattr(demo, "load_digits", lambda: digits)
     compile_ = keras.Model.compile
     monkeypatch.setattr(keras.Model, "compile", functools.partialmethod(compile_, jit_compile=False))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_xla")
+@pytest.mark.usefixtures("cut_short")
 def test_short_demo_runs_to_its_end(tmp_path, capsys):
     arguments = ["keras-lowbit", "demo", "--epochs=4", "--float_epochs=4", f"--output={tmp_path / 'out'}"]
     assert app.main(arguments) == 0

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_lowbit import quantizers
-from tests.support.process import run_python
+from tests.support.process import JAX, run_python
 
 if importlib.util.find_spec("jax") is None:
     pytest.skip("jax is not installed (pip install keras_lowbit[test])", allow_module_level=True)
@@ -77,7 +77,7 @@ def jax_run(tmp_path_factory):
     arrays = {"real": rng.normal(size=(40, 5)), "upstream": rng.normal(size=(40, 5))}
     arrays = {name: value.astype("float32") for name, value in arrays.items()}
     np.savez(folder / "in.npz", **arrays, **{case: np.array(state, object) for case, state in STATE.items()})
-    text = run_python(TRAIN, folder / "in.npz", folder, json.dumps(CASES), KERAS_BACKEND="jax")
+    text = run_python(TRAIN, folder / "in.npz", folder, json.dumps(CASES), **JAX)
     return folder, arrays, json.loads(text.splitlines()[-1])
 
 

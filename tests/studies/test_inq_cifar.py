@@ -86,7 +86,7 @@ def small_network(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("method", ["inq-5-random", "inq-5-magnitude-taught"])
-def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data, method):
+def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(tmp_path, method):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 16)
     got = run.run_one(
@@ -94,7 +94,7 @@ def test_one_tiny_run_ends_on_the_grid_with_all_it_should_record(stored_data, me
         3,
         CONFIG | {"batch_size": 8, "curve_images": 4},
         ((images, labels), (images, labels)),
-        stored_data,
+        tmp_path,
     )
     assert got["epochs"] == 4
     assert got["curves"]["portion"] == [0.5, 0.75, 0.875, 1.0]

@@ -107,11 +107,11 @@ def small_network(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("method", ["twn-restarts", "sq-bwn"])
-def test_one_tiny_run_ends_with_ratio_1_and_all_it_should_record(stored_data, method):
+def test_one_tiny_run_ends_with_ratio_1_and_all_it_should_record(tmp_path, method):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 16)
     config = CONFIG | {"epochs": 4, "batch_size": 8}
-    got = run.run_one(method, 0, config, ((images, labels), (images, labels)), stored_data)
+    got = run.run_one(method, 0, config, ((images, labels), (images, labels)), tmp_path)
     assert got["settings"]["epochs"] == 4
     assert len(got["curves"]["val_accuracy"]) == 4
     assert 0 <= got["test_accuracy"] <= 1

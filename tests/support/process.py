@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# For processes on the JAX backend, where XLA compiles everything: a third less time, the same functions.
+JAX = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
 
 def run_python(script, *arguments, **environment):
     """Standard output of `script` (source text); fails with its standard error."""
