@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
+.PHONY: help test pytest test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -28,6 +28,10 @@ help:
 	@echo "make clean   remove .venv and the caches"
 
 test: lint $(OPS)
+	@$(MAKE) --no-print-directory pytest
+
+# The Python tests alone, on whatever op library is there. Whole files go to a process, so that a file's models are made once.
+pytest: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
