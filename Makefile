@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test pytest test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
+.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -30,9 +30,18 @@ help:
 test: lint $(OPS)
 	@$(MAKE) --no-print-directory pytest
 
-# The Python tests alone, on whatever op library is there. Whole files go to a process, so that a file's models are made once.
+# The Python tests alone, on whatever op library is there, in two runs: TensorFlow keeps the programs of models that are gone, and
+# a process that had all tests would grow to 6 GB. Whole files go to a process, so that a file's models are made once. Large arrays
+# go back to the system when they are freed.
+TRAINING := $(addprefix tests/,callbacks cli distill layers recipes studies tfmot test_notebooks.py)
+PYTEST := MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) $(TRAINING)
+	$(PYTEST) tests $(addprefix --ignore=,$(TRAINING))
+
+# The tests of what reaches the compiled ops: nothing else in keras_lowbit imports them (tests/test_structure.py holds the order).
+pytest-ops: $(INSTALLED)
+	$(PYTEST) $(addprefix tests/,bench cli ops deploy/packed deploy/runtime test_fingerprint.py)
 
 # The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
 # g++-aarch64-linux-gnu and qemu-user-static.

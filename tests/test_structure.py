@@ -25,6 +25,17 @@ def test_no_files_import_one_another_in_a_circle():
     assert structure.circles(PACKAGE) == []
 
 
+def test_only_these_reach_the_compiled_ops():
+    """CI runs the tests of these, `make pytest-ops`, a second time without a compiler."""
+    users = {where.split(":")[0] for _, where, name in structure._all_imports(PACKAGE) if _is_ops(name)}
+    rooms = {"__init__.py", "bench", "cli", "ops", "deploy/pack.py", "deploy/packed", "deploy/runtime"}
+    assert [user for user in sorted(users) if not any(user == r or user.startswith(f"{r}/") for r in rooms)] == []
+
+
+def _is_ops(name):
+    return name == "keras_lowbit.ops" or name.startswith("keras_lowbit.ops.")
+
+
 def test_no_tensorflow_where_every_backend_must_train_and_no_test_framework_anywhere():
     assert structure.framework_violations(PACKAGE) == []
 
