@@ -142,13 +142,17 @@ def lower_mean(state: Lowering, call: Call) -> bool:
 @lowers("Concatenate")
 def lower_concatenate(state: Lowering, call: Call) -> bool:
     """Waits for the range that its parts will share; parts of another range are requantized."""
+    return _defer_parts(state, call, "concatenation", {"axis": call.operation.axis})
+
+
+def _defer_parts(state: Lowering, call: Call, op: str, attributes: dict[str, Any]) -> bool:
+    """`op` waits for the range that all its parts will share."""
     parts = tuple(state.values[key] for key in call.inputs)
     for key, part in zip(call.inputs, parts, strict=True):
         if not isinstance(part, DeferredOp):
             state.stored(key, call)
     provenance = parts[0].provenance.add(*(part.provenance for part in parts[1:]), call=call)
-    axis = {"axis": call.operation.axis}
-    state.values[call.outputs[0]] = DeferredOp("concatenation", call.path, parts, provenance, axis)
+    state.values[call.outputs[0]] = DeferredOp(op, call.path, parts, provenance, attributes)
     return True
 
 
@@ -161,15 +165,8 @@ def lower_extremum(state: Lowering, call: Call) -> bool:
 
     Rounding and saturating keep the order of numbers: the extremum of the codes is the code of the extremum.
     """
-    parts = tuple(state.values[key] for key in call.inputs)
-    for key, part in zip(call.inputs, parts, strict=True):
-        if not isinstance(part, DeferredOp):
-            state.stored(key, call)
-    provenance = parts[0].provenance.add(*(part.provenance for part in parts[1:]), call=call)
     constants = [np.asarray(value, np.float64) for value in call.constants() if value is not None]
-    op, attributes = _EXTREMA[stock_kind(call.operation)], {"constants": constants}
-    state.values[call.outputs[0]] = DeferredOp(op, call.path, parts, provenance, attributes)
-    return True
+    return _defer_parts(state, call, _EXTREMA[stock_kind(call.operation)], {"constants": constants})
 
 
 @emits("maximum")
