@@ -79,9 +79,14 @@ class BaseBuilder:
         """Any operation without weights, by its name in `graph.operations`.
 
         out: the output's range, for operations that have one of their own; others keep that of their first input.
+        ValueError: an operation that is unknown or has weights or a model of its own, no inputs, incomplete attributes.
         """
         if op not in OPERATIONS:
             raise ValueError(f"{op} {name!r}: unknown operation; expected one of {', '.join(OPERATIONS)}")
+        if OPERATIONS[op].weighted or OPERATIONS[op].builtin is None:
+            raise ValueError(f"{op} {name!r} has weights or a model: call its own method of GraphBuilder")
+        if not inputs:
+            raise ValueError(f"{op} {name!r} has no inputs: expected {OPERATIONS[op].inputs or 'one or more'}")
         kept = OPERATIONS[op].range
         found = out if out is not None else kept if isinstance(kept, Range) else "keep"
         return self._node(op, name, tuple(inputs), dict(attributes or {}), found)
@@ -150,6 +155,8 @@ class BaseBuilder:
             shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{op} {name!r} has incomplete attributes {attributes}: {error!r}") from error
         made = self._activation(name, shape, Range(*out) if out is not None else None)
         self._insert(Node(op, name, inputs, (name,), attributes), [*constants, made])
         return name

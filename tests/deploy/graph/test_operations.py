@@ -72,3 +72,19 @@ def test_a_limit_says_what_it_is_of():
     tensors = (Tensor("x", (None, 1, 1, 1), "int8", 2.0), Tensor("k", (1, 1, 1, 1), "int8", [3.0], 0, [[[[1]]]]))
     use = Use(Node("conv2d", "y", ("x", "k"), ("y",)), tensors, (Tensor("y", (None, 1, 1, 1), "int8", 0.5),))
     assert limit.factor(use) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "message"),
+    [
+        ("conv2d", ["x"], "its own method of GraphBuilder"),
+        ("float_subgraph", ["x"], "its own method of GraphBuilder"),
+        ("maximum", [], "maximum 'y' has no inputs: expected 2"),
+        ("mean", ["x"], "mean 'y' has incomplete attributes"),
+    ],
+)
+def test_the_builder_refuses_an_operation_it_cannot_make_from_inputs_alone(op, inputs, message):
+    builder = GraphBuilder()
+    builder.input("x", (4, 4, 2), range=Range(0.1, 0))
+    with pytest.raises(ValueError, match=message):
+        builder.operation(op, inputs, "y")
