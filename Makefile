@@ -69,7 +69,8 @@ format: $(INSTALLED)
 demo: $(INSTALLED) $(OPS)
 	$(BIN)/keras-lowbit demo
 
-# The stamp is touched last, so a set-up that was interrupted starts again.
+# The stamp is touched last, so a set-up that was interrupted starts again. No bytecode: half a minute for modules of which most
+# are never imported.
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || { \
 	  for python in $(PYTHON) python3.12 python3.11 python3.13 python3 python; do \
@@ -84,7 +85,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	  echo "setting up $(VENV) with $$("$$found" --version)"; \
 	  "$$found" -m venv $(VENV); \
 	}
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[test,demo]"
 	@touch $(INSTALLED)
 
 # The compiled ops: without a C++ compiler one sentence is printed, and the ops run in plain TensorFlow.

@@ -36,15 +36,23 @@ def least_error_power(real: Tensor, axes: tuple[int, ...], magnitudes: int) -> T
     Weights above ``1.5 * 2^n1`` saturate. Of equal errors the larger top wins, so values on a grid keep it.
     """
     largest = top_power(ops.max(ops.abs(real), axis=axes, keepdims=True))
-    relative = real / ops.where(largest > 0, largest, ops.ones_like(largest))  # exact, and squares do not overflow
+    # Exact, and squares do not overflow.
+    relative = ops.abs(real) / ops.where(largest > 0, largest, ops.ones_like(largest))
     best, least = ops.ones_like(largest), ops.full_like(largest, float("inf"))
     for top in (2.0**-octave for octave in range(_OCTAVES)):
-        scale = ops.full_like(largest, top * 2.0 ** (1 - magnitudes))
-        residual = relative - encode_powers(relative, scale, magnitudes) * scale
+        residual = relative - _nearest(relative, top * 2.0 ** (1 - magnitudes), magnitudes)
         error = ops.sum(ops.square(residual), axis=axes, keepdims=True)
         best = ops.where(error < least, top, best)
         least = ops.minimum(error, least)
     return best * largest
+
+
+def _nearest(size: Tensor, least: float, magnitudes: int) -> Tensor:
+    """0 or ``least * 2^k`` nearest to each `size` >= 0, with the borders of `encode_powers`; 0 for NaN."""
+    value = ops.where(size >= 0.5 * least, ops.full_like(size, least), ops.zeros_like(size))
+    for power in (least * 2.0**exponent for exponent in range(1, magnitudes)):
+        value = ops.where(size >= 0.75 * power, power, value)
+    return value
 
 
 def encode_powers(real: Tensor, scale: Tensor, magnitudes: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Every model of keras.applications that the library promises to take, small, random weights: converted, lowered, equal."""
+"""Every model of keras.applications that the library promises to take, small, random weights: converted, lowered, equal.
+
+The deepest are cut behind the first of each of their kinds of blocks, which then repeat, and end in a new classifier.
+"""
 
 import gc
 
@@ -22,12 +25,18 @@ MODELS = {
     "DenseNet121": {},
     "NASNetMobile": {},
 }
+LAST = {"ResNet50": "conv4_block2_out", "EfficientNetB0": "block4b_add", "DenseNet121": "conv4_block2_concat"}
+LAST["NASNetMobile"] = "normal_concat_5"  # behind a reduction
 KERNELS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 def build(name):
     make = getattr(keras.applications, name)
-    return make(input_shape=(SIDE, SIDE, 3), weights=None, classes=5, **MODELS[name])
+    model = make(input_shape=(SIDE, SIDE, 3), weights=None, classes=5, **MODELS[name])
+    if name not in LAST:
+        return model
+    features = keras.layers.GlobalAveragePooling2D()(model.get_layer(LAST[name]).output)
+    return keras.Model(model.input, keras.layers.Dense(5, "softmax")(features), name=model.name)
 
 
 def enliven(model, images):

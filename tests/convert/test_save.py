@@ -17,6 +17,7 @@ import keras_lowbit
 for folder in sys.argv[1:]:
     model = keras.saving.load_model(folder + "/model.keras")
     model.jit_compile = folder == sys.argv[1]
+    model.run_eagerly = folder != sys.argv[1]
     stored = np.load(folder + "/data.npz")
     parts = [stored[f"in{index}"] for index in range(len(model.inputs))]
     inputs = keras.tree.pack_sequence_as(model.input, parts)
@@ -27,11 +28,11 @@ for folder in sys.argv[1:]:
 """
 
 
-def _write(model, folder, jit_compile):
+def _write(model, folder, compiled):
     folder.mkdir()
     inputs = inputs_of(model)
     model.save(folder / "model.keras")
-    model.jit_compile = jit_compile
+    model.jit_compile, model.run_eagerly = compiled, not compiled
     parts = {f"in{index}": part for index, part in enumerate(keras.tree.flatten(inputs))}
     outputs = keras.tree.flatten(model.predict(inputs, verbose=0))
     np.savez(folder / "data.npz", **parts, **{f"out{index}": part for index, part in enumerate(outputs)})
@@ -44,7 +45,8 @@ def test_saved_models_predict_the_same_bits_in_a_process_that_knows_no_custom_sc
         recipe = "sq-twn" if len(folders) % 2 else "int8"
         copy, _ = klb.quantize_model(model, recipe)
         klb.calibrate(copy, inputs_of(copy), verbose=0)
-        _write(copy, tmp_path / name, jit_compile=not folders)  # XLA, the default of predict, for one of them
+        # XLA, the default of predict, for one of them; eager is quicker.
+        _write(copy, tmp_path / name, compiled=not folders)
         folders.append(tmp_path / name)
     lines = run_python(_RELOAD, *folders).splitlines()
     assert [line.split()[0] for line in lines if line.split()[-1].isdigit()] == [MODELS[name]().name for name in MODELS]
