@@ -27,7 +27,8 @@ help:
 	@echo "make metadata-schema   regenerate the Python classes of TFLite's metadata schema"
 	@echo "make clean   remove .venv and the caches"
 
-test: lint $(OPS)
+test: $(INSTALLED)
+	@$(MAKE) --no-print-directory -j2 lint ops
 	@$(MAKE) --no-print-directory pytest
 
 # The Python tests alone, on whatever op library is there, in two runs: TensorFlow keeps the programs of models that are gone, and
