@@ -1,13 +1,12 @@
 """Pictures for people. `graph` draws an integer graph as an SVG file, with nothing but the standard library."""
 
-import os
 from collections.abc import Iterable
 from html import escape
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.operations import operation_of
 from keras_lowbit.deploy.graph.operations.operation import KEEP
-from keras_lowbit.files import atomic_write
+from keras_lowbit.files import FilePath, atomic_write, name_of
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 210, 58, 24, 34, 20
 LETTERS = 34  # that fit into a box
@@ -21,7 +20,7 @@ COLOURS = {
 }
 
 
-def graph(graph: IntegerGraph, path: str | os.PathLike[str]) -> None:
+def graph(graph: IntegerGraph, path: FilePath) -> None:
     """Draw an integer graph into an SVG file: data flows down, what runs in float is orange.
 
     Each box has the operation, its name, and shape, scale and zero point of what it gives; for weights, the shape and
@@ -30,8 +29,8 @@ def graph(graph: IntegerGraph, path: str | os.PathLike[str]) -> None:
 
     >>> klb.plot.graph(klb.deploy.lower(model), "model.svg")
     """
-    if not os.fspath(path).lower().endswith(".svg"):
-        raise ValueError(f"plot.graph writes SVG, got path {os.fspath(path)!r}. Give one that ends in .svg.")
+    if not name_of(path).lower().endswith(".svg"):
+        raise ValueError(f"plot.graph writes SVG, got path {name_of(path)!r}. Give one that ends in .svg.")
     atomic_write(path, svg(graph).encode())
 
 

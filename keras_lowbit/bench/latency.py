@@ -11,6 +11,7 @@ import numpy as np
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.timing import interleaved
 from keras_lowbit.deploy.interpreters import RESOLVERS, make_interpreter
+from keras_lowbit.files import FilePath, name_of, printable
 from keras_lowbit.tables import table
 
 KERNELS = {"xnnpack": "XNNPACK delegate", "built-in": "built-in kernels"}
@@ -51,7 +52,16 @@ class LatencyReport:
     def __str__(self) -> str:
         heads = ("file", "kernels", "median ms", "p10", "p90", "x first", "bytes", "batch")
         rows = [
-            (r.path, KERNELS[r.kernels], r.median_ms, r.p10_ms, r.p90_ms, r.ratio, r.size_bytes, r.batch_size)
+            (
+                printable(r.path),
+                KERNELS[r.kernels],
+                r.median_ms,
+                r.p10_ms,
+                r.p90_ms,
+                r.ratio,
+                r.size_bytes,
+                r.batch_size,
+            )
             for r in self.rows
         ]
         about = self.machine
@@ -63,7 +73,7 @@ class LatencyReport:
 
 
 def latency(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: FilePath | Sequence[FilePath],
     threads: int = 1,
     repeats: int = 50,
     *,
@@ -79,7 +89,7 @@ def latency(
 
     >>> print(latency(["float.tflite", "q.tflite"], threads=1))
     """
-    files = [os.fspath(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    files = [name_of(p) for p in ([paths] if isinstance(paths, (str, bytes, os.PathLike)) else paths)]
     _check(files, threads, repeats, warmup, xnnpack)
     kinds = {True: ["xnnpack"], False: ["built-in"], "both": ["xnnpack", "built-in"]}[xnnpack]
     ends = [(path, kind, make_interpreter(kind, threads, model_path=path)) for kind in kinds for path in files]

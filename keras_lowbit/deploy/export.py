@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.lower import lower_model
 from keras_lowbit.deploy.lowering.values import FloatFallback
+from keras_lowbit.files import FilePath, check_writable, name_of, printable
 from keras_lowbit.tables import table
 
 
@@ -36,7 +36,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
-        lines = [f"{self.path}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
+        lines = [f"{printable(self.path)}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
         lines.append(table(("layer", "op", "weights", "bytes", "why"), rows))
         lines += [f"runs in float: {found.path}: {found.reason}" for found in self.float_fallbacks]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
@@ -47,7 +47,7 @@ class ExportReport:
 
 def export_litert(
     model: keras.Model,
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     weights: Weights = "int8",
     io: str = "int8",
@@ -71,7 +71,9 @@ def export_litert(
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
-    the names of inputs and outputs, the quantizer of every layer and the version of this library.
+    the names of inputs and outputs, the quantizer of every layer and the version of this library. MediaPipe Tasks and
+    TensorFlow Lite's task library open files with io="float32" and normalization=, (0, 1) where the model takes pixels as they
+    are; they take no int8 inputs.
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
     "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
@@ -80,13 +82,14 @@ def export_litert(
     """
     check_model(model, "export_litert")
     check_not_packed(model, "export_litert")
+    check_writable(path)
     lowered = lower_model(model, input_shapes, batch_size, overflow=overflow)
     graph = lowered.graph.with_metadata(**_about(labels, normalization))
     rows = litert.write(graph, path, weights=weights, io=io, batch_size=batch_size)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
-    size, in_float = Path(path).stat().st_size, tuple(lowered.float_fallbacks)
+    size, in_float = os.stat(path).st_size, tuple(lowered.float_fallbacks)
     overflow_.warn(lowered.overflows)
-    return ExportReport(os.fspath(path), size, tuple(rows), in_float, flushed, lowered.overflows)
+    return ExportReport(name_of(path), size, tuple(rows), in_float, flushed, lowered.overflows)
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

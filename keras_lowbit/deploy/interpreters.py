@@ -3,6 +3,8 @@
 import warnings
 from typing import Any
 
+from keras_lowbit.files import name_of, read_whole
+
 RESOLVERS = {
     "reference": "BUILTIN_REF",
     "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
@@ -16,29 +18,32 @@ def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **
 
     resolver: "xnnpack" (the default delegate), "built-in" (optimized kernels) or "reference".
     keep_all: every tensor stays readable.   source: model_path or model_content.
-    Raises ValueError, with LiteRT's reason, if it refuses the file.
+    Raises ValueError, with LiteRT's reason, if it refuses the file; OSError if there is none.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    where, content = _model(**source)
     try:
         with warnings.catch_warnings():
             # It warns of the memory that keeping all tensors takes: asked for here.
             warnings.simplefilter("ignore")
             interpreter = Interpreter(
-                **source,
+                model_content=content,
                 num_threads=threads,
                 experimental_op_resolver_type=getattr(OpResolverType, RESOLVERS[resolver]),
                 experimental_preserve_all_tensors=keep_all,
             )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        where = (
-            f"{source['model_path']!r}"
-            if "model_path" in source
-            else f"a model of {len(source['model_content'])} bytes"
-        )
         raise ValueError(f"LiteRT ({resolver} kernels) refuses {where}: {error}") from error
     return interpreter
+
+
+def _model(model_path: Any = None, model_content: bytes = b"") -> tuple[str, bytes]:
+    """What the model is called in messages, and its bytes: LiteRT itself opens only names that are UTF-8."""
+    if model_path is None:
+        return f"a model of {len(model_content)} bytes", model_content
+    return repr(name_of(model_path)), read_whole(model_path)
 
 
 def open_interpreter(reference: bool, threads: int = 1, keep_all: bool = False, **source: Any) -> tuple[Any, str]:

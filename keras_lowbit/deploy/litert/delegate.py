@@ -1,11 +1,11 @@
 """Which operators of a file XNNPACK took: LiteRT's delegate runs those fast, the rest run on its built-in kernels."""
 
 import dataclasses
-import os
 from collections import Counter
 from typing import Any
 
 from keras_lowbit.deploy.interpreters import make_interpreter
+from keras_lowbit.files import FilePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class DelegateCoverage:
         return f"XNNPACK runs {len(self.taken)} of {self.operators} operators{f'; not {left}' if left else ''}"
 
 
-def delegate_coverage(path: str | os.PathLike[str]) -> DelegateCoverage:
+def delegate_coverage(path: FilePath) -> DelegateCoverage:
     """Which operators of a .tflite file the XNNPACK delegate takes on this machine."""
-    interpreter = make_interpreter("xnnpack", model_path=os.fspath(path))
+    interpreter = make_interpreter("xnnpack", model_path=path)
     # The only way to ask: a private method, which lists the file's operators and then one DELEGATE for each partition.
     operators = interpreter._get_ops_details()
     names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}

@@ -1,12 +1,12 @@
 """Runs a .tflite file with LiteRT: reals in, reals or raw tensors out, batch by batch."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from keras_lowbit.deploy.interpreters import make_interpreter, open_interpreter
+from keras_lowbit.files import FilePath
 from keras_lowbit.numerics.requantization import quantize_real
 
 
@@ -19,12 +19,12 @@ class FileRunner:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: FilePath,
         reference: bool = False,
         threads: int = 1,
         spare_reference: bool = False,
     ) -> None:
-        source = {"model_path": os.fspath(path)}
+        source = {"model_path": path}
         if reference and spare_reference:
             self.interpreter, self.resolver = make_interpreter("built-in", threads, True, **source), "built-in"
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from keras_lowbit.deploy.litert.weight_formats import (
     smallest_formats,
     weighted_nodes,
 )
+from keras_lowbit.files import FilePath, name_of, read_whole
 
 FORMAT_VERSION = 1
 DEFAULT = Path(__file__).with_name("format_choice.json")
@@ -61,12 +61,12 @@ class LatencyTable:
     machine: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> LatencyTable:
+    def load(cls, path: FilePath | None = None) -> LatencyTable:
         """A table file, the shipped one by default. FileNotFoundError or ValueError, with the remedy, for a bad one."""
-        source = DEFAULT if path is None else Path(path)
+        source = DEFAULT if path is None else path
         remedy = "Measure one with: keras-lowbit bench packed --output FILE"
         try:
-            found = json.loads(source.read_text(encoding="utf-8"))
+            found = json.loads(read_whole(source))
             if found["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {found['format_version']!r}, expected {FORMAT_VERSION}")
             rows = tuple(LayerLatency(**row) for row in found["rows"])
@@ -74,10 +74,10 @@ class LatencyTable:
                 raise ValueError("it needs rows of numbers above 0")
             return cls(rows, dict(found["machine"]))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"No latency table at {os.fspath(source)!r}. {remedy}") from error
-        except (ValueError, TypeError, KeyError) as error:
+            raise FileNotFoundError(f"No latency table at {name_of(source)!r}. {remedy}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{os.fspath(source)!r} is no latency table ({type(error).__name__}: {error}). {remedy}"
+                f"{name_of(source)!r} is no latency table ({type(error).__name__}: {error}). {remedy}"
             ) from error
 
     def nearest(self, pixels: int, inputs: int, outputs: int) -> LayerLatency:

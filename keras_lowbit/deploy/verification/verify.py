@@ -7,7 +7,6 @@ the NumPy reference of the integer graph there is no tolerance: every element of
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 import keras
@@ -32,6 +31,7 @@ from keras_lowbit.deploy.verification.layers import (
     softmax_overflows,
 )
 from keras_lowbit.deploy.verification.structure import check_same_structure
+from keras_lowbit.files import FilePath
 from keras_lowbit.keras_graph.calls import inputs_in_order
 from keras_lowbit.tables import table
 
@@ -139,7 +139,7 @@ class Parity:
 
 def verify(
     model: keras.Model,
-    path: str | os.PathLike[str],
+    path: FilePath,
     data: Any,
     *,
     batch_size: int = 32,

@@ -101,6 +101,9 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
     [
         ("{", "is no latency table"),
         ("{}", "format_version"),
+        ("[" * 5000, "is no latency table"),
+        ("[1]", "is no latency table"),
+        ('{"format_version": 1, "machine": 3, "rows": [3]}', "is no latency table"),
         ('{"format_version": 9}', "format version 9, expected 1"),
         ('{"format_version": 1, "machine": {}, "rows": []}', "numbers above 0"),
         ('{"format_version": 1, "machine": {}, "rows": [{"pixels": 1}]}', "missing"),
@@ -162,6 +165,27 @@ def test_paths_that_cannot_be_written(classifier, tmp_path, where):
     with pytest.raises(OSError, match="cannot write"):
         klb.export_litert(classifier[0], tmp_path / where)
     assert os.listdir(tmp_path) == []
+
+
+def test_bytes_and_names_that_are_no_utf8_are_written_and_verified(classifier, tmp_path):
+    model, images = classifier
+    for path in (os.path.join(os.fsencode(tmp_path), b"caf\xe9.tflite"), os.fsencode(tmp_path / "plain.tflite")):
+        report = klb.export_litert(model, path, labels=list("abcdef"))
+        assert str(report).encode().startswith(os.fsencode(tmp_path)), "printable anywhere"
+        for given in (path, os.fsdecode(path)):
+            assert klb.verify(model, given, images).ok
+        assert litert.read_metadata(path)["labels"] == list("abcdef")
+
+
+def test_a_place_that_cannot_be_written_is_known_before_lowering(classifier, tmp_path, monkeypatch):
+    model, _ = classifier
+    (tmp_path / "kept.tflite").write_bytes(b"old")
+    (tmp_path / "kept.tflite").chmod(0o444)
+    monkeypatch.setattr("keras_lowbit.deploy.export.lower_model", lambda *a, **k: pytest.fail("lowered"))
+    with pytest.raises(PermissionError, match="read-only"):
+        klb.export_litert(model, tmp_path / "kept.tflite")
+    with pytest.raises(OSError, match="cannot write"):
+        klb.export_litert(model, tmp_path / ("n" * 250 + ".tflite"))
 
 
 def test_read_only_folder(classifier, tmp_path):
