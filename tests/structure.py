@@ -13,6 +13,7 @@ from pathlib import Path
 ORDER = (
     *(
         "files",
+        "sealed",
         "tables",
         "keras_graph",
         "numerics",
@@ -33,7 +34,7 @@ ROOMS = {
         *("multiplications", "pack", "export", "summary"),
     ),
     "deploy/graph": (
-        *("tensors", "operations", "former_files", "serialize", "integer_graph", "float_subgraph"),
+        *("tensors", "float_subgraph", "operations", "former_files", "serialize", "integer_graph"),
         *("builder_base", "builder"),
     ),
     "convert": (

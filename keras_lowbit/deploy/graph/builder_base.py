@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node
+from keras_lowbit.deploy.graph.operations.attributes import check_attributes
 from keras_lowbit.deploy.graph.operations.checks import bias_scale
 from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor, check_scale
 from keras_lowbit.numerics.requantization import INT32_MAX
@@ -89,7 +90,8 @@ class BaseBuilder:
             raise ValueError(f"{op} {name!r} has no inputs: expected {OPERATIONS[op].inputs or 'one or more'}")
         kept = OPERATIONS[op].range
         found = out if out is not None else kept if isinstance(kept, Range) else "keep"
-        return self._node(op, name, tuple(inputs), dict(attributes or {}), found)
+        plain: dict[str, Any] = {"activation": None} if OPERATIONS[op].fuses_activation else {}
+        return self._node(op, name, tuple(inputs), {**plain, **(attributes or {})}, found)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor added so far. ValueError lists the known names if there is none of this name."""
@@ -151,12 +153,11 @@ class BaseBuilder:
         tensors = [*map(self.tensor, inputs[: len(inputs) - len(constants)]), *constants]
         if isinstance(out, str):
             out = tensors[0].range
+        check_attributes(OPERATIONS[op].attributes, attributes, f"{op} {name!r}")
         try:
             shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{op} {name!r} has incomplete attributes {attributes}: {error!r}") from error
         made = self._activation(name, shape, Range(*out) if out is not None else None)
         self._insert(Node(op, name, inputs, (name,), attributes), [*constants, made])
         return name

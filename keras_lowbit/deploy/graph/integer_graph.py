@@ -12,7 +12,6 @@ Nothing in this file needs TensorFlow or Keras.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +19,8 @@ from typing import Any
 
 from keras_lowbit.deploy.graph import serialize
 from keras_lowbit.deploy.graph.operations import check_node
-from keras_lowbit.deploy.graph.tensors import Node, Tensor
+from keras_lowbit.deploy.graph.tensors import Node, Tensor, check_name
+from keras_lowbit.files import FilePath
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,9 @@ class IntegerGraph:
         known = {n for n, t in self.tensors.items() if t.is_constant} | set(self.inputs)
         seen: set[str] = set()
         for node in self.nodes:
-            if not node.name or node.name in seen:
-                raise ValueError(f"the name {node.name!r} of a {node.op} node is empty or taken: expected unique names")
+            check_name(node.name, f"a {node.op} node")
+            if node.name in seen:
+                raise ValueError(f"two nodes are named {node.name!r}: expected unique names")
             seen.add(node.name)
             if late := [n for n in node.inputs if n not in known]:
                 raise ValueError(f"{node.op} {node.name!r} reads {late} before any node computes it")
@@ -99,19 +100,18 @@ class IntegerGraph:
         if orphans := [n for n in self.tensors if n not in known]:
             raise ValueError(f"no node computes the tensors {orphans}, and they are neither inputs nor constants")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: FilePath) -> None:
         """Write the graph into one file, atomically. OSError if the folder cannot be written."""
         self.validate()
         serialize.save(path, self.tensors, self.nodes, self.inputs, self.outputs, self.metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> IntegerGraph:
+    def load(cls, path: FilePath) -> IntegerGraph:
         """Read a saved graph. GraphFileError (a ValueError) for a damaged, foreign or newer file."""
-        graph = cls(**serialize.load(path))
-        try:
+        fields = serialize.load(path)
+        with serialize.damage(path):
+            graph = cls(**fields)
             graph.validate()
-        except (ValueError, TypeError) as error:
-            raise serialize.damaged(path, error) from error
         return graph
 
     def producer(self, name: str) -> Node | None:

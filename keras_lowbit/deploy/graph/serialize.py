@@ -1,29 +1,38 @@
-"""One file for an integer graph: a safetensors file, the same bytes for the same graph.
+"""One file for an integer graph: a sealed safetensors file, the same bytes for the same graph.
 
-Every array is a tensor of the file. What they mean stands as JSON under the key "graph" of its metadata, behind a line with
-the sha256 of that JSON and all arrays: no flipped bit goes unseen. Per-tensor scales are in the JSON too: the decimal form
-that Python prints for a float reads back to the same bits.
+Per-tensor scales are in the JSON: the decimal form that Python prints for a float reads back to the same bits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from keras_lowbit.deploy.graph import former_files
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
-from keras_lowbit.files import atomic_write
+from keras_lowbit.files import FilePath, atomic_write, name_of, read_whole
+from keras_lowbit.sealed import DamagedError, seal, unseal
 
 FORMAT = "keras_lowbit.integer_graph"
 VERSION = 2
-_DAMAGE = (KeyError, TypeError, IndexError, AttributeError, ValueError)
+_KEY = "graph"
+_HEADER = {
+    "format": str,
+    "version": int,
+    "tensors": list,
+    "nodes": list,
+    "inputs": list,
+    "outputs": list,
+    "metadata": dict,
+}
+_TENSOR = {
+    **{"name": str, "shape": list, "dtype": str, "scale": (int, float, dict, type(None)), "zero_point": int},
+    "data": (dict, type(None)),
+}
+_NODE = {"op": str, "name": str, "inputs": list, "outputs": list, "attributes": dict}
 
 
 class GraphFileError(ValueError):
@@ -31,7 +40,7 @@ class GraphFileError(ValueError):
 
 
 def save(
-    path: str | os.PathLike[str],
+    path: FilePath,
     tensors: Mapping[str, Tensor],
     nodes: Sequence[Node],
     inputs: Sequence[str],
@@ -49,72 +58,45 @@ def save(
         "outputs": list(outputs),
         "metadata": dict(metadata),
     }
-    text = json.dumps(header, allow_nan=False)
-    atomic_write(path, safetensors.numpy.save(arrays, {"graph": f"{_digest(text, arrays)}\n{text}"}))
+    atomic_write(path, seal(_KEY, header, arrays))
 
 
-def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    found = hashlib.sha256(text.encode())
-    for key in sorted(arrays):
-        array = arrays[key]
-        found.update(f"{key}{array.dtype.str}{array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
-
-
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of the `IntegerGraph` in a file, not yet checked.
+def load(path: FilePath) -> dict[str, Any]:
+    """The fields of the `IntegerGraph` in a file, of the right types; `IntegerGraph.validate` looks at what they say.
 
     Raises FileNotFoundError if there is none; GraphFileError if it is damaged, foreign or newer.
     """
-    with open(path, "rb") as stream:
-        start = stream.read(8)
-    where = repr(os.fspath(path))
-    if start[:2] == b"PK":
+    content, where = read_whole(path), repr(name_of(path))
+    with damage(path):
         try:
-            header, arrays = former_files.read(path)
-        except former_files.DAMAGE as error:
-            raise damaged(path, error) from error
-    else:
-        header, arrays = _read(path, start)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise GraphFileError(f"{where} is not an integer graph: expected a file written by IntegerGraph.save")
-    if not isinstance(header.get("version"), int) or header["version"] > VERSION:
-        raise GraphFileError(
-            f"{where} has format version {header.get('version')!r}, this keras_lowbit reads up to {VERSION}: upgrade "
-            "keras_lowbit, or save the graph again with this version"
-        )
+            header, arrays = former_files.read(content) if content[:2] == b"PK" else unseal(_KEY, content)
+        except DamagedError as error:
+            raise GraphFileError(
+                f"{where} is not an integer graph, or damaged or cut short ({error}): expected a file written by "
+                "IntegerGraph.save"
+            ) from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise GraphFileError(f"{where} is not an integer graph: expected a file written by IntegerGraph.save")
+        version = header.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise GraphFileError(
+                f"{where} has format version {version!r}, this keras_lowbit reads 1 to {VERSION}: upgrade keras_lowbit, or "
+                "save the graph again with this version"
+            )
+        return _fields(_typed(header, "the description", _HEADER), arrays)
+
+
+@contextmanager
+def damage(path: FilePath) -> Iterator[None]:
+    """Whatever the content of a file leads its readers to, as one GraphFileError with the file's name."""
     try:
-        return _fields(header, arrays)
-    except _DAMAGE as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: str | os.PathLike[str], error: Exception) -> GraphFileError:
-    """What to raise for a file whose content is not sound."""
-    return GraphFileError(f"{os.fspath(path)!r} is damaged: {type(error).__name__}: {error}. Save the graph again.")
-
-
-def _read(path: str | os.PathLike[str], start: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    try:
-        with safetensors.safe_open(os.fspath(path), "np") as file:
-            text = (file.metadata() or {}).get("graph")
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (safetensors.SafetensorError, *_DAMAGE) as error:
-        kind = "empty" if not start else f"starts with {start!r}"
+        yield
+    except (GraphFileError, MemoryError):
+        raise
+    except Exception as error:
         raise GraphFileError(
-            f"{os.fspath(path)!r} is not an integer graph, or damaged or cut short ({kind}; {error}): expected a file "
-            "written by IntegerGraph.save"
+            f"{name_of(path)!r} is damaged: {type(error).__name__}: {error}. Save the graph again."
         ) from error
-    digest, _, text = (text or "").partition("\n")
-    if not text:
-        return None, {}
-    if digest != _digest(text, arrays):
-        raise GraphFileError(f"{os.fspath(path)!r} is damaged: its content changed. Save the graph again.")
-    try:
-        return json.loads(text), arrays
-    except ValueError as error:
-        raise damaged(path, error) from error
 
 
 def _tensor_entry(tensor: Tensor, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -155,28 +137,54 @@ def _stored(arrays: dict[str, np.ndarray], key: str, array: np.ndarray) -> dict[
 
 
 def _fields(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    tensors = [_tensor(entry, arrays) for entry in header["tensors"]]
+    left = dict(arrays)
+    tensors = [_tensor(_typed(entry, "a tensor", _TENSOR), left) for entry in header["tensors"]]
+    nodes = tuple(_node(_typed(entry, "a node", _NODE), left) for entry in header["nodes"])
     if len({t.name for t in tensors}) != len(tensors):
         raise ValueError("two tensors have the same name")
+    if left:
+        raise ValueError(f"it holds arrays that nothing names: {sorted(left)[:3]}")
     return {
         "tensors": {t.name: t for t in tensors},
-        "nodes": tuple(_node(entry, arrays) for entry in header["nodes"]),
-        "inputs": tuple(header["inputs"]),
-        "outputs": tuple(header["outputs"]),
+        "nodes": nodes,
+        "inputs": _texts(header["inputs"], "inputs"),
+        "outputs": _texts(header["outputs"], "outputs"),
         "metadata": header["metadata"],
     }
 
 
+def _typed(entry: Any, what: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of the JSON. ValueError unless it has these keys with values of these types; true is no number."""
+    if not isinstance(entry, dict) or entry.keys() != types.keys():
+        raise ValueError(f"{what} is {str(entry)[:80]}: expected {{{', '.join(types)}}}")
+    for key, kind in types.items():
+        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            raise ValueError(f"{what} has {key} {str(entry[key])[:80]!r}")
+    return entry
+
+
+def _texts(values: list[Any], what: str) -> tuple[str, ...]:
+    if any(not isinstance(value, str) for value in values):
+        raise ValueError(f"{what} are {str(values)[:80]}: expected names")
+    return tuple(values)
+
+
+def _taken(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """A value of the JSON, or the array that it names. Each is named once: none is multiplied in memory."""
+    if not isinstance(value, dict):
+        return value
+    return arrays.pop(_typed(value, "the place of an array", {"array": str})["array"])
+
+
 def _tensor(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Tensor:
-    scale, data = (
-        arrays[entry[key]["array"]] if isinstance(entry[key], dict) else entry[key] for key in ("scale", "data")
-    )
+    scale, data = (_taken(entry[key], arrays) for key in ("scale", "data"))
     return Tensor(entry["name"], tuple(entry["shape"]), entry["dtype"], scale, entry["zero_point"], data)
 
 
 def _node(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Node:
     attributes = {
-        key: arrays[value["array"]].tobytes() if isinstance(value, dict) else value
+        key: _taken(value, arrays).tobytes() if isinstance(value, dict) else value
         for key, value in entry["attributes"].items()
     }
-    return Node(entry["op"], entry["name"], tuple(entry["inputs"]), tuple(entry["outputs"]), attributes)
+    inputs, outputs = (_texts(entry[side], f"{side} of {entry['name']!r}") for side in ("inputs", "outputs"))
+    return Node(entry["op"], entry["name"], inputs, outputs, attributes)

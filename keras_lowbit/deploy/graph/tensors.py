@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DTYPES = ("int8", "int32", "float32")
+MOST_ELEMENTS = 2**31 - 1  # of one sample: LiteRT counts them in int32
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal numbers only
 
 
@@ -39,8 +41,8 @@ class Tensor:
     data: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(None if d is None else int(d) for d in self.shape))
-        object.__setattr__(self, "zero_point", int(self.zero_point))
+        object.__setattr__(self, "shape", tuple(None if d is None else _whole(d) for d in self.shape))
+        object.__setattr__(self, "zero_point", _whole(self.zero_point))
         for key in ("scale", "data"):
             value = getattr(self, key)
             if value is None:
@@ -72,8 +74,7 @@ class Tensor:
     def check(self) -> None:
         """ValueError, with the offending values, unless name, dtype, shape, grid and codes are sound."""
         where = f"tensor {self.name!r}"
-        if not self.name or not isinstance(self.name, str):
-            raise ValueError(f"a tensor is named {self.name!r}: expected a non-empty string")
+        check_name(self.name, "a tensor")
         if self.dtype not in DTYPES:
             raise ValueError(f"{where} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         self._check_shape(where)
@@ -91,6 +92,8 @@ class Tensor:
                 f"{where} has shape {self.shape}: expected sizes of at least 1, after a batch axis written None unless it "
                 "is a constant"
             )
+        if math.prod(sizes) > MOST_ELEMENTS:  # type: ignore[arg-type]
+            raise ValueError(f"{where} has shape {self.shape}: expected at most {MOST_ELEMENTS:,} elements in a sample")
 
     def _check_grid(self, where: str) -> None:
         if (self.scale is None) != (self.dtype == "float32"):
@@ -125,6 +128,22 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: Any, what: str) -> None:
+    """ValueError unless a name can stand in every file: a string that is not empty, of characters that UTF-8 has."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what} is named {name!r}: expected a non-empty string")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is named {name!r}, which UTF-8 cannot write ({error.reason})") from error
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise ValueError(f"a size or zero point is {value!r}: expected a whole number")
+    return int(value)
 
 
 def same_bits(a: np.ndarray | None, b: np.ndarray | None) -> bool:

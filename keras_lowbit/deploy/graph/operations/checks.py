@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_lowbit.deploy.graph.operations.attributes import check_attributes
 from keras_lowbit.deploy.graph.operations.elementwise import SIX_STEPS
-from keras_lowbit.deploy.graph.operations.operation import ACTIVATIONS, FREE, KEEP, PADDINGS, Limit, Operation, Use
+from keras_lowbit.deploy.graph.operations.operation import FREE, KEEP, Limit, Operation, Use
 from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
 from keras_lowbit.numerics.requantization import INT32_MAX
 
@@ -20,7 +21,7 @@ def check_use(operation: Operation, node: Node, tensors: Mapping[str, Tensor]) -
         raise ValueError(f"{where} names tensors that the graph lacks: {missing}")
     use = Use(node, tuple(tensors[n] for n in node.inputs), tuple(tensors[n] for n in node.outputs))
     _check_operands(operation, use)
-    _check_attributes(operation, use)
+    check_attributes(operation.attributes, node.attributes, use.where)
     operation.check(use)
     if operation.builtin is None:  # a float subgraph: its own model says the shapes
         return
@@ -47,6 +48,7 @@ def _check_operands(operation: Operation, use: Use) -> None:
                 f"{use.where} reads {tensor.name!r} of dtype {tensor.dtype}: expected {' or '.join(fits)}; put quantize or "
                 "dequantize between"
             )
+        _check_constant(operation, use, place, tensor)
     for tensor in outputs:
         if tensor.dtype != operation.writes or tensor.is_constant:
             raise ValueError(
@@ -54,29 +56,17 @@ def _check_operands(operation: Operation, use: Use) -> None:
             )
 
 
-def _check_attributes(operation: Operation, use: Use) -> None:
-    activation, known = use.attributes.get("activation"), ACTIVATIONS if operation.fuses_activation else (None,)
-    if activation not in known:
-        raise ValueError(
-            f"{use.where} has activation {activation!r}: expected "
-            f"{' or '.join(map(repr, known)) if operation.fuses_activation else 'none'}; add any other as its own node"
-        )
-    if use.attributes.get("padding", "same") not in PADDINGS:
-        raise ValueError(
-            f"{use.where} has padding {use.attributes['padding']!r}: expected 'same' or 'valid'; the builder turns explicit "
-            "paddings into a pad node"
-        )
-    for key in ("strides", "dilation", "pool_size"):
-        values = use.attributes.get(key)
-        if values is not None and any(not isinstance(v, int) or v < 1 for v in values):
-            raise ValueError(f"{use.where} has {key} {values}: expected whole numbers of at least 1")
+def _check_constant(operation: Operation, use: Use, place: int, tensor: Tensor) -> None:
+    """Constants are weights, or one of the two operands that broadcast; but for weights they have one scale."""
+    if tensor.is_constant and not (operation.inputs == 2 or (operation.weighted and place)):
+        raise ValueError(f"{use.where} reads the constant {tensor.name!r}: expected a computed tensor or an input")
+    if tensor.scale is not None and tensor.scale.ndim and not (operation.weighted and place):
+        raise ValueError(f"{use.where} reads {tensor.name!r} of {tensor.scale.size} scales: expected one")
 
 
 def _check_shape(operation: Operation, use: Use) -> None:
     try:
         expected = operation.infer_shape(use.attributes, [t.shape for t in use.inputs])
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{use.where} has incomplete attributes {dict(use.attributes)}: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{use.where}: {error}") from error
     output = use.outputs[0]

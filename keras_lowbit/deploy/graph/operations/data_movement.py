@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_lowbit.deploy.graph.operations.attributes import PAIRS, whole, wholes
 from keras_lowbit.deploy.graph.operations.operation import Attributes, Builtin, Operation, Shape, Use
 
 
@@ -24,7 +25,7 @@ def _concatenation_builtin(use: Use) -> Builtin:
 
 def _pad_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     shape, paddings = shapes[0], attributes["paddings"]
-    if len(paddings) != len(shape) - 1 or any(len(p) != 2 or min(p) < 0 for p in paddings):
+    if len(paddings) != len(shape) - 1:
         raise ValueError(
             f"paddings {paddings} do not fit shape {shape}: expected one (before, after) pair >= 0 for each of the "
             f"{len(shape) - 1} axes after the batch"
@@ -92,8 +93,15 @@ def _strided_slice_builtin(use: Use) -> Builtin:
     return Builtin("STRIDED_SLICE", version, "StridedSliceOptions", constants=constants)
 
 
-CONCATENATION = Operation("concatenation", _concatenation_shape, _concatenation_builtin, inputs=None)
-PAD = Operation("pad", _pad_shape, _pad_builtin)
-RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin)
-TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin)
-STRIDED_SLICE = Operation("strided_slice", _strided_slice_shape, _strided_slice_builtin)
+CONCATENATION = Operation(
+    "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}
+)
+PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS})
+RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)})
+TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)})
+STRIDED_SLICE = Operation(
+    "strided_slice",
+    _strided_slice_shape,
+    _strided_slice_builtin,
+    takes={"begin": wholes(0), "end": wholes(1), "strides": wholes(1)},
+)

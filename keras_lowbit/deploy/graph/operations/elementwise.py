@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from keras_lowbit.deploy.graph.operations.attributes import NUMBER
 from keras_lowbit.deploy.graph.operations.operation import (
     FREE,
     Attributes,
@@ -55,11 +55,6 @@ def _leaky_relu_builtin(use: Use) -> Builtin:
     return Builtin("LEAKY_RELU", 1, "LeakyReluOptions", {"alpha": use.attributes["alpha"]})
 
 
-def _check_alpha(use: Use) -> None:
-    if not np.isfinite(use.attributes.get("alpha", np.nan)):
-        raise ValueError(f"{use.where} has alpha {use.attributes.get('alpha')}: expected a finite number")
-
-
 def _check_softmax(use: Use) -> None:
     """Below this scale LiteRT's kernel ends the process."""
     if scales(use)[0] <= 2.0**-26:
@@ -74,17 +69,29 @@ _SUM_FACTOR = Limit("largest input scale / output scale", lambda use: max(scales
 _HARD_SWISH_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 128.0)
 SIX_STEPS = Limit("6 / output scale", lambda use: 6 / output_scale(use), 2.0**31 - 1)
 
+# LiteRT's multipliers are integers and a shift by at most 31.
+_MOST = 2.0**31 - 1
+_FACTOR = Limit("input scale / output scale", lambda use: max(scales(use), default=0.0) / output_scale(use), _MOST)
+_SLOPE = Limit(
+    "alpha * input scale / output scale",
+    lambda use: abs(use.attributes["alpha"]) * scales(use)[0] / output_scale(use),
+    _MOST,
+)
+_PRODUCT = Limit("input scales / output scale", lambda use: math.prod(scales(use)) / output_scale(use), _MOST)
+
 _PAIR: dict[str, Any] = {"inputs": 2, "range": FREE, "fuses_activation": True}
 _UNIT_RANGE = Range(1 / 256, -128)  # of [0, 1)
 
 ADD = Operation("add", _broadcast_shape, plain("ADD", 2, "AddOptions"), limits=(_SUM_FACTOR,), **_PAIR)
 SUB = Operation("sub", _broadcast_shape, plain("SUB", 2, "SubOptions"), limits=(_SUM_FACTOR,), **_PAIR)
-MUL = Operation("mul", _broadcast_shape, _mul_builtin, **_PAIR)
+MUL = Operation("mul", _broadcast_shape, _mul_builtin, limits=(_PRODUCT,), **_PAIR)
 MAXIMUM = Operation("maximum", _broadcast_shape, plain("MAXIMUM", 2, "MaximumMinimumOptions"), inputs=2)
 MINIMUM = Operation("minimum", _broadcast_shape, plain("MINIMUM", 2, "MaximumMinimumOptions"), inputs=2)
-RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE)
-RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, limits=(SIX_STEPS,))
-LEAKY_RELU = Operation("leaky_relu", unchanged, _leaky_relu_builtin, range=FREE, check=_check_alpha)
+RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE, limits=(_FACTOR,))
+RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, limits=(_FACTOR, SIX_STEPS))
+LEAKY_RELU = Operation(
+    "leaky_relu", unchanged, _leaky_relu_builtin, range=FREE, takes={"alpha": NUMBER}, limits=(_FACTOR, _SLOPE)
+)
 HARD_SWISH = Operation(
     "hard_swish", unchanged, plain("HARD_SWISH", 1, "HardSwishOptions"), range=FREE, limits=(_HARD_SWISH_FACTOR,)
 )
@@ -94,7 +101,12 @@ SOFTMAX = Operation(
 LOGISTIC = Operation("logistic", unchanged, plain("LOGISTIC", 2), range=_UNIT_RANGE)
 TANH = Operation("tanh", unchanged, plain("TANH", 2), range=Range(1 / 128, 0))
 QUANTIZE = Operation(
-    "quantize", unchanged, plain("QUANTIZE", 1, "QuantizeOptions"), range=FREE, reads=("int8", "float32")
+    "quantize",
+    unchanged,
+    plain("QUANTIZE", 1, "QuantizeOptions"),
+    range=FREE,
+    reads=("int8", "float32"),
+    limits=(_FACTOR,),
 )
 DEQUANTIZE = Operation(
     "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes="float32"

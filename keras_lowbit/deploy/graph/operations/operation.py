@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from keras_lowbit.deploy.graph.operations.attributes import ACTIVATION, Attribute
 from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
 from keras_lowbit.numerics.kernel_layouts import KernelLayout
 
@@ -14,8 +15,6 @@ Attributes = Mapping[str, Any]
 
 FREE = "free"  # the output has a range of its own
 KEEP = "keep"  # the output has the range of the inputs
-ACTIVATIONS = (None, "relu", "relu6")  # that an operation can end with
-PADDINGS = ("same", "valid")
 
 
 class Use(NamedTuple):
@@ -73,6 +72,7 @@ class Operation:
     name: `Node.op`.   infer_shape: attributes and input shapes (batch first, None) -> output shape; ValueError if they do
     not fit.   builtin: a use of it -> its LiteRT operator; None for a float subgraph, which brings its own operators.
     inputs: how many; None for one or more.   range: FREE, KEEP, or the `Range` that the output always has.
+    takes: its attributes beside the activation.
     reads, writes: data types of inputs (the bias of a weighted operation is int32) and output.
     fuses_activation: whether a relu or relu6 can stand at its end.   kernel: layout of the weights, for operations that
     have any; weights then are input 1 and an int32 bias is input 2.
@@ -84,6 +84,7 @@ class Operation:
     builtin: Callable[[Use], Builtin] | None
     inputs: int | None = 1
     range: str | Range = KEEP
+    takes: Mapping[str, Attribute] = field(default_factory=dict)
     reads: tuple[str, ...] = ("int8",)
     writes: str = "int8"
     fuses_activation: bool = False
@@ -95,6 +96,11 @@ class Operation:
     def weighted(self) -> bool:
         """Whether it has weights and a bias."""
         return self.kernel is not None
+
+    @property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """Every attribute of a node of it."""
+        return {**self.takes, **({"activation": ACTIVATION} if self.fuses_activation else {})}
 
     @property
     def fixed_range(self) -> Range:

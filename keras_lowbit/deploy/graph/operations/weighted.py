@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from keras_lowbit.deploy.graph.operations.attributes import PADDING, whole, wholes
 from keras_lowbit.deploy.graph.operations.operation import (
     FREE,
     Attributes,
@@ -116,10 +117,14 @@ _WEIGHTED: dict[str, Any] = {
     "limits": (_FACTOR,),
 }
 
+_WINDOW = {"strides": wholes(1, 2), "padding": PADDING}
+_DILATED = {**_WINDOW, "dilation": wholes(1, 2)}
+
 CONV2D = Operation(
     "conv2d",
     _conv2d_shape,
     _conv2d_builtin,
+    takes={**_DILATED, "groups": whole(1)},
     kernel=LAYOUTS["Conv2D"],
     **_WEIGHTED,
 )
@@ -127,6 +132,7 @@ DEPTHWISE_CONV2D = Operation(
     "depthwise_conv2d",
     _depthwise_shape,
     _depthwise_builtin,
+    takes=_DILATED,
     kernel=LAYOUTS["DepthwiseConv2D"],
     **_WEIGHTED,
 )
@@ -134,6 +140,7 @@ TRANSPOSE_CONV = Operation(
     "transpose_conv",
     _transpose_conv_shape,
     _transpose_conv_builtin,
+    takes={**_WINDOW, "output_shape": wholes(1, 2)},
     kernel=LAYOUTS["Conv2DTranspose"],
     **_WEIGHTED,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from keras_lowbit.deploy.graph.operations.attributes import FLAG, PADDING, wholes
 from keras_lowbit.deploy.graph.operations.operation import (
     FREE,
     Attributes,
@@ -76,10 +77,9 @@ def _mean_builtin(use: Use) -> Builtin:
 
 def _resize_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     channels = image_of(shapes[0], "resize input")[2]
-    size = tuple(attributes["size"])
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size {size} is not a (height, width) of at least 1")
-    return (None, *size, channels)
+    if attributes["half_pixel_centers"] and attributes["align_corners"]:
+        raise ValueError("half_pixel_centers and align_corners are both true: LiteRT takes at most one of them")
+    return (None, *attributes["size"], channels)
 
 
 def _resize_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
@@ -95,12 +95,23 @@ def _resize_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
 # Beyond it XNNPACK saturates to the wrong side.
 _FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 256.0)
 
-MAX_POOL2D = Operation("max_pool2d", _pool_shape, _pool_builtin("MAX_POOL_2D"), fuses_activation=True)
-AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), fuses_activation=True)
-MEAN = Operation("mean", _mean_shape, _mean_builtin, range=FREE, limits=(_FACTOR,))
+_POOL: dict[str, Any] = {
+    "takes": {"pool_size": wholes(1, 2), "strides": wholes(1, 2), "padding": PADDING},
+    "fuses_activation": True,
+}
+_RESIZE = {"size": wholes(1, 2), "half_pixel_centers": FLAG, "align_corners": FLAG}
+
+MAX_POOL2D = Operation("max_pool2d", _pool_shape, _pool_builtin("MAX_POOL_2D"), **_POOL)
+AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), **_POOL)
+MEAN = Operation(
+    "mean", _mean_shape, _mean_builtin, range=FREE, takes={"axes": wholes(0), "keepdims": FLAG}, limits=(_FACTOR,)
+)
 RESIZE_NEAREST = Operation(
-    "resize_nearest", _resize_shape, _resize_builtin("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
+    "resize_nearest",
+    _resize_shape,
+    _resize_builtin("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+    takes=_RESIZE,
 )
 RESIZE_BILINEAR = Operation(
-    "resize_bilinear", _resize_shape, _resize_builtin("RESIZE_BILINEAR", "ResizeBilinearOptions")
+    "resize_bilinear", _resize_shape, _resize_builtin("RESIZE_BILINEAR", "ResizeBilinearOptions"), takes=_RESIZE
 )
