@@ -4,7 +4,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,6 +16,7 @@ from keras_lowbit.distill.config import DistillConfig
 from keras_lowbit.distill.distiller import Distiller
 from keras_lowbit.distill.source import Source, check_rereadable
 from keras_lowbit.distill.state import Snapshot, fingerprint, load, mark_written, save
+from keras_lowbit.files import FilePath, check_writable, make_folder_of, name_of
 from keras_lowbit.quantizers.former import former_arguments
 
 # A cycle of the learning rate where the number of steps is not known: that of FAT's published code.
@@ -39,7 +39,7 @@ def distill(
     labels: Any = None,
     validation_data: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: FilePath | None = None,
     seed: int = 0,
     verbose: int | bool = 1,
 ) -> keras.callbacks.History:
@@ -58,7 +58,8 @@ def distill(
     value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
     lose on others.
     checkpoint: file written after every epoch, its folder made if need be; a run that finds it goes on behind its last epoch,
-    to the same bits.
+    to the same bits. A place that cannot be written is an OSError before the first epoch; a damaged file, or one of another
+    model, a ValueError that leaves the student as it is.
     callbacks: Keras callbacks, of the `Distiller`; the run ends with the epoch in which one sets `stop_training`.
     verbose: 1 a progress bar, 0 nothing.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
@@ -163,7 +164,7 @@ class _Training:
         held_back: Source | None,
         rates: CosineRestarts,
         epochs: int,
-        checkpoint: str | os.PathLike[str] | None,
+        checkpoint: FilePath | None,
     ) -> None:
         self.distiller, self.source, self.held_back, self.rates = distiller, source, held_back, rates
         self.epochs, self.checkpoint = epochs, checkpoint
@@ -176,7 +177,8 @@ class _Training:
         """Take up the state of the checkpoint, if its file exists."""
         if self.checkpoint is None:
             return
-        Path(self.checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(self.checkpoint)
+        check_writable(self.checkpoint)
         if not os.path.exists(self.checkpoint):
             return
         self.distiller.optimizer.build(self.distiller.trainable_variables)
@@ -185,7 +187,7 @@ class _Training:
         self.written = found.written is not None and found.written == fingerprint(self.distiller.scaled)
         if self.written and self.first < self.epochs:
             raise ValueError(
-                f"The student has the factors of the {self.first} epochs in {os.fspath(self.checkpoint)} multiplied in, so no "
+                f"The student has the factors of the {self.first} epochs in {name_of(self.checkpoint)!r} multiplied in, so no "
                 "further epoch can begin there. Give the student as it was before, or another checkpoint."
             )
 

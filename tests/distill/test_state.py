@@ -1,5 +1,8 @@
 """distill: which state stays, with held-back samples, losses that are not finite and checkpoints; what is refused."""
 
+import io
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 import keras_lowbit as klb
 from keras_lowbit.distill import logits_model, thresholds
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.sealed import seal, unseal
 from tests.support.distill_models import VECTORS, same, start_again, teacher_and_student, teacher_model, values
 
 
@@ -124,6 +128,100 @@ def test_foreign_checkpoints_are_refused(pair, tmp_path):
     config = klb.DistillConfig(variables=thresholds(student)[:3])
     with pytest.raises(ValueError, match="other variables"):
         klb.distill(student, teacher, VECTORS, config, checkpoint=path, verbose=0)
+
+
+def state(student):
+    return values(student.variables)
+
+
+@pytest.fixture(scope="module")
+def stored(pair, tmp_path_factory):
+    """A checkpoint of one epoch."""
+    teacher, student = pair
+    path = tmp_path_factory.mktemp("stored") / "tuning"
+    start_again(student)
+    klb.distill(student, teacher, VECTORS, epochs=1, checkpoint=path, verbose=0)
+    return path.read_bytes()
+
+
+class Never(keras.callbacks.Callback):
+    """No epoch may begin."""
+
+    def on_train_begin(self, logs=None):
+        pytest.fail("training began")
+
+
+def damaged(stored):
+    about, arrays = unseal("distill", stored)
+    history = arrays["history:loss"]
+    yield from {
+        "empty": b"",
+        "half": stored[: len(stored) // 2],
+        "one byte less": stored[:-1],
+        "one bit": stored[:300] + bytes([stored[300] ^ 4]) + stored[301:],
+        "the last bit": stored[:-1] + bytes([stored[-1] ^ 128]),
+        "a zip file": b"PK\x03\x04" + stored,
+        "an archive of NumPy": archive(),
+        "an epoch of 1e9": seal("distill", about | {"epoch": 10**9}, arrays),
+        "an epoch below": seal("distill", about | {"epoch": -1}, arrays),
+        "an epoch true": seal("distill", about | {"epoch": True}, arrays),
+        "a step below": seal("distill", about | {"step": -1}, arrays),
+        "a step in words": seal("distill", about | {"step": "4"}, arrays),
+        "a newer version": seal("distill", about | {"format_version": 99}, arrays),
+        "no version": seal("distill", {key: about[key] for key in ("epoch", "step", "written")}, arrays),
+        "a list": seal("distill", [1], arrays),
+        "a history of numbers of another kind": seal(
+            "distill", about, arrays | {"history:loss": history.astype("int8")}
+        ),
+        "a history of two axes": seal("distill", about, arrays | {"history:loss": history[:, None]}),
+    }.items()
+
+
+def archive():
+    stream = io.BytesIO()
+    np.savez(stream, about=np.array("{}"))
+    return stream.getvalue()
+
+
+def test_damaged_checkpoints_are_refused_by_name_before_training_and_change_nothing(pair, stored, tmp_path):
+    teacher, student = pair
+    path, before = tmp_path / "tuning", state(student)
+    for name, content in damaged(stored):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"tuning' is no checkpoint of distill, or damaged \(.*Delete it"):
+            klb.distill(student, teacher, VECTORS, epochs=3, checkpoint=path, callbacks=[Never()], verbose=0)
+        assert same(before, state(student)), name
+
+
+def test_a_checkpoint_whose_arrays_are_of_other_kinds_is_of_another_model(pair, stored, tmp_path):
+    teacher, student = pair
+    about, arrays = unseal("distill", stored)
+    for change in ({"variable_0": arrays["variable_0"].astype("float64")}, {"more": arrays["variable_0"]},
+                   {"best_0": np.zeros((7, 7), "float32")}, {"best_loss": np.zeros(3)}):  # fmt: skip
+        (tmp_path / "tuning").write_bytes(seal("distill", about, arrays | change))
+        with pytest.raises(ValueError, match="another model or other variables"):
+            klb.distill(
+                student, teacher, VECTORS, epochs=3, checkpoint=tmp_path / "tuning", callbacks=[Never()], verbose=0
+            )
+
+
+def test_places_that_cannot_be_written_are_known_before_training(pair, stored, tmp_path):
+    teacher, student = pair
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "kept").write_bytes(stored)
+    (tmp_path / "kept").chmod(0o444)
+    for path in (tmp_path, tmp_path / "file" / "x", tmp_path / "kept", "/proc/tuning", tmp_path / ("n" * 300)):
+        with pytest.raises(OSError, match="cannot write"):
+            klb.distill(student, teacher, VECTORS, epochs=3, checkpoint=path, callbacks=[Never()], verbose=0)
+
+
+def test_bytes_and_names_that_are_no_utf8_resume_too(pair, tmp_path):
+    teacher, student = pair
+    start_again(student)
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9", b"tuning")
+    for epochs in (1, 2):
+        found = klb.distill(student, teacher, VECTORS, epochs=epochs, checkpoint=path, verbose=0)
+        assert len(found.history["loss"]) == epochs
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
