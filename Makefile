@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema
+.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -25,6 +25,8 @@ help:
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make metadata-schema   regenerate the Python classes of TFLite's metadata schema"
+	@echo "make phone-libraries   environments with MediaPipe and tflite-support, for the test that opens our files with them"
+	@echo "make fuzz    thousands of damaged files of each kind: FILES=5000"
 	@echo "make clean   remove .venv and the caches"
 
 test: $(INSTALLED)
@@ -112,6 +114,17 @@ wheel: $(INSTALLED)
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
 	cd build/wheel && venv/bin/keras-lowbit doctor && venv/bin/python -c "import numpy as np; from keras_lowbit import ops; \
 	  print(ops.active_kernel(), ops.ternary_dense(np.ones((1, 8), np.int8), ops.pack_kernel(np.ones((8, 3), np.int8))))"
+
+# Damaged files of every kind that is read here (tests/fuzz).
+FILES ?= 5000
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --files $(FILES)
+
+# What tests/deploy/litert/test_phone_libraries.py opens our files with. tflite-support needs libusb-1.0-0 and a Python below 3.12.
+phone-libraries: $(INSTALLED)
+	$(BIN)/python -m venv build/phone/mediapipe && $(BIN)/python -m venv build/phone/tflite-support
+	build/phone/mediapipe/bin/python -m pip install --quiet --disable-pip-version-check mediapipe
+	build/phone/tflite-support/bin/python -m pip install --quiet --disable-pip-version-check tflite-support "numpy<2"
 
 clean:
 	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

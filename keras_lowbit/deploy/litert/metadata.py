@@ -25,8 +25,10 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import metadata_schema_py_generated as schema
+from keras_lowbit.files import zip_member
 
 LABELS_FILE = "labels.txt"
+_MOST_LABELS = 64 << 20  # bytes of all of them
 MIN_PARSER_VERSION = "1.1.0"  # of the schema; no field that is set came later
 
 
@@ -56,20 +58,81 @@ def append_labels(content: bytes, labels: Sequence[str]) -> bytes:
     if not labels:
         return content
     stream = io.BytesIO(content)
-    with zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:  # MediaPipe reads no compressed ones
         entry = zipfile.ZipInfo(LABELS_FILE)  # its fixed date keeps equal models equal files
-        entry.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(entry, "\n".join(labels) + "\n")
     return stream.getvalue()
 
 
 def read_labels(content: bytes) -> list[str] | None:
-    """The labels that `append_labels` left behind a model; None if there are none."""
+    """The labels that `append_labels` left behind a model; None if there are none.
+
+    ValueError if the model says that it has labels and there are none, or if a byte of them, or of the zip file around
+    them, is not as it was written.
+    """
+    declared = _declares_labels(content)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.read(LABELS_FILE).decode().splitlines()
-    except (zipfile.BadZipFile, KeyError):
+        archive = zipfile.ZipFile(io.BytesIO(content))
+    except zipfile.BadZipFile as error:
+        if declared:
+            raise ValueError(f"the {LABELS_FILE} that it declares is missing or damaged ({error})") from error
         return None
+    with archive:
+        if LABELS_FILE not in archive.namelist():
+            if declared:
+                raise ValueError(f"it declares {LABELS_FILE} and has only {archive.namelist()[:3]}")
+            return None
+        labels = zip_member(archive, LABELS_FILE, _MOST_LABELS).decode().splitlines()
+        entries = archive.infolist()
+    if [(e.compress_type, e.date_time) for e in entries] == [(zipfile.ZIP_STORED, zipfile.ZipInfo().date_time)]:
+        # As we write it. What readers of zip files need and Python's does not look at: the entry's second head.
+        start = entries[0].header_offset
+        if append_labels(content[:start], labels) != content:
+            raise ValueError(f"the zip file around {LABELS_FILE} is damaged")
+    return labels
+
+
+def difference(expected: bytes, got: bytes) -> str | None:
+    """Where the TFLite metadata of one file lack, or have otherwise, what those of another say; None if nowhere.
+
+    Fields that other tools add (authors, licenses, further files) may be there.
+    """
+    (wanted, found) = (_model_metadata(content) for content in (expected, got))
+    return None if wanted is None else _lacking(wanted, found, "TFLite metadata")
+
+
+def _model_metadata(content: bytes) -> Any:
+    """The entry TFLITE_METADATA, unpacked; None without one."""
+    from ai_edge_litert import schema_py_generated as litert_schema
+
+    model = litert_schema.Model.GetRootAs(content)
+    for i in range(model.MetadataLength()):
+        entry = model.Metadata(i)
+        if entry.Name() == b"TFLITE_METADATA":
+            return schema.ModelMetadataT.InitFromPackedBuf(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+    return None
+
+
+def _declares_labels(content: bytes) -> bool:
+    described = _model_metadata(content)
+    subgraphs = (described and described.subgraphMetadata) or []
+    tensors = [tensor for subgraph in subgraphs for tensor in subgraph.outputTensorMetadata or []]
+    return any(file.name == LABELS_FILE for tensor in tensors for file in tensor.associatedFiles or [])
+
+
+def _lacking(expected: Any, got: Any, where: str) -> str | None:
+    """As `file_tree.first_difference`, of what is set in `expected` alone."""
+    if expected is None:
+        return None
+    if isinstance(expected, list) and isinstance(got, list) and len(got) >= len(expected):
+        parts = ((left, right, f"{where} {i}") for i, (left, right) in enumerate(zip(expected, got, strict=False)))
+    elif hasattr(expected, "__dict__") and type(got) is type(expected):
+        parts = ((value, getattr(got, name), f"{where}, {name}") for name, value in vars(expected).items())
+    elif np.array_equal(expected, got):
+        return None
+    else:
+        return f"{where} is {got!r}, expected {expected!r}"
+    return next(filter(None, (_lacking(*part) for part in parts)), None)
 
 
 def check(graph: IntegerGraph) -> None:
@@ -77,6 +140,8 @@ def check(graph: IntegerGraph) -> None:
     labels, norm = graph.metadata.get("labels"), graph.metadata.get("normalization")
     classes = graph.tensors[graph.outputs[0]].shape[-1]
     if labels:
+        if not isinstance(labels, list | tuple):
+            raise ValueError(f"metadata has labels {labels!r}: expected a list of {classes} strings")
         bad = [v for v in labels if not isinstance(v, str) or len(v.splitlines()) > 1]
         if bad or len(labels) != classes:
             raise ValueError(
@@ -85,13 +150,23 @@ def check(graph: IntegerGraph) -> None:
             )
     if norm:
         channels = graph.tensors[graph.inputs[0]].shape[-1]
-        values = {k: np.atleast_1d(norm.get(k, ())) for k in ("mean", "std")} if isinstance(norm, Mapping) else {}
+        values = {k: _numbers(norm.get(k)) for k in ("mean", "std")} if isinstance(norm, Mapping) else {}
         fits = bool(values) and all(v.size in (1, channels) and np.isfinite(v).all() for v in values.values())
         if not fits or np.any(values["std"] <= 0):
             raise ValueError(
                 f"metadata has normalization {norm!r}: expected {{'mean': [...], 'std': [...]}} with 1 or {channels} "
                 "finite numbers each, std above 0"
             )
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """Some numbers as float32; NaN for what is none, none for what is no list of them."""
+    try:
+        with np.errstate(over="ignore"):
+            values = np.atleast_1d(np.asarray(given, np.float32))
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan], np.float32)
+    return values if values.ndim == 1 else values.reshape(-1)[:0]
 
 
 def _tensor(name: str, shape: Sequence[int | None]) -> schema.TensorMetadataT:

@@ -1,23 +1,35 @@
 """Reads a .tflite file back: the codes and scales that are really in it, packed ones unpacked."""
 
 import contextlib
-import os
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_lowbit.deploy.litert.file_tree import check_counts, file_tree, named
+from keras_lowbit.files import FilePath, name_of, read_whole
+
 _BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
 
 
-class FileTensor(NamedTuple):
-    """A tensor of the file. codes: int8 (unpacked) or int32 for constants, else None.   scale: float32 [n]."""
+@dataclasses.dataclass(frozen=True)
+class FileTensor:
+    """A tensor of the file. scale: float32 [n].   data: its bytes, for constants; None for the others."""
 
     type: str
     shape: tuple[int, ...]
     scale: np.ndarray
     zero_point: np.ndarray
-    codes: np.ndarray | None
+    data: np.ndarray | None
+
+    @property
+    def codes(self) -> np.ndarray | None:
+        """int8 (unpacked) or int32, of this shape, for constants; None for the others. ValueError where they do not fit it.
+
+        Unpacked when asked for: in a hostile file a million tensors may share their bytes.
+        """
+        return None if self.data is None else _codes(np.asarray(self.data, np.uint8), self.type, self.shape)
 
 
 class FileOperator(NamedTuple):
@@ -32,10 +44,12 @@ class FileOperator(NamedTuple):
 class LiteRTFile:
     """The tensors of a .tflite file by name, its operators in running order, and its ends.
 
+    model: the tables as LiteRT's schema unpacks them.   content: the bytes.
+
     Raises FileNotFoundError for a missing file, ValueError for one that is foreign, cut short or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: FilePath) -> None:
         content = read_bytes(path)
         self.size = len(content)
         with parsing(path, self.size):
@@ -52,7 +66,9 @@ class LiteRTFile:
     def _parse(self, content: bytes) -> None:
         from ai_edge_litert import schema_py_generated as schema
 
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        self.content = content
+        check_counts(schema.Model.GetRootAs(content), len(content))
+        self.model = model = schema.ModelT.InitFromPackedBuf(content, 0)
         graph = model.subgraphs[0]
         types, builtins = _names(schema.TensorType), _names(schema.BuiltinOperator)
         names = [tensor.name.decode() for tensor in graph.tensors]
@@ -64,8 +80,12 @@ class LiteRTFile:
         }
         codes = [builtins[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
         self.operators = [_operator(operator, codes, names) for operator in graph.operators]
-        self.inputs = [names[i] for i in graph.inputs]
-        self.outputs = [names[i] for i in graph.outputs]
+        self.inputs, self.outputs = named(graph.inputs, names), named(graph.outputs, names)
+        self.tree(names)  # every index leads somewhere
+
+    def tree(self, names: list[str] | None = None) -> dict[str, Any]:
+        """All that the file says, see `file_tree`. names: of its tensors, their own by default."""
+        return file_tree(self.model, list(self.tensors) if names is None else names)
 
     def operator_of(self, tensor: str) -> str:
         """Builtin name of the operator that writes a tensor; empty for inputs and constants."""
@@ -77,12 +97,10 @@ def _names(enumeration: Any) -> dict[int, str]:
 
 
 def _operator(operator: Any, codes: list[str], names: list[str]) -> FileOperator:
-    def named(indices: Any) -> tuple[str, ...]:
-        return tuple(names[i] if i >= 0 else "" for i in (indices if indices is not None else ()))
-
     table = operator.builtinOptions
     options = {} if table is None else {k: _plain(v) for k, v in vars(table).items()}
-    return FileOperator(codes[operator.opcodeIndex], named(operator.inputs), named(operator.outputs), options)
+    inputs, outputs = named(operator.inputs, names, optional=True), named(operator.outputs, names)
+    return FileOperator(codes[operator.opcodeIndex], tuple(inputs), tuple(outputs), options)
 
 
 def _plain(value: Any) -> Any:
@@ -90,29 +108,28 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def parsing(path: str | os.PathLike[str], size: int) -> Iterator[None]:
+def parsing(path: FilePath, size: int) -> Iterator[None]:
     """What the readers of the parts of a file raise, whatever damaged bytes lead them to, as one ValueError."""
     try:
         yield
     except Exception as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is damaged or cut short ({size:,} bytes; {type(error).__name__}: {error}). "
+            f"{name_of(path)!r} is damaged or cut short ({size:,} bytes; {type(error).__name__}: {error}). "
             "Export it again: keras_lowbit.export_litert(model, path)."
         ) from error
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: FilePath) -> bytes:
     """The bytes of a .tflite file. FileNotFoundError if there is none, ValueError if it is something else."""
     try:
-        with open(path, "rb") as stream:
-            content = stream.read()
+        content = read_whole(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"No file at {os.fspath(path)!r}. Write it first: keras_lowbit.export_litert(model, path)."
+            f"No file at {name_of(path)!r}. Write it first: keras_lowbit.export_litert(model, path)."
         ) from error
     if content[4:8] != b"TFL3":
         raise ValueError(
-            f"{os.fspath(path)!r} is not a .tflite file: expected the identifier b'TFL3', got {content[4:8]!r} in "
+            f"{name_of(path)!r} is not a .tflite file: expected the identifier b'TFL3', got {content[4:8]!r} in "
             f"{len(content)} bytes. Give a file that keras_lowbit.export_litert wrote."
         )
     return content
@@ -123,10 +140,8 @@ def _tensor(tensor: Any, kind: str, data: Any) -> FileTensor:
     scale = [] if quantization is None or quantization.scale is None else quantization.scale
     zero_point = [] if quantization is None or quantization.zeroPoint is None else quantization.zeroPoint
     shape = tuple(int(size) for size in (tensor.shape if tensor.shape is not None else ()))
-    codes = None
-    if data is not None and len(data):
-        codes = _codes(np.asarray(data, np.uint8), kind, shape)
-    return FileTensor(kind, shape, np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), codes)
+    stored = data if data is not None and len(data) else None
+    return FileTensor(kind, shape, np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), stored)
 
 
 def _codes(data: np.ndarray, kind: str, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -9,21 +9,24 @@ dense layer with one scale per channel, and would have to be undone tensor by te
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
-from keras_lowbit.files import atomic_write
+from keras_lowbit.files import FilePath, atomic_write
+from keras_lowbit.sealed import strict_json
 
 if TYPE_CHECKING:
     from keras_lowbit.deploy.litert.operators import Emitter, Row
 
 
+METADATA = ("keras_lowbit", "TFLITE_METADATA")  # the entries of a file: our notes, and TFLite's own
+
+
 def write(
     graph: IntegerGraph,
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     weights: Weights = "int8",
     io: str = "int8",
@@ -76,12 +79,12 @@ def to_bytes(
     file.signature(inputs, outputs)
     labels = graph.metadata.get("labels") or []
     notes = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
-    file.metadata("keras_lowbit", json.dumps(notes, sort_keys=True).encode())
-    file.metadata("TFLITE_METADATA", describe(graph))
+    for name, content in zip(METADATA, (json.dumps(notes, sort_keys=True).encode(), describe(graph)), strict=True):
+        file.metadata(name, content)
     return append_labels(file.pack(), labels), emitter.rows
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
+def read_metadata(path: FilePath) -> dict[str, object] | None:
     """The graph metadata that `write` left in a .tflite file; None if the file has none (another tool wrote it).
 
     Raises FileNotFoundError for a missing file, ValueError for one that is foreign, cut short or damaged.
@@ -90,10 +93,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object] | None:
 
     content = read_bytes(path)
     with parsing(path, len(content)):
-        return _metadata(content)
+        return metadata_of(content)
 
 
-def _metadata(content: bytes) -> dict[str, object] | None:
+def metadata_of(content: bytes) -> dict[str, object] | None:
+    """The same of the bytes of a file. Whatever is wrong with them raises something."""
     from ai_edge_litert import schema_py_generated as schema
 
     from keras_lowbit.deploy.litert.metadata import read_labels
@@ -101,9 +105,11 @@ def _metadata(content: bytes) -> dict[str, object] | None:
     model = schema.Model.GetRootAs(content)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
-        if entry.Name() == b"keras_lowbit":
+        if entry.Name() == METADATA[0].encode():
             labels = read_labels(content)
-            notes = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            notes = strict_json(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            if not isinstance(notes, dict):
+                raise ValueError(f"its notes are {str(notes)[:80]}: expected an object")
             return notes | ({"labels": labels} if labels else {})
     return None
 

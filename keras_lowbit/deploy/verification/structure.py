@@ -1,9 +1,11 @@
 """Structural comparison of a .tflite file with a graph, before LiteRT runs the file: a damaged one could end the process.
 
-Weights, biases and scales may differ; `verify` reports those.
+The file that the graph gives is written anew, in memory, and the two are compared field by field. What may differ is taken out
+and said here: codes and scales of weights and biases, which `verify` reports, and names inside float subgraphs.
 """
 
-import os
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +13,14 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.reader import FileTensor, LiteRTFile
+from keras_lowbit.deploy.litert.file_tree import first_difference
+from keras_lowbit.deploy.litert.metadata import check, difference
+from keras_lowbit.deploy.litert.reader import LiteRTFile, parsing
 from keras_lowbit.deploy.litert.weight_formats import BITS, Formats, WeightFormat, weighted_nodes
+from keras_lowbit.files import FilePath, name_of
+
+# Constants of a float subgraph are what the converter computed in float32 on this machine or another, relative to the largest.
+_CONVERTED = 1e-5
 
 
 def formats_of(graph: IntegerGraph, file: LiteRTFile) -> Formats:
@@ -26,82 +34,112 @@ def formats_of(graph: IntegerGraph, file: LiteRTFile) -> Formats:
     return found
 
 
-def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: str | os.PathLike[str]) -> Formats:
-    """The formats of the file's weights, if it has the operators, options, tensors and shapes that the graph gives.
+def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: FilePath) -> Formats:
+    """The formats of the file's weights, if it says all that the graph gives, its metadata too, and nothing else.
 
     Raises ValueError with the first difference.
     """
     _missing(graph, file, path)
     formats = formats_of(graph, file)
+    described = graph.with_metadata(**_notes(file, path))
     io = "float32" if any(f"{name}/float32" in file.tensors for name in (*graph.inputs, *graph.outputs)) else "int8"
-    batch_size = int(file.tensors[file.inputs[0]].shape[0]) if file.inputs else 1
+    batch_size = next((size for name in file.inputs for size in file.tensors[name].shape[:1]), 1)
     try:
-        content, _ = litert.to_bytes(graph, weights=formats, io=io, batch_size=max(batch_size, 1))
+        check(described)
+        content, _ = litert.to_bytes(described, weights=formats, io=io, batch_size=max(batch_size, 1))
     except ValueError as error:
         raise ValueError(_foreign(path, f"the model does not fit it ({error})")) from error
-    expected, got = (_structure(f, graph) for f in (LiteRTFile.of_bytes(content), file))
-    for part in expected:
-        if expected[part] != got[part]:
-            raise ValueError(_foreign(path, _first_difference(part, expected[part], got[part])))
+    expected = LiteRTFile.of_bytes(content)
+    with parsing(path, file.size):
+        found = first_difference(_tree(expected, graph), _tree(file, graph), "the file") or difference(
+            expected.content, file.content
+        )
+    if found:
+        raise ValueError(_foreign(path, found))
     return formats
 
 
-def _missing(graph: IntegerGraph, file: LiteRTFile, path: Any) -> None:
+def _notes(file: LiteRTFile, path: FilePath) -> dict[str, Any]:
+    """What the file says about itself that the model does not know."""
+    with parsing(path, file.size):
+        notes = litert.metadata_of(file.content)
+        if notes is None:
+            raise ValueError("it has no metadata entry 'keras_lowbit'")
+        about = ("labels", "normalization", "name", "description", "version")
+        return {key: notes[key] for key in about if key in notes}
+
+
+def _missing(graph: IntegerGraph, file: LiteRTFile, path: FilePath) -> None:
     missing = [name for node in graph.nodes for name in node.outputs if name not in file.tensors]
     if missing:
         raise ValueError(_foreign(path, f"it has no tensor {missing[0]!r}"))
 
 
-def _foreign(path: Any, reason: str) -> str:
+def _foreign(path: FilePath, reason: str) -> str:
     return (
-        f"{os.fspath(path)!r} was not exported from this model as it is now, or it is damaged: {reason}. Export it again: "
+        f"{name_of(path)!r} was not exported from this model as it is now, or it is damaged: {reason}. Export it again: "
         "keras_lowbit.export_litert(model, path)."
     )
 
 
-def _structure(file: LiteRTFile, graph: IntegerGraph) -> dict[str, Any]:
-    """Everything but names inside float subgraphs (they differ from one conversion to the next), weights, biases, scales."""
-    alias = _aliases(file, graph)
-    return {
-        "inputs": [alias[name] for name in file.inputs],
-        "outputs": [alias[name] for name in file.outputs],
-        "operators": [
-            (op.builtin, tuple(alias.get(n, n) for n in op.inputs), tuple(alias[n] for n in op.outputs), op.options)
-            for op in file.operators
-        ],
-        "tensors": {alias[name]: _tensor(tensor) for name, tensor in file.tensors.items()},
-    }
+def _tree(file: LiteRTFile, graph: IntegerGraph) -> dict[str, Any]:
+    """All that a file says but for what may differ."""
+    names = _aliases(file, graph)
+    tree = file.tree(names)
+    tree["metadata"] = {name: entry for name, entry in tree["metadata"].items() if name in litert.METADATA}
+    for node in weighted_nodes(graph):
+        for name in (f"{node.name}/kernel", f"{node.name}/bias"):
+            if name in tree["tensors"]:
+                tree["tensors"][name] = _reported(tree["tensors"][name])
+    for name, own in zip(names, file.tensors, strict=True):
+        if name != own:
+            tree["tensors"][name] = _converted(tree["tensors"][name], file.tensors[own].type)
+    return tree
 
 
-def _aliases(file: LiteRTFile, graph: IntegerGraph) -> dict[str, str]:
+def _aliases(file: LiteRTFile, graph: IntegerGraph) -> list[str]:
     subgraphs = tuple(f"{node.name}/" for node in graph.nodes if node.op == "float_subgraph")
-    found = {}
-    for place, name in enumerate(file.tensors):
-        inside = subgraphs and name.startswith(subgraphs) and name not in graph.tensors
-        found[name] = f"inside a float subgraph, {place}" if inside else name
-    return found
+    return [
+        f"inside a float subgraph, {place}"
+        if subgraphs and name.startswith(subgraphs) and name not in graph.tensors
+        else name
+        for place, name in enumerate(file.tensors)
+    ]
 
 
-def _tensor(tensor: FileTensor) -> Mapping[str, Any]:
-    scale_ok = bool(np.all(np.isfinite(tensor.scale) & (tensor.scale > 0)))
-    integers = None  # axes, shapes, paddings: int32 without a scale
-    if tensor.type == "INT32" and not tensor.scale.size and tensor.codes is not None:
-        integers = tensor.codes.tolist()
+def _reported(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    """A kernel or bias without its codes and scales: how many there are, and whether LiteRT can take them."""
+    grid, data = tensor["quantization"] or {}, tensor["content"]["data"]
+    scale = np.asarray(grid.get("scale") if grid.get("scale") is not None else [], np.float32)
+    sound = bool(np.all(np.isfinite(scale) & (scale > 0)))
     return {
-        "type": tensor.type,
-        "shape": tensor.shape,
-        "scales": (tensor.scale.size, scale_ok),
-        "zero points": tensor.zero_point.tolist() if tensor.zero_point.size > 1 else tensor.zero_point.size,
-        "constant": tensor.codes is not None,
-        "values": integers,
+        **tensor,
+        "quantization": {**grid, "scale": (scale.size, sound)},
+        "content": {**tensor["content"], "data": None if data is None else len(data)},
     }
 
 
-def _first_difference(part: str, expected: Any, got: Any) -> str:
-    if isinstance(expected, dict):
-        names = [name for name in (*expected, *got) if expected.get(name) != got.get(name)]
-        return f"tensor {names[0]!r} is {got.get(names[0])}, expected {expected.get(names[0])}"
-    if len(expected) != len(got):
-        return f"it has {len(got)} {part}, expected {len(expected)}"
-    index = next(i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b)
-    return f"{part.rstrip('s')} {index} is {got[index]}, expected {expected[index]}"
+class _Constant:
+    """Floats that are equal as far as two conversions of one model give equal ones."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.values = np.frombuffer(np.asarray(data, np.uint8).tobytes(), "<f4")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Constant) or self.values.shape != other.values.shape:
+            return False
+        largest = float(np.abs(self.values).max(initial=0.0))
+        with np.errstate(all="ignore"):
+            return bool(np.all(np.abs(self.values - other.values) <= _CONVERTED * largest))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self.values.size} floats from {self.values[:4].tolist()} on"
+
+
+def _converted(tensor: dict[str, Any], kind: str) -> dict[str, Any]:
+    data = tensor["content"]["data"]
+    if data is None or kind != "FLOAT32" or len(data) % 4:
+        return tensor
+    return {**tensor, "content": {**tensor["content"], "data": _Constant(data)}}
