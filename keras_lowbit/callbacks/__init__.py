@@ -1,7 +1,9 @@
 """Callbacks: they apply a schedule at epoch boundaries, through variables the quantizers declared.
 
 A schedule here derives what it does from the epoch and from saved variables, in `on_epoch_begin`. So it works
-before or after `keras.callbacks.BackupAndRestore` in the list, and a killed training resumes where it was.
+before or after `keras.callbacks.BackupAndRestore` in the list, and a killed training resumes where it was. Conditions of that
+callback: a backup an epoch, its default (with `save_freq` in batches Keras resumes inside an epoch, with other batches), and
+`double_checkpoint=True` against a kill while it writes.
 """
 
 from keras_lowbit.callbacks.batch_norms import ReestimateBatchNorms, reestimate_batch_norms

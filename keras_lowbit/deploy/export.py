@@ -73,7 +73,7 @@ def export_litert(
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
     the names of inputs and outputs, the quantizer of every layer and the version of this library. MediaPipe Tasks and
     TensorFlow Lite's task library open files with io="float32" and normalization=, (0, 1) where the model takes pixels as they
-    are; they take no int8 inputs.
+    are; they take no int8 inputs, and the task library (of 2023) no packed weights.
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
     "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.

