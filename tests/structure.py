@@ -30,7 +30,7 @@ ORDER = (
 ROOMS = {
     "deploy": (
         *("interpreters", "graph", "packed", "lowering", "reference", "litert", "runtime", "verification"),
-        *("multiplications", "pack", "export", "summary"),
+        *("multiplications", "pack", "export", "storage", "summary"),
     ),
     "deploy/graph": (
         *("tensors", "operations", "former_files", "serialize", "integer_graph", "float_subgraph"),
