@@ -16,6 +16,7 @@ from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.lowering.values import fixed_codes
 from keras_lowbit.deploy.verification.noise import Noise
 from keras_lowbit.deploy.verification.scores import Score, Scorer, labels_by_output
+from keras_lowbit.keras_graph.calls import is_graph_model
 
 _EAGER_BATCHES = 4  # tracing a large model into a graph takes longer than so many batches without one
 
@@ -28,7 +29,8 @@ class OutputParity:
     snr_db: signal-to-noise ratio of the file to the quantized Keras model, ``10 log10(sum(keras^2) / sum((keras - file)^2))``.
     reference_snr_db, keras_reference_snr_db: of the file, and of the quantized Keras model, to the float reference.
     top1_agreement, reference_top1_agreement: share of samples on which the file has the same largest element as the quantized
-    Keras model, as the reference; None without classes.   score: against labels.   Fields about what was not given are None.
+    Keras model, as the reference; of class numbers, the same number (there the ratios to the reference are None); None without
+    classes.   score: against labels.   Fields about what was not given are None.
     """
 
     name: str
@@ -52,13 +54,16 @@ class OutputParity:
 
 
 class _Agreement:
-    """How often two arrays [n, classes] have the same largest element."""
+    """How often two arrays [n, classes] have the same largest element; two arrays of class numbers, the same element."""
 
     def __init__(self) -> None:
         self.equal, self.count = 0, 0
 
     def add(self, wanted: np.ndarray, got: np.ndarray) -> None:
-        if wanted.ndim == 2 and wanted.shape[-1] > 1:
+        if wanted.dtype.kind in "iu":
+            self.equal += int(np.count_nonzero(wanted == got.reshape(wanted.shape)))
+            self.count += wanted.size
+        elif wanted.ndim == 2 and wanted.shape[-1] > 1:
             self.equal += int(np.count_nonzero(wanted.argmax(-1) == got.reshape(wanted.shape).argmax(-1)))
             self.count += len(wanted)
 
@@ -74,7 +79,7 @@ class _Output:
         self.tensor = tensor
         self.steps = np.zeros(0 if tensor.dtype != "int8" else 256, np.int64)
         self.noise, self.reference, self.keras_reference = Noise(), Noise(), Noise()
-        self.agreement, self.reference_agreement = _Agreement(), _Agreement()
+        self.agreement, self.reference_agreement, self.has_reference = _Agreement(), _Agreement(), False
         shares = tensor.dtype == "int8" and tensor.range == OPERATIONS["logistic"].fixed_range
         self.scorer = Scorer(tensor.name, probabilities=shares)
 
@@ -88,6 +93,7 @@ class _Output:
         self.noise.add(real, got)
         self.agreement.add(real, got)
         if wanted is not None:
+            self.has_reference = wanted.dtype.kind not in "iu"
             self.reference.add(wanted, got)
             self.keras_reference.add(wanted, real)
             self.reference_agreement.add(wanted, got)
@@ -95,14 +101,14 @@ class _Output:
             outputs = {"file": got, "keras": real} | ({} if wanted is None else {"reference": wanted})
             self.scorer.add(labels, outputs)
 
-    def result(self, referred: bool) -> OutputParity:
+    def result(self) -> OutputParity:
         counts = np.trim_zeros(self.steps, "b") if self.steps.any() else self.steps[:1]
         return OutputParity(
             self.tensor.name,
             tuple(int(n) for n in counts),
             self.noise.snr_db,
-            self.reference.snr_db if referred else None,
-            self.keras_reference.snr_db if referred else None,
+            self.reference.snr_db if self.has_reference else None,
+            self.keras_reference.snr_db if self.has_reference else None,
             self.agreement.share,
             self.reference_agreement.share,
             self.scorer.result(),
@@ -139,7 +145,7 @@ class EndToEnd:
 
     def results(self) -> tuple[OutputParity, ...]:
         """Every output."""
-        return tuple(output.result(self.reference is not None) for output in self.outputs)
+        return tuple(output.result() for output in self.outputs)
 
     def _wanted(self, batch: list[np.ndarray], reals: list[np.ndarray]) -> Iterable[np.ndarray | None]:
         if self.reference is None:
@@ -181,7 +187,9 @@ class Predictor:
         self.batches += 1
         if self.batches == _EAGER_BATCHES + 1:
             self.function = _traced(self.function)
-        structure = getattr(self.model, "input", batch[0] if len(batch) == 1 else batch)
+        structure = batch[0] if len(batch) == 1 else batch
+        if is_graph_model(self.model) and self.model.built:
+            structure = self.model.input
         outputs = self.function(keras.tree.pack_sequence_as(structure, batch))
         return [_as_real(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
 

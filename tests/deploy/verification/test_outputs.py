@@ -98,6 +98,23 @@ def test_a_file_farther_from_the_reference_than_keras_is_not_ok(heads):
     assert dataclasses.replace(parity, outputs=(near,)).ok
 
 
+class Subclassed(keras.Model):
+    """A float model that Keras knows no graph of."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, images):
+        return self.inner(images)
+
+
+def test_a_reference_may_be_any_keras_model(heads):
+    model, quantized, images, path = heads
+    wanted = klb.verify(quantized, path, images, reference=model).outputs
+    assert klb.verify(quantized, path, images, reference=Subclassed(model)).outputs == wanted
+
+
 def test_a_reference_of_other_outputs_is_refused(heads):
     model, quantized, images, path = heads
     short = keras.Model(model.input, model.outputs[:2])
