@@ -23,7 +23,11 @@ def matmul(x: np.ndarray, weights: np.ndarray) -> Sums:
     Where K products may add up to more than float32 holds, the sum is formed of blocks that may not.
     """
     x, weights = x.astype(np.float32, copy=False), weights.astype(np.float32, copy=False)
-    block, depth = exact_terms(x, weights), weights.shape[-2]
+    return _by_blocks(x, weights, exact_terms(x, weights))
+
+
+def _by_blocks(x: np.ndarray, weights: np.ndarray, block: int) -> Sums:
+    depth = weights.shape[-2]
     parts = (x[..., k : k + block] @ weights[..., k : k + block, :] for k in range(0, depth, block))
     total = next(parts).astype(np.int32)
     for part in parts:
@@ -46,13 +50,14 @@ def conv2d(image: np.ndarray, kernel: np.ndarray, strides: Pair, dilation: Pair,
     met = windows(image, (kernel.shape[0], kernel.shape[1]), strides, dilation)
     (batch, height, width), depth, channels = met.shape[:3], int(np.prod(kernel.shape[:3])), kernel.shape[3]
     weights = kernel.reshape(depth, groups, channels // groups).transpose(1, 0, 2).astype(np.float32)
+    block = exact_terms(image, weights)
     total = np.empty((batch, height, width, channels), np.int32)
     rows = max(CHUNK // max(width * depth * groups, 1), 1)
     for sample, top in np.ndindex(batch, -(-height // rows)):
         part = met[sample, top * rows : (top + 1) * rows]
         taps = part.reshape(-1, int(np.prod(kernel.shape[:2])), groups, kernel.shape[2]).astype(np.float32, copy=False)
         unfolded = taps.transpose(2, 0, 1, 3).reshape(groups, -1, depth)
-        sums = matmul(unfolded, weights).transpose(1, 0, 2)
+        sums = _by_blocks(unfolded, weights, block).transpose(1, 0, 2)
         total[sample, top * rows : (top + 1) * rows] = sums.reshape(-1, width, channels)
     return total
 
