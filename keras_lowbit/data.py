@@ -143,7 +143,7 @@ def _array_batches(arrays, labels, batch_size, data):
 
 def _label_arrays(labels):
     """Labels as arrays; a list of numbers is one array, a list of arrays one for each output."""
-    if isinstance(labels, list | tuple) and not any(_is_array(part) for part in labels):
+    if isinstance(labels, list | tuple) and not any(_is_array(part) and np.ndim(part) for part in labels):
         labels = np.asarray(labels)
     return None if labels is None else _as_arrays(labels)
 

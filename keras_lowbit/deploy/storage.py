@@ -12,7 +12,6 @@ from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import kernel_codes
-from keras_lowbit.ops.packing import PackedWeights, unpack
 from keras_lowbit.quantizers import PowerOfTwo, Quantizer, Ternary
 from keras_lowbit.tables import table
 
@@ -143,8 +142,7 @@ def _not_float(layer: Any) -> list[Any]:
 
 
 def _packed(path: str, layer: PackedLayer) -> LayerStorage:
-    arrays = map(to_numpy, (layer.packed_data, layer.packed_scales, layer.packed_sums))
-    codes = unpack(PackedWeights(layer.layout, *arrays))
+    codes = layer.unpacked()
     zeros, bits = int(np.count_nonzero(codes == 0)), Ternary().bits
     return LayerStorage(path, bits, codes.size, zeros, None, 2 * codes.size - zeros, 2 * codes.size)
 
