@@ -128,7 +128,7 @@ def _together(outputs: Sequence[OutputParity]) -> tuple[tuple[int, ...], float |
     """Steps of all outputs, and their mean top-1 agreement."""
     steps = np.zeros(max((len(output.steps) for output in outputs), default=0) or 1, np.int64)
     for output in outputs:
-        steps[: len(output.steps)] += output.steps
+        steps[: len(output.steps)] += np.asarray(output.steps, np.int64)
     shares = [output.top1_agreement for output in outputs if output.top1_agreement is not None]
     return tuple(int(n) for n in steps), float(np.mean(shares)) if shares else None
 

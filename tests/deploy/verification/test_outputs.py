@@ -68,6 +68,17 @@ def test_every_output_has_its_signal_to_noise_ratio(heads):
     assert json.loads(parity.to_json())["outputs"][0]["reference_snr_db"] == kind.reference_snr_db
 
 
+def test_a_float_output_has_no_steps_but_a_ratio(tmp_path):
+    stack = (lambda: kl.Flatten(), lambda: kl.Dense(3, name="head"))
+    model, images = trained(case(*stack, arguments={"overrides": {"head": None}}))
+    klb.export_litert(model, tmp_path / "m.tflite")
+    parity = klb.verify(model, tmp_path / "m.tflite", images, labels=np.zeros(len(images)))
+    assert parity.outputs[0].steps == ()
+    assert parity.output_steps == (0,)
+    assert parity.outputs[0].snr_db > 60
+    assert parity.outputs[0].score.metric == "accuracy"
+
+
 def test_without_a_reference_nothing_is_said_of_one(heads):
     _, quantized, images, path = heads
     output = klb.verify(quantized, path, images).outputs[0]
