@@ -14,10 +14,9 @@ from keras_lowbit.convert import (
     reestimate_batch_norms,
     rescale_depthwise,
     round_weights,
-    storage,
     weight_errors,
 )
-from keras_lowbit.deploy import export_litert, pack, summary, verify
+from keras_lowbit.deploy import export_litert, pack, storage, summary, verify
 from keras_lowbit.distill import DistillConfig, Distiller, distill
 from keras_lowbit.layers.find import freeze_ranges
 

@@ -37,8 +37,20 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
     Raises TypeError for data of another kind and for values that are no numbers; ValueError for empty data, arrays of
     different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive int.
     """
+    return (inputs for inputs, _ in labelled_batches(data, batch_size=batch_size, steps=steps))
+
+
+def labelled_batches(
+    data: Any, labels: Any = None, batch_size: int = 32, steps: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Pairs of the inputs as `batches` gives them and the labels of those samples, None where there are none.
+
+    labels: for data in arrays: an array `[n, ...]`, a list of numbers, or for several outputs a list or dict of arrays.
+    Data sets and iterators bring their own, the `y` of `(x, y)`, which is passed on as it is.
+    Raises what `batches` raises, and ValueError for labels that are not one for each sample, or that come twice.
+    """
     _check_counts(batch_size, steps)
-    return _checked(_raw_batches(data, batch_size, steps), data, steps)
+    return _checked(_raw_batches(data, labels, batch_size, steps), data, steps)
 
 
 def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> int | None:
@@ -85,33 +97,33 @@ class Batches:
         bar.update(count, finalize=True)
 
 
-def _raw_batches(data, batch_size, steps):
-    """The batches as they come: chosen by the kind of `data`, nothing looked at yet."""
+def _raw_batches(data, labels, batch_size, steps):
+    """The pairs of inputs and labels as they come: chosen by the kind of `data`, nothing looked at yet."""
     if callable(data) and not _is_py_dataset(data) and not _is_tf_dataset(data) and not _is_array(data):
         data = data()
     if _is_tf_dataset(data):
         if steps is None and int(data.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
             raise ValueError(f"{_describe(data)} never ends. Give steps=..., or leave out its .repeat().")
-        return map(_inputs_of, data)
+        return _own_pairs(data, labels, data)
     if _is_py_dataset(data):
-        return map(_inputs_of, _py_dataset_batches(data, steps))
+        return _own_pairs(_py_dataset_batches(data, steps), labels, data)
     if _is_structure(data) or _is_array(data):
-        return _array_batches(_as_arrays(data), batch_size, data)
+        return _array_batches(_as_arrays(data), _label_arrays(labels), batch_size, data)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return map(_inputs_of, data)
+        return _own_pairs(data, labels, data)
     raise TypeError(f"Cannot read batches from {_describe(data)}. Give {_ACCEPTED}.")
 
 
 def _checked(raw, data, steps):
     count = 0
-    for index, batch in enumerate(itertools.islice(raw, steps)):
+    for index, (batch, labels) in enumerate(itertools.islice(raw, steps)):
         batch = _as_arrays(batch)
         if _sample_count(batch) == 0:
             continue
         for name, array in _leaves(batch):
             _check_numbers(array, f"batch {index}{name}")
         count += 1
-        yield batch
+        yield batch, labels
     if count == 0:
         raise ValueError(
             f"No data: {_describe(data)} gave no batch with a sample in it. Give at least one sample; a generator that "
@@ -119,11 +131,27 @@ def _checked(raw, data, steps):
         )
 
 
-def _array_batches(arrays, batch_size, data):
+def _array_batches(arrays, labels, batch_size, data):
     total = _sample_count(arrays)
     if total == 0:
         raise ValueError(f"No data: {_describe(data)} holds no sample. Give at least one.")
-    return (_slice(arrays, start, start + batch_size) for start in range(0, total, batch_size))
+    if labels is not None and (counts := {len(array) for _, array in _leaves(labels)}) != {total}:
+        raise ValueError(f"labels= holds {sorted(counts)} labels for {total} samples. Give one for each sample.")
+    spans = ((start, start + batch_size) for start in range(0, total, batch_size))
+    return ((_slice(arrays, *span), None if labels is None else _slice(labels, *span)) for span in spans)
+
+
+def _label_arrays(labels):
+    """Labels as arrays; a list of numbers is one array, a list of arrays one for each output."""
+    if isinstance(labels, list | tuple) and not any(_is_array(part) and np.ndim(part) for part in labels):
+        labels = np.asarray(labels)
+    return None if labels is None else _as_arrays(labels)
+
+
+def _own_pairs(elements, labels, data):
+    if labels is not None:
+        raise ValueError(f"labels= goes with data in arrays. {_describe(data)} gives its own: let it yield (x, y).")
+    return map(_pair_of, elements)
 
 
 def _py_dataset_batches(data, steps):
@@ -133,12 +161,12 @@ def _py_dataset_batches(data, steps):
     return (data[index] for index in (range(count) if count is not None else itertools.count()))
 
 
-def _inputs_of(element):
-    """`x` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`: tuples mean that, lists are several inputs."""
+def _pair_of(element):
+    """`(x, y)` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`: tuples mean that, lists are several inputs."""
     if not isinstance(element, tuple):
-        return element
+        return element, None
     if 1 <= len(element) <= 3:
-        return element[0]
+        return element[0], element[1] if len(element) > 1 else None
     raise ValueError(
         f"An element of the data is a tuple of {len(element)} parts. Give x, (x, y) or (x, y, sample_weight); "
         "several inputs go into x as a dict or list: ([first, second], y)."

@@ -31,7 +31,7 @@ ORDER = (
 ROOMS = {
     "deploy": (
         *("interpreters", "graph", "packed", "lowering", "reference", "litert", "runtime", "verification"),
-        *("multiplications", "pack", "export", "summary"),
+        *("multiplications", "pack", "export", "storage", "summary"),
     ),
     "deploy/graph": (
         *("tensors", "float_subgraph", "operations", "former_files", "serialize", "integer_graph"),

@@ -99,6 +99,33 @@ def test_dataset_of_dict_inputs_with_labels_drops_only_the_labels():
     np.testing.assert_array_equal(first["image"], IMAGES[:5])
 
 
+def test_labelled_batches_keep_the_labels_of_each_batch():
+    pairs = ((IMAGES[i : i + 4], LABELS[i : i + 4]) for i in (0, 4, 8))
+    for source, labels in ((IMAGES, list(LABELS)), (IMAGES, LABELS), (pairs, None)):
+        found = list(data.labelled_batches(source, labels, batch_size=4))
+        assert [list(own) for _, own in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), IMAGES)
+    assert [own for _, own in data.labelled_batches(IMAGES)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros(9), r"labels= holds \[9\] labels for 10 samples"),
+        ({"a": np.zeros(10), "b": np.zeros(9)}, "different numbers"),
+    ],
+    ids=["one", "two"],
+)
+def test_labels_are_one_for_each_sample(labels, words):
+    with pytest.raises(ValueError, match=words):
+        data.labelled_batches(np.zeros((10, 2)), labels)
+
+
+def test_labels_come_from_one_place():
+    with pytest.raises(ValueError, match=r"labels= goes with data in arrays.*let it yield \(x, y\)"):
+        data.labelled_batches(iter([np.zeros((2, 2))]), np.zeros(2))
+
+
 def test_dtype_is_kept():
     for dtype in ("uint8", "float16", "float64", "bool"):
         assert next(data.batches(np.zeros((2, 3), dtype))).dtype == dtype

@@ -9,7 +9,6 @@ from keras_lowbit.convert.post_training.rescale_depthwise import rescale_depthwi
 from keras_lowbit.convert.post_training.round_weights import round_weights
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
-from keras_lowbit.convert.reports.storage import LayerStorage, Storage, storage
 from keras_lowbit.convert.reports.weight_errors import LayerError, WeightErrors, weight_errors
 from keras_lowbit.convert.weights import dequantize, quantized_weights
 
@@ -17,8 +16,6 @@ __all__ = [
     "ConversionReport",
     "LayerError",
     "LayerReport",
-    "LayerStorage",
-    "Storage",
     "WeightErrors",
     "calibrate",
     "correct_biases",
@@ -31,6 +28,5 @@ __all__ = [
     "reestimate_batch_norms",
     "rescale_depthwise",
     "round_weights",
-    "storage",
     "weight_errors",
 ]

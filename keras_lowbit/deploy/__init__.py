@@ -14,6 +14,7 @@ from keras_lowbit.deploy.lowering.lower import lower
 from keras_lowbit.deploy.pack import pack
 from keras_lowbit.deploy.packed.layers import PackedTernaryConv2D, PackedTernaryDense
 from keras_lowbit.deploy.reference.interpreter import run_reference
+from keras_lowbit.deploy.storage import LayerStorage, Storage, storage
 from keras_lowbit.deploy.summary import LayerSummary, Summary, summary
 from keras_lowbit.deploy.verification.verify import LayerParity, Parity, verify
 
@@ -26,6 +27,7 @@ __all__ = [
     "IntegerGraph",
     "LatencyTable",
     "LayerParity",
+    "LayerStorage",
     "LayerSummary",
     "Node",
     "PackedTernaryConv2D",
@@ -33,12 +35,14 @@ __all__ = [
     "Parity",
     "Range",
     "Runtime",
+    "Storage",
     "Summary",
     "Tensor",
     "export_litert",
     "lower",
     "pack",
     "run_reference",
+    "storage",
     "summary",
     "verify",
 ]

@@ -1,9 +1,9 @@
 """export_litert: a quantized Keras model becomes a .tflite file, through the integer graph."""
 
 import dataclasses
-import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,9 +12,11 @@ from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
-from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.lower import Lowered, lower_model
+from keras_lowbit.deploy.lowering.ranges import range_of
+from keras_lowbit.deploy.lowering.state import RangeOf
 from keras_lowbit.deploy.lowering.values import FloatFallback
-from keras_lowbit.files import FilePath, check_writable, name_of, printable
+from keras_lowbit.files import FilePath, atomic_write, check_writable, name_of, printable
 from keras_lowbit.tables import table
 
 
@@ -37,7 +39,7 @@ class ExportReport:
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
         lines = [f"{printable(self.path)}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
-        lines.append(table(("layer", "op", "weights", "bytes", "why"), rows))
+        lines.append(table(("layer", "op", "weights", "kernel bytes", "why"), rows))
         lines += [f"runs in float: {found.path}: {found.reason}" for found in self.float_fallbacks]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
         lines += [f"{path}: {found}" for path, found in self.overflows.items()]
@@ -81,15 +83,57 @@ def export_litert(
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
     """
     check_model(model, "export_litert")
-    check_not_packed(model, "export_litert")
     check_writable(path)
-    lowered = lower_model(model, input_shapes, batch_size, overflow=overflow)
-    graph = lowered.graph.with_metadata(**_about(labels, normalization))
-    rows = litert.write(graph, path, weights=weights, io=io, batch_size=batch_size)
+    content, rows, lowered, _ = file_content(
+        model,
+        weights=weights,
+        io=io,
+        batch_size=batch_size,
+        input_shapes=input_shapes,
+        labels=labels,
+        normalization=normalization,
+        overflow=overflow,
+    )
+    atomic_write(path, content)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
-    size, in_float = os.stat(path).st_size, tuple(lowered.float_fallbacks)
     overflow_.warn(lowered.overflows)
-    return ExportReport(name_of(path), size, tuple(rows), in_float, flushed, lowered.overflows)
+    in_float = tuple(lowered.float_fallbacks)
+    return ExportReport(name_of(path), len(content), rows, in_float, flushed, lowered.overflows)
+
+
+class FileContent(NamedTuple):
+    """The bytes of a file, the rows of its report, what the model was lowered to, and what writes it with other `weights`."""
+
+    content: bytes
+    rows: tuple[Any, ...]
+    lowered: Lowered
+    write: Callable[..., tuple[bytes, Any]]
+
+    def size_with(self, weights: Weights) -> int:
+        """Bytes of the file with weights in another format."""
+        return len(self.write(weights=weights)[0])
+
+
+def file_content(
+    model: keras.Model,
+    *,
+    weights: Weights = "int8",
+    io: str = "int8",
+    batch_size: int = 1,
+    input_shapes: Any = None,
+    labels: Sequence[str] | None = None,
+    normalization: tuple[Any, Any] | None = None,
+    overflow: str = overflow_.DEFAULT,
+    range_of: RangeOf = range_of,
+) -> FileContent:
+    """What `export_litert` writes for the same arguments, in memory. range_of: as in `lower_model`."""
+    check_model(model, "export_litert")
+    check_not_packed(model, "export_litert")
+    lowered = lower_model(model, input_shapes, batch_size, range_of, overflow)
+    graph = lowered.graph.with_metadata(**_about(labels, normalization))
+    write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size)
+    content, rows = write(weights=weights)
+    return FileContent(content, tuple(rows), lowered, write)
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """LiteRT interpreters: which kernels a model runs on."""
 
+import threading
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ RESOLVERS = {
     "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
     "xnnpack": "AUTO",
 }
+_FILTERS = threading.Lock()  # those of warnings belong to the process: two threads would put back each other's
 _LACKS_OPERATION = "Didn't find op for builtin opcode"
 
 
@@ -24,7 +26,7 @@ def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **
 
     where, content = _model(**source)
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             # It warns of the memory that keeping all tensors takes: asked for here.
             warnings.simplefilter("ignore")
             interpreter = Interpreter(

@@ -27,12 +27,6 @@ def filter_size(shape: tuple[int, ...], filter_axes: tuple[int, ...]) -> int:
     return int(np.prod([shape[axis] for axis in reduced_axes(len(shape), filter_axes)], dtype=np.int64))
 
 
-def scale_bytes(quantizer: Quantizer | None, shape: tuple[int, ...], filter_axes: tuple[int, ...]) -> float:
-    """Bytes of a clustered kernel's scales and exponents; 0 for other quantizers, whose scales the file counts."""
-    inner = _inner(quantizer)
-    return inner.scale_bytes(shape, filter_axes) if isinstance(inner, Clustered) else 0.0
-
-
 def _inner(quantizer: Any) -> Any:
     """The grid inside wrappers such as `Stochastic` and `Incremental`."""
     while not isinstance(quantizer, Clustered) and isinstance(getattr(quantizer, "base", None), Quantizer):

@@ -2,32 +2,39 @@
 
 import dataclasses
 import math
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
-from keras_lowbit.deploy.litert import writer as litert
-from keras_lowbit.deploy.litert.format_choice import Weights
-from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
-from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.export import FileContent, file_content
+from keras_lowbit.deploy.litert.reader import constant_bytes
+from keras_lowbit.deploy.lowering.arguments import check_model
 from keras_lowbit.deploy.lowering.ranges import StandInRanges
-from keras_lowbit.deploy.multiplications import filter_size, multiplications_left, scale_bytes
+from keras_lowbit.deploy.multiplications import filter_size, multiplications_left
 from keras_lowbit.deploy.packed.layers import PackedLayer
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.tables import table
+
+_HEADERS = (
+    *("layer", "class", "weight bits", "act. bits", "parameters", "bytes in file", "MACs", "% mult. removed"),
+    "bytes in memory",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
     """One layer with weights.
 
-    weight_bits, activation_bits: 32 where float.   parameters: all weights of the layer.   kilobytes: of the kernel at
-    `weight_bits`, the scales of its clusters, and the rest as float32, in units of 1000 bytes.   macs:
-    multiply-accumulates for one sample, None where a size is variable.   multiplications: what its weights leave of
-    them; a sum of +-x has none, each scale is one.
+    weight_bits, activation_bits: 32 where float.   parameters: all weights of the layer.   file_bytes: of the layer's
+    constants in the .tflite file (kernel in the format it has there, bias, what a float operation holds; nothing for a batch
+    norm that went into them; equal ones are stored once, and count for the first layer); None where there is no file.
+    macs: multiply-accumulates for one sample, None where a size is variable.   multiplications: what its weights leave of
+    them; a sum of +-x has none, each scale is one.   memory_bytes: of the arrays of a layer from `pack`, else None.
     """
 
     path: str
@@ -35,9 +42,10 @@ class LayerSummary:
     weight_bits: float
     activation_bits: float
     parameters: int
-    kilobytes: float
+    file_bytes: int | None
     macs: int | None
     multiplications: int | None = None
+    memory_bytes: int | None = None
 
     @property
     def multiplications_removed(self) -> float | None:
@@ -47,12 +55,20 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All layers with weights, and totals; prints as a table. file_bytes: of the .tflite it gives, None if it cannot."""
+    """All layers with weights, and totals; prints as a table.
+
+    file_bytes: of the file that `export_litert` writes with `arguments`; None if it writes none, and `no_file_because`.
+    is_estimate: whether ranges that have seen no data are stood in for: it is then some bytes off, and export refuses.
+    smaller_files: bytes of the file with other `weights`, where that makes it smaller.
+    """
 
     model: str
     layers: tuple[LayerSummary, ...]
     file_bytes: int | None
     no_file_because: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_estimate: bool = False
+    smaller_files: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -60,9 +76,11 @@ class Summary:
         return sum(layer.parameters for layer in self.layers)
 
     @property
-    def kilobytes(self) -> float:
-        """Packed size of those weights, in units of 1000 bytes."""
-        return sum(layer.kilobytes for layer in self.layers)
+    def overhead_bytes(self) -> int | None:
+        """What the file holds beside the layers' constants: scales, operators, names, metadata; None without a file."""
+        return (
+            None if self.file_bytes is None else self.file_bytes - sum(layer.file_bytes or 0 for layer in self.layers)
+        )
 
     @property
     def macs(self) -> int | None:
@@ -81,27 +99,38 @@ class Summary:
         return 1.0 - sum(layer.multiplications or 0 for layer in self.layers) / self.macs
 
     def __str__(self) -> str:
-        rows: list[tuple[Any, ...]] = [
-            (*list(dataclasses.asdict(layer).values())[:-1], _percent(layer.multiplications_removed))
-            for layer in self.layers
-        ]
+        rows = [_row(layer) for layer in self.layers]
+        rows.append(("scales, operators, names, metadata", "", None, None, None, self.overhead_bytes, None, None, None))
         removed = _percent(self.multiplications_removed)
-        rows.append(("total", "", None, None, self.parameters, self.kilobytes, self.macs, removed))
-        headers = ("layer", "class", "weight bits", "act. bits", "parameters", "kB", "MACs", "% mult. removed")
-        body = table(headers, rows)
-        size = f"{self.file_bytes:,} bytes" if self.file_bytes is not None else f"none: {self.no_file_because}"
-        return f"{self.model}\n{body}\nfloat32 weights: {4 * self.parameters / 1000:,.1f} kB; .tflite file: {size}"
+        rows.append(("total", "", None, None, self.parameters, self.file_bytes, self.macs, removed, None))
+        shown = slice(len(_HEADERS) if any(layer.memory_bytes is not None for layer in self.layers) else -1)
+        body = table(_HEADERS[shown], [row[shown] for row in rows])
+        return f"{self.model}\n{body}\nfloat32 weights: {4 * self.parameters:,} bytes; .tflite file: {self._file()}"
+
+    def _file(self) -> str:
+        if self.file_bytes is None:
+            return f"none: {self.no_file_because}"
+        call = ", ".join(
+            ["model", "path", *(f"{name}={reprlib.repr(value)}" for name, value in self.arguments.items())]
+        )
+        smaller = "".join(f", {size:,} with weights={name!r}" for name, size in self.smaller_files.items())
+        estimate = "about " * self.is_estimate
+        until = " once it is calibrated" * self.is_estimate
+        return f"{estimate}{self.file_bytes:,} bytes, as export_litert({call}) writes it{until}{smaller}"
 
 
-def summary(model: keras.Model, *, weights: Weights = "int8", input_shapes: Any = None) -> Summary:
-    """Weight and activation bits, parameters, kB and MACs for each layer with weights, and the .tflite size.
+def summary(model: keras.Model, **arguments: Any) -> Summary:
+    """Weight and activation bits, parameters, bytes and MACs for each layer with weights, and the size of the .tflite file.
 
-    The size is that of the bytes `export_litert(model, weights=weights)` would write, found by writing them to memory
-    (ranges not calibrated yet are stood in for: equal numbers are stored once, so they move it by some bytes).
-    model: Functional or Sequential, quantized or not, or from `pack`.   input_shapes: for inputs of variable size, as in
-    `export_litert`.
+    Bytes are those of the file that `export_litert` writes with the same arguments, to the byte: it is made in memory. Ranges
+    that have seen no data are stood in for; the size is then an estimate.
+    model: Functional or Sequential, quantized or not, or from `pack`.   arguments: keyword arguments of `export_litert`.
+    Raises TypeError for arguments that it has not; where it would raise ValueError, there is no file and the summary says why.
+
+    >>> klb.summary(quantized, weights="int2", io="float32").file_bytes == os.path.getsize("m.tflite")
     """
     check_model(model, "summary")
+    made = _file_of(model, arguments)
     graph = calls_of(model, inline=True)
     layers, seen = [], set()
     for call in graph.calls:
@@ -109,8 +138,13 @@ def summary(model: keras.Model, *, weights: Weights = "int8", input_shapes: Any 
             seen.add(call.path)
             row = _packed_layer if isinstance(call.operation, PackedLayer) else _layer
             layers.append(row(call, _activation_bits(graph, call)))
-    size, reason = _file_bytes(model, weights, input_shapes)
-    return Summary(model.name, tuple(layers), size, reason)
+    if isinstance(made, str):
+        return Summary(model.name, tuple(layers), None, made, arguments)
+    file, is_estimate = made
+    bytes_of = _bytes_by_layer(file, [layer.path for layer in layers])
+    rows = (dataclasses.replace(layer, file_bytes=bytes_of[layer.path]) for layer in layers)
+    smaller = _smaller_files(file, arguments)
+    return Summary(model.name, tuple(rows), len(file.content), "", arguments, is_estimate, smaller)
 
 
 def _percent(share: float | None) -> float | None:
@@ -131,15 +165,13 @@ def _layer(call: Call, activation_bits: float) -> LayerSummary:
     if isinstance(operation, QuantizedLayer) and operation.kernel_quantizer is not None:
         bits = operation.kernel_quantizer.bits
     count = sum(int(np.prod(weight.shape)) for weight in weights)
-    macs, scales, left = _macs(call, kernel), 0.0, 1.0
+    macs, left = _macs(call, kernel), 1.0
     if bits < 32:
         quantizer, shape = operation.kernel_quantizer, tuple(operation.kernel.shape)
-        scales = scale_bytes(quantizer, shape, operation.filter_axes)
         left = multiplications_left(quantizer, shape, operation.filter_axes) / filter_size(shape, operation.filter_axes)
-    kilobytes = (kernel * bits / 8 + scales + (count - kernel) * 4) / 1000
     multiplications = None if macs is None else round(macs * left)
     kind = type(operation).__name__
-    return LayerSummary(call.path, kind, bits, activation_bits, count, kilobytes, macs, multiplications)
+    return LayerSummary(call.path, kind, bits, activation_bits, count, None, macs, multiplications)
 
 
 def _packed_layer(call: Call, activation_bits: float) -> LayerSummary:
@@ -148,13 +180,13 @@ def _packed_layer(call: Call, activation_bits: float) -> LayerSummary:
     bits, kernel, filters = {"ternary": 2, "int8": 8}[layout.kind], math.prod(layout.window), layout.window[3]
     reals = filters * (2 if operation.use_bias else 1)  # the scales, and the bias
     arrays = math.prod(layout.data_shape) + math.prod(layout.scales_shape) + 4 * math.prod(layout.sums_shape)
-    kilobytes = (arrays + 4 * reals) / 1000
     scales = layout.clusters * (math.prod(layout.window[:2]) if layout.per_tap else 1)
     macs, left = _macs(call, kernel), 1.0 if layout.kind == "int8" else scales / (kernel // filters)
     parameters = kernel + (filters if operation.use_bias else 0)
     multiplications = None if macs is None else round(macs * left)
     kind = type(operation).__name__
-    return LayerSummary(call.path, kind, bits, activation_bits, parameters, kilobytes, macs, multiplications)
+    memory = arrays + 4 * reals
+    return LayerSummary(call.path, kind, bits, activation_bits, parameters, None, macs, multiplications, memory)
 
 
 def _own_weights(operation: Any) -> list[Any]:
@@ -199,10 +231,36 @@ def _activation_bits(graph: Any, call: Call) -> float:
     return 32
 
 
-def _file_bytes(model: keras.Model, weights: Weights, input_shapes: Any) -> tuple[int | None, str]:
+def _file_of(model: keras.Model, arguments: Mapping[str, Any]) -> tuple[FileContent, bool] | str:
+    """The file, and whether some of its ranges are made up; or why there is none."""
+    ranges = StandInRanges()
     try:
-        check_not_packed(model, "export_litert")
-        graph = lower_model(model, input_shapes, range_of=StandInRanges()).graph
-        return len(litert.to_bytes(graph, weights=weights)[0]), ""
+        return file_content(model, **arguments, range_of=ranges), ranges.made_up
     except ValueError as error:
-        return None, str(error)
+        return str(error)
+
+
+def _bytes_by_layer(file: FileContent, paths: Sequence[str]) -> dict[str, int]:
+    """Path -> bytes of the constants that the file holds for it: tensors are named after the layer, or the node it became."""
+    owners = {path: path for path in paths} | {layer.node: layer.path for layer in file.lowered.layers.values()}
+    found = dict.fromkeys(paths, 0)
+    for name, size in constant_bytes(file.content).items():
+        owner = name
+        while owner not in owners and "/" in owner:
+            owner = owner.rpartition("/")[0]
+        if owners.get(owner) in found:
+            found[owners[owner]] += size
+    return found
+
+
+def _smaller_files(file: FileContent, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Packed formats of the weights that make the file smaller -> its bytes; looked for where the weights are int8."""
+    if arguments.get("weights", "int8") != "int8":
+        return {}
+    sizes = {kind: file.size_with(kind) for kind in ("int4", "int2")}
+    return {kind: size for kind, size in sizes.items() if size < len(file.content)}
+
+
+def _row(layer: LayerSummary) -> tuple[Any, ...]:
+    cells = (layer.path, layer.layer, layer.weight_bits, layer.activation_bits, layer.parameters, layer.file_bytes)
+    return (*cells, layer.macs, _percent(layer.multiplications_removed), layer.memory_bytes)

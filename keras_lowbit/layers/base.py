@@ -1,5 +1,8 @@
 """What every quantized layer with a kernel shares: quantizer state for kernel, bias and output; configuration."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -13,6 +16,20 @@ from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, take_format_
 from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
+_STAND_INS: ContextVar[Mapping[int, Any]] = ContextVar("kernels that stand in, by the id of the layer")
+
+
+@contextmanager
+def kernels_standing_in(kernels: Mapping[Any, np.ndarray]) -> Iterator[None]:
+    """Inside, eager calls of these layers multiply with the given reals instead of their quantized kernels.
+
+    Only calls of this thread: nothing of a layer is changed, other threads see it as it is.
+    """
+    token = _STAND_INS.set({id(layer): kernel for layer, kernel in kernels.items()})
+    try:
+        yield
+    finally:
+        _STAND_INS.reset(token)
 
 
 class QuantizedLayer(keras.layers.Layer):
@@ -90,6 +107,8 @@ class QuantizedLayer(keras.layers.Layer):
 
     def quantized_kernel(self, training: bool | None = None) -> Any:
         """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""
+        if (kernel := _STAND_INS.get({}).get(id(self))) is not None:
+            return ops.cast(kernel, self.compute_dtype)
         return self._through(self.kernel_host, self.kernel, training)
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:

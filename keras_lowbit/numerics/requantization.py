@@ -13,6 +13,7 @@ accident; where LiteRT's own int32 would wrap, `wrap` says so. Source: gemmlowp 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 Ints = NDArray[np.int64]
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 QMIN, QMAX = -128, 127
+CACHED = 2**15  # elements of an int64 array that a processor's cache holds several of
 
 
 class Multiplier(NamedTuple):
@@ -139,8 +141,21 @@ def requantize(
     total: ArrayLike, factor: Multiplier, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX)
 ) -> NDArray[np.int8]:
     """int8 codes of an int32 sum: `clip(total * factor + zero_point, limits)`; channels on the last axis."""
-    scaled = multiply_by_quantized_multiplier(wrap(total), factor)
-    return np.clip(wrap(scaled + zero_point), *limits).astype(np.int8)
+
+    def codes(rows: np.ndarray) -> NDArray[np.int8]:
+        scaled = multiply_by_quantized_multiplier(wrap(rows), factor)
+        return np.clip(wrap(scaled + zero_point), *limits).astype(np.int8)
+
+    return by_rows(codes, np.asarray(total)) if np.ndim(factor.multiplier) < 2 else codes(np.asarray(total))
+
+
+def by_rows(function: Callable[[np.ndarray], NDArray[np.int8]], total: np.ndarray) -> NDArray[np.int8]:
+    """`function(total)` [..., channels], for some of its rows at a time, whose intermediate arrays fit into a cache."""
+    if total.size <= CACHED:
+        return function(total)
+    rows = total.reshape(-1, total.shape[-1])
+    count = max(CACHED // rows.shape[1], 1)
+    return np.concatenate([function(rows[i : i + count]) for i in range(0, len(rows), count)]).reshape(total.shape)
 
 
 def quantize_real(real: np.ndarray, scale: np.float32, zero_point: int) -> NDArray[np.int8]:

@@ -74,9 +74,7 @@ def test_summary_by_hand():
     assert rows["conv"].multiplications == 2 * 6 * 8 * 10  # 8 inputs: 2 clusters
     assert rows["up"].macs == 4 * 6 * 4 * 8 * 10
     assert rows["up"].multiplications == rows["up"].macs * 2 // 24  # 6 inputs: 2 clusters of 24 weights
-    assert rows["conv"].kilobytes == pytest.approx(
-        (432 * 2 / 8 + 2 * 6 + 6 + 6 * 4) / 1000
-    )  # codes, scales, exponents, bias
+    assert rows["conv"].file_bytes == 432 + 6 * 4  # int8 codes times scales, biases
     assert rows["conv"].multiplications_removed == pytest.approx(1 - 1 / 36)
     macs, left = sum(row.macs for row in found.layers), sum(row.multiplications for row in found.layers)
     assert found.multiplications_removed == pytest.approx(1 - left / macs)

@@ -92,6 +92,19 @@ class LiteRTFile:
         return next((op.builtin for op in self.operators if tensor in op.outputs), "")
 
 
+def constant_bytes(content: bytes) -> dict[str, int]:
+    """Name of each constant tensor of a .tflite file -> the bytes of its values; 0 where an earlier one has the same place."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content)
+    graph, seen, found = model.Subgraphs(0), {0}, {}
+    for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+        if size := model.Buffers(tensor.Buffer()).DataLength():
+            found[tensor.Name().decode()] = 0 if tensor.Buffer() in seen else size
+            seen.add(tensor.Buffer())
+    return found
+
+
 def _names(enumeration: Any) -> dict[int, str]:
     return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
 

@@ -8,15 +8,13 @@ that holds both ends of the grid is still too wide by one. What then happens to 
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-import keras
 import numpy as np
 
 from keras_lowbit.numerics.thresholds import reduced_axes
-from keras_lowbit.quantizers import Quantized, Quantizer
+from keras_lowbit.quantizers import Quantized
 
 POLICIES = ("least_error", "saturate", "drop_lowest", "error")
 DEFAULT = "least_error"
@@ -158,28 +156,3 @@ def warn(found: Mapping[str, Overflow]) -> None:
     """A UserWarning with `sentence`, if any layer was altered."""
     if found:
         warnings.warn(sentence(found), stacklevel=3)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _AsStored(Quantizer):
-    """The weights a file holds, whatever the kernel is."""
-
-    name: ClassVar[str] = "as_stored"
-    weights: Quantized
-
-    def __call__(self, real: Any, state: Any = None, filter_axes: Any = (), training: bool = False) -> Any:
-        """``scale * codes`` as stored."""
-        return keras.ops.convert_to_tensor(self.weights.real)
-
-
-@contextmanager
-def stored_weights(layers: Mapping[Any, Quantized]) -> Iterator[None]:
-    """Inside, these quantized layers multiply with the given weights, in eager calls. For `verify`."""
-    before = {layer: layer.kernel_host.quantizer for layer in layers}
-    try:
-        for layer, weights in layers.items():
-            layer.kernel_host.quantizer = _AsStored(weights)
-        yield
-    finally:
-        for layer, quantizer in before.items():
-            layer.kernel_host.quantizer = quantizer

@@ -50,6 +50,11 @@ class StandInRanges:
     def __init__(self) -> None:
         self._made: dict[int, Range] = {}
 
+    @property
+    def made_up(self) -> bool:
+        """Whether any range was."""
+        return bool(self._made)
+
     def __call__(self, host: QuantizerHost, path: str) -> Range:
         """The known range, or a range of its own for each host."""
         if is_known(host, path):

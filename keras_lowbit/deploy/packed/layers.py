@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from keras_lowbit import quantizers
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, take_format_version
 from keras_lowbit.ops.epilogue import Requantize, Rescale
-from keras_lowbit.ops.packing import Layout, PackedWeights
+from keras_lowbit.ops.packing import Layout, PackedWeights, unpack
 from keras_lowbit.quantizers.former import upgrade
 
 Grid = Sequence[float]  # (scale, zero point) of int8 codes
@@ -111,6 +112,11 @@ class PackedLayer(keras.layers.Layer):
         """The packed weights as tensors."""
         tensors = (keras.ops.convert_to_tensor(getattr(self, f"packed_{name}")) for name in ("data", "scales", "sums"))
         return PackedWeights(self.layout, *tensors)
+
+    def unpacked(self) -> np.ndarray:
+        """The integer weights, int8 in the shape of the layout's kernel."""
+        arrays = (self.packed_data, self.packed_scales, self.packed_sums)
+        return unpack(PackedWeights(self.layout, *map(to_numpy, arrays)))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Float reals, or int8 codes with an output_range."""

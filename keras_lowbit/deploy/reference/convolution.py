@@ -1,7 +1,6 @@
 """Reference kernels that sum: convolutions, dense layers, pooling, mean.
 
-Activations are NHWC, kernels have Keras layouts. Sums are formed in float64, where integers below 2**53 are
-exact, and wrapped to int32 before they are brought back to int8.
+Activations are NHWC, kernels have Keras layouts. Sums are int32, exact as in `exact_sums`, before they become int8.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_lowbit.deploy.graph import Tensor
+from keras_lowbit.deploy.reference import exact_sums
 from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
@@ -19,39 +19,31 @@ from keras_lowbit.numerics import requantization as fp
 @kernel("conv2d")
 def conv2d(call: NodeCall) -> NDArray[np.int8]:
     """`sum_{i,j,c} (x - z) * w + bias`, requantised per channel. kernel [KH, KW, IC/groups, OC]."""
-    kernel = call.arrays[1].astype(np.float64)
-    groups = call.attributes.get("groups", 1)
-    outputs = []
-    for group in range(groups):
-        weights = np.split(kernel, groups, axis=3)[group]
-        image = np.split(call.centered().astype(np.float64), groups, axis=3)[group]
-        outputs.append(sum(window @ weights[i, j] for i, j, window in _taps(call, image, kernel.shape)))
-    return _requantize_sum(call, np.concatenate(outputs, axis=3))
+    image, kernel = _padded(call, _centered(call), call.arrays[1].shape), call.arrays[1]
+    strides, dilation = _steps(call)
+    return _requantize_sum(call, exact_sums.conv2d(image, kernel, strides, dilation, call.attributes.get("groups", 1)))
 
 
 @kernel("depthwise_conv2d")
 def depthwise_conv2d(call: NodeCall) -> NDArray[np.int8]:
     """Each input channel c with its own windows; output channel `c * DM + m`. kernel [KH, KW, C, DM]."""
-    kernel = call.arrays[1].astype(np.float64)
-    image = call.centered().astype(np.float64)
-    total = sum(window[..., None] * kernel[i, j] for i, j, window in _taps(call, image, kernel.shape))
-    shape = np.shape(total)
-    return _requantize_sum(call, np.reshape(total, (*shape[:3], shape[3] * shape[4])))
+    image, kernel = _padded(call, _centered(call), call.arrays[1].shape), call.arrays[1]
+    return _requantize_sum(call, exact_sums.depthwise(image, kernel, *_steps(call)))
 
 
 @kernel("transpose_conv")
 def transpose_conv(call: NodeCall) -> NDArray[np.int8]:
     """Every input pixel adds `(x - z) * w` into a window of the output. kernel [KH, KW, OC, IC]."""
-    kernel, image = call.arrays[1].astype(np.float64), call.centered().astype(np.float64)
+    kernel, image = call.arrays[1], _centered(call)
     (batch, *size, _), strides = image.shape, call.attributes["strides"]
     out_size, window = call.attributes["output_shape"], kernel.shape[:2]
     before = [max((size[k] - 1) * strides[k] + window[k] - out_size[k], 0) // 2 for k in (0, 1)]
     full = [max((size[k] - 1) * strides[k] + window[k], before[k] + out_size[k]) for k in (0, 1)]
-    total = np.zeros((batch, *full, kernel.shape[2]))
+    total = np.zeros((batch, *full, kernel.shape[2]), np.int32)
     for i, j in np.ndindex(*window):
         rows = slice(i, i + (size[0] - 1) * strides[0] + 1, strides[0])
         columns = slice(j, j + (size[1] - 1) * strides[1] + 1, strides[1])
-        total[:, rows, columns] += image @ kernel[i, j].T
+        total[:, rows, columns] += exact_sums.matmul(image, kernel[i, j].T)
     inside = tuple(slice(b, b + o) for b, o in zip(before, out_size, strict=True))
     return _requantize_sum(call, total[:, *inside])
 
@@ -64,10 +56,14 @@ def fully_connected(call: NodeCall) -> NDArray[np.int8]:
     convolutions use fixed point and round twice. So a 1x1 convolution and the same layer as FULLY_CONNECTED
     may differ by one step where the true value is all but half a step.
     """
-    total = call.centered().astype(np.float64) @ call.arrays[1].astype(np.float64)
-    scaled = fp.round_half_away(fp.wrap(total.astype(np.int64) + _bias(call)) * effective_scale(call))
-    codes = np.where(np.abs(scaled) < 2.0**31, scaled, fp.INT32_MIN).astype(np.int64)
-    return np.clip(fp.wrap(codes + call.output.zero_point), *call.limits()).astype(np.int8)
+    factor, zero_point, limits = effective_scale(call), call.output.zero_point, call.limits()
+
+    def once(rows: np.ndarray) -> NDArray[np.int8]:
+        scaled = fp.round_half_away(rows * factor)
+        codes = np.where(np.abs(scaled) < 2.0**31, scaled, fp.INT32_MIN).astype(np.int64)
+        return np.clip(fp.wrap(codes + zero_point), *limits).astype(np.int8)
+
+    return fp.by_rows(once, _with_bias(call, exact_sums.matmul(_centered(call), call.arrays[1])))
 
 
 @kernel("max_pool2d")
@@ -85,7 +81,7 @@ def average_pool2d(call: NodeCall) -> NDArray[np.int8]:
     image = call.arrays[0].astype(np.int64)
     window = (*call.attributes["pool_size"], image.shape[3])
     total = sum(tap for _, _, tap in _taps(call, image, window))
-    count = np.asarray(sum(tap for _, _, tap in _taps(call, np.ones_like(image), window)))
+    count = np.asarray(sum(tap for _, _, tap in _taps(call, np.ones_like(image[:1, :, :, :1]), window)))
     mean = fp.divide_toward_zero(total + np.where(np.asarray(total) > 0, count // 2, -(count // 2)), count)
     return np.clip(mean, *call.limits()).astype(np.int8)
 
@@ -119,22 +115,39 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
 
 def _taps(call: NodeCall, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> Iterator[tuple]:
     """For each kernel position (i, j): the pixels that it meets, one per output pixel."""
-    strides, dilation = call.attributes["strides"], call.attributes.get("dilation", (1, 1))
-    size, window = image.shape[1:3], kernel_shape[:2]
-    pads = [(0, 0), (0, 0)]
-    if call.attributes["padding"] == "same":
-        pads = [same_padding(size[k], window[k], strides[k], dilation[k]) for k in (0, 1)]
-    image = np.pad(image, ((0, 0), *pads, (0, 0)), constant_values=fill)
-    counts = [(image.shape[k + 1] - (window[k] - 1) * dilation[k] - 1) // strides[k] + 1 for k in (0, 1)]
-    spans = [(counts[k] - 1) * strides[k] + 1 for k in (0, 1)]
-    for i, j in np.ndindex(*window):
-        top, left = i * dilation[0], j * dilation[1]
-        yield i, j, image[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]]
+    size = (kernel_shape[0], kernel_shape[1])
+    met = exact_sums.windows(_padded(call, image, kernel_shape, fill), size, *_steps(call))
+    for i, j in np.ndindex(*size):
+        yield i, j, met[:, :, :, i, j]
 
 
-def _requantize_sum(call: NodeCall, total: np.ndarray) -> NDArray[np.int8]:
+def _padded(call: NodeCall, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> np.ndarray:
+    """The image with what padding "same" puts around it."""
+    if call.attributes["padding"] != "same":
+        return image
+    strides, dilation = _steps(call)
+    pads = [same_padding(image.shape[k + 1], kernel_shape[k], strides[k], dilation[k]) for k in (0, 1)]
+    return np.pad(image, ((0, 0), *pads, (0, 0)), constant_values=fill)
+
+
+def _steps(call: NodeCall) -> tuple[exact_sums.Pair, exact_sums.Pair]:
+    """Strides and dilation."""
+    return tuple(call.attributes["strides"]), tuple(call.attributes.get("dilation", (1, 1)))
+
+
+def _centered(call: NodeCall) -> NDArray[np.float32]:
+    """`code - zero_point` of the first input, whole numbers in [-255, 255]."""
+    return call.arrays[0].astype(np.float32) - np.float32(call.inputs[0].zero_point)
+
+
+def _requantize_sum(call: NodeCall, total: exact_sums.Sums) -> NDArray[np.int8]:
     factor = fp.quantize_multiplier(effective_scale(call))
-    return fp.requantize(total.astype(np.int64) + _bias(call), factor, call.output.zero_point, call.limits())
+    return fp.requantize(_with_bias(call, total), factor, call.output.zero_point, call.limits())
+
+
+def _with_bias(call: NodeCall, total: exact_sums.Sums) -> exact_sums.Sums:
+    """The sums plus the biases; int32 overflows as LiteRT's does."""
+    return total + call.arrays[2] if len(call.arrays) > 2 else total
 
 
 def effective_scale(call: NodeCall) -> NDArray[np.float64]:
@@ -142,7 +155,3 @@ def effective_scale(call: NodeCall) -> NDArray[np.float64]:
     weights: Tensor = call.inputs[1]
     scales = np.asarray(weights.scale, np.float64)
     return np.float64(scale_of(call.inputs[0])) * scales / np.float64(scale_of(call.output))
-
-
-def _bias(call: NodeCall) -> np.ndarray:
-    return call.arrays[2].astype(np.int64) if len(call.arrays) > 2 else np.zeros((), np.int64)

@@ -35,12 +35,16 @@ def _sum(call: NodeCall, sign: int) -> NDArray[np.int8]:
             f"an input scale of {first:g} and {second:g} is 2**19 or more times the output "
             f"scale {scale_of(call.output):g}, which LiteRT refuses: widen the output's range"
         )
-    terms = [
-        fp.multiply_by_quantized_multiplier(call.centered(i) * 2**20, fp.quantize_multiplier(s / grid))
-        for i, s in enumerate((first, second))
-    ]
+    terms = [_on_finer_grid(call, i, s / grid) for i, s in enumerate((first, second))]
     factor = fp.quantize_multiplier(back)
     return fp.requantize(terms[0] + sign * terms[1], factor, call.output.zero_point, call.limits())
+
+
+def _on_finer_grid(call: NodeCall, index: int, ratio: np.float64) -> NDArray[np.int32]:
+    """An input on the grid of a sum, 2**20 times as fine: below 2**28, looked up for each of the 256 codes."""
+    codes = np.arange(fp.QMIN, fp.QMAX + 1) - call.inputs[index].zero_point
+    table = fp.multiply_by_quantized_multiplier(codes * 2**20, fp.quantize_multiplier(ratio))
+    return table.astype(np.int32)[call.arrays[index].astype(np.int64) - fp.QMIN]
 
 
 @kernel("mul")

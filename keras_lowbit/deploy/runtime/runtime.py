@@ -67,6 +67,7 @@ class Runtime(tf.Module):
         self._bytes = 0
         self.kernel = active_kernel()
         self._plan = _Plan(graph, self._keep)
+        self._run.get_concrete_function(*self._codes())
         for example in self._examples():
             self.__call__.get_concrete_function(example)
 
@@ -91,11 +92,18 @@ class Runtime(tf.Module):
             )
         return tf.constant(True)
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False)  # reduce_retracing would relax sizes too, before they are looked at
     def __call__(self, images: Any) -> Any:
         """The graph's outputs for a batch of inputs."""
         graph = self._plan.graph
-        values = {name: _as_codes(graph.tensors[name], x) for name, x in _by_name(graph, images).items()}
+        given = _by_name(graph, images)
+        return self._run(*(_as_codes(graph.tensors[name], given[name]) for name in graph.inputs))
+
+    @tf.function(autograph=False)
+    def _run(self, *codes: tf.Tensor) -> Any:
+        """The steps: traced once, whatever the inputs of `__call__` are, whose own traces are small."""
+        graph = self._plan.graph
+        values = dict(zip(graph.inputs, codes, strict=True))
         for step in self._plan.steps:
             results = step.run([values[name] for name in step.inputs])
             for name, result in zip(step.outputs, results if isinstance(results, list) else [results], strict=True):
@@ -112,15 +120,22 @@ class Runtime(tf.Module):
         self._variables.append(as_variable(array, name))
         return self._variables[-1]
 
-    def _examples(self) -> list[Any]:
-        """Inputs that a saved runtime takes: codes and reals; for several inputs, lists and dicts of codes."""
+    def _codes(self) -> list[tf.TensorSpec]:
+        """What the steps take: the graph's inputs, of any batch size."""
         graph = self._plan.graph
-        tensors = [graph.tensors[name] for name in graph.inputs]
-        if len(tensors) == 1:
-            kinds = dict.fromkeys((tensors[0].dtype, "float32"))
-            return [tf.TensorSpec(tensors[0].shape, kind) for kind in kinds]
-        own = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
-        return [own, dict(zip(graph.inputs, own, strict=True))]
+        return [tf.TensorSpec(graph.tensors[name].shape, graph.tensors[name].dtype) for name in graph.inputs]
+
+    def _examples(self) -> list[Any]:
+        """Inputs that are traced beforehand, and that a saved runtime takes: codes and reals, alone, in lists and dicts."""
+        found: list[Any] = []
+        for kind in (None, "float16", "float32", "float64"):
+            specs = [tf.TensorSpec(own.shape, kind or own.dtype) for own in self._codes()]
+            found += [
+                specs,
+                dict(zip(self._plan.graph.inputs, specs, strict=True)),
+                *(specs if len(specs) == 1 else ()),
+            ]
+        return found
 
 
 def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:

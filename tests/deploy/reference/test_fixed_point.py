@@ -177,6 +177,17 @@ def test_activation_errors_carry_values():
         fp.activation_range("relu6", 1e-12, 0)
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 4), (60, 1), (1, 2, 2, 7)])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_large_sums_are_requantized_in_pieces(monkeypatch, shape, per_channel):
+    random = np.random.default_rng(0)
+    total = random.integers(-(2**31), 2**31, shape).astype(np.int32)
+    factor = fp.quantize_multiplier(random.uniform(1e-9, 1e-6, shape[-1] if per_channel else ()))
+    whole = fp.requantize(total, factor, 3)
+    monkeypatch.setattr(fp, "CACHED", 8)
+    np.testing.assert_array_equal(fp.requantize(total, factor, 3), whole)
+
+
 def test_requantize_saturates_and_wraps_where_int32_would():
     factor = fp.quantize_multiplier(1.0)
     assert fp.requantize([500, -500, 3], factor, 1, (-128, 127)).tolist() == [127, -128, 4]

@@ -103,6 +103,34 @@ def test_any_batch_runs_without_tracing_again(count):
     assert run.__call__.experimental_get_tracing_count() == traces
 
 
+FORMS = {
+    "float64": lambda x, name: x.astype(np.float64),
+    "int8 in a list": lambda x, name: [x],
+    "int8 by name": lambda x, name: {name: x},
+    "float32 in a list": lambda x, name: [x.astype(np.float32)],
+    "float64 by name": lambda x, name: {name: x.astype(np.float64)},
+    "float16": lambda x, name: x.astype(np.float16),
+}
+
+
+def test_no_form_of_the_inputs_is_traced_for_every_batch_size():
+    """float64 and inputs in lists and dicts took a trace, 0.4 s, for each."""
+    graph, images = small()
+    run = klb.deploy.Runtime(graph)
+    inner = run._run.experimental_get_tracing_count()
+    for form, make in FORMS.items():
+        before = run.__call__.experimental_get_tracing_count()
+        for count in range(1, 4):
+            given = make(images[:count], graph.inputs[0])
+            (array,) = tf.nest.flatten(given)
+            np.testing.assert_array_equal(run(given), run_reference(graph, array))
+        assert run.__call__.experimental_get_tracing_count() == before, form
+    # A form that is not foreseen is traced, but not the steps.
+    run(images[:2].astype(tf.bfloat16.as_numpy_dtype))
+    assert run.__call__.experimental_get_tracing_count() == before + 1
+    assert run._run.experimental_get_tracing_count() == inner == 1
+
+
 def test_real_numbers_are_quantized_as_the_reference_does():
     graph, _ = small()
     ties = np.arange(-200, 201).astype(np.float32) * np.float32(0.025)

@@ -36,7 +36,7 @@ def test_powers_of_two_take_a_flag_and_the_rest_for_a_nonzero(bits, wrap):
     assert (layer.path, layer.bits, layer.weights) == ("dense", bits, 240)
     assert layer.zeros == (codes == 0).sum() > 0
     assert layer.code_bits == counted(codes, bits)
-    assert layer.kilobytes == layer.code_bits / 8 / 1000
+    assert layer.code_bytes == -(-layer.code_bits // 8)
     assert layer.ratio_alone == 32 / bits
     assert layer.ratio == 32 * 240 / counted(codes, bits)
     assert layer.pruned is None
@@ -95,6 +95,18 @@ def test_totals_the_rest_of_the_model_and_the_text():
     text = str(found)
     for words in ("ratio alone", "ratio with zeros", "conv", "dense", "total", "55 other weights stay float32"):
         assert words in text
+
+
+def test_packed_layers_count_as_the_ternary_ones_that_they_were_made_from():
+    """They were counted as float32 weights: a ratio of 1."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 8))
+    hidden = kl.Flatten()(kl.Conv2D(8, 3, name="conv")(inputs))
+    model, _ = klb.quantize_model(keras.Model(inputs, kl.Dense(5, name="head")(hidden), name="m"), "twn")
+    klb.calibrate(model, np.random.default_rng(0).normal(size=(4, 6, 6, 8)).astype("float32"), verbose=0)
+    before, after = klb.storage(model), klb.storage(klb.pack(model))
+    assert after == before
+    assert before.float_weights == 8 + 5  # biases
 
 
 def test_a_float_model_is_refused():

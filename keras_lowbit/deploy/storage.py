@@ -6,8 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.deploy.packed.layers import PackedLayer
+from keras_lowbit.keras_graph.calls import layers_of
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
+from keras_lowbit.layers.base import QuantizedLayer
+from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.quantizers import PowerOfTwo, Quantizer, Ternary
 from keras_lowbit.tables import table
 
@@ -30,9 +34,9 @@ class LayerStorage:
     dense_bits: int
 
     @property
-    def kilobytes(self) -> float:
-        """The code's size in units of 1000 bytes."""
-        return self.code_bits / 8000
+    def code_bytes(self) -> int:
+        """The code's size, whole bytes."""
+        return -(-self.code_bits // 8)
 
     @property
     def ratio_alone(self) -> float:
@@ -81,20 +85,21 @@ class Storage:
             "weights",
             "% zero",
             "% pruned",
-            "float32 kB",
-            "kB",
+            "float32 bytes",
+            "code bytes",
             "ratio alone",
             "ratio with zeros",
         )
         body = table(heads, [_row(layer) for layer in (*self.layers, self.total)])
         rest = f"{self.float_weights:,} other weights stay float32; with them the ratio is {self.model_ratio:.3g}"
-        return f"{self.model}: variable-length code of the weights\n{body}\n{rest}"
+        note = "bytes of the code, not of a file: those of the .tflite file are in summary"
+        return f"{self.model}: variable-length code of the weights\n{body}\n{rest}\n{note}"
 
 
 def _row(layer: LayerStorage) -> tuple[Any, ...]:
     share = 100 / max(layer.weights, 1)
     pruned = None if layer.pruned is None else layer.pruned * share
-    sizes = (4 * layer.weights / 1000, layer.kilobytes, layer.ratio_alone, layer.ratio)
+    sizes = (4 * layer.weights, layer.code_bytes, layer.ratio_alone, layer.ratio)
     return (layer.path, float(layer.bits), layer.weights, layer.zeros * share, pruned, *sizes)
 
 
@@ -105,19 +110,41 @@ def storage(model: keras.Model) -> Storage:
     bits (sign and exponent) if it is not: ``N + (b - 1) * nonzero`` bits for N weights, ``b * N`` if none is zero. Other
     grids take b bits a weight. Ratios are ``32 N`` over these: `ratio_alone` without, `ratio` with the zeros, which is what
     pruning adds. Scales (one exponent a layer in the paper) are not counted.
-    This is a size on disk for comparing methods; `summary` has the bytes of the .tflite file, which packs 8, 4 or 2 bits.
-    model: quantized; its weights as at inference, frozen or not.   Raises ValueError for a model without quantized layers.
+    This is a code for comparing methods; `summary` has the bytes of the .tflite file, which packs 8, 4 or 2 bits.
+    model: quantized, or from `pack` (whose layers count as the ternary ones that they were made from); its weights as at
+    inference, frozen or not.   Raises ValueError for a model without quantized layers.
     Zhou et al. 2017, arXiv:1702.03044, section 2.1: b counts the flag.
     """
-    layers = quantized_layers(model)
+    layers = {path: layer for path, layer in layers_of(model) if isinstance(layer, PackedLayer) or _is_quantized(layer)}
     if not layers:
         raise ValueError(
             f"{model.name!r} has no quantized layer. Quantize it first: keras_lowbit.quantize_model(model, 'inq-5')."
         )
-    found = tuple(_layer(path, layer) for path, layer in layers.items())
-    state = {id(v) for layer in model._flatten_layers() for v in getattr(layer, "state", {}).values()}
-    others = sum(int(np.prod(weight.shape)) for weight in model.weights if id(weight) not in state)
-    return Storage(model.name, found, others - sum(layer.weights for layer in found))
+    found = tuple((_packed if isinstance(x, PackedLayer) else _layer)(path, x) for path, x in layers.items())
+    others = {id(weight): int(np.prod(weight.shape)) for weight in model.weights}
+    for _, layer in layers_of(model):
+        for counted in _not_float(layer):
+            others.pop(id(counted), None)
+    return Storage(model.name, found, sum(others.values()))
+
+
+def _is_quantized(layer: Any) -> bool:
+    return isinstance(layer, QuantizedLayer) and layer.kernel_host is not None
+
+
+def _not_float(layer: Any) -> list[Any]:
+    """The layer's variables that no other weight of the model is: what quantizers keep, and kernels that are counted."""
+    if isinstance(layer, PackedLayer):
+        return [layer.packed_data, layer.packed_scales, layer.packed_sums, layer.scale]
+    if isinstance(layer, QuantizerHost):
+        return list(layer.state.values())
+    return [layer.kernel] if _is_quantized(layer) else []
+
+
+def _packed(path: str, layer: PackedLayer) -> LayerStorage:
+    codes = layer.unpacked()
+    zeros, bits = int(np.count_nonzero(codes == 0)), Ternary().bits
+    return LayerStorage(path, bits, codes.size, zeros, None, 2 * codes.size - zeros, 2 * codes.size)
 
 
 def _layer(path: str, layer: Any) -> LayerStorage:

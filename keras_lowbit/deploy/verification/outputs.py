@@ -1,0 +1,207 @@
+"""End to end, batch by batch: the file's outputs against the quantized Keras model, a float reference and labels.
+
+Nothing is kept of a batch but sums, so that data may be as large as they like.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.deploy.graph import IntegerGraph, Tensor
+from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.deploy.litert.file_runner import FileRunner
+from keras_lowbit.deploy.lowering.values import fixed_codes
+from keras_lowbit.deploy.verification.noise import Noise
+from keras_lowbit.deploy.verification.scores import Score, Scorer, labels_by_output
+from keras_lowbit.keras_graph.calls import is_graph_model
+
+_EAGER_BATCHES = 4  # tracing a large model into a graph takes longer than so many batches without one
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputParity:
+    """One output of the model, end to end on all samples.
+
+    steps: how many of its elements differ from Keras by 0, 1, 2, ... steps; empty for a float output.
+    snr_db: signal-to-noise ratio of the file to the quantized Keras model, ``10 log10(sum(keras^2) / sum((keras - file)^2))``.
+    reference_snr_db, keras_reference_snr_db: of the file, and of the quantized Keras model, to the float reference.
+    top1_agreement, reference_top1_agreement: share of samples on which the file has the same largest element as the quantized
+    Keras model, as the reference; of class numbers, the same number (there the ratios to the reference are None); None without
+    classes.   score: against labels.   Fields about what was not given are None.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    snr_db: float
+    reference_snr_db: float | None = None
+    keras_reference_snr_db: float | None = None
+    top1_agreement: float | None = None
+    reference_top1_agreement: float | None = None
+    score: Score | None = None
+
+    def __str__(self) -> str:
+        parts = [f"output {self.name!r}: {self.snr_db:.1f} dB to Keras"]
+        if self.reference_snr_db is not None and self.keras_reference_snr_db is not None:
+            parts.append(
+                f"{self.reference_snr_db:.1f} dB to the reference (Keras {self.keras_reference_snr_db:.1f} dB)"
+            )
+        if self.reference_top1_agreement is not None:
+            parts.append(f"top-1 agreement with the reference {self.reference_top1_agreement:.4f}")
+        return ", ".join([*parts, *([str(self.score)] if self.score is not None else [])])
+
+
+class _Agreement:
+    """How often two arrays [n, classes] have the same largest element; two arrays of class numbers, the same element."""
+
+    def __init__(self) -> None:
+        self.equal, self.count = 0, 0
+
+    def add(self, wanted: np.ndarray, got: np.ndarray) -> None:
+        if wanted.dtype.kind in "iu":
+            self.equal += int(np.count_nonzero(wanted == got.reshape(wanted.shape)))
+            self.count += wanted.size
+        elif wanted.ndim == 2 and wanted.shape[-1] > 1:
+            self.equal += int(np.count_nonzero(wanted.argmax(-1) == got.reshape(wanted.shape).argmax(-1)))
+            self.count += len(wanted)
+
+    @property
+    def share(self) -> float | None:
+        return self.equal / self.count if self.count else None
+
+
+class _Output:
+    """The running sums of one output."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.steps = np.zeros(0 if tensor.dtype != "int8" else 256, np.int64)
+        self.noise, self.reference, self.keras_reference = Noise(), Noise(), Noise()
+        self.agreement, self.reference_agreement, self.has_reference = _Agreement(), _Agreement(), False
+        shares = tensor.dtype == "int8" and tensor.range == OPERATIONS["logistic"].fixed_range
+        self.scorer = Scorer(tensor.name, probabilities=shares)
+
+    def add(self, real: np.ndarray, got: np.ndarray, wanted: np.ndarray | None, labels: np.ndarray | None) -> None:
+        """A batch of Keras' outputs, the file's, the reference's, and its labels."""
+        got = got.reshape(real.shape)
+        if self.steps.size:
+            grid = self.tensor.range
+            difference = np.abs(fixed_codes(real, grid) - fixed_codes(got, grid))
+            self.steps += np.bincount(difference.reshape(-1), minlength=256)
+        self.noise.add(real, got)
+        self.agreement.add(real, got)
+        if wanted is not None:
+            self.has_reference = wanted.dtype.kind not in "iu"
+            self.reference.add(wanted, got)
+            self.keras_reference.add(wanted, real)
+            self.reference_agreement.add(wanted, got)
+        if labels is not None:
+            outputs = {"file": got, "keras": real} | ({} if wanted is None else {"reference": wanted})
+            self.scorer.add(labels, outputs)
+
+    def result(self) -> OutputParity:
+        counts = np.trim_zeros(self.steps, "b") if self.steps.any() else self.steps[:1]
+        return OutputParity(
+            self.tensor.name,
+            tuple(int(n) for n in counts),
+            self.noise.snr_db,
+            self.reference.snr_db if self.has_reference else None,
+            self.keras_reference.snr_db if self.has_reference else None,
+            self.agreement.share,
+            self.reference_agreement.share,
+            self.scorer.result(),
+        )
+
+
+class EndToEnd:
+    """Runs file, quantized Keras model and reference on every batch it is given.
+
+    reference: the float model, or None.   strict: whether labels that do not fit are an error; else `labels_note` says so.
+    """
+
+    def __init__(
+        self, model: keras.Model, graph: IntegerGraph, runner: FileRunner, reference: Any, strict: bool = True
+    ) -> None:
+        self.model, self.runner, self.strict = model, runner, strict
+        self.predict = Predictor(model)
+        self.reference = None if reference is None else Predictor(reference)
+        self.outputs = [_Output(graph.tensors[name]) for name in graph.outputs]
+        self.samples, self.labels_note = 0, ""
+
+    def add(self, batch: list[np.ndarray], labels: Any) -> None:
+        """One batch of inputs in the model's order, and its labels or None."""
+        found, reals = self.runner.run(batch), self.predict(batch)
+        wanted = self._wanted(batch, reals)
+        for output, real, got, reference, own in zip(
+            self.outputs, reals, found, wanted, self._labels(labels), strict=True
+        ):
+            try:
+                output.add(real, got, reference, own)
+            except ValueError as error:
+                self._no_labels(error)
+        self.samples += len(batch[0])
+
+    def results(self) -> tuple[OutputParity, ...]:
+        """Every output."""
+        return tuple(output.result() for output in self.outputs)
+
+    def _wanted(self, batch: list[np.ndarray], reals: list[np.ndarray]) -> Iterable[np.ndarray | None]:
+        if self.reference is None:
+            return [None] * len(reals)
+        wanted = self.reference(batch)
+        shapes = [[array.shape for array in arrays] for arrays in (reals, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"reference= gives outputs of shapes {shapes[1]}, the model {shapes[0]}. Give the float model that it was "
+                "made from."
+            )
+        return wanted
+
+    def _labels(self, labels: Any) -> list[np.ndarray | None]:
+        if labels is None or self.labels_note:
+            return [None] * len(self.outputs)
+        try:
+            return labels_by_output(self.model, labels)
+        except ValueError as error:
+            self._no_labels(error)
+            return [None] * len(self.outputs)
+
+    def _no_labels(self, error: ValueError) -> None:
+        if self.strict:
+            raise error
+        self.labels_note = str(error)
+
+
+class Predictor:
+    """A model's outputs in inference, flattened: float32, integers of an integer output. It leaves no trace in the model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.batches = 0
+        self.function: Callable[..., Any] = lambda inputs: model(inputs, training=False)
+
+    def __call__(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        """For one batch of inputs in the model's order."""
+        self.batches += 1
+        if self.batches == _EAGER_BATCHES + 1:
+            self.function = _traced(self.function)
+        structure = batch[0] if len(batch) == 1 else batch
+        if is_graph_model(self.model) and self.model.built:
+            structure = self.model.input
+        outputs = self.function(keras.tree.pack_sequence_as(structure, batch))
+        return [_as_real(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a graph of its own where TensorFlow is the backend: `predict_on_batch` would put one into the model."""
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, reduce_retracing=True, autograph=False)
+
+
+def _as_real(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.kind in "iu" else array.astype(np.float32, copy=False)
