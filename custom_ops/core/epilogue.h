@@ -36,7 +36,7 @@ struct Fp32Residual {
 // `fp32` may stand in for all of it where it is exact, each fma and the rounding to even done once:
 //   out = clamp(round(fma(y - y_zero_point, own, fma(codes, other, offset))) + output_zero_point)
 struct ResidualAdd {
-  const int8_t* codes = nullptr;  // null: no residual
+  const int8_t* codes = nullptr;  // null: no residual; may be the output's memory
   int32_t zero_point = 0;
   int32_t first_multiplier = 0, first_shift = 0;    // of the layer's own codes
   int32_t second_multiplier = 0, second_shift = 0;  // of `codes`

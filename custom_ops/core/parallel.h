@@ -6,7 +6,8 @@
 
 namespace keras_lowbit {
 
-// Runs work(begin, end) over all of [0, count), in parts, on the caller's threads, and returns when all are done.
+// Runs work(begin, end) over all of [0, count), in parts, on the caller's threads, and returns when all are done; throws
+// what a part threw, also then only when nobody works any more.
 // `cost` estimates the nanoseconds of one index. Empty: the calling thread does it all.
 using Work = std::function<void(int64_t begin, int64_t end)>;
 using ParallelFor = std::function<void(int64_t count, int64_t cost, const Work& work)>;

@@ -37,7 +37,7 @@ struct PreparedEpilogue {
   // `apply_scalar` does the work, a number at a time.
   enum class Fast { kNo, kFixed, kDouble } fast = Fast::kNo;
   bool has_fp32 = false;  // of kFixed: every channel has float32 parameters
-  bool has_residual = false;
+  bool has_residual = false;  // its codes may be the output's memory: each is read before its place is written
   UniformFactor first, second, last;  // of the residual add
   const Epilogue* definition = nullptr;
   void* output = nullptr;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/per_thread.h"
 #include "layers/conv2d_plan.h"
 #include "layers/epilogue.h"
 #include "layers/indirection.h"
@@ -115,7 +116,8 @@ const int8_t* const* ChunkRows(const ConvPlan& plan, const GroupData& data, cons
 }
 
 void RunTasks(const ConvPlan& plan, const GroupData& data, int64_t begin, int64_t end) {
-  static thread_local TaskScratch scratch;
+  static const PerThread<TaskScratch> scratches;
+  TaskScratch& scratch = scratches.Get();
   const Grid& grid = plan.grid;
   BlockArgs args;
   args.taps = plan.image.view.taps();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/per_thread.h"
 #include "core/requantize.h"
 #include "kernels/depthwise/depthwise.h"
 #include "layers/constants.h"
@@ -54,8 +55,8 @@ void PackBlock(const Plan& plan, const int8_t* kernel, int64_t block, int8_t* we
 }
 
 void RunTasks(const Plan& plan, int64_t begin, int64_t end) {
-  static thread_local Scratch scratch;
-  const auto** rows = scratch.Get<const int8_t*>(plan.chunk_pixels * plan.shape.taps());
+  static const PerThread<Scratch> scratches;
+  const auto** rows = scratches.Get().Get<const int8_t*>(plan.chunk_pixels * plan.shape.taps());
   BlockArgs args;
   args.rows = rows;
   args.taps = plan.shape.taps();

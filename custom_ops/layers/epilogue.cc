@@ -56,16 +56,15 @@ int8_t Requantized(const Requantize& requantize, int32_t total, int64_t channel)
   return ToCode(scaled, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
 }
 
+// The residual may lie where the output goes: nothing is written there but the result, and that at once.
 void ApplyInt8(const PreparedEpilogue& prepared, const int32_t* totals, int64_t position, int64_t channel,
                int64_t channels) {
-  const Epilogue& epilogue = *prepared.definition;
+  const Requantize& requantize = prepared.definition->requantize;
+  const ResidualAdd& add = prepared.definition->residual;
   int8_t* y = static_cast<int8_t*>(prepared.output) + position;
   for (int64_t c = 0; c < channels; ++c) {
-    y[c] = Requantized(epilogue.requantize, totals[c], channel + c);
-    if (prepared.has_residual) {
-      y[c] =
-          AddResidual(epilogue.residual, y[c], epilogue.requantize.zero_point, epilogue.residual.codes[position + c]);
-    }
+    const int8_t code = Requantized(requantize, totals[c], channel + c);
+    y[c] = prepared.has_residual ? AddResidual(add, code, requantize.zero_point, add.codes[position + c]) : code;
   }
 }
 

@@ -1,9 +1,11 @@
 // Integer layers on low-bit weights: what the ops, the tests and the benchmark call.
 //
 // x: int8 NHWC, contiguous. y: NHWC, contiguous, int8, int32 or float by `Epilogue::type`; core/epilogue.h says what
-// the numbers are. Input, output and weights do not overlap. Every ISA target gives the same bits. Functions are
-// thread-safe; each returns an error (and writes nothing) for sizes or values that do not fit: no input crashes them
-// as long as the pointers hold what the shapes say.
+// the numbers are. Input, output and weights do not overlap; the residual's codes may be the output's memory, which is
+// written last. Every ISA target gives the same bits. Functions are thread-safe; each returns an error (and writes
+// nothing) for sizes or values that do not fit: no input crashes them as long as the pointers hold what the shapes say.
+// Where memory is short they throw std::bad_alloc, on the caller's thread whichever ran out of it; the output is then
+// undefined, and the next call works.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/per_thread.h"
 #include "layers/layers.h"
 #include "layers/scratch.h"
 
@@ -54,10 +55,10 @@ void FinishPixel(const Pool& pool, const uint8_t* line, uint8_t* most, int8_t* o
 }
 
 void RunRows(const Pool& pool, int64_t begin, int64_t end) {
-  static thread_local Scratch scratch;
+  static const PerThread<Scratch> scratches;
   const ConvShape& s = pool.shape;
   const int64_t channels = s.in_channels, width = s.out_width(), height = s.out_height();
-  auto* line = scratch.Get<uint8_t>((s.in_width + s.pad_left + s.pad_right + 1) * channels);
+  auto* line = scratches.Get().Get<uint8_t>((s.in_width + s.pad_left + s.pad_right + 1) * channels);
   uint8_t* most = line + (s.in_width + s.pad_left + s.pad_right) * channels;
   for (int64_t row = begin; row < end; ++row) {
     FillLine(pool, row / height, row % height, line);

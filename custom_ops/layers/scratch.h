@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <new>
 
@@ -10,7 +11,17 @@
 
 namespace keras_lowbit {
 
-// Memory of kAlignment that only grows; its contents do not survive growth. Throws std::bad_alloc.
+// Says how much there was not.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(size_t bytes) { std::snprintf(text_, sizeof text_, "no %zu bytes of scratch memory", bytes); }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[64];
+};
+
+// Memory of kAlignment that only grows; its contents do not survive growth. Throws OutOfMemory.
 class Scratch {
  public:
   template <class T>
@@ -19,7 +30,8 @@ class Scratch {
     if (bytes > bytes_) {
       memory_.reset();
       bytes_ = 0;
-      memory_.reset(::operator new(bytes, kAligned));
+      memory_.reset(::operator new(bytes, kAligned, std::nothrow));
+      if (memory_ == nullptr) throw OutOfMemory(bytes);
       bytes_ = bytes;
     }
     return static_cast<T*>(memory_.get());

@@ -177,12 +177,15 @@ inline std::unique_ptr<Data> Draw(const Layer& layer, Random& random) {
   return data;
 }
 
-inline Status RunLayer(const Layer& l, const Data& d, void* y, const ParallelFor& parallel,
-                       LayerCache* cache = nullptr) {
+// in_place: y holds the residual before the call.
+inline Status RunLayer(const Layer& l, const Data& d, void* y, const ParallelFor& parallel, LayerCache* cache = nullptr,
+                       bool in_place = false) {
+  Epilogue epilogue = d.epilogue;
+  if (in_place) epilogue.residual.codes = static_cast<const int8_t*>(y);
   if (l.kind == Kind::kDepthwise) {
-    return DepthwiseConv2D(l.shape, d.kernel.data(), d.x.data(), l.zero_point, d.epilogue, y, parallel, cache);
+    return DepthwiseConv2D(l.shape, d.kernel.data(), d.x.data(), l.zero_point, epilogue, y, parallel, cache);
   }
-  return Conv2D(l.shape, d.weights, d.x.data(), l.zero_point, d.epilogue, y, parallel, cache);
+  return Conv2D(l.shape, d.weights, d.x.data(), l.zero_point, epilogue, y, parallel, cache);
 }
 
 inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
@@ -195,23 +198,33 @@ inline double At(OutputType type, const std::vector<uint8_t>& y, int64_t i) {
   return real;
 }
 
-// Runs the layer on every available ISA target, without and twice with a cache, which all targets share, and wants the
-// oracle's numbers.
+inline void CheckEqual(const Layer& layer, const std::vector<uint8_t>& y, const std::vector<double>& want,
+                       const std::string& how) {
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double got = At(layer.type, y, static_cast<int64_t>(i));
+    KLB_CHECK(got == want[i], how + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
+                                  std::to_string(i) + " of " + Describe(layer));
+  }
+}
+
+// Runs the layer on every available ISA target, without and twice with a cache, which all targets share, into memory of
+// its own and into that of the residual, and wants the oracle's numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
   const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
                                  layer.kind == Kind::kDepthwise);
   LayerCache shared;
+  const std::vector<uint8_t> other(data->residual.begin(), data->residual.end());
   for (const std::string& isa : AvailableKernels()) {
     KLB_CHECK_OK(ForceKernel(isa));
     for (LayerCache* cache : {static_cast<LayerCache*>(nullptr), &shared, &shared}) {
       std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
       KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache));
-      for (size_t i = 0; i < want.size(); ++i) {
-        const double got = At(layer.type, y, static_cast<int64_t>(i));
-        KLB_CHECK(got == want[i], isa + " gave " + std::to_string(got) + ", not " + std::to_string(want[i]) + ", at " +
-                                      std::to_string(i) + " of " + Describe(layer) + (cache ? ", cached" : ""));
-      }
+      CheckEqual(layer, y, want, isa + (cache ? ", cached," : ""));
+      if (!layer.has_residual) continue;
+      y = other;
+      KLB_CHECK_OK(RunLayer(layer, *data, y.data(), parallel, cache, true));
+      CheckEqual(layer, y, want, isa + (cache ? ", cached and in place," : ", in place,"));
     }
   }
   KLB_CHECK_OK(ForceKernel(""));

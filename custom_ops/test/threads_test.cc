@@ -1,60 +1,14 @@
 // layers/shared_work.h on plain threads: every index once, helpers that come late, layers on several threads. Made for
 // a thread sanitizer too.
-#include <condition_variable>
-#include <deque>
-#include <functional>
-#include <mutex>
+#include <stdexcept>
 #include <thread>
 
 #include "layers/shared_work.h"
 #include "test/cases.h"
+#include "test/thread_pool.h"
 
 namespace keras_lowbit::test {
 namespace {
-
-// As little of a pool as RunOn needs. Ends when all that was scheduled has run.
-class Pool {
- public:
-  explicit Pool(int threads) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Serve(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      ends_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  int NumThreads() const { return static_cast<int>(threads_.size()); }
-  void Schedule(std::function<void()> task) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      tasks_.push_back(std::move(task));
-    }
-    wake_.notify_one();
-  }
-
- private:
-  void Serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (true) {
-      wake_.wait(lock, [this] { return ends_ || !tasks_.empty(); });
-      if (tasks_.empty()) return;
-      const std::function<void()> task = std::move(tasks_.front());
-      tasks_.pop_front();
-      lock.unlock();
-      task();
-      lock.lock();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> tasks_;
-  std::vector<std::thread> threads_;
-  bool ends_ = false;
-};
 
 // Counts in plain integers: a part that ran twice, or after RunOn's return, is a wrong count or a race.
 void CheckEveryIndexOnce() {
@@ -91,6 +45,27 @@ void CheckManyCallers() {
   for (std::thread& caller : callers) caller.join();
 }
 
+// A part that throws, on whichever thread: the call throws it when nobody works any more, and the pool works on.
+void CheckExceptions() {
+  Pool pool(3);
+  for (int64_t bad = 0; bad < 16; ++bad) {
+    std::vector<int> seen(16);
+    bool thrown = false;
+    try {
+      RunOn(&pool, 16, 20000, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          if (i == bad || bad == 15) throw std::runtime_error(std::to_string(i));
+          ++seen[i];
+        }
+      });
+    } catch (const std::runtime_error& error) {
+      thrown = bad == 15 || error.what() == std::to_string(bad);
+    }
+    KLB_CHECK(thrown, std::to_string(bad));
+    for (const int times : seen) KLB_CHECK(times <= 1, std::to_string(bad));
+  }
+}
+
 // Layers of several chunks and blocks, of three channels (a copied image) and of many.
 void CheckLayers() {
   Pool pool(3);
@@ -118,6 +93,7 @@ void CheckLayers() {
 int main() {
   keras_lowbit::test::CheckEveryIndexOnce();
   keras_lowbit::test::CheckManyCallers();
+  keras_lowbit::test::CheckExceptions();
   keras_lowbit::test::CheckLayers();
   return 0;
 }

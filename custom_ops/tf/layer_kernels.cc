@@ -4,6 +4,7 @@
 #include "layers/layers.h"
 #include "tf/attributes.h"
 #include "tf/epilogue.h"
+#include "tf/guard.h"
 #include "tf/threads.h"
 
 namespace keras_lowbit {
@@ -46,34 +47,35 @@ class Weights {
   PackedWeights base_;
 };
 
-class PackedConv2DOp : public OpKernel {
+class PackedConv2DOp {
  public:
-  explicit PackedConv2DOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, epilogue_.Init(context));
-    OP_REQUIRES_OK(context, window_.Init(context));
-    OP_REQUIRES_OK(context, weights_.Init(context));
-    OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
+  absl::Status Init(OpKernelConstruction* context) {
+    TF_RETURN_IF_ERROR(epilogue_.Init(context));
+    TF_RETURN_IF_ERROR(window_.Init(context));
+    TF_RETURN_IF_ERROR(weights_.Init(context));
+    return context->GetAttr("groups", &groups_);
   }
 
-  void Compute(OpKernelContext* context) override {
+  absl::Status Run(OpKernelContext* context) {
     const Tensor& input = context->input(0);
-    OP_REQUIRES_OK(context, CheckRank4(input, "the input"));
+    TF_RETURN_IF_ERROR(CheckRank4(input, "the input"));
     const std::vector<int64_t>& kernel = weights_.kernel;
     const ConvShape shape = window_.Shape(input, kernel[0], kernel[1], kernel[3], groups_);
-    OP_REQUIRES_OK(context, ToTensorFlow(CheckConv(shape)));
-    OP_REQUIRES(context, shape.in_channels == kernel[2] * groups_,
-                absl::InvalidArgumentError(absl::StrCat("the input has ", shape.in_channels, " channels; expected ",
-                                                        kernel[2], " for each of ", groups_, " groups")));
-    OP_REQUIRES_OK(context, CheckOutputSize(shape));
+    TF_RETURN_IF_ERROR(ToTensorFlow(CheckConv(shape)));
+    if (shape.in_channels != kernel[2] * groups_) {
+      return absl::InvalidArgumentError(absl::StrCat("the input has ", shape.in_channels, " channels; expected ",
+                                                     kernel[2], " for each of ", groups_, " groups"));
+    }
+    TF_RETURN_IF_ERROR(CheckOutputSize(shape));
     PackedWeights weights;
-    OP_REQUIRES_OK(context, weights_.Borrow(context, shape, &weights));
+    TF_RETURN_IF_ERROR(weights_.Borrow(context, shape, &weights));
     const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
     BorrowedEpilogue borrowed;
-    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
+    TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context, ToTensorFlow(Conv2D(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
-                                                borrowed.epilogue, output->data(), Threads(context), &cache_)));
+    TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
+    return ToTensorFlow(Conv2D(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
+                               borrowed.epilogue, output->data(), Threads(context), &cache_));
   }
 
  private:
@@ -84,35 +86,37 @@ class PackedConv2DOp : public OpKernel {
   int64_t groups_ = 1;
 };
 
-class PackedDenseOp : public OpKernel {
+class PackedDenseOp {
  public:
-  explicit PackedDenseOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, epilogue_.Init(context));
-    OP_REQUIRES_OK(context, weights_.Init(context));
+  absl::Status Init(OpKernelConstruction* context) {
+    TF_RETURN_IF_ERROR(epilogue_.Init(context));
+    return weights_.Init(context);
   }
 
-  void Compute(OpKernelContext* context) override {
+  absl::Status Run(OpKernelContext* context) {
     const Tensor& input = context->input(0);
     const std::vector<int64_t>& kernel = weights_.kernel;
-    OP_REQUIRES(context, input.dims() >= 1 && input.dim_size(input.dims() - 1) == kernel[2],
-                absl::InvalidArgumentError(absl::StrCat("the input has shape ", input.shape().DebugString(),
-                                                        "; expected [..., ", kernel[2], "]")));
-    OP_REQUIRES(context, kernel[0] == 1 && kernel[1] == 1,
-                absl::InvalidArgumentError("kernel_shape of a dense layer is [1, 1, inputs, outputs]"));
+    if (input.dims() < 1 || input.dim_size(input.dims() - 1) != kernel[2]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the input has shape ", input.shape().DebugString(), "; expected [..., ", kernel[2], "]"));
+    }
+    if (kernel[0] != 1 || kernel[1] != 1) {
+      return absl::InvalidArgumentError("kernel_shape of a dense layer is [1, 1, inputs, outputs]");
+    }
     DenseShape shape;
     shape.rows = input.NumElements() / kernel[2], shape.in_features = kernel[2], shape.out_features = kernel[3];
-    OP_REQUIRES_OK(context, ToTensorFlow(CheckConv(AsConv(shape))));
-    OP_REQUIRES_OK(context, CheckOutputSize(AsConv(shape)));
+    TF_RETURN_IF_ERROR(ToTensorFlow(CheckConv(AsConv(shape))));
+    TF_RETURN_IF_ERROR(CheckOutputSize(AsConv(shape)));
     PackedWeights weights;
-    OP_REQUIRES_OK(context, weights_.Borrow(context, AsConv(shape), &weights));
+    TF_RETURN_IF_ERROR(weights_.Borrow(context, AsConv(shape), &weights));
     TensorShape out_shape = input.shape();
     out_shape.set_dim(input.dims() - 1, kernel[3]);
     BorrowedEpilogue borrowed;
-    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_features, out_shape, &borrowed));
+    TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_features, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context, ToTensorFlow(Dense(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
-                                               borrowed.epilogue, output->data(), Threads(context), &cache_)));
+    TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
+    return ToTensorFlow(Dense(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
+                              borrowed.epilogue, output->data(), Threads(context), &cache_));
   }
 
  private:
@@ -121,33 +125,33 @@ class PackedDenseOp : public OpKernel {
   Weights weights_;
 };
 
-class DepthwiseConv2DOp : public OpKernel {
+class DepthwiseConv2DOp {
  public:
-  explicit DepthwiseConv2DOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, epilogue_.Init(context));
-    OP_REQUIRES_OK(context, window_.Init(context));
+  absl::Status Init(OpKernelConstruction* context) {
+    TF_RETURN_IF_ERROR(epilogue_.Init(context));
+    return window_.Init(context);
   }
 
-  void Compute(OpKernelContext* context) override {
+  absl::Status Run(OpKernelContext* context) {
     const Tensor &input = context->input(0), &kernel = context->input(1);
-    OP_REQUIRES_OK(context, CheckRank4(input, "the input"));
-    OP_REQUIRES_OK(context, CheckRank4(kernel, "the kernel"));
-    OP_REQUIRES(context, input.dim_size(3) == kernel.dim_size(2),
-                absl::InvalidArgumentError(absl::StrCat("the input has ", input.dim_size(3), " channels, the kernel ",
-                                                        kernel.shape().DebugString(), " is for ", kernel.dim_size(2))));
+    TF_RETURN_IF_ERROR(CheckRank4(input, "the input"));
+    TF_RETURN_IF_ERROR(CheckRank4(kernel, "the kernel"));
+    if (input.dim_size(3) != kernel.dim_size(2)) {
+      return absl::InvalidArgumentError(absl::StrCat("the input has ", input.dim_size(3), " channels, the kernel ",
+                                                     kernel.shape().DebugString(), " is for ", kernel.dim_size(2)));
+    }
     const int64_t channels = kernel.dim_size(2) * kernel.dim_size(3);
     const ConvShape shape = window_.Shape(input, kernel.dim_size(0), kernel.dim_size(1), channels, 1);
-    OP_REQUIRES_OK(context, ToTensorFlow(CheckDepthwise(shape)));
-    OP_REQUIRES_OK(context, CheckOutputSize(shape));
+    TF_RETURN_IF_ERROR(ToTensorFlow(CheckDepthwise(shape)));
+    TF_RETURN_IF_ERROR(CheckOutputSize(shape));
     const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
     BorrowedEpilogue borrowed;
-    OP_REQUIRES_OK(context, epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
+    TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
-    OP_REQUIRES_OK(context, epilogue_.Allocate(context, out_shape, &output));
-    OP_REQUIRES_OK(context,
-                   ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
-                                                epilogue_.input_zero_point, borrowed.epilogue, output->data(),
-                                                Threads(context), &cache_)));
+    TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
+    return ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
+                                        epilogue_.input_zero_point, borrowed.epilogue, output->data(),
+                                        Threads(context), &cache_));
   }
 
  private:
@@ -156,10 +160,9 @@ class DepthwiseConv2DOp : public OpKernel {
   Window window_;
 };
 
-#define KLB_REGISTER(name, type) REGISTER_KERNEL_BUILDER(Name("KerasLowbit>" name).Device(tensorflow::DEVICE_CPU), type)
-KLB_REGISTER("PackedConv2D", PackedConv2DOp);
-KLB_REGISTER("PackedDense", PackedDenseOp);
-KLB_REGISTER("DepthwiseConv2D", DepthwiseConv2DOp);
+KLB_REGISTER(PackedConv2D);
+KLB_REGISTER(PackedDense);
+KLB_REGISTER(DepthwiseConv2D);
 
 }  // namespace
 }  // namespace keras_lowbit

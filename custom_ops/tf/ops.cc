@@ -10,6 +10,7 @@
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
+#include "tf/guard.h"
 
 namespace keras_lowbit {
 namespace {
@@ -172,18 +173,18 @@ Status PairShapes(InferenceContext* c) {
 REGISTER_OP("KerasLowbit>PackedConv2D")
     .Input("input: int8")
     .KLB_WEIGHTS.KLB_EPILOGUE.KLB_WINDOW.Attr("groups: int = 1")
-    .SetShapeFn(ConvShapes)
+    .SetShapeFn(GuardedShapes<ConvShapes>)
     .Doc("Convolution of int8 codes with packed ternary or int8 weights: keras_lowbit.ops.clustered_ternary_conv2d.");
 
 REGISTER_OP("KerasLowbit>PackedDense")
     .Input("input: int8")
-    .KLB_WEIGHTS.KLB_EPILOGUE.SetShapeFn(DenseShapes)
+    .KLB_WEIGHTS.KLB_EPILOGUE.SetShapeFn(GuardedShapes<DenseShapes>)
     .Doc("Product of int8 codes with packed ternary or int8 weights: keras_lowbit.ops.ternary_dense.");
 
 REGISTER_OP("KerasLowbit>DepthwiseConv2D")
     .Input("input: int8")
     .Input("kernel: int8")
-    .KLB_EPILOGUE.KLB_WINDOW.SetShapeFn(DepthwiseShapes)
+    .KLB_EPILOGUE.KLB_WINDOW.SetShapeFn(GuardedShapes<DepthwiseShapes>)
     .Doc("Depthwise convolution of int8 codes: keras_lowbit.ops.int8_depthwise_conv2d.");
 
 REGISTER_OP("KerasLowbit>MaxPool2D")
@@ -193,14 +194,14 @@ REGISTER_OP("KerasLowbit>MaxPool2D")
     .Attr("padding_code: int = -128")
     .Attr("low: int = -128")
     .Attr("high: int = 127")
-    .KLB_WINDOW.SetShapeFn(PoolShapes)
+    .KLB_WINDOW.SetShapeFn(GuardedShapes<PoolShapes>)
     .Doc("Largest code of each window; pixels outside the image count as padding_code.");
 
 REGISTER_OP("KerasLowbit>LookUp")
     .Input("input: int8")
     .Input("table: int8")
     .Output("output: int8")
-    .SetShapeFn(tensorflow::shape_inference::UnchangedShape)
+    .SetShapeFn(GuardedShapes<tensorflow::shape_inference::UnchangedShape>)
     .Doc("table[code + 128] of every code; table: [256].");
 
 REGISTER_OP("KerasLowbit>LookUpPair")
@@ -208,7 +209,7 @@ REGISTER_OP("KerasLowbit>LookUpPair")
     .Input("second: int8")
     .Input("table: int8")
     .Output("output: int8")
-    .SetShapeFn(PairShapes)
+    .SetShapeFn(GuardedShapes<PairShapes>)
     .Doc("table[first + 128, second + 128] of codes of equal shapes; table: [256, 256].");
 
 }  // namespace keras_lowbit

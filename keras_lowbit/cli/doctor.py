@@ -8,7 +8,6 @@ what to do).
 
 import os
 import platform
-import subprocess
 
 from absl import flags
 
@@ -43,7 +42,7 @@ def report(reason: str) -> list[tuple[str, str]]:
         ("TensorFlow", f"{tf.__version__}, {' '.join(build.abi_flags(tf.sysconfig.get_compile_flags()))}"),
         ("compiler", _compiler()),
         ("library", str(library) if library else "none"),
-        ("built for", f"TensorFlow {info['tensorflow']}, {info['machine']}" if info else "nothing says"),
+        ("built for", f"TensorFlow {info.get('tensorflow')}, {info.get('machine')}" if info else "nothing says"),
         ("CPU", f"{machine()['cpu']}, {platform.machine()}"),
         ("CPU features", " ".join(_features()) or "unknown"),
     ]
@@ -65,11 +64,9 @@ def _active() -> tuple[str, str]:
 
 def _compiler() -> str:
     try:
-        found = build.find_compiler()
+        return build.describe(build.find_compiler()).splitlines()[0]
     except build.BuildError as error:
         return str(error)
-    shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    return f"{found}: {(shown.splitlines() or ['no version'])[0]}"
 
 
 def _features() -> list[str]:

@@ -1,33 +1,42 @@
 """Builds the op library against the installed TensorFlow: `python -m keras_lowbit.ops.build`.
 
-Needs a C++17 compiler ($CXX, g++, clang++ or c++) and TensorFlow, nothing else. What it was built for is written beside
-it and checked when it is loaded; nothing is compiled again until sources, flags, compiler or TensorFlow change. This file
-uses the standard library alone (argparse, not absl flags), so that the package's own build can run it before anything is
-installed.
+Needs a C++17 compiler ($CXX, which may be several words as "ccache g++", or g++, clang++, c++) and TensorFlow, nothing else.
+What it was built for and from is written beside it and checked when it is loaded; nothing is compiled again until sources,
+flags, compiler or TensorFlow change. A library in use is never written to: another file takes its place. This file uses the
+standard library alone (argparse, not absl flags), so that the package's own build can run it before anything is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: no two builds are kept apart there
+    fcntl = None  # type: ignore[assignment]
 
 COMMAND = "python -m keras_lowbit.ops.build"
 NAME, INFO = "keras_lowbit_ops.so", "build.json"
 NAMED = "KERAS_LOWBIT_LIBRARY"  # the variable that names a library file in place of the usual ones
 NATIVE = Path(__file__).resolve().parent / "native"
+WORK = ".building-"  # what a build makes in its target folder while it runs begins with this
 FLAGS = ("-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
 # Files and folders that are no part of the library; of bench, what measures the machine is.
 NOT_SHIPPED = re.compile(r"(^|_)(test|fuzz|build)s?(_|\.|$)|_bench\.")
@@ -54,27 +63,33 @@ def find_library(version: str, abi: Sequence[str]) -> Path | None:
     The first that fits this TensorFlow, else the first.
     """
     named = os.environ.get(NAMED)
-    places = [Path(named)] if named else [NATIVE / NAME, cache_folder() / NAME]
-    found = [path for path in places if path.is_file()]
+    folders = [folder for folder in (NATIVE, cache_folder()) if folder]
+    places = [Path(named)] if named else [folder / NAME for folder in folders]
+    found = [path for path in places if os.path.isfile(path)]
     return next((path for path in found if not mismatch(path, version, abi)), found[0] if found else None)
 
 
-def cache_folder() -> Path:
-    """Where the library goes when the package's own folder cannot be written."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "keras_lowbit" / "native"
+def cache_folder() -> Path | None:
+    """Where the library goes when the package's own folder cannot be written; None for a user without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        home = os.path.expanduser("~") if os.environ.get("HOME", "~") else "~"
+        cache = os.path.join(home, ".cache")
+    return Path(cache, "keras_lowbit", "native") if os.path.isabs(cache) else None
 
 
 def read_info(library: Path) -> dict[str, Any]:
-    """What a library was built for: TensorFlow's version, ABI flags, compiler, machine; empty if nothing says."""
+    """What a library was built for and from: TensorFlow's version, ABI flags, compiler, machine, the digest of the file and the
+    fingerprint of all that went in; empty if nothing says."""
     try:
-        return json.loads((library.parent / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        info = json.loads((library.parent / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return info if isinstance(info, dict) else {}
 
 
 def mismatch(library: Path, version: str, abi: Sequence[str]) -> str:
-    """Why a library does not fit this TensorFlow; empty if it does."""
+    """Why a library must not be loaded: for another TensorFlow or machine, not whole, of other sources; empty if it may."""
     info = read_info(library)
     if not info:
         return f"{library} has no {INFO} beside it that says what it was built for"
@@ -82,7 +97,15 @@ def mismatch(library: Path, version: str, abi: Sequence[str]) -> str:
         return f"{library} was built for TensorFlow {info.get('tensorflow')}, installed is {version}"
     if info.get("abi") != list(abi):
         return f"{library} was built with the ABI flags {info.get('abi')}, the installed TensorFlow has {list(abi)}"
-    return ""
+    if info.get("machine") != platform.machine():
+        return f"{library} was built for {info.get('machine')}, this machine is {platform.machine()}"
+    if not _is_whole(library):
+        return f"{library} is not the file that its {INFO} was written for, or not all of it"
+    try:
+        current = fingerprint(source_folder(), str(info.get("compiler")), version)
+    except (BuildError, OSError):
+        return ""  # no sources here that could be others
+    return "" if info.get("fingerprint") == current else f"{library} was built from other sources than those installed"
 
 
 def abi_flags(flags: Sequence[str]) -> list[str]:
@@ -122,14 +145,27 @@ def file_flags(folder: Path, path: Path) -> list[str]:
     return found[1].replace('"', "").split()
 
 
-def find_compiler() -> str:
-    """$CXX, or the first C++ compiler on the PATH. BuildError if there is none."""
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
-        found = shutil.which(name)
+def find_compiler() -> list[str]:
+    """$CXX, or the first C++ compiler on the PATH, as the words of a command. BuildError if there is none."""
+    wanted = os.environ.get("CXX", "").strip()
+    try:
+        words = [wanted] if shutil.which(wanted) else shlex.split(wanted)
+    except ValueError as error:
+        raise BuildError(f"CXX={wanted!r} is no command ({error})") from error
+    for command in [words] if words else [["g++"], ["clang++"], ["c++"]]:
+        found = shutil.which(command[0])
         if found:
-            return found
-    raise BuildError(f"no C++ compiler: {wanted or 'g++, clang++ and c++'} not on the PATH")
+            return [found, *command[1:]]
+    raise BuildError(f"no C++ compiler: {words[0] if words else 'g++, clang++ and c++'} not on the PATH")
+
+
+def describe(compiler: Sequence[str]) -> str:
+    """A compiler's command and what it says of itself."""
+    try:
+        said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        raise BuildError(f"{shlex.join(compiler)} does not run ({error})") from error
+    return f"{shlex.join(compiler)}: {said.strip()}"
 
 
 def ask_tensorflow() -> dict[str, Any]:
@@ -151,9 +187,8 @@ def installed_tensorflow() -> str:
 
 
 def fingerprint(folder: Path, compiler: str, tensorflow: str) -> str:
-    """Changes with the sources, the flags, the compiler and TensorFlow's version."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256(repr((FLAGS, compiler, version, tensorflow, platform.machine())).encode())
+    """Changes with the sources, the flags, the compiler (as `describe` gives it) and TensorFlow's version."""
+    digest = hashlib.sha256(repr((FLAGS, compiler, tensorflow, platform.machine())).encode())
     files = [*sources(folder), *(path for kind in ("*.h", "*.inc", "sources.cmake") for path in folder.rglob(kind))]
     for path in sorted(files):
         if any(NOT_SHIPPED.search(part) for part in path.relative_to(folder).parts):
@@ -165,34 +200,23 @@ def fingerprint(folder: Path, compiler: str, tensorflow: str) -> str:
 def build(target: Path | None = None, force: bool = False, say=print) -> Path:
     """Builds the library into `target` (beside the package, or the user's cache), if anything changed; its path.
 
-    BuildError without sources, compiler or TensorFlow, and with the compiler's words if it fails.
+    One build of a folder at a time. BuildError without sources, compiler or TensorFlow, with the compiler's words if it fails,
+    and for a folder that cannot be written.
     """
     folder, compiler, version = source_folder(), find_compiler(), installed_tensorflow()
     if not version:
         raise BuildError(f"no TensorFlow in the environment of {sys.executable}")
     target = target or _writable_folder()
-    library = target / NAME
-    print_of = fingerprint(folder, compiler, version)
-    for ready in () if force else (target, NATIVE):
-        if (ready / NAME).is_file() and read_info(ready / NAME).get("fingerprint") == print_of:
-            return _copied(ready, target)
-    tensorflow, start = ask_tensorflow(), time.monotonic()
-    say(f"building the op library with {compiler} for TensorFlow {tensorflow['version']}")
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as work:
-        made = _compile(folder, compiler, tensorflow, Path(work))
-        info = {
-            "tensorflow": tensorflow["version"],
-            "abi": abi_flags(tensorflow["compile"]),
-            "compiler": compiler,
-            "machine": platform.machine(),
-            "fingerprint": print_of,
-        }
-        Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        os.replace(made, library)
-        os.replace(Path(work, INFO), target / INFO)
-    say(f"built {library} in {time.monotonic() - start:.0f} s")
-    return library
+    wanted = fingerprint(folder, describe(compiler), version)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _alone_in(target, say):
+            for ready in () if force else (target, NATIVE):
+                if read_info(ready / NAME).get("fingerprint") == wanted and _is_whole(ready / NAME):
+                    return _copied(ready, target)
+            return _build(folder, compiler, target, say)
+    except OSError as error:
+        raise BuildError(f"{target} cannot be written ({error})") from error
 
 
 def can_build() -> bool:
@@ -203,15 +227,81 @@ def can_build() -> bool:
         return False
 
 
-def _copied(source: Path, target: Path) -> Path:
-    if source != target:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in (NAME, INFO):
-            shutil.copy2(source / name, target / name)
+def _build(folder: Path, compiler: list[str], target: Path, say) -> Path:
+    """Compiles beside the library that is there, if one is, and puts the new one in its place."""
+    tensorflow, start = ask_tensorflow(), time.monotonic()
+    say(f"building the op library with {shlex.join(compiler)} for TensorFlow {tensorflow['version']}")
+    with tempfile.TemporaryDirectory(dir=target, prefix=WORK) as work:
+        made, described = _compile(folder, compiler, tensorflow, Path(work)), describe(compiler)
+        info = {
+            "tensorflow": tensorflow["version"],
+            "abi": abi_flags(tensorflow["compile"]),
+            "compiler": described,
+            "machine": platform.machine(),
+            "sha256": _digest(made),
+            "fingerprint": fingerprint(folder, described, tensorflow["version"]),
+        }
+        Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        _place(Path(work), target)
+    say(f"built {target / NAME} in {time.monotonic() - start:.0f} s")
     return target / NAME
 
 
-def _compile(folder: Path, compiler: str, tensorflow: dict[str, Any], work: Path) -> Path:
+def _place(work: Path, target: Path) -> None:
+    """Moves library and info from a folder of the same disk: who has the old file open keeps it."""
+    for name in (NAME, INFO):
+        os.replace(work / name, target / name)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    if source != target:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=WORK) as work:
+            for name in (NAME, INFO):
+                shutil.copy2(source / name, Path(work, name))
+            _place(Path(work), target)
+    return target / NAME
+
+
+@contextlib.contextmanager
+def _alone_in(target: Path, say) -> Iterator[None]:
+    """Holds a folder's lock, which ends with its process, and clears away what builds that were killed have left there."""
+    handle = os.open(target, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None and _locked(handle, target, say):
+            for left in target.glob(f"{WORK}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(handle: int, target: Path, say) -> bool:
+    """Waits for the lock; False on a disk that has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another build of {target}")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is, byte for byte, the one that its info was written for."""
+    try:
+        return read_info(library).get("sha256") == _digest(library)
+    except OSError:
+        return False
+
+
+def _compile(folder: Path, compiler: list[str], tensorflow: dict[str, Any], work: Path) -> Path:
     """Compiles every source, as many at a time as there are cores, and links them."""
     files = sources(folder)
 
@@ -221,24 +311,33 @@ def _compile(folder: Path, compiler: str, tensorflow: dict[str, Any], work: Path
         headers = tensorflow["compile"] if path.parent.name == "tf" else ["-std=c++17"]
         quiet = [flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag for flag in headers]
         flags = [*FLAGS, *quiet, "-std=c++17", f"-I{folder}", *file_flags(folder, path)]
-        _run([compiler, *flags, "-c", str(path), "-o", str(made)], path.name)
+        _run([*compiler, *flags, "-c", str(path), "-o", str(made)], path.name)
         return made
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(made) for made in pool.map(compiled, enumerate(files))]
     library = work / NAME
-    _run([compiler, "-shared", "-o", str(library), *objects, *tensorflow["link"]], NAME)
+    _run([*compiler, "-shared", "-o", str(library), *objects, *tensorflow["link"]], NAME)
     return library
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run ({error})") from error
     if done.returncode:
         raise BuildError(f"{what} failed to build:\n{' '.join(command)}\n{done.stderr[-4000:]}")
 
 
 def _writable_folder() -> Path:
-    return NATIVE if os.access(NATIVE if NATIVE.is_dir() else NATIVE.parent, os.W_OK) else cache_folder()
+    folder = NATIVE if NATIVE.is_dir() else NATIVE.parent
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return NATIVE
+    cache = cache_folder()
+    if cache is None:
+        raise BuildError(f"{NATIVE} cannot be written and this user has no home: set XDG_CACHE_HOME to a folder")
+    return cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
-    parser.add_argument("--if-possible", action="store_true", help="no compiler or no TensorFlow is no failure")
+    parser.add_argument("--if-possible", action="store_true", help="what cannot be built here is no failure")
     given = parser.parse_args(arguments)
     try:
         build(force=given.force)
@@ -258,4 +357,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: nothing half done is left
     sys.exit(main())

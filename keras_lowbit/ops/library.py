@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 from keras_lowbit.ops import build
 
 TF_FALLBACK = "tf_fallback"
-OP_NAMES = ("PackedConv2D", "PackedDense", "DepthwiseConv2D", "MaxPool2D", "LookUp", "LookUpPair")
+# Ops of the library -> what TensorFlow calls their wrappers, behind "keras_lowbit_".
+WRAPPERS = {
+    "PackedConv2D": "packed_conv2d",
+    "PackedDense": "packed_dense",
+    "DepthwiseConv2D": "depthwise_conv2d",
+    "MaxPool2D": "max_pool2d",
+    "LookUp": "look_up",
+    "LookUpPair": "look_up_pair",
+}
+OP_NAMES = tuple(WRAPPERS)
+# Plain C functions of the library, behind "KerasLowbit": those that give text, and those that give a number.
+TEXTS, NUMBERS = ("CompiledKernels", "ActiveKernel", "ForceKernel"), ("PeakGmacs", "PeakFloatGmacs", "ReadGigabytes")
 
 
 class LibraryError(RuntimeError):
@@ -140,12 +151,18 @@ class Ceilings(NamedTuple):
 
 
 def ceilings() -> Ceilings | None:
-    """This machine's ceilings from loops in the compiled library, half a second; None without the library."""
+    """This machine's ceilings from loops in the compiled library, half a second; None without the library.
+
+    MemoryError where the 256 MB to be read do not fit.
+    """
     found = loaded_or_none()
     if found is None:
         return None
     products, floats = found.handle.KerasLowbitPeakGmacs(), found.handle.KerasLowbitPeakFloatGmacs()
-    return Ceilings(products or None, floats or None, found.handle.KerasLowbitReadGigabytes(256 << 20))
+    reads = found.handle.KerasLowbitReadGigabytes(256 << 20)
+    if not reads:
+        raise MemoryError("no 256 MB of memory whose reading could be timed: free some")
+    return Ceilings(products or None, floats or None, reads)
 
 
 @contextlib.contextmanager
@@ -209,17 +226,25 @@ def _open(path: Path | None) -> Loaded:
         raise LibraryError(f"{problem}; {unset}run `{build.COMMAND}` to build it again")
     try:
         ops, handle = tf.load_op_library(str(path)), ctypes.CDLL(str(path))
-    except (tf.errors.OpError, OSError) as error:
+        _declare(handle)
+        missing = [name for name, wrapper in WRAPPERS.items() if not hasattr(ops, f"keras_lowbit_{wrapper}")]
+        if missing:
+            raise AttributeError(f"no op {', '.join(missing)}")
+        for name in OP_NAMES:
+            tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError, AttributeError, LookupError) as error:
         raise LibraryError(f"{path} does not load ({error}); run `{build.COMMAND} --force`") from error
-    for function in ("CompiledKernels", "ActiveKernel", "ForceKernel"):
-        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_char_p
-    handle.KerasLowbitForceKernel.argtypes = [ctypes.c_char_p]
-    for function in ("PeakGmacs", "PeakFloatGmacs", "ReadGigabytes"):
-        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_double
-    handle.KerasLowbitReadGigabytes.argtypes = [ctypes.c_int64]
-    for name in OP_NAMES:
-        tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
     return Loaded(ops, handle, path)
+
+
+def _declare(handle: ctypes.CDLL) -> None:
+    """Types of the plain C functions. AttributeError if one is missing."""
+    for function in TEXTS:
+        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_char_p
+    for function in NUMBERS:
+        getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_double
+    handle.KerasLowbitForceKernel.argtypes = [ctypes.c_char_p]
+    handle.KerasLowbitReadGigabytes.argtypes = [ctypes.c_int64]
 
 
 def _tensorflow() -> tuple[str, list[str]]:

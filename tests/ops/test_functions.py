@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras_lowbit import ops
 from keras_lowbit.numerics import requantization as fp
 from keras_lowbit.ops import tf_fallback
+from tests.support.integer_layers import convolve
 
 
 @pytest.fixture(params=ops.available_kernels())
@@ -17,30 +18,6 @@ def kernel(request):
     with ops.using_kernel(request.param):
         assert ops.active_kernel() == request.param
         yield request.param
-
-
-def edges(size, window, stride, dilation, padding):
-    reach = (window - 1) * dilation + 1
-    if padding == "VALID":
-        return 0, 0
-    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-    return total // 2, total - total // 2
-
-
-def loops(images, kernel, zero_point, strides=(1, 1), padding="VALID", dilations=(1, 1), groups=1):
-    """int64 sums of a convolution, tap by tap."""
-    rows, columns, inputs, outputs = kernel.shape
-    if isinstance(padding, str):
-        padding = [edges(images.shape[k + 1], kernel.shape[k], strides[k], dilations[k], padding) for k in (0, 1)]
-    x = np.pad(images.astype(np.int64), ((0, 0), *padding, (0, 0)), constant_values=zero_point) - zero_point
-    size = [(x.shape[k + 1] - (kernel.shape[k] - 1) * dilations[k] - 1) // strides[k] + 1 for k in (0, 1)]
-    result = np.zeros((len(x), *size, outputs), np.int64)
-    each = outputs // groups
-    for r, c, group, i, j in np.ndindex(*size, groups, rows, columns):
-        mine, theirs = slice(group * each, (group + 1) * each), slice(group * inputs, (group + 1) * inputs)
-        pixel = x[:, r * strides[0] + i * dilations[0], c * strides[1] + j * dilations[1], theirs]
-        result[:, r, c, mine] += pixel @ kernel[i, j, :, mine].astype(np.int64)
-    return result
 
 
 def codes(rng, shape, fill="random"):
@@ -78,7 +55,7 @@ def test_ternary_convolution_equals_loops(kernel, case, fill, size):
         images, packed, input_zero_point=-128, strides=strides, padding=padding, dilations=dilations
     )
     assert got.dtype == tf.int32
-    expected = loops(images, ops.unpack(packed), -128, strides, padding, dilations, groups)
+    expected = convolve(images, ops.unpack(packed), -128, strides, padding, dilations, groups)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -88,7 +65,7 @@ def test_snippet(kernel):
     weights, scales = rng.integers(-1, 2, (3, 3, 16, 32)), rng.integers(1, 128, (4, 32))
     packed = ops.pack_ternary(weights, scales, cluster_size=4)
     y = ops.clustered_ternary_conv2d(x_int8, packed, input_zero_point=-128, strides=1, padding="SAME")
-    np.testing.assert_array_equal(y, loops(x_int8, ops.unpack(packed), -128, padding="SAME"))
+    np.testing.assert_array_equal(y, convolve(x_int8, ops.unpack(packed), -128, padding="SAME"))
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 63), (64, 64), (65, 65), (300, 10)])
@@ -129,7 +106,7 @@ def test_depthwise_equals_loops(kernel, strides, padding, channels, multiplier):
         images, weights, input_zero_point=7, strides=strides, padding=padding, dilations=(1, 2)
     )
     grouped = weights.reshape(3, 2, 1, channels * multiplier)
-    expected = loops(images, grouped, 7, strides, padding, (1, 2), groups=channels)
+    expected = convolve(images, grouped, 7, strides, padding, (1, 2), groups=channels)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -170,7 +147,7 @@ def test_float_output_is_one_product(kernel):
     x = rng.integers(-128, 128, (1, 3, 3, 24)).astype(np.int8)
     scale = rng.uniform(0.001, 0.1, 70).astype(np.float32)
     got = ops.clustered_ternary_conv2d(x, packed, output=ops.Rescale(scale, low=-0.5, high=2.0))
-    expected = np.clip(loops(x, ops.unpack(packed), 0).astype(np.float32) * scale, np.float32(-0.5), np.float32(2))
+    expected = np.clip(convolve(x, ops.unpack(packed), 0).astype(np.float32) * scale, np.float32(-0.5), np.float32(2))
     np.testing.assert_array_equal(got, expected)
 
 
@@ -207,7 +184,7 @@ def test_works_inside_a_function_of_unknown_sizes(kernel):
 
     for size in ((1, 5, 6, 4), (2, 8, 3, 4)):
         x = np.random.default_rng(1).integers(-128, 128, size).astype(np.int8)
-        np.testing.assert_array_equal(run(x), loops(x, ops.unpack(packed), 9, (2, 2), "SAME"))
+        np.testing.assert_array_equal(run(x), convolve(x, ops.unpack(packed), 9, (2, 2), "SAME"))
 
 
 X = np.zeros((1, 4, 4, 4), np.int8)

@@ -1,10 +1,13 @@
-"""The folders of custom_ops build on one another in one direction, read from the #include lines."""
+"""The folders of custom_ops build on one another in one direction, and what is thrown stays inside: read in the sources."""
 
 import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from keras_lowbit.ops import build
+from keras_lowbit.ops.library import OP_NAMES
 from tests.support.process import ROOT
 
 CUSTOM_OPS = ROOT / "custom_ops"
@@ -69,3 +72,29 @@ def test_an_include_from_above_is_found(tmp_path):
         "layers/b.h:2: there is no core/gone.h",
         "layers/b.h:3: layers includes bench/m.h",
     ]
+
+
+def code_lines():
+    """(file, line without its comment) of all that goes into the library."""
+    for path in build.sources(CUSTOM_OPS) + sorted(CUSTOM_OPS.rglob("*.h")):
+        if path.relative_to(CUSTOM_OPS).parts[0] in BELOW or path.parent.name == "tf":
+            for line in path.read_text(encoding="utf-8").splitlines():
+                yield path, line.partition("//")[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("thread_local", "core/per_thread.h: where memory is short the first use in a thread would end the process"),
+        ("REGISTER_KERNEL_BUILDER", "KLB_REGISTER of tf/guard.h: what an op throws would end the process"),
+        ("OP_REQUIRES", "a status: ops have Init and Run"),
+    ],
+)
+def test_what_would_let_an_exception_pass(word, instead):
+    assert not [path.name for path, line in code_lines() if word in line], f"use {instead}"
+
+
+def test_shape_functions_are_guarded():
+    shapes = [line for _, line in code_lines() if "SetShapeFn(" in line]
+    assert len(shapes) == len(OP_NAMES)
+    assert all("SetShapeFn(GuardedShapes<" in line for line in shapes)

@@ -1,9 +1,11 @@
 """The library's ways to be there and not: forced ISA targets, no compiler, another TensorFlow, strict mode; its C++ tests."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -78,8 +80,11 @@ def places(monkeypatch, tmp_path):
     def write(place, tensorflow=version):
         folder = {"package": build.NATIVE, "cache": build.cache_folder()}[place]
         folder.mkdir(parents=True)
-        (folder / build.INFO).write_text(json.dumps({"tensorflow": tensorflow, "abi": abi}))
         (folder / build.NAME).write_bytes(b"")
+        info = {"tensorflow": tensorflow, "abi": abi, "machine": platform.machine(), "compiler": "c++"}
+        info["sha256"] = hashlib.sha256(b"").hexdigest()
+        info["fingerprint"] = build.fingerprint(build.source_folder(), "c++", tensorflow)
+        (folder / build.INFO).write_text(json.dumps(info))
         return folder / build.NAME
 
     return write
@@ -105,6 +110,53 @@ def test_a_named_library_that_does_not_fit_is_not_built_again_but_unset(places, 
     places("cache")
     assert "2.20.0" in library.why_not()
     assert "unset KERAS_LOWBIT_LIBRARY, which names it, and run" in library.why_not()
+
+
+DAMAGES = {
+    "of older sources": ({"fingerprint": "0" * 64}, "was built from other sources than those installed"),
+    "without a fingerprint": ({"fingerprint": None}, "was built from other sources"),
+    "by another compiler than it says": ({"compiler": ["g++"]}, "was built from other sources"),
+    "for another machine": ({"machine": "sparc"}, "was built for sparc"),
+    "cut off or another's": ({"sha256": hashlib.sha256(b"more").hexdigest()}, "is not the file that its build.json"),
+    "without a digest": ({"sha256": None}, "is not the file that its build.json"),
+    "of other flags": ({"abi": "-std=c++11"}, "ABI flags -std=c++11"),
+    "that is none": ({}, "does not load"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_state_of_the_file_falls_back_with_one_sentence(places, monkeypatch, caplog, damage):
+    changed, words = DAMAGES[damage]
+    path = places("package")
+    info = json.loads((path.parent / build.INFO).read_text())
+    (path.parent / build.INFO).write_text(json.dumps(info | changed))
+    assert library.loaded_or_none() is None
+    assert library.loaded_or_none() is None
+    (said,) = [record.message for record in caplog.records if record.name == "keras_lowbit"]
+    assert words in said
+    assert "run `python -m keras_lowbit.ops.build" in said
+
+
+@pytest.mark.parametrize("info", ["", "[1, 2]", "{", '"text"', "3", "[" * 100_000, b"\xff\xfe{}"])
+def test_info_that_says_nothing_falls_back_too(places, info):
+    path = places("package")
+    (path.parent / build.INFO).write_bytes(info if isinstance(info, bytes) else info.encode())
+    assert "has no build.json beside it that says" in library.why_not()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(("functions", "lacks"), [((), "KerasLowbitCompiledKernels"), (library.TEXTS, "PeakGmacs")])
+def test_an_older_interface_falls_back(places, functions, lacks):
+    """Whole and described as it should be, yet without a function that this version calls."""
+    path = places("package")
+    source = path.parent / "old.c"
+    source.write_text("".join(f'const char* KerasLowbit{name}(void) {{ return ""; }}\n' for name in functions))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    info = json.loads((path.parent / build.INFO).read_text())
+    info["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / build.INFO).write_text(json.dumps(info))
+    assert lacks in library.why_not()
+    assert "does not load" in library.why_not()
 
 
 UNKNOWN = """

@@ -8,19 +8,9 @@ import tensorflow as tf
 from keras_lowbit import convert, deploy, ops
 from keras_lowbit.deploy.runtime.fusion import fuse
 from keras_lowbit.ops import functions
+from tests.support.integer_layers import pool
 
 KERNELS = ops.available_kernels()
-
-
-def pooled(x, window, strides, edges, code, low, high):
-    """By definition, pixel by pixel."""
-    x = np.pad(x, ((0, 0), *edges, (0, 0)), constant_values=code)
-    size = [(x.shape[k + 1] - window[k]) // strides[k] + 1 for k in (0, 1)]
-    y = np.empty((x.shape[0], *size, x.shape[3]), np.int8)
-    for i, j in np.ndindex(*size):
-        top, left = i * strides[0], j * strides[1]
-        y[:, i, j] = x[:, top : top + window[0], left : left + window[1]].max((1, 2))
-    return np.clip(y, low, high)
 
 
 @pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))
@@ -39,7 +29,7 @@ def test_pool_is_the_largest_code(kernel, channels, window, strides, edges, code
     arguments = {"strides": strides, "padding_code": code, "low": -90, "high": 100}
     with ops.using_kernel(kernel):
         got = functions.max_pool2d(x, window, padding=edges, **arguments)
-    np.testing.assert_array_equal(got, pooled(x, window, strides, edges, code, -90, 100))
+    np.testing.assert_array_equal(got, pool(x, window, strides, edges, code, -90, 100))
 
 
 @pytest.mark.parametrize("kernel", dict.fromkeys((KERNELS[0], ops.library.TF_FALLBACK)))

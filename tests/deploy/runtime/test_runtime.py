@@ -93,6 +93,25 @@ def test_an_addition_is_done_by_the_layer_before_it(row):
         np.testing.assert_array_equal(run(images), run_reference(graph, images))
 
 
+@pytest.mark.parametrize("name", klb.ops.available_kernels())
+def test_a_fused_addition_whose_operand_lends_its_memory(name):
+    """The operand's last reader is the layer that adds it, and factors above one half take the epilogue number by number."""
+    rng, builder = np.random.default_rng(4), GraphBuilder()
+    values = [builder.input("x", (8, 8, 3), range=Range(0.05, -3))]
+    for layer, channels in (("first", 3), ("second", 4), ("third", 4)):
+        weights = (
+            rng.integers(-1, 2, (3, 3, channels, 4)),
+            rng.uniform(1, 4, 4).astype(np.float32),
+            np.zeros(4, np.int32),
+        )
+        values.append(builder.conv2d(values[-1], *weights, Range(0.5, 5), layer, padding="same"))
+    graph = builder.build([builder.add(values[3], values[1], Range(0.6, 3), "sum")])
+    images = rng.integers(-128, 128, (5, 8, 8, 3)).astype(np.int8)
+    with klb.ops.using_kernel(name):
+        assert [node.name for node in fuse(graph).nodes] == ["first", "second", "third"]
+        np.testing.assert_array_equal(klb.deploy.Runtime(graph)(images), run_reference(graph, images))
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_any_batch_runs_without_tracing_again(count):
     graph, images = small()
