@@ -70,3 +70,18 @@ def _config(layer: Any, cls: type) -> dict[str, Any]:
                 "Rebuild the layer without it."
             )
     return config
+
+
+def take_weights(made: Any, layer: Any) -> None:
+    """Give a built Keras 3 layer the weights and the trainable flag of its tf_keras namesake.
+
+    Raises TypeError where the two have different weights.
+    """
+    weights = layer.get_weights()
+    if [weight.shape for weight in weights] != [tuple(variable.shape) for variable in made.weights]:
+        raise TypeError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) has weights of shapes {[w.shape for w in weights]} in tf_keras and "
+            f"{[tuple(v.shape) for v in made.weights]} in Keras 3. Rebuild that part of the model with Keras 3."
+        )
+    made.set_weights(weights)
+    made.trainable = layer.trainable

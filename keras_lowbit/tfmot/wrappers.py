@@ -117,6 +117,11 @@ def wrappers(model: Any) -> list[Any]:
     return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
 
 
+def inner_layer(layer: Any) -> Any:
+    """The layer inside a QuantizeWrapper, any other layer itself."""
+    return layer.layer if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper) else layer
+
+
 # TFMOT has no public way to a wrapper's quantizers; these functions are the only place that reads its private ones.
 
 
