@@ -1,0 +1,46 @@
+"""TensorFlow functions that tf_keras models call on tensors (``x / 255.``, ``tf.concat(...)``), in the words of Keras 3.
+
+Each function has the arguments of TensorFlow's, and stands for the symbols it is registered under. Of a form that Keras 3
+does not have it raises TypeError.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+Function = Callable[..., Any]
+FUNCTIONS: dict[str, Function] = {}
+
+
+def stands_for(*symbols: str) -> Callable[[Function], Function]:
+    """Register a function under TensorFlow's public names, without "tf." and "compat.v1."."""
+
+    def register(function: Function) -> Function:
+        FUNCTIONS.update(dict.fromkeys(symbols, function))
+        return function
+
+    return register
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is known while the model is built, sizes of tensors included."""
+    return not isinstance(value, keras.KerasTensor)
+
+
+def axis_of(axis: Any) -> Any:
+    """An axis, or several as a tuple: TensorFlow takes lists, arrays and tensors too."""
+    if axis is None:
+        return None
+    found = np.asarray(axis)
+    return int(found) if found.ndim == 0 else tuple(int(value) for value in found)
+
+
+def require_default(given: dict[str, Any], symbol: str, **defaults: Any) -> None:
+    """A TypeError that names arguments which Keras 3's function does not have, unless they change nothing."""
+    changed = {
+        key: value for key, value in given.items() if value not in (None, False, defaults.get(key)) and key != "name"
+    }
+    if changed:
+        raise TypeError(f"tf.{symbol} is called with {changed}, for which Keras 3 has no form here.")
