@@ -27,6 +27,6 @@ def traced(layer: Any, node: Any) -> Any:
     except Exception as error:  # a user's function may fail in any way
         raise TypeError(
             f"The function of {type(layer).__name__} layer {layer.name!r} cannot be followed ({type(error).__name__}: "
-            f"{error}). Replace it by layers or by TensorFlow functions of its input. A Lambda function from a file misses the modules "
-            "that it was written with: make the model from its code, then load_weights."
+            f"{error}). Replace it by layers or by TensorFlow functions of its input. A Lambda function from a file misses "
+            "the modules that it was written with: make the model from its code, then load_weights."
         ) from error
