@@ -95,7 +95,7 @@ class _GraphWalk:
         if _is_function(inner_layer(node.layer)):
             self._name_operations(node.layer, value)
         results = tf.nest.flatten(node.outputs)
-        values = [value] if len(results) == 1 else keras.tree.flatten(value)
+        values = [value] if len(results) == 1 and not isinstance(value, list) else keras.tree.flatten(value)
         self.values |= {id(key): made for key, made in zip(results, values, strict=True)}
         self._note_grid(node, ranges.get("post"))
 
