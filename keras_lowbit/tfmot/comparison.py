@@ -1,5 +1,6 @@
 """Whether a function or a layer of Keras 3 computes what its tf_keras namesake does: both are run on random values."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -33,6 +34,8 @@ def same_layer(layer: Any, namesake: Any, args: tuple[Any, ...], kwargs: dict[st
         wanted = layer(*args, **kwargs)
     except Exception:  # whatever the layer does to shapes, it did it to the model's own
         return True
+    if "training" in inspect.signature(namesake.call).parameters:
+        kwargs = kwargs | {"training": False}  # which is not what augmentations of Keras 3 do unless told
     return _close(wanted, namesake(*args, **kwargs))
 
 

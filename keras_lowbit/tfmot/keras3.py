@@ -40,7 +40,8 @@ def to_keras3(model: Any) -> keras.Model:
     the same grid, whose values agree up to float rounding. A range that TFMOT never trained has no range here either:
     `calibrate` finds one. Layers that are float stay float, but a relu behind a range gets that same range once more, which
     changes no value and lets the integer pipeline store the result. Where ranges are missing for an export,
-    `quantize_model` and `calibrate` add them. A division by a constant becomes a product, which runs in int8.
+    `quantize_model` and `calibrate` add them. A division by a constant becomes a product, which runs in int8. In Keras 3 `fit`
+    overrules the ``training=False`` of a call; frozen batch norms are in inference there too.
 
     Each float layer is compared with its original on random values. Raises TypeError for a model that is not from tf_keras,
     is not Functional or Sequential, or holds a layer or function that Keras 3 does not have or computes otherwise;
@@ -184,13 +185,18 @@ def _function(layer: Any) -> Part:
             f"Layer {layer.name!r} calls tf.{name}, which has no form in Keras 3 here. Rebuild that part of the model "
             "with layers, or with keras.ops in Keras 3."
         )
-    if isinstance(layer, Operator):
-        return lambda inputs: _filled(found, *layer.filled(inputs))
-    return found
+    is_ours = isinstance(layer, Operator)
 
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = layer.filled(*args) if is_ours else (args, kwargs)
+        try:
+            return found(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"Layer {layer.name!r} calls tf.{name} in a form that Keras 3 does not have here: {error}"
+            ) from error
 
-def _filled(function: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return function(*args, **kwargs)
+    return call
 
 
 def _accepted(part: Part, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ def traced(layer: Any, node: Any) -> Any:
 
     Raises TypeError for a function that cannot be followed with symbolic tensors.
     """
-    inputs = tf.nest.map_structure(lambda tensor: tf_keras.Input(type_spec=tensor.type_spec), node.call_args[0])
+    inputs = tf.nest.map_structure(
+        lambda tensor: tf_keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype), node.call_args[0]
+    )
     is_lambda = isinstance(layer, tf_keras.layers.Lambda)
     try:
         outputs = layer.function(inputs, **layer.arguments) if is_lambda else layer.call(inputs)

@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # What Keras 3 has no argument for because it goes without saying, or because the layer is built and has its weights.
 _NO_MEANING = (
     *"batch_input_shape dynamic fused input_length trainable kernel_regularizer kernel_constraint rng_type".split(),
-    *"query_shape key_shape value_shape zero_output_for_mask".split(),
+    *"query_shape key_shape value_shape softmax_robust_masking zero_output_for_mask".split(),
 )
 _RENAMED_CLASSES = {"ThresholdedReLU": "ReLU", "SyncBatchNormalization": "BatchNormalization"}
 _RENAMED_FUNCTIONS = {"softmax_v2": "softmax", "identity": "linear"}

@@ -26,7 +26,7 @@ def assert_same(model, *inputs):
     """The Keras 3 model computes the same, and names no two things alike. Gives it."""
     twin = klt.to_keras3(model)
     given = inputs[0] if len(inputs) == 1 else list(inputs)
-    for found, wanted in zip(flat(twin(given)), flat(model(given)), strict=True):
+    for found, wanted in zip(flat(twin(given, training=False)), flat(model(given)), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=1e-5)
     return twin
 
@@ -69,7 +69,7 @@ OF_IMAGES = {
     "group_norm": lambda: L.GroupNormalization(3),
     "normalization": lambda: adapted(L.Normalization()),
     "normalization of all": lambda: adapted(L.Normalization(axis=None)),
-    "discretization": lambda: adapted(L.Discretization(num_bins=4)),
+    "discretization": lambda: L.Discretization([-0.5, 0.0, 1.0]),
     "resizing": lambda: L.Resizing(16, 16),
     "rotation": lambda: L.RandomRotation(0.1),
     "time_distributed": lambda: L.TimeDistributed(L.Dense(3)),
@@ -134,12 +134,13 @@ def test_a_function_that_only_has_the_name_of_one_of_keras_is_refused():
         klt.to_keras3(of_layer(L.Dense(2, activation=not_relu), (3,)))
 
 
+class OtherSoftmax(keras.layers.Softmax):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
 def test_a_layer_that_computes_something_else_in_keras_3_is_refused(monkeypatch):
-    other = keras.layers.Softmax
-    monkeypatch.setattr(keras.layers, "Softmax", lambda *args, **kwargs: other(axis=1))
-    monkeypatch.setattr(
-        keras.layers.Softmax, "from_config", lambda config: other(axis=1, name=config["name"]), raising=False
-    )
+    monkeypatch.setattr(keras.layers, "Softmax", OtherSoftmax)
     with pytest.raises(TypeError, match=r"Layer 'softmax\w*' \(Softmax\) computes something else in Keras 3"):
         klt.to_keras3(of_layer(L.Softmax(), IMAGE))
 
@@ -211,12 +212,10 @@ def test_a_function_that_keras_3_does_not_have_is_named():
 
 
 def test_every_function_is_public_in_tensorflow():
-    old = ("realdiv",)
     for symbol in FUNCTIONS:
         place = tf_keras if symbol.startswith("keras.") else tf
         parts = symbol.removeprefix("keras.").split(".")
-        found = [root for root in (place, tf.compat.v1) if _reaches(root, parts)]
-        assert found or symbol in old, symbol
+        assert _reaches(place, parts) or _reaches(tf.compat.v1, parts), symbol
 
 
 def _reaches(root, parts):
@@ -293,7 +292,7 @@ def test_nested_models_and_layers_shared_with_them():
 
 
 def test_a_frozen_backbone_in_inference_stays_frozen_and_in_inference():
-    body = tf_keras.Sequential([L.Input(IMAGE), L.Conv2D(4, 3), L.BatchNormalization(), L.Dropout(0.5)], name="body")
+    body = tf_keras.Sequential([L.Input(IMAGE), L.Conv2D(4, 3), L.BatchNormalization()], name="body")
     body.trainable = False
     inputs = tf_keras.Input(IMAGE)
     model = tf_keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(body(inputs, training=False))))

@@ -6,7 +6,15 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_lowbit.tfmot.functions.registry import FUNCTIONS, Function, axis_of, is_constant, require_default, stands_for
+from keras_lowbit.tfmot.functions.registry import (
+    FUNCTIONS,
+    Function,
+    array_of,
+    axis_of,
+    is_constant,
+    require_default,
+    stands_for,
+)
 
 _BINARY = {
     "__operators__.add": ops.add,
@@ -64,7 +72,10 @@ _UNARY = {
 
 
 def _binary(function: Function) -> Function:
-    return lambda x, y, name=None: function(x, y)
+    def call(x: Any, y: Any, name: Any = None) -> Any:
+        return function(array_of(x, y), array_of(y, x))
+
+    return call
 
 
 def _unary(function: Function) -> Function:
@@ -79,7 +90,7 @@ FUNCTIONS |= {symbol: _binary(function) for symbol, function in _BINARY.items()}
 FUNCTIONS |= {symbol: _unary(function) for symbol, function in _UNARY.items()}
 
 
-@stands_for("math.truediv", "math.divide", "__operators__.truediv", "realdiv")
+@stands_for("math.truediv", "math.divide")
 def _divide(x: Any, y: Any, name: Any = None) -> Any:
     if not is_constant(y):
         return ops.divide(x, y)
@@ -113,8 +124,8 @@ def _clip(t: Any, clip_value_min: Any, clip_value_max: Any, name: Any = None) ->
 @stands_for("nn.bias_add")
 def _bias_add(value: Any, bias: Any, data_format: str | None = None, name: Any = None) -> Any:
     if data_format not in (None, "N...C", "NHWC", "NDHWC"):
-        bias = ops.reshape(bias, (-1,) + (1,) * (len(value.shape) - 2))
-    return ops.add(value, bias)
+        bias = ops.reshape(array_of(bias, value), (-1,) + (1,) * (len(value.shape) - 2))
+    return ops.add(value, array_of(bias, value))
 
 
 @stands_for("linalg.matmul")

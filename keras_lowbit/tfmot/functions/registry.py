@@ -1,7 +1,7 @@
 """TensorFlow functions that tf_keras models call on tensors (``x / 255.``, ``tf.concat(...)``), in the words of Keras 3.
 
-Each function has the arguments of TensorFlow's, and stands for the symbols it is registered under. Of a form that Keras 3
-does not have it raises TypeError.
+Each function has the arguments of TensorFlow's, and stands for the symbols it is registered under. Where TensorFlow 1 and 2
+differ they have the order of 1, on which tf_keras' calls arrive. Of a form that Keras 3 does not have it raises TypeError.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,11 @@ def stands_for(*symbols: str) -> Callable[[Function], Function]:
 def is_constant(value: Any) -> bool:
     """Whether a value is known while the model is built, sizes of tensors included."""
     return not isinstance(value, keras.KerasTensor)
+
+
+def array_of(value: Any, like: Any) -> Any:
+    """A list of numbers as an array of the type of a tensor, any other value as it is."""
+    return np.asarray(value, like.dtype) if isinstance(value, (list, tuple)) else value
 
 
 def axis_of(axis: Any) -> Any:

@@ -25,7 +25,7 @@ def _batch_flatten(x: Any) -> Any:
 
 
 @stands_for("transpose")
-def _transpose(a: Any, perm: Any = None, conjugate: bool = False, name: Any = None) -> Any:
+def _transpose(a: Any, perm: Any = None, name: Any = None, conjugate: bool = False) -> Any:
     return ops.transpose(a, None if perm is None else tuple(int(axis) for axis in perm))
 
 
@@ -77,17 +77,18 @@ def _reverse(tensor: Any, axis: Any, name: Any = None) -> Any:
 
 
 @stands_for("gather")
-def _gather(params: Any, indices: Any, validate_indices: Any = None, axis: Any = None, **others: Any) -> Any:
+def _gather(
+    params: Any, indices: Any, validate_indices: Any = None, name: Any = None, axis: Any = 0, **others: Any
+) -> Any:
     require_default({key: value for key, value in others.items() if value}, "gather")
-    return ops.take(params, indices if not is_constant(indices) else np.asarray(indices), axis=axis_of(axis) or 0)
+    return ops.take(params, np.asarray(indices) if is_constant(indices) else indices, axis=axis_of(axis))
 
 
 @stands_for("pad")
-def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0, name: Any = None) -> Any:
+def _pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", name: Any = None, constant_values: Any = 0) -> Any:
     widths = tuple(tuple(int(width) for width in pair) for pair in np.asarray(paddings))
-    if mode.lower() != "constant":
-        return ops.pad(tensor, widths, mode.lower())
-    return ops.pad(tensor, widths, "constant", float(constant_values)) if constant_values else ops.pad(tensor, widths)
+    filling = {"constant_values": float(constant_values)} if constant_values else {}
+    return ops.pad(tensor, widths, mode.lower(), **filling)
 
 
 @stands_for("__operators__.getitem", "strided_slice")
