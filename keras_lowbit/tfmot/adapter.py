@@ -1,5 +1,6 @@
 """LowbitQuantizer: the one adapter from a quantizer of this library to TFMOT's `Quantizer`."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -113,15 +114,14 @@ def _within(low: float, high: float) -> Callable[[Any], tf.Tensor]:
 
 
 def _add_seed(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
-    # The generator of Keras 3 says where a sequence starts: from the given seed, or from one that Python draws. Its state is
-    # (seed, 0); in a graph of TensorFlow 1 only the first can be read.
-    generator = keras.random.SeedGenerator(spec.initial)
-    start = [generator.get_config()["seed"], 0]
+    # Where a generator of Keras 3 starts: from (seed, 0) with the given seed, or the one that Python draws for it. Its own state
+    # cannot be read in a graph of TensorFlow 1.
+    start = [random.randint(1, int(1e9)) if spec.initial is None else int(spec.initial), 0]
     return layer.add_weight(
         name=name,
         shape=(2,),
         initializer=lambda shape, dtype=None, **kwargs: tf.constant(start, dtype),
         trainable=False,
-        dtype=tf.as_dtype(generator.state.dtype),
+        dtype=tf.as_dtype(keras.random.SeedGenerator(0).state.dtype),
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

@@ -50,7 +50,7 @@ def tensorflow_function(symbol: str) -> Callable[..., Any]:
 
 def encode(value: Any, tensors: list[Any]) -> Any:
     """A value of a call's arguments as plain JSON values; symbolic tensors are added to `tensors` and get their number."""
-    if tf_keras.backend.is_keras_tensor(value):
+    if hasattr(value, "node") and hasattr(value, "type_spec"):  # is_keras_tensor raises for anything else
         tensors.append(value)
         return {_KIND: "tensor", "index": len(tensors) - 1}
     if isinstance(value, (tf.Tensor, np.ndarray, np.generic)):
