@@ -114,8 +114,8 @@ def _within(low: float, high: float) -> Callable[[Any], tf.Tensor]:
 
 
 def _add_seed(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
-    # Where a generator of Keras 3 starts: from (seed, 0) with the given seed, or the one that Python draws for it. Its own state
-    # cannot be read in a graph of TensorFlow 1.
+    # Where a generator of Keras 3 starts: from (seed, 0), with the given seed or the one that Python draws for it. Its own
+    # state cannot be read in a graph of TensorFlow 1.
     start = [random.randint(1, int(1e9)) if spec.initial is None else int(spec.initial), 0]
     return layer.add_weight(
         name=name,
