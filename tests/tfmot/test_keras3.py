@@ -176,6 +176,13 @@ OPERATORS = {
     "depth": lambda x, y: tf.nn.depth_to_space(tf.nn.space_to_depth(x, 4), 2),
     "pad": lambda x, y: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1.0),
     "clip": lambda x, y: tf.clip_by_value(x, 0.0, 6.0),
+    "convolution": lambda x, y: tf.nn.conv2d(x, np.ones((3, 3, 3, 2), np.float32), 2, "SAME"),
+    "blur": lambda x, y: tf.nn.depthwise_conv2d(x, np.ones((3, 3, 3, 1), np.float32), [1, 1, 1, 1], "VALID"),
+    "response": lambda x, y: tf.nn.lrn(x, 1, 2.0, 1e-2, 0.75),
+    "standardization": lambda x, y: tf.image.per_image_standardization(x),
+    "norm": lambda x, y: x / tf.norm(x, axis=-1, keepdims=True),
+    "no nan": lambda x, y: tf.math.divide_no_nan(x, tf.nn.relu(y)),
+    "repeat": lambda x, y: [K.repeat_elements(x, 2, axis=1), tf.repeat(x, 2, axis=-1), tf.tile(x, [1, 1, 2, 1])],
     "choice": lambda x, y: tf.where(x > y, x, 0.5 * y),
     "gather": lambda x, y: tf.gather(x, [2, 0], axis=-1),
     "classes": lambda x, y: tf.one_hot(tf.argmax(x, -1), 3),
@@ -205,8 +212,8 @@ def test_the_names_of_operators_are_those_of_tf_keras_and_meet_no_layers():
 
 def test_a_function_that_keras_3_does_not_have_is_named():
     x = tf_keras.Input(IMAGE)
-    with pytest.raises(TypeError, match=r"calls tf\.image\.per_image_standardization, which has no form in Keras 3"):
-        klt.to_keras3(tf_keras.Model(x, tf.image.per_image_standardization(x)))
+    with pytest.raises(TypeError, match=r"calls tf\.image\.sobel_edges, which has no form in Keras 3"):
+        klt.to_keras3(tf_keras.Model(x, tf.image.sobel_edges(x)))
     with pytest.raises(TypeError, match=r"tf\.image\.resize is called with \{'antialias': True\}"):
         klt.to_keras3(tf_keras.Model(x, tf.image.resize(x, (4, 4), antialias=True)))
 

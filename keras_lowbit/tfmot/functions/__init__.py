@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from keras_lowbit.tfmot.functions import arithmetic, shapes
+from keras_lowbit.tfmot.functions import arithmetic, images, shapes
 from keras_lowbit.tfmot.functions.graph_operations import graph_operation
 from keras_lowbit.tfmot.functions.registry import FUNCTIONS
 
-__all__ = ["arithmetic", "graph_operation", "keras3_function", "shapes"]
+__all__ = ["arithmetic", "graph_operation", "images", "keras3_function", "shapes"]
 
 
 def keras3_function(symbol: str | None) -> Callable[..., Any] | None:

@@ -61,6 +61,8 @@ _UNARY = {
     "nn.softplus": ops.softplus,
     "nn.softsign": ops.softsign,
     "math.erf": ops.erf,
+    "math.atan": ops.arctan,
+    "math.reciprocal": ops.reciprocal,
     "nn.relu": ops.relu,
     "nn.relu6": ops.relu6,
     "nn.elu": ops.elu,
@@ -96,6 +98,12 @@ def _divide(x: Any, y: Any, name: Any = None) -> Any:
         return ops.divide(x, y)
     # A product runs in int8, a division in float. The reciprocal is rounded: up to one unit in the last place.
     return ops.multiply(x, np.reciprocal(np.asarray(y, "float32")))
+
+
+@stands_for("math.divide_no_nan")
+def _divide_no_nan(x: Any, y: Any, name: Any = None) -> Any:
+    none = ops.equal(y, 0)
+    return ops.where(none, ops.zeros_like(x), ops.divide(x, ops.where(none, ops.ones_like(y), y)))
 
 
 @stands_for("identity")
@@ -211,6 +219,13 @@ def _reduction(function: Function) -> Function:
 
 
 FUNCTIONS |= {f"math.reduce_{name}": _reduction(function) for name, function in _REDUCTIONS.items()}
+
+
+@stands_for("norm")
+def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = False, name: Any = None) -> Any:
+    if ord not in ("euclidean", 2):
+        raise TypeError(f"ord is {ord!r}")
+    return ops.sqrt(ops.sum(ops.square(tensor), axis=axis_of(axis), keepdims=bool(keepdims)))
 
 
 @stands_for("math.argmax")

@@ -1,4 +1,4 @@
-"""TensorFlow's functions of shapes and images, by `keras.ops`."""
+"""TensorFlow's functions of shapes, by `keras.ops`."""
 
 from typing import Any
 
@@ -71,6 +71,11 @@ def _tile(input: Any, multiples: Any, name: Any = None) -> Any:
     return ops.tile(input, tuple(int(times) for times in multiples))
 
 
+@stands_for("repeat")
+def _repeat(input: Any, repeats: Any, axis: Any = None, name: Any = None) -> Any:
+    return ops.repeat(input, int(repeats), axis=axis_of(axis))
+
+
 @stands_for("reverse")
 def _reverse(tensor: Any, axis: Any, name: Any = None) -> Any:
     return ops.flip(tensor, axis_of(axis))
@@ -98,55 +103,3 @@ def _getitem(tensor: Any, slice_spec: Any, var: Any = None) -> Any:
     if is_constant(tensor):  # a shape
         return tensor[key[0]]
     return tensor[key]
-
-
-# ---------------------------------------------------------------- images
-
-
-@stands_for("image.resize")
-def _resize(images: Any, size: Any, method: Any = "bilinear", **others: Any) -> Any:
-    require_default(others, "image.resize")
-    return ops.image.resize(images, tuple(int(side) for side in size), str(method), data_format="channels_last")
-
-
-@stands_for("nn.avg_pool2d", "nn.avg_pool")
-def _average_pool(input: Any = None, ksize: Any = 2, strides: Any = None, padding: str = "VALID", **others: Any) -> Any:
-    value = others.pop("value", input)
-    require_default(others, "nn.avg_pool2d", data_format="NHWC")
-    return ops.average_pool(value, _window(ksize), _window(strides), padding.lower(), "channels_last")
-
-
-@stands_for("nn.max_pool2d", "nn.max_pool")
-def _max_pool(input: Any = None, ksize: Any = 2, strides: Any = None, padding: str = "VALID", **others: Any) -> Any:
-    value = others.pop("value", input)
-    require_default(others, "nn.max_pool2d", data_format="NHWC")
-    return ops.max_pool(value, _window(ksize), _window(strides), padding.lower(), "channels_last")
-
-
-def _window(sizes: Any) -> tuple[int, int]:
-    """Height and width of a window or stride, as TensorFlow writes it: one number, two, or four with batch and channels."""
-    found = [int(size) for size in np.atleast_1d(sizes)]
-    height, width = found * 2 if len(found) == 1 else found[1:3] if len(found) == 4 else found
-    return height, width
-
-
-@stands_for("nn.depth_to_space")
-def _depth_to_space(input: Any, block_size: int, data_format: str = "NHWC", name: Any = None) -> Any:
-    require_default({"data_format": data_format}, "nn.depth_to_space", data_format="NHWC")
-    _, height, width, channels = input.shape
-    parts = ops.reshape(input, (-1, height, width, block_size, block_size, channels // block_size**2))
-    return ops.reshape(
-        ops.transpose(parts, (0, 1, 3, 2, 4, 5)),
-        (-1, height * block_size, width * block_size, channels // block_size**2),
-    )
-
-
-@stands_for("nn.space_to_depth")
-def _space_to_depth(input: Any, block_size: int, data_format: str = "NHWC", name: Any = None) -> Any:
-    require_default({"data_format": data_format}, "nn.space_to_depth", data_format="NHWC")
-    _, height, width, channels = input.shape
-    parts = ops.reshape(input, (-1, height // block_size, block_size, width // block_size, block_size, channels))
-    return ops.reshape(
-        ops.transpose(parts, (0, 1, 3, 2, 4, 5)),
-        (-1, height // block_size, width // block_size, channels * block_size**2),
-    )
