@@ -90,7 +90,8 @@ def decode(value: Any, tensors: list[Any]) -> Any:
 def with_operators_as_layers(model: Any) -> tuple[Any, dict[str, str]]:
     """A copy of a tf_keras model in which every operator is an `Operator` layer, and every Lambda layer its operators.
 
-    Also the names of those layers -> the layer of `model` that they come from. A model without operators as it is.
+    Where a stock layer does the same it is that one, for TFMOT's layout to fuse. Also the names of those layers -> the layer
+    of `model` that they come from. A model without operators as it is.
     """
     if not any(_is_operator(layer) for layer in model.layers):
         return model, {}
@@ -105,6 +106,27 @@ def nodes_of(model: Any) -> Iterator[Any]:
     """tf_keras' nodes of a model in running order, inputs left out."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
+
+
+_RELUS = {"nn.relu": None, "nn.relu6": 6.0}
+_MERGES = {
+    **dict.fromkeys(("__operators__.add", "math.add"), tf_keras.layers.Add),
+    "math.subtract": tf_keras.layers.Subtract,
+    "math.multiply": tf_keras.layers.Multiply,
+    "math.maximum": tf_keras.layers.Maximum,
+    "math.minimum": tf_keras.layers.Minimum,
+}
+
+
+def _stock_layer(symbol: str, args: Any, tensors: list[Any], name: str) -> Any:
+    """The tf_keras layer that does what a function does with these arguments, None if there is none."""
+    if symbol in _RELUS:
+        return tf_keras.layers.ReLU(_RELUS[symbol], name=name)
+    if symbol in _MERGES and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+        return _MERGES[symbol](name=name)
+    if symbol == "concat" and len(args) > 1 and len(args[0]) == len(tensors) > 1:
+        return tf_keras.layers.Concatenate(int(args[1]), name=name)
+    return None
 
 
 def _is_operator(layer: Any) -> bool:
@@ -154,7 +176,8 @@ class _Rewriting:
         name = fresh_name(origin, self.names)
         self.names.add(name)
         self.origins[name] = origin
-        return Operator(layer.symbol, arguments, name=name)(tensors[0] if len(tensors) == 1 else tensors)
+        made = _stock_layer(layer.symbol, args, tensors, name) or Operator(layer.symbol, arguments, name=name)
+        return made(tensors[0] if len(tensors) == 1 else tensors)
 
     def _copied(self, layer: Any, args: Any, kwargs: Any) -> Any:
         if id(layer) in self.copies:

@@ -83,6 +83,20 @@ def test_a_network_with_operators_goes_to_the_phone_in_int8(tmp_path):
     assert klb.verify(twin, tmp_path / "m.tflite", data[:4]).max_layer_steps <= 1
 
 
+def test_what_a_stock_layer_does_too_becomes_one_that_tfmots_layout_fuses():
+    inputs = L.Input(IMAGE)
+    x = L.Conv2D(4, 3, name="conv")(inputs)
+    x = tf.nn.relu(x + L.Conv2D(4, 3, name="other")(inputs))
+    model = klt.quantize_model(tf_keras.Model(inputs, tf.concat([x, x * x], -1)), "int8")
+    kinds = {
+        layer.layer.name: type(layer.layer).__name__ for layer in model.layers if hasattr(layer, "quantize_config")
+    }
+    configs = {layer.layer.name: layer.quantize_config for layer in model.layers if hasattr(layer, "quantize_config")}
+    assert sorted(kinds.values()) == ["Add", "Concatenate", "Conv2D", "Conv2D", "Multiply", "ReLU"]
+    add = next(name for name, kind in kinds.items() if kind == "Add")
+    assert configs[add] == klt.NoOpQuantizeConfig()  # its range stands behind the relu
+
+
 def test_arguments_of_operators_survive_json():
     tensor = tf_keras.Input((4,))
     given = (
