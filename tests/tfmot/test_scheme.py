@@ -59,8 +59,8 @@ def test_skipped_operators_stay_float_and_the_model_is_left_alone():
     names, config = [layer.name for layer in plain.layers], plain.get_config()
     model = klt.quantize_model(plain, "int8", skip=["twice", r"tf\..*"])
     configs = {layer.layer.name: layer.quantize_config for layer in model.layers if hasattr(layer, "quantize_config")}
-    operators = [name for name in configs if name not in ("conv", "dense", "flatten") and "flatten" not in name]
-    assert sorted(operators) == ["tf.math.multiply", "twice", "twice_1"] or len(operators) == 3
+    operators = [name for name in configs if name.startswith(("tf.", "twice"))]
+    assert [name.rstrip("_0123456789") for name in operators] == ["twice", "twice", "tf.math.multiply"]
     assert {configs[name] for name in operators} == {klt.NoOpQuantizeConfig()}
     assert [layer.name for layer in plain.layers] == names
     assert plain.get_config() == config
