@@ -31,12 +31,15 @@ def same_layer(layer: Any, namesake: Any, args: tuple[Any, ...], kwargs: dict[st
     rng = np.random.default_rng(0)
     args, kwargs = keras.tree.map_structure(lambda value: _random(value, rng), (args, kwargs))
     try:
-        wanted = layer(*args, **kwargs)
+        wanted = layer(*args, **kwargs, **_in_inference(layer))
     except Exception:  # whatever the layer does to shapes, it did it to the model's own
         return True
-    if "training" in inspect.signature(namesake.call).parameters:
-        kwargs = kwargs | {"training": False}  # which is not what augmentations of Keras 3 do unless told
-    return _close(wanted, namesake(*args, **kwargs))
+    return _close(wanted, namesake(*args, **kwargs, **_in_inference(namesake)))
+
+
+def _in_inference(layer: Any) -> dict[str, bool]:
+    """The argument that says so: augmentations are in training unless told."""
+    return {"training": False} if "training" in inspect.signature(layer.call).parameters else {}
 
 
 def _random(value: Any, rng: np.random.Generator) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_lowbit.tfmot.functions.registry import require_default, stands_for
+from keras_lowbit.tfmot.functions.registry import array_of, require_default, stands_for
 
 
 @stands_for("image.resize")
@@ -59,7 +59,7 @@ def _space_to_depth(input: Any, block_size: int, data_format: str = "NHWC", name
 
 @stands_for("nn.conv2d")
 def _conv2d(input: Any, filter: Any = None, strides: Any = 1, padding: str = "SAME", **others: Any) -> Any:
-    kernel = others.pop("filters", filter)
+    kernel = array_of(others.pop("filters", filter), input)
     dilations = others.pop("dilations", None) or 1
     require_default(others, "nn.conv2d", data_format="NHWC", use_cudnn_on_gpu=True)
     return ops.conv(input, kernel, _window(strides), padding.lower(), "channels_last", _window(dilations))
@@ -69,7 +69,9 @@ def _conv2d(input: Any, filter: Any = None, strides: Any = 1, padding: str = "SA
 def _depthwise_conv2d(input: Any, filter: Any, strides: Any, padding: str, **others: Any) -> Any:
     dilations = others.pop("rate", None) or others.pop("dilations", None) or 1
     require_default(others, "nn.depthwise_conv2d", data_format="NHWC")
-    return ops.depthwise_conv(input, filter, _window(strides), padding.lower(), "channels_last", _window(dilations))
+    return ops.depthwise_conv(
+        input, array_of(filter, input), _window(strides), padding.lower(), "channels_last", _window(dilations)
+    )
 
 
 @stands_for("nn.local_response_normalization", "nn.lrn")
