@@ -341,6 +341,21 @@ def _nodes(model: Any) -> Iterator[Any]:
                 yield node
 
 
+def operations_between(results: Any, known: Iterable[Any]) -> list[Any]:
+    """The operations that make symbolic tensors out of those in `known`, each once, the last one first."""
+    seen = {id(tensor) for tensor in known}
+    waiting = [tensor for tensor in tree.flatten(results) if isinstance(tensor, KerasTensor)]
+    found: dict[int, Any] = {}
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            history = tensor._keras_history
+            found[id(history.operation)] = history.operation
+            waiting += history.operation._inbound_nodes[history.node_index].arguments.keras_tensors
+    return list(found.values())
+
+
 def find_layers(model: Any, kind: type) -> list[Any]:
     """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
     # The public API has no such walk; this is the only place that uses the private one.

@@ -11,6 +11,12 @@ from keras_lowbit.quantizers.former import upgrade
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
+def former_hard_sigmoid(x: Any) -> Any:
+    """``clip(0.2 x + 0.5, 0, 1)``: what hard_sigmoid is in Keras 1 and 2. Keras 3's has the slope 1/6."""
+    return ops.clip(ops.add(ops.multiply(x, 0.2), 0.5), 0.0, 1.0)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
 class QuantActivation(keras.layers.Layer):
     """``y = quantizer(activation(x))``: the place where a tensor gets its 8-bit range.
 

@@ -1,5 +1,6 @@
 """LowbitQuantizer: the one adapter from a quantizer of this library to TFMOT's `Quantizer`."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,10 @@ class VariableSeed(keras.random.SeedGenerator):
     def next(self, ordered: bool = True) -> tf.Tensor:
         """The seed of the next draw, an int vector of two; the state moves on by one."""
         seed = tf.identity(self.state)
-        self.state.assign_add(tf.constant([0, 1], seed.dtype))
-        return seed
+        with tf.control_dependencies([seed]):  # which only graphs of TensorFlow 1 need
+            moved = self.state.assign_add(tf.constant([0, 1], seed.dtype))
+        with tf.control_dependencies([moved]):
+            return tf.identity(seed)
 
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
@@ -58,12 +61,13 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> tf.Tensor:
         """The quantized value of `inputs`; `training` is a Python bool, as TFMOT's wrappers give it."""
         real = tf.convert_to_tensor(inputs)
+        assigned = []
         if training:
             observed = self.quantizer.observe(tf.stop_gradient(real), state_values(weights))
-            for key, value in observed.items():
-                weights[key].assign(value)
-        result = self.quantizer(real, state_values(weights), self.filter_axes, bool(training))
-        return tf.cast(result, real.dtype)
+            assigned = [weights[key].assign(value) for key, value in observed.items()]
+        with tf.control_dependencies(assigned):  # a graph of TensorFlow 1 runs nothing that no result depends on
+            result = self.quantizer(real, state_values(weights), self.filter_axes, bool(training))
+            return tf.cast(result, real.dtype)
 
     def encode(self, inputs: Any, weights: dict[str, Any]) -> Quantized:
         """Codes, scale and zero point of `inputs` under the current state: what is deployed."""
@@ -110,13 +114,14 @@ def _within(low: float, high: float) -> Callable[[Any], tf.Tensor]:
 
 
 def _add_seed(layer: Any, name: str, spec: StateSpec) -> tf.Variable:
-    # The generator of Keras 3 says where a sequence starts: from the given seed, or from one that Python draws.
-    start = keras.ops.convert_to_numpy(keras.random.SeedGenerator(spec.initial).state.value)
+    # Where a generator of Keras 3 starts: from (seed, 0), with the given seed or the one that Python draws for it. Its own
+    # state cannot be read in a graph of TensorFlow 1.
+    start = [random.randint(1, int(1e9)) if spec.initial is None else int(spec.initial), 0]
     return layer.add_weight(
         name=name,
-        shape=start.shape,
+        shape=(2,),
         initializer=lambda shape, dtype=None, **kwargs: tf.constant(start, dtype),
         trainable=False,
-        dtype=tf.as_dtype(start.dtype),
+        dtype=tf.as_dtype(keras.random.SeedGenerator(0).state.dtype),
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

@@ -1,7 +1,7 @@
 """QuantizeScheme: a recipe of this library as the scheme of TFMOT's `quantize_apply`, for whole models."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow_model_optimization as tfmot
@@ -17,12 +17,30 @@ from keras_lowbit.tfmot.configs import (
     OutputQuantizeConfig,
     kernels_of,
 )
-from keras_lowbit.tfmot.scope import scope
+from keras_lowbit.tfmot.operators import Operator, with_operators_as_layers
+from keras_lowbit.tfmot.scope import scope, tfmot_class
 from keras_lowbit.tfmot.wrappers import require_tf_keras
 
+_QuantizeLayer = tfmot_class("QuantizeLayer")
+_QUANTIZED = ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2")
+_MADE_BY_LAYOUT: tuple[Callable[[], Any], ...] = (
+    lambda: _QuantizeLayer(None),
+    lambda: tf_keras.layers.Conv2D(1, 1),
+    lambda: tf_keras.layers.DepthwiseConv2D(1),
+)
 _Default = tfmot.quantization.keras.default_8bit
 # Layers that make new values and that TFMOT's default scheme refuses.
 _COMPUTE = ("BatchNormalization", "Rescaling", "Normalization", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+# Of the functions of TensorFlow that make new values. Others move values, or run in float.
+_COMPUTE_SYMBOLS = (
+    *(f"__operators__.{name}" for name in ("add", "truediv")),
+    *(
+        f"math.{name}"
+        for name in "add subtract multiply truediv divide square reduce_mean add_n squared_difference".split()
+    ),
+    *(f"nn.{name}" for name in "bias_add silu gelu leaky_relu elu".split()),
+    *"concat clip_by_value image.resize".split(),
+)
 
 
 class QuantizeScheme(tfmot.quantization.keras.QuantizeScheme):
@@ -52,19 +70,24 @@ class QuantizeScheme(tfmot.quantization.keras.QuantizeScheme):
 def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()) -> Any:
     """A quantized copy of a tf_keras model: annotated whole, `quantize_apply` with the scheme of `recipe`.
 
-    model: Functional or built Sequential tf_keras model without nested models (TFMOT takes no others).
+    model: Functional or built Sequential tf_keras model without nested models (TFMOT takes no others). Its operators and
+    Lambda layers (``x / 255.``) become layers, each with the range of its result, under the names they have there.
     skip: regular expressions; a layer whose whole name matches one is left as it is.
-    Raises TypeError for a model of another kind, ValueError for a pattern that matches no layer.
+    Raises TypeError for a model of another kind, ValueError for a pattern that matches no layer and for a model that is
+    quantized already.
     """
     require_tf_keras("keras_lowbit.tfmot.quantize_model", model)
+    _require_not_quantized(model.name, model._flatten_layers())
     patterns = [skip] if isinstance(skip, str) else list(skip)
     names = [layer.name for layer in model.layers]
     for pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(f"The pattern {pattern!r} matches no layer; the model has for example {names[:5]}.")
 
+    model, origins = with_operators_as_layers(model)
+
     def annotate(layer: Any) -> Any:
-        skipped = any(re.fullmatch(pattern, layer.name) for pattern in patterns)
+        skipped = any(re.fullmatch(pattern, origins.get(layer.name, layer.name)) for pattern in patterns)
         config = NoOpQuantizeConfig() if skipped else None
         return tfmot.quantization.keras.quantize_annotate_layer(layer, config)
 
@@ -82,6 +105,8 @@ class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
 
     def apply(self, model: Any, layer_quantize_map: dict[str, dict[str, Any]]) -> tuple[Any, dict[str, dict[str, Any]]]:
         """The transformed model and what each of its layers gets."""
+        _require_not_quantized(model.name, (layer for layer in model.layers if layer.name in layer_quantize_map))
+        _use_up_names(model)
         given = {name: entry.get("quantize_config") for name, entry in layer_quantize_map.items()}
         layout = _Default.Default8BitQuantizeLayoutTransform()
         model, layer_quantize_map = layout.apply(model, layer_quantize_map)
@@ -113,8 +138,10 @@ class _Registry(tfmot.quantization.keras.QuantizeRegistry):
         self.recipe = recipe
 
     def supports(self, layer: Any) -> bool:
-        """Every layer: an unknown one stays float."""
-        return True
+        """The layers that get something; any other, and a nested model, stays as it is."""
+        if isinstance(layer, tf_keras.Model):
+            return False
+        return not isinstance(self.get_quantize_config(layer), NoOpQuantizeConfig)
 
     def get_quantize_config(self, layer: Any) -> Any:
         """The config of a layer by itself."""
@@ -151,13 +178,43 @@ class _Choice:
         name = type(layer).__name__
         if placed is not None:
             return bool(getattr(placed, "quantize_output", False))
-        if name in _COMPUTE:
+        if name in _COMPUTE or (isinstance(layer, Operator) and layer.symbol in _COMPUTE_SYMBOLS):
             return not _relu_follows(layer)
         if name == "Activation":
             return _names(layer.activation) not in ("linear", "softmax", "sigmoid", "tanh")
         if not self.default.supports(layer):
             return False
         return bool(self.default.get_quantize_config(layer).get_output_quantizers(layer))
+
+
+def _require_not_quantized(name: str, layers: Iterable[Any]) -> None:
+    found = next((layer for layer in layers if type(layer).__name__ in _QUANTIZED), None)
+    if found is not None:
+        raise ValueError(
+            f"The model {name!r} is quantized already: its layer {found.name!r} is a {type(found).__name__}. "
+            "keras_lowbit.tfmot.to_keras3(model) takes it as it is, with the ranges it learnt; to quantize it in another way, "
+            "start from the float model."
+        )
+
+
+def _use_up_names(model: Any) -> None:
+    """Let tf_keras' counters run past the names in the model.
+
+    TFMOT's layout makes layers with names from there. In a model from a file such a name may be taken, and the layout then
+    reads a layer as its own input, without end.
+    """
+    for make in _MADE_BY_LAYOUT:
+        made = make().name
+        base = re.sub(r"_\d+$", "", made)
+        taken = max((_number(layer.name, base) for layer in model.layers), default=-1)
+        while _number(made, base) < taken:
+            made = make().name
+
+
+def _number(name: str, base: str) -> int:
+    """7 of "conv2d_7", 0 of "conv2d", -1 of another name."""
+    found = re.fullmatch(rf"{base}(?:_(\d+))?", name)
+    return -1 if found is None else int(found[1] or 0)
 
 
 def _kind(layer: Any) -> str | None:

@@ -8,9 +8,15 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-with tfmot.quantization.keras.quantize_scope():
-    _TfmotQuantizeLayer: Any = tf_keras.utils.get_registered_object("QuantizeLayer")
-    _TfmotOutputOnlyConfig: Any = tf_keras.utils.get_registered_object("OutputOnlyConfig")
+
+def tfmot_class(name: str) -> Any:
+    """A class that TFMOT exports by `quantize_scope` alone."""
+    with tfmot.quantization.keras.quantize_scope():
+        return tf_keras.utils.get_registered_object(name)
+
+
+_TfmotQuantizeLayer: Any = tfmot_class("QuantizeLayer")
+_TfmotOutputOnlyConfig: Any = tfmot_class("OutputOnlyConfig")
 _TfmotQuantizeWrapper: Any = tfmot.quantization.keras.QuantizeWrapperV2
 
 

@@ -117,17 +117,25 @@ def wrappers(model: Any) -> list[Any]:
     return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
 
 
+def inner_layer(layer: Any) -> Any:
+    """The layer inside a QuantizeWrapper, any other layer itself."""
+    return layer.layer if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper) else layer
+
+
 # TFMOT has no public way to a wrapper's quantizers; these functions are the only place that reads its private ones.
+
+
+def weights_in(wrapper: Any) -> Iterator[tuple[str, Any, Any, dict[str, Any]]]:
+    """Name ("kernel"), variable, quantizer and the quantizer's variables of each weight that a built wrapper quantizes."""
+    for weight, quantizer, variables in wrapper._weight_vars:
+        yield weight.name.split(":")[0].rpartition("/")[2], weight, quantizer, variables or {}
 
 
 def kernels_in(wrapper: Any) -> list[WrappedKernel]:
     """The kernels with a quantizer of ours in one built wrapper."""
     return [
-        WrappedKernel(
-            weight,
-            WrappedQuantizer(f"{wrapper.name}/{weight.name.split(':')[0].rpartition('/')[2]}", quantizer, variables),
-        )
-        for weight, quantizer, variables in wrapper._weight_vars
+        WrappedKernel(weight, WrappedQuantizer(f"{wrapper.name}/{name}", quantizer, variables))
+        for name, weight, quantizer, variables in weights_in(wrapper)
         if isinstance(quantizer, LowbitQuantizer)
     ]
 
@@ -136,18 +144,17 @@ def ranges_in(wrapper: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Place ("pre_activation", "post_activation" or "output"), quantizer and variables of a wrapper's ranges."""
     for activation in wrapper._quantize_activations:
         for place in ("pre_activation", "post_activation"):
-            variables = getattr(activation, f"_{place}_vars", None)
-            if variables is not None:
-                yield place, activation.quantizer, variables
+            if hasattr(activation, f"_{place}_vars"):  # None for a quantizer without variables
+                yield place, activation.quantizer, getattr(activation, f"_{place}_vars") or {}
     if wrapper._output_quantizers:
-        yield "output", wrapper._output_quantizers[0], wrapper._output_quantizer_vars
+        yield "output", wrapper._output_quantizers[0], wrapper._output_quantizer_vars or {}
 
 
 def input_range(layer: Any) -> tuple[Any, dict[str, Any]] | None:
     """Quantizer and variables of a QuantizeLayer, None for any other layer."""
     if not (type(layer).__name__ == "QuantizeLayer" and hasattr(layer, "quantizer")):
         return None
-    return layer.quantizer, getattr(layer, "quantizer_vars", {})
+    return layer.quantizer, getattr(layer, "quantizer_vars", None) or {}
 
 
 def _quantizers_in(layer: Any) -> list[WrappedQuantizer]:

@@ -285,15 +285,12 @@ def test_what_to_keras3_cannot_translate_is_named():
         with pytest.raises(error, match=match):
             klt.to_keras3(tf_keras.Sequential([layers.Input((8, 8, 3)), *stack]))
 
-    refused(
-        TypeError,
-        "ends with 'hard_sigmoid', which cannot go to Keras 3: it is another",
-        layers.Dense(2, "hard_sigmoid"),
-    )
-    refused(TypeError, "takes stock tf_keras layers that Keras 3 has too, and no Lambda", layers.Lambda(lambda x: x))
-    refused(TypeError, "ThresholdedReLU; to_keras3 takes stock", layers.ThresholdedReLU())
-    with pytest.raises(ValueError, match=r"quantized by TFMOT's own Default8BitConvQuantizeConfig.*quantize_model"):
-        klt.to_keras3(tfmot.quantization.keras.quantize_model(network_for_tfmot()))
+    refused(TypeError, "LocallyConnected2D; to_keras3 takes stock", layers.LocallyConnected2D(2, 3))
+    refused(TypeError, "has the activation 'doubled'", layers.Dense(2, activation=doubled))
+
+
+def doubled(x):
+    return 2 * x
 
 
 # ---------------------------------------------------------------- callbacks
