@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import schedules
+from keras_lowbit.callbacks.logs import add_before_all
 from keras_lowbit.callbacks.optimizer import innermost, plain_learning_rate, reset_optimizer
 
 
@@ -37,11 +38,12 @@ class CosineRestarts(keras.callbacks.Callback):
         schedules.cosine_restarts(0, **self.arguments)  # the arguments are checked here
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuse an optimizer whose learning rate cannot be set."""
+        """Refuse an optimizer whose learning rate cannot be set; come before whatever reads the logs."""
         if plain_learning_rate(self.model.optimizer) is None:
             raise ValueError(
                 "CosineRestarts sets the learning rate, but the optimizer follows a schedule. Compile with a plain number."
             )
+        add_before_all(self.on_epoch_end)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Find the epoch's first step, and the one before."""

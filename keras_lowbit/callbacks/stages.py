@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.callbacks.codes import flip_rate, weight_codes
+from keras_lowbit.callbacks.logs import add_before_all
 from keras_lowbit.callbacks.optimizer import innermost, plain_learning_rate, reset_optimizer
 
 
@@ -27,7 +28,7 @@ class StageCallback(keras.callbacks.Callback):
     learning_rate: where a plain learning rate restarts from. Give it if another callback lowers the rate and `fit` may
     be called again on the same model object.
     Adds to the logs of each epoch the value under `log_name`, and ``flip_rate``, the fraction of weight codes (over all
-    quantized kernels) that the epoch changed. List it before callbacks that read the logs, such as `CSVLogger`.
+    quantized kernels) that the epoch changed. Callbacks that read the logs, such as `TensorBoard`, find them in any order.
     """
 
     log_name = "stage"
@@ -77,6 +78,10 @@ class StageCallback(keras.callbacks.Callback):
         """The value that belongs to `epoch` (counted from 0)."""
         return self.values[self.stage(epoch, self.epochs if self.epochs is not None else self.params["epochs"])]
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Come before whatever reads the logs."""
+        add_before_all(self.on_epoch_end)
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin a stage if the model has not reached the wanted value; remember the weight codes."""
         if not self.reached(self.wanted(epoch)):
@@ -85,8 +90,8 @@ class StageCallback(keras.callbacks.Callback):
         self._codes = weight_codes(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Add the value and ``flip_rate`` to the logs."""
-        if logs is not None:
+        """Add the value and ``flip_rate`` to the logs, once an epoch."""
+        if logs is not None and self._codes:
             logs[self.log_name] = self.wanted(epoch)
             logs["flip_rate"] = flip_rate(self._codes, weight_codes(self.model))
         self._codes = []

@@ -12,8 +12,9 @@ from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.reports.conversion import ConversionReport
 from keras_lowbit.convert.rewriter import Rewriter
 from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import warn_of_own_steps
-from keras_lowbit.keras_graph.variables import not_finite
+from keras_lowbit.keras_graph.variables import not_finite, refuse_keras_quantization
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.recipes import Recipe, Rule
 
@@ -39,7 +40,9 @@ def quantize_model(
 ) -> tuple[keras.Model, ConversionReport]:
     """A quantized copy of a Functional or Sequential model, and a report that names every layer.
 
-    Weights are copied, the original is not touched. Kernels get the quantizers of the recipe's plan; 8-bit ranges
+    Weights are copied, the original is not touched, and each layer of the copy is compared with its own once, on a small
+    random input, before anything is quantized. Tied weights stay tied, and a LoRA delta is merged into its kernel.
+    Kernels get the quantizers of the recipe's plan; 8-bit ranges
     stand where the integer pipeline stores values (see `convert.analysis.range_placement`) unless the recipe has none.
     Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product.
     Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
@@ -54,9 +57,12 @@ def quantize_model(
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
     layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
-    steps of its own, which the copy has not.
+    steps of its own, which the copy has not, and if the model runs on no random input.
+    ValueError too for a layer with weights that cannot be copied, for one whose copy computes something else, and for a
+    model that Keras has quantized already.
     """
     _check_model(model)
+    refuse_keras_quantization(model)
     warn_of_own_steps(model)
     recipe = recipes.get(recipe)
     calls = list(_all_calls(model))
@@ -71,6 +77,8 @@ def quantize_model(
     _check_quantized(choice, recipe.replace(plan=rules), calls)
     rewriter = Rewriter(choice)
     quantized = rewriter.rewrite(model)
+    rewriter.layers.copies.check_apart(model, quantized)
+    check_layers(model, rewriter.layers.stand_in)
     return quantized, ConversionReport(model.name, recipe.name, rewriter.report.rows)
 
 

@@ -118,7 +118,8 @@ class _GraphWalk:
             outputs = self._separable(call, path, values, changes)
         else:
             keeps = "keeps the quantizer it has: " if isinstance(call.operation, QuantizedLayer) else ""
-            self.report.add(path, call.operation, "quantized", f"{keeps}{quantizer!r}")
+            merged = "; LoRA merged" if getattr(call.operation, "lora_enabled", False) else ""
+            self.report.add(path, call.operation, "quantized", f"{keeps}{quantizer!r}{merged}")
             outputs = call.run(values, self.rewriter.layers.quantized(call.operation, changes))
         if gate in GATES:
             return [self.ranges.gated(outputs[0], gate, self.ranges.fresh(f"{call.name}_{gate}"))]
@@ -149,7 +150,7 @@ class _GraphWalk:
         return [self.ranges.gated(values[call.inputs[0]], function, name)]
 
     def _copied(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
-        """The results of an operation's copy, or of the operation itself if it cannot be copied."""
+        """The results of an operation's copy, or of the operation itself if it cannot be copied and has no weights."""
         category, has_quantizer = self.categories[call], getattr(call.operation, "kernel_host", None) is not None
         outcome, detail = "kept", category.value
         if category is Category.FLOAT:

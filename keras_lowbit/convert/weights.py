@@ -6,7 +6,9 @@ import keras
 
 from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
-from keras_lowbit.keras_graph.copies import Copies, clone_model, live_config, warn_of_own_steps
+from keras_lowbit.keras_graph.comparison import check_layers
+from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
+from keras_lowbit.keras_graph.variables import refuse_keras_quantization, weight_value
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
@@ -33,11 +35,21 @@ def dequantize(model: keras.Model) -> keras.Model:
     """A stock Keras model that holds the quantized values: no class of this library in it, activations float.
 
     Kernels and biases are the on-grid reals of the quantized layers; activation ranges are left out. The original is
-    not touched; an operation that cannot be copied is shared with it. A Functional or Sequential model is needed, as
-    for `quantize_model`.
+    not touched; an operation without weights that cannot be copied is shared with it. A Functional or Sequential model is
+    needed, as for `quantize_model`.
     """
+    refuse_keras_quantization(model)
     warn_of_own_steps(model)
-    return _dequantized(model, Copies())
+    copies = Copies()
+    copy = _dequantized(model, copies)
+    copies.check_apart(model, copy)
+    check_layers(model, lambda call, values: _plain(copies, call, values))
+    return copy
+
+
+def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | None:
+    copy = None if isinstance(call.operation, (QuantizedLayer, QuantActivation)) else copies.made(call.operation)
+    return None if copy is None else call.run(values, copy)
 
 
 def _dequantized(sequence: Any, copies: Copies) -> keras.Model:
@@ -61,11 +73,11 @@ def _stock_layer(layer: Any, copies: Copies) -> Any:
         return _dequantized(layer, copies)
     if isinstance(layer, QuantActivation):
         return keras.layers.Activation(layer.activation, name=layer.name, dtype=layer.dtype_policy)
-    config = {key: value for key, value in live_config(layer).items() if not key.endswith("_quantizer")}
+    config = {key: value for key, value in merged_config(layer).items() if not key.endswith("_quantizer")}
     config.pop("format_version")
     copy = STOCK_CLASSES[type(layer)].from_config(config)
     copy.build(layer.get_build_config()["input_shape"])
-    copy.kernel.assign(layer.kernel if layer.kernel_host is None else kernel_codes(layer).real)
+    copy.kernel.assign(weight_value(layer) if layer.kernel_host is None else kernel_codes(layer).real)
     if layer.bias is not None:
         copy.bias.assign(layer.effective_bias())
     return copy

@@ -56,11 +56,12 @@ class Call:
     def run(self, values: Mapping[int, Any], operation: Any = None) -> list[Any]:
         """Call the operation (or another in its place) on `values`; its outputs, flattened.
 
-        Values are computed as in `predict`, which overrules a recorded training=True; symbolic tensors keep it, so that
-        a model built again is the same model. (Keras records it for every augmentation layer.)
+        Values are computed as in `predict`: every layer is told training=False, which overrules a recorded True and the
+        default of its own `call` (of augmentation layers it is True). Symbolic tensors keep what was recorded, so that a
+        model built again is the same model.
         """
         args, kwargs = self.fill(values)
-        if kwargs.get("training") and not any(isinstance(value, KerasTensor) for value in values.values()):
+        if self.is_layer and not any(isinstance(value, KerasTensor) for value in values.values()):
             kwargs = {**kwargs, "training": False}
         return tree.flatten((operation or self.operation)(*args, **kwargs))
 
@@ -114,8 +115,11 @@ class CallGraph:
         return found[0] if len(found) == 1 and key not in self.outputs else None
 
     def uses(self, operation: Any) -> int:
-        """How often one run of the model calls an operation, the calls inside nested models included."""
-        return self._uses[id(operation)]
+        """How often one run of the model calls an operation, or another with some of its variables (tied weights).
+
+        The calls inside nested models are included.
+        """
+        return sum(self._uses[key] for key in self._tied.get(id(operation), {id(operation)}))
 
     @cached_property
     def _uses(self) -> Counter[int]:
@@ -124,6 +128,29 @@ class CallGraph:
             if is_graph_model(call.operation):
                 found += calls_of(call.operation)._uses
         return found
+
+    @cached_property
+    def _layers(self) -> dict[int, Any]:
+        """The layers that are called, those of nested models in place of these, by id."""
+        found: dict[int, Any] = {}
+        for call in self.calls:
+            if is_graph_model(call.operation):
+                found |= calls_of(call.operation)._layers
+            elif call.is_layer:
+                found[id(call.operation)] = call.operation
+        return found
+
+    @cached_property
+    def _tied(self) -> dict[int, set[int]]:
+        """id of a layer -> ids of the layers that share a variable with it, its own among them."""
+        users: dict[int, set[int]] = {}
+        for key, layer in self._layers.items():
+            for variable in layer.variables:
+                users.setdefault(id(variable), set()).add(key)
+        return {
+            key: {key}.union(*(users[id(variable)] for variable in layer.variables))
+            for key, layer in self._layers.items()
+        }
 
     def run(self, inputs: Iterable[Any], compute: Compute = _plainly) -> list[Any]:
         """Run the calls on the model's inputs (flattened); its outputs, flattened. compute: as in `run_calls`."""

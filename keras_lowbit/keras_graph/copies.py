@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_lowbit.keras_graph.calls import Call, Compute, calls_of, find_layers, functional_of
+from keras_lowbit.keras_graph.calls import Call, Compute, calls_of, find_layers, functional_of, is_graph_model
+from keras_lowbit.keras_graph.structural import Memo, copied, duplicate, own_variables, rebind
 from keras_lowbit.keras_graph.variables import to_numpy
 
 
@@ -103,6 +104,11 @@ def live_config(layer: Any) -> dict[str, Any]:
     return config | {key: _in_config(value) for key, value in live.items() if key in config}
 
 
+def merged_config(layer: Any) -> dict[str, Any]:
+    """`live_config` of a layer that is made anew with weights of its own: without LoRA, which those have in them."""
+    return {key: value for key, value in live_config(layer).items() if not key.startswith("lora_")}
+
+
 def unreadable(layer: Any) -> str | None:
     """Why the layer cannot be made anew from its configuration, None if it can."""
     try:
@@ -134,40 +140,162 @@ def _in_config(value: Any) -> Any:
     return copy
 
 
-def copy_and_call(call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exception | None]:
-    """A copy of the call's operation and its results; the operation itself and the reason if it cannot be copied."""
-    try:
-        copy = unbuilt_copy(call.operation)
-        results = call.run(values, copy)  # calling it builds it, layers inside a layer included
-        if call.is_layer:
-            copy_variables(call.operation, copy)
-    except Exception as error:  # any custom layer may fail in its own way; the model must still convert
-        return call.operation, call.run(values), error
-    return copy, results, None
-
-
 class Copies:
-    """Copies of operations, each made once, so that what several calls share they share in the copy too."""
+    """Copies of operations, each made once, so that what several calls share they share in the copy too.
+
+    So are variables: what two layers share (tied weights) their copies share. A layer that cannot be copied is used as it
+    is only if it holds nothing that could be trained.
+    """
 
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}  # by the id of the original
+        self._memo: Memo = {}  # id of a layer or variable -> its copy
 
     def get(self, operation: Any, make: Callable[[], Any]) -> Any:
         """The copy of an operation; `make` makes it the first time."""
         if id(operation) not in self._made:
-            self._made[id(operation)] = make()
+            self._remember(operation, make())
         return self._made[id(operation)]
+
+    def made(self, operation: Any) -> Any:
+        """The copy of an operation, None if there is none yet."""
+        return self._made.get(id(operation))
 
     def call(self, call: Call, values: dict[int, Any]) -> tuple[list[Any], Exception | None]:
         """The results of the plain copy of a call's operation.
 
-        If it cannot be copied, those of the operation itself, and the first time the error.
+        If it cannot be copied, those of the operation itself, and the first time the error; a ValueError if it has weights.
         """
         operation = call.operation
         if id(operation) in self._made:
             return call.run(values, self._made[id(operation)]), None
-        self._made[id(operation)], results, error = copy_and_call(call, values)
+        copy, results, error = self._copy(call, values)
+        self._remember(operation, copy)
         return results, error
+
+    def _copy(self, call: Call, values: dict[int, Any]) -> tuple[Any, list[Any], Exception | None]:
+        """A copy of the call's operation and its results; the operation itself and the reason if it cannot be copied.
+
+        Stock layers are what their configuration and weights say; a layer of the user's, or around one, may be more.
+        """
+        operation = call.operation
+
+        def duplicated() -> tuple[Any, list[Any]]:
+            copy = duplicate(operation, self._memo, self._inside)
+            return copy, call.run(values, copy)
+
+        ways = [lambda: _configured(call, values)]
+        if call.is_layer and not hasattr(operation, "load_assets"):
+            ways.insert(0, duplicated)
+            if _is_stock(operation) and not any(id(variable) in self._memo for variable in operation.variables):
+                ways.insert(0, lambda: _configured(call, values, complete=True))
+        errors: list[Exception] = []
+        for way in ways:
+            try:
+                return *way(), None
+            except Exception as error:  # any custom layer may fail in its own way
+                errors.append(error)
+        if getattr(operation, "variables", None):
+            raise ValueError(
+                f"Layer {call.path!r} ({call.kind}) cannot be copied ({first_line(errors[0])}), and it has weights: "
+                "training the copy would change them in your model too. Give its class a get_config that "
+                "names the arguments of its constructor, or build it from stock layers."
+            ) from errors[0]
+        return operation, call.run(values), errors[0]
+
+    def _inside(self, layer: Any) -> Any:
+        """The copy of a layer inside a layer."""
+        if id(layer) not in self._made:
+            self._remember(layer, self._model(layer) if is_graph_model(layer) else self._duplicated(layer))
+        return self._made[id(layer)]
+
+    def _duplicated(self, layer: Any) -> Any:
+        return layer if hasattr(layer, "load_assets") else duplicate(layer, self._memo, self._inside)
+
+    def _model(self, model: Any) -> Any:
+        """The copy of a model that a layer holds; a Sequential stays one, since the layer may go through its layers."""
+        if not isinstance(model, keras.Sequential):
+            return clone_model(model, lambda call, values: self._results(call, values))
+        layers = [self._inside(layer) for layer in model.layers]
+        begin = [keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)] if model.built else []
+        copy = keras.Sequential([*begin, *layers], name=model.name)
+        copy_own_trainable(model, copy)
+        return copy
+
+    def _results(self, call: Call, values: dict[int, Any]) -> list[Any]:
+        if is_graph_model(call.operation):
+            return call.run(values, self._inside(call.operation))
+        return self.call(call, values)[0]
+
+    def _remember(self, original: Any, copy: Any) -> None:
+        self._made[id(original)] = copy
+        if isinstance(original, keras.layers.Layer) and copy is not original:
+            self._memo[id(original)] = copy
+            self._tie(original, copy)
+            self._carry(original, copy)
+
+    def _tie(self, original: Any, copy: Any) -> None:
+        """Let the copy use the variables that stand for those of the original where another copy has brought them already."""
+        for name, old in vars(original).items():
+            new = vars(copy).get(name)
+            if isinstance(old, keras.Variable) and isinstance(new, keras.Variable) and old.shape == new.shape:
+                known = self._memo.setdefault(id(old), new)
+                if known is not new:
+                    rebind(copy, new, known)
+
+    def _carry(self, original: Any, copy: Any) -> None:
+        """Give the copy the plain attributes that someone has set on the original; methods set on it are not plain."""
+        if not isinstance(copy, type(original)):
+            return
+        for name in sorted(set(vars(original)) - set(vars(copy))):
+            value = vars(original)[name]
+            kept = isinstance(value, (keras.Variable, keras.layers.Layer)) or hasattr(type(original), name)
+            if not name.startswith("_") and not kept:
+                setattr(copy, name, copied(value, self._memo))
+
+    def check_apart(self, model: keras.Model, copy: keras.Model) -> None:
+        """Raise a ValueError if the copy shares a variable with the model, or does not share what the model does."""
+        theirs = {id(variable): variable for variable in model.variables}
+        if common := [variable.path for variable in copy.variables if id(variable) in theirs]:
+            raise ValueError(
+                f"The copy of {model.name!r} would share {common[0]!r} with it, so that training the one would change the "
+                "other. Give the layer that holds it a get_config, or build it from stock layers."
+            )
+        owners: dict[int, list[Any]] = {}
+        for layer in find_layers(model, keras.layers.Layer):
+            for variable in own_variables(layer):
+                owners.setdefault(id(variable), []).append(layer)
+        for key, layers in owners.items():
+            made = [self.made(layer) for layer in layers]
+            if len(layers) > 1 and any(one is None or not _holds(one, self._memo.get(key)) for one in made):
+                raise ValueError(
+                    f"The layers {', '.join(repr(layer.name) for layer in layers)} share the weight {theirs[key].path!r}, and "
+                    "their copies would not. Leave them as they are with skip=, or give each its own weight."
+                )
+
+
+def _holds(layer: Any, variable: Any) -> bool:
+    return any(one is variable for one in layer.variables)
+
+
+def _is_stock(layer: Any) -> bool:
+    """Whether a layer and all that it holds are of Keras' classes, or this library's."""
+    return all(type(one).__module__.startswith(("keras.", "keras_lowbit.")) for one in layer._flatten_layers())
+
+
+def _configured(call: Call, values: dict[int, Any], complete: bool = False) -> tuple[Any, list[Any]]:
+    """The copy that the configuration of a call's operation makes, with its variables, and its results.
+
+    complete: a ValueError if the operation has attributes that the copy has not.
+    """
+    copy = unbuilt_copy(call.operation)
+    results = call.run(values, copy)  # calling it builds it, layers inside a layer included
+    if call.is_layer:
+        copy_variables(call.operation, copy)
+        more = sorted(name for name in set(vars(call.operation)) - set(vars(copy)) if not name.startswith("_"))
+        if complete and more:
+            raise ValueError(f"it has attributes that its class does not set: {more}")
+    return copy, results
 
 
 def first_line(error: Exception) -> str:
@@ -185,13 +313,16 @@ def copy_variables(old: Any, new: Any) -> None:
         raise ValueError(f"its variables have shapes {shapes[0]}, those of a copy {shapes[1]}")
     for source, target in zip(old.variables, new.variables, strict=True):
         target.assign(to_numpy(source))
-    if hasattr(new, "finalize_state"):  # Normalization derives its constants from its weights
+    if old.variables and hasattr(new, "finalize_state"):  # Normalization derives its constants from its weights
         new.finalize_state()
     sides = (find_layers(layer, keras.layers.Layer) for layer in (old, new))
     for source, target in zip(*sides, strict=True):
         if (there := _functions(source)) != (here := _functions(target)):
             raise ValueError(f"{source.name!r} has the functions {there}, its copy {here}")
         if target.trainable != source.trainable:
+            target.trainable = source.trainable
+    for source, target in zip(old.variables, new.variables, strict=True):
+        if target.trainable != source.trainable:  # of one variable alone
             target.trainable = source.trainable
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.keras_graph.calls import Call, is_graph_model
-from keras_lowbit.keras_graph.copies import Copies, clone_model, live_config, warn_of_own_steps
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.keras_graph.calls import Call, find_layers, is_graph_model
+from keras_lowbit.keras_graph.comparison import check_layers, check_outputs
+from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
+from keras_lowbit.keras_graph.variables import refuse_keras_quantization, weight_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +32,38 @@ def weights_of(layer: Any) -> dict[str, np.ndarray]:
 
     DepthwiseConv2D's is "kernel" here, as everywhere in this library.
     """
+    refuse_keras_quantization(layer)
     names = (
         ("depthwise_kernel", "pointwise_kernel", "bias") if hasattr(layer, "pointwise_kernel") else ("kernel", "bias")
     )
-    found = {name: getattr(layer, name, None) for name in names}
-    return {name: to_numpy(value).astype(np.float64) for name, value in found.items() if value is not None}
+    found = [name for name in names if getattr(layer, name, None) is not None]
+    return {name: weight_value(layer, name).astype(np.float64) for name in found}
 
 
-def rewrite_model(model: keras.Model, edits: Mapping[int, LayerEdit]) -> keras.Model:
+def rewrite_model(model: keras.Model, edits: Mapping[int, LayerEdit], exact: bool = False) -> keras.Model:
     """A copy of a Functional or Sequential model with some layers changed; the original is not touched.
 
     edits: id of a layer of the model or of a model inside it -> what becomes of it. Weights are stored in the layer's own
-    dtype. An operation that cannot be copied is shared with the original, as by `quantize_model`.
+    dtype. An operation without weights that cannot be copied is shared with the original, as by `quantize_model`.
+    exact: the changes leave the function of the whole model as it is.
+    Both models run once on a small random input. Raises ValueError for a layer with weights that cannot be copied, for one
+    whose copy computes something else, and if the outputs of exact changes differ.
     """
+    refuse_keras_quantization(model)
     warn_of_own_steps(model)
-    return _rewrite(model, edits, Copies())
+    copies = Copies()
+    copy = _rewrite(model, edits, copies)
+    copies.check_apart(model, copy)
+    check_layers(model, lambda call, values: None if id(call.operation) in edits else _plain(copies, call, values))
+    if exact:
+        layers = find_layers(model, keras.layers.Layer)
+        check_outputs(model, copy, [layer.name for layer in layers if id(layer) in edits])
+    return copy
+
+
+def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | None:
+    copy = copies.made(call.operation)
+    return None if copy is None else call.run(values, copy)
 
 
 def _rewrite(sequence: Any, edits: Mapping[int, LayerEdit], copies: Copies) -> keras.Model:
@@ -63,7 +81,7 @@ def _rewrite(sequence: Any, edits: Mapping[int, LayerEdit], copies: Copies) -> k
 
 
 def _edited_layer(layer: Any, edit: LayerEdit) -> Any:
-    copy = type(layer).from_config({**live_config(layer), **edit.config})
+    copy = type(layer).from_config({**merged_config(layer), **edit.config})
     if layer.variables:
         copy.build(layer.get_build_config()["input_shape"])
     for name, value in {**weights_of(layer), **edit.weights}.items():

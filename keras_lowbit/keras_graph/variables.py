@@ -14,6 +14,15 @@ def to_numpy(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+def weight_value(layer: Any, name: str = "kernel") -> np.ndarray:
+    """A weight of a stock layer; with LoRA enabled the kernel with its delta in it, as Keras saves it."""
+    if name == "kernel" and getattr(layer, "lora_enabled", False):
+        store: dict[str, Any] = {}
+        layer.save_own_variables(store)
+        return to_numpy(store["0"])
+    return to_numpy(getattr(layer, name))
+
+
 def batch_norm_affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """A batch norm at inference as ``factor * x + offset`` for each channel, float64 [channels].
 
@@ -34,3 +43,16 @@ def not_finite(model: Any) -> str | None:
             bad = int(value.size - np.isfinite(value).sum())
             return f"Weight {variable.path!r} holds {bad} NaN or infinite values of {value.size}"
     return None
+
+
+def refuse_keras_quantization(model: Any) -> None:
+    """Raise a ValueError if Keras itself has quantized layers of `model`: their weights are codes, or packed, and no reals."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None) is not None]
+    if layers:
+        first, count = layers[0], len(layers)
+        raise ValueError(
+            f"{model.name!r} was quantized by Keras: {count} layer{'s' * (count > 1)}, the first is {first.name!r} "
+            f"({first.quantization_mode}). Their weights are codes of Keras' and not the real weights that quantizing needs. "
+            "Give the float model, as it was before model.quantize() or with dtype='float32'; its weights cannot be "
+            "had back from the codes."
+        )

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
-from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, take_format_version
+from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, require_float_policy, take_format_version
 from keras_lowbit.quantizers.former import upgrade
 
 
@@ -22,11 +22,13 @@ class QuantActivation(keras.layers.Layer):
 
     activation: as in `keras.layers.Activation`, None for the range alone.   quantizer: object, name or dict,
     "activation" (8 bits, asymmetric) by default. Any shape in, the same shape out.
+    Under ``trainable=False`` the range stands still in `fit`; `calibrate` sets it all the same.
     """
 
     def __init__(self, activation: Any = None, quantizer: Any = "activation", **kwargs: Any) -> None:
         version = take_format_version(kwargs, "A QuantActivation")
         super().__init__(**kwargs)
+        require_float_policy(self)
         self.activation = keras.activations.get(activation)
         quantizer = upgrade(quantizer, version)
         self.output_host = QuantizerHost(quantizer, name="output_quantizer", trainable=self.trainable)

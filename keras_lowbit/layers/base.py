@@ -12,7 +12,8 @@ from keras import ops
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, take_format_version
+from keras_lowbit.layers.float_files import is_float_file, turn_to_stock_entry
+from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, require_float_policy, take_format_version
 from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
@@ -39,7 +40,7 @@ class QuantizedLayer(keras.layers.Layer):
     whatever the precision policy, quantized in float32, and only the result is cast. `output_quantizer`
     stands where the integer operation ends: behind no activation, relu or relu6, which fuse with it, and before
     any other (softmax, sigmoid, ...), which is an operation of its own. The stock layer's weights keep their places;
-    quantizer state lives in sub-layers.
+    quantizer state lives in sub-layers. Under ``trainable=False`` ranges stand still in `fit`, as a batch norm's statistics do.
     """
 
     #: Axes of the kernel that tell output channels apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.
@@ -55,6 +56,7 @@ class QuantizedLayer(keras.layers.Layer):
     ) -> None:
         version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(*args, **kwargs)
+        require_float_policy(self)
         given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
         self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
         self.kernel_host = self._make_host("kernel", self.filter_axes)
@@ -90,6 +92,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Build the stock weights, then the quantizers' variables for their shapes."""
+        require_float_policy(self)  # it can be set between
         super().build(input_shape)
         if self.kernel_host is not None:
             self.kernel_host.build(tuple(self.kernel.shape))
@@ -142,6 +145,30 @@ class QuantizedLayer(keras.layers.Layer):
         if host is None:
             return real
         return ops.cast(host(real, training=training), self.compute_dtype)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read kernel and bias; from a file of the stock network those of the layer that this one stands in for."""
+        if self.built and not len(store.keys()) and is_float_file(store):
+            turn_to_stock_entry(store, self)
+        super().load_own_variables(store)
+
+    def set_weights(self, weights: Any) -> None:
+        """As Keras'; a list from the stock layer's `get_weights` sets kernel and bias, the quantizers stay at their start."""
+        hosts = [host for host in (self.kernel_host, self.bias_host, self.output_host) if host is not None]
+        state = {id(variable) for host in hosts for variable in host.weights}
+        stock = [variable for variable in self.weights if id(variable) not in state]
+        if not len(weights) == len(stock) < len(self.weights):
+            return super().set_weights(weights)
+        for host in hosts:
+            host.require_new(f"{self.name!r} got the {len(stock)} weights of a stock layer.")
+        return super().set_weights([*weights, *(to_numpy(v) for v in self.weights if id(v) in state)])
+
+    def quantize(self, mode: Any = None, **options: Any) -> None:
+        """Refused: Keras' codes would take the place of the kernel that `kernel_quantizer` quantizes."""
+        raise NotImplementedError(
+            f"{type(self).__name__} {self.name!r} has quantizers of its own, so Keras' quantize({mode!r}) passes it over. "
+            "Use kernel_quantizer='uniform' for int8 weights, or keras_lowbit.dequantize(model) and quantize that."
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The stock configuration and the three quantizers as plain dicts."""

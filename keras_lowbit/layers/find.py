@@ -1,5 +1,7 @@
 """Finding the quantizers of a model, and the settings that all of them share."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -25,6 +27,20 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
     for host in find_layers(model, QuantizerHost):
         found[fresh_name(paths.get(id(host), host.path or host.name), found)] = host
     return list(found.items())
+
+
+@contextlib.contextmanager
+def unquantized(*layers: Any) -> Iterator[None]:
+    """Inside of it the quantizers of `layers` let everything through."""
+    found = [host for layer in layers for host in find_layers(layer, QuantizerHost)]
+    before = [host.watch for host in found]
+    try:
+        for host in found:
+            host.watch = lambda real: None
+        yield
+    finally:
+        for host, watch in zip(found, before, strict=True):
+            host.watch = watch
 
 
 def ratio_hosts(model: Any) -> list[QuantizerHost]:

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.float_files import is_float_file
 from keras_lowbit.quantizers import ActivationQuantizer, Quantizer, StateSpec, is_activation_quantizer
 from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.quantizers.former import upgrade
@@ -27,6 +29,16 @@ def take_format_version(config: dict[str, Any], what: str) -> int:
     return version
 
 
+def require_float_policy(layer: Any) -> None:
+    """Raise a ValueError if the dtype policy of a layer of this library is one of Keras' quantized ones."""
+    if (mode := layer.quantization_mode) is not None:
+        raise ValueError(
+            f"{type(layer).__name__} {layer.name!r} got the dtype policy {layer.dtype_policy.name!r}: under it Keras computes "
+            f"with {mode} codes of its own and would pass over the layer's quantizers. Give dtype='float32', or "
+            "'mixed_float16' or 'mixed_bfloat16'."
+        )
+
+
 class _Within(keras.constraints.Constraint):
     """Brings a variable back into [low, high] after every step of the optimizer."""
 
@@ -43,7 +55,11 @@ class QuantizerHost(keras.layers.Layer):
 
     Weights added to a subclass of a stock Keras layer are dropped by that layer's own saving; a sub-layer's
     are not. The state of the random generator, which Keras does not save, is written and read here by name. Saved files
-    name this class, so it is registered as QuantizerHost for good.
+    name this class, so it is registered as QuantizerHost for good. Every variable, the generator's too, is an attribute
+    ``state_NAME``, which makes it a weight of the layer: `tf.train.Checkpoint` and `get_weights` keep nothing else.
+
+    Under ``trainable=False`` nothing is observed: ranges stand still in `fit`, as the statistics of a batch norm do.
+    `calibrate` sets them all the same.
 
     quantizer: object, short name or plain dict.
     filter_axes: axes that tell output channels apart, () for activations.
@@ -63,7 +79,7 @@ class QuantizerHost(keras.layers.Layer):
         self.quantizer: Quantizer = found
         self.filter_axes = tuple(filter_axes)
         self.state: dict[str, Any] = {}
-        self._learned: tuple[str, ...] = ()
+        self._specs: dict[str, StateSpec] = {}
         self.seed_generator: keras.random.SeedGenerator | None = None
         self.watch: Callable[[Any], None] | None = None
 
@@ -72,11 +88,15 @@ class QuantizerHost(keras.layers.Layer):
         if self.built:
             return
         for name, spec in self.quantizer.state_specs(tuple(input_shape), self.filter_axes).items():
+            self._specs[name] = spec
             if spec.seed:
-                self.seed_generator = keras.random.SeedGenerator(spec.initial)
+                # A name of its own: Keras would count one up, and whatever keeps a model by the paths of its variables
+                # (Orbax, `set_state_tree`, `state_dict`) would find no state of that path in a new process.
+                self.seed_generator = keras.random.SeedGenerator(spec.initial, name=SEED)
+                variable = self.seed_generator.state
             else:
-                self.state[name] = self._add_state(name, spec)
-                self._learned += (name,) if spec.trainable else ()
+                variable = self.state[name] = self._add_state(name, spec)
+            setattr(self, f"state_{name}", variable)
         self.built = True
 
     @property
@@ -87,7 +107,7 @@ class QuantizerHost(keras.layers.Layer):
     @property
     def learned(self) -> list[Any]:
         """The state that its quantizer declares trainable, whatever the `trainable` of the layers says."""
-        return [self.state[name] for name in self._learned]
+        return [variable for name, variable in self.state.items() if self._specs[name].trainable]
 
     def _add_state(self, name: str, spec: StateSpec) -> Any:
         return self.add_weight(
@@ -107,7 +127,7 @@ class QuantizerHost(keras.layers.Layer):
             self.watch(real)
             return ops.cast(real, "float32")
         training = bool(training)
-        if training:
+        if training and self.trainable:
             for name, value in self.quantizer.observe(ops.stop_gradient(real), self.values()).items():
                 self.state[name].assign(value)
         return self.quantizer(real, self.values(), self.filter_axes, training)
@@ -133,7 +153,13 @@ class QuantizerHost(keras.layers.Layer):
             store[SEED] = to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store: Any) -> None:
-        """Read what `save_own_variables` wrote; an error that names both sides when they do not match."""
+        """Read what `save_own_variables` wrote; an error that names both sides when they do not match.
+
+        A file of stock layers holds nothing for it: the state stays as it began.
+        """
+        if not len(store.keys()) and is_float_file(store):
+            self.require_new("The file holds float weights and no quantizer state.")
+            return
         wanted = {*self.state} | ({SEED} if self.seed_generator is not None else set())
         if wanted != set(store.keys()):
             raise ValueError(
@@ -145,6 +171,16 @@ class QuantizerHost(keras.layers.Layer):
             variable.assign(store[name])
         if self.seed_generator is not None:
             self.seed_generator.state.assign(store[SEED])
+
+    def require_new(self, why: str) -> None:
+        """Raise a ValueError if the state holds anything found from weights or data, which others would not fit."""
+        for name, variable in self.state.items():
+            spec = self._specs[name]
+            if not (spec.trainable or spec.setting) and bool(np.any(to_numpy(variable) != spec.initial)):
+                raise ValueError(
+                    f"{why} {self.path!r} has a {name!r} of other weights already, which would not fit. Load float weights "
+                    "first: into a model that was just built, before it is calibrated or trained."
+                )
 
     def copy_state_from(self, other: "QuantizerHost") -> None:
         """Take over the state of a host with an equal quantizer, that of its random generator included."""

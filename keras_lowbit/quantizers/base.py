@@ -32,6 +32,7 @@ class StateSpec:
     shape: () for a scalar.   initial: the value it starts from.   trainable: learned by the optimizer.
     limits: a trainable variable is brought back into this closed interval after every step of the optimizer.
     seed: the variable is a `keras.random.SeedGenerator` started from `initial` (None: a random seed).
+    setting: a schedule or the user sets it; the others hold what was found from weights or data.
     """
 
     shape: tuple[int, ...] = ()
@@ -39,6 +40,7 @@ class StateSpec:
     trainable: bool = False
     limits: tuple[float, float] | None = None
     seed: bool = False
+    setting: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Stochastic(Quantizer):
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """The ratio, the random generator, and the base's variables under the prefix ``base_``."""
         base = self.base.state_specs(shape, filter_axes)
-        own = {"ratio": StateSpec(initial=1.0), SEED: StateSpec(initial=self.seed, seed=True)}
+        own = {"ratio": StateSpec(initial=1.0, setting=True), SEED: StateSpec(initial=self.seed, seed=True)}
         return own | add_base_prefix(base)
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:

@@ -89,7 +89,8 @@ class ActivationRange(ActivationQuantizer):
     minimum, maximum: both or neither, in the units of x.
     hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
     the narrow ones would cut the wide ones off.
-    State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone).
+    State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone, as it does in
+    layers with ``trainable=False``).
     Jacob et al. 2018, arXiv:1712.05877, section 3.1.
     """
 
@@ -128,7 +129,7 @@ class ActivationRange(ActivationQuantizer):
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """Four scalars, none when the range is static."""
         names = () if self.has_static_range else ("minimum", "maximum", "count", "frozen")
-        return {name: StateSpec() for name in names}
+        return {name: StateSpec(setting=name == "frozen") for name in names}
 
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """The moving average after one more batch; unchanged where frozen.

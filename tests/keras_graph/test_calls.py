@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+import keras_lowbit as klb
 from keras_lowbit.keras_graph.calls import calls_of, run_calls
 from keras_lowbit.keras_graph.copies import Copies, clone_model
 
@@ -90,3 +91,35 @@ def test_copies_are_made_once_so_that_what_is_shared_stays_shared():
     assert len(copy.weights) == len(model.weights)
     for got, want in zip(copy(inputs), model(inputs), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+class Augments(L.Layer):
+    """In training unless it is told otherwise, as augmentation layers of Keras 3.16 are."""
+
+    def call(self, inputs, training=True):
+        return inputs + 100.0 if training else inputs
+
+
+def test_every_walk_says_that_it_is_inference():
+    row = keras.Input((4,), name="row")
+    hidden = L.BatchNormalization(name="norm")(Augments(name="augments")(row))
+    model = keras.Model(row, L.Dense(2, name="head")(L.Dropout(0.5, name="drop")(hidden, training=True)))
+    x = arrays()[0]
+    wanted = keras.ops.convert_to_numpy(x)
+    seen: dict = {}
+
+    def compute(call, values):
+        results = call.run(values)
+        seen[call.path] = results[0]
+        return results
+
+    calls_of(model).run([x], compute)
+    for name in ("augments", "drop"):
+        np.testing.assert_allclose(seen[name], wanted, atol=2e-3)  # the batch norm's epsilon
+    for function in (klb.fold_batch_norms, lambda m: klb.quantize_model(m, "int8")[0]):
+        copy = function(model)
+        assert len(copy.layers) >= 4
+    ranges = klb.calibrate(copy, wanted, verbose=0)
+    assert np.abs(list(ranges.values())).max() < 50
+    klb.reestimate_batch_norms(model, wanted, verbose=0)
+    assert np.abs(np.asarray(model.get_layer("norm").moving_mean)).max() < 10

@@ -64,3 +64,25 @@ def test_a_frozen_range_keeps_its_threshold_until_it_may_learn():
     assert layer.trainable_variables == []
     layer.trainable = True
     assert len(layer.trainable_variables) > 0
+
+
+def test_ranges_of_a_frozen_part_stand_still_and_calibrate_sets_them_all_the_same():
+    row = keras.Input((4,))
+    base = klb.quantize_model(keras.Model(row, L.Dense(3, activation="relu")(L.Dense(3)(row)), name="base"), "int8")[0]
+    klb.calibrate(base, ROWS, verbose=0)
+    base.trainable = False
+    again = keras.Input((4,))
+    model = keras.Model(again, klb.layers.QuantDense(2, output_quantizer="activation", name="head")(base(again)))
+    state = [to_numpy(variable) for variable in base.variables]
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.fit(8 * ROWS + 5, ROWS[:, :2], epochs=2, verbose=0)
+    for before, after in zip(state, base.variables, strict=True):
+        np.testing.assert_array_equal(before, to_numpy(after))
+    assert float(model.get_layer("head").output_host.state["count"]) == 2  # of a part that is not frozen
+    klb.calibrate(model, 8 * ROWS + 5, verbose=0)
+    assert not np.array_equal(state[-3:], [to_numpy(variable) for variable in base.variables[-3:]])
+    base.trainable = True
+    model.compile("sgd", "mse", run_eagerly=True)
+    before = to_numpy(base.layers[1].output_host.state["maximum"])
+    model.fit(80 * ROWS, ROWS[:, :2], verbose=0)
+    assert to_numpy(base.layers[1].output_host.state["maximum"]) != before

@@ -56,7 +56,8 @@ def equalize(
     maxima = pairs.channel_maxima(model, graph, clipped, Batches(data, batch_size, steps, verbose))
     limits = {pair: _limits(maxima.get(pair.first.outputs[0])) for pair in chosen}
     weights, factors = _equalized(limits, iterations)
-    changed = rewrite_model(model, _edits(weights, [pair.relu for pair in chosen if _is_replaced(pair, relu6)]))
+    edits = _edits(weights, [pair.relu for pair in chosen if _is_replaced(pair, relu6)])
+    changed = rewrite_model(model, edits, exact=all(pair.activation != "relu6" for pair in chosen))
     rows = {
         call.path: LayerReport.of(call, "left", pair.reason)
         if isinstance(pair, Refused)

@@ -11,7 +11,8 @@ from keras_lowbit.convert.analysis.operations import KINDS, activation_name, sto
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, layers_inside
 from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
-from keras_lowbit.keras_graph.variables import batch_norm_affine
+from keras_lowbit.keras_graph.variables import batch_norm_affine, refuse_keras_quantization
+from keras_lowbit.layers.find import hosts
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS, KernelLayout
 
 Weights = dict[str, np.ndarray]
@@ -35,7 +36,7 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
     plan = _Plan(model)
-    folded = rewrite_model(model, plan.edits())
+    folded = rewrite_model(model, plan.edits(), exact=not hosts(model))
     return (folded, plan.report()) if return_report else folded
 
 
@@ -48,6 +49,7 @@ class _Plan:
     """Decides in running order; weights that several batch norms change are changed one after the other."""
 
     def __init__(self, model: keras.Model) -> None:
+        refuse_keras_quantization(model)
         self.model = model
         self.graph: CallGraph = calls_of(model, inline=True)
         self.weights: dict[int, Weights] = {}  # id of a layer -> its folded weights

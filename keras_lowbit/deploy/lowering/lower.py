@@ -20,7 +20,7 @@ from keras_lowbit.deploy.lowering.ranges import range_of
 from keras_lowbit.deploy.lowering.state import Lowering, RangeOf
 from keras_lowbit.deploy.lowering.values import FloatFallback, LoweredLayer, Segment
 from keras_lowbit.keras_graph.calls import calls_of
-from keras_lowbit.keras_graph.variables import not_finite
+from keras_lowbit.keras_graph.variables import not_finite, refuse_keras_quantization
 from keras_lowbit.layers.find import hosts
 
 
@@ -67,6 +67,7 @@ def lower_model(
 
     batch_size: what float subgraphs are converted for.   range_of: gives the range of a quantizer; that which it has learnt.
     """
+    refuse_keras_quantization(model)
     if not hosts(model):
         raise ValueError(
             f"{model.name!r} has no quantized layer and no activation range. Quantize it first: "
