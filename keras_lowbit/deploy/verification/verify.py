@@ -32,7 +32,7 @@ from keras_lowbit.deploy.verification.layers import (
 )
 from keras_lowbit.deploy.verification.structure import check_same_structure
 from keras_lowbit.files import FilePath
-from keras_lowbit.keras_graph.calls import inputs_in_order
+from keras_lowbit.keras_graph.calls import functional_of, inputs_in_order
 from keras_lowbit.tables import table
 
 _EAGER_BATCHES = 4  # tracing a large model into a graph takes longer than so many batches without one
@@ -225,6 +225,6 @@ def _end_to_end(
 
 
 def _predict(model: keras.Model, batch: list[np.ndarray], traced: bool) -> list[np.ndarray]:
-    structured = keras.tree.pack_sequence_as(model.input, batch)
+    structured = keras.tree.pack_sequence_as(functional_of(model).input, batch)
     outputs = model.predict_on_batch(structured) if traced else model(structured, training=False)
     return [np.asarray(keras.ops.convert_to_numpy(output), np.float32) for output in keras.tree.flatten(outputs)]
