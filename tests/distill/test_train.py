@@ -224,6 +224,27 @@ def test_what_would_fail_later_is_refused_before_anything_changes(make, words):
         np.testing.assert_array_equal(left, right)
 
 
+class Compiled(keras.callbacks.Callback):
+    """How the distiller and the teacher that fills the cache were compiled."""
+
+    def on_train_begin(self, logs=None):
+        self.found = self.model.jit_compile, self.model.teacher_logits.jit_compile
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_the_caller_chooses_how_it_is_compiled_the_cached_teacher_included(choice):
+    teacher = row_network()
+    compiled, config = Compiled(), klb.DistillConfig(cache_teacher=True)
+    distilled(row_student(teacher), teacher, config=config, callbacks=[compiled], jit_compile=choice, check=False)
+    assert compiled.found == (choice, choice)
+
+
+def test_other_words_for_compiling_are_refused():
+    teacher = row_network()
+    with pytest.raises(ValueError, match=r"jit_compile='xla'; give True \(XLA\), False or 'auto'"):
+        distilled(row_student(teacher), teacher, jit_compile="xla")
+
+
 # ------------------------------------------------------------------------------------------------------- the snippet
 
 
