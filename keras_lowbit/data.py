@@ -173,6 +173,18 @@ def _pair_of(element):
     )
 
 
+def samples_in(batch: Any) -> int:
+    """Samples in a batch as `batches` yields it."""
+    return _sample_count(batch)
+
+
+def take(batch: Any, rows: np.ndarray) -> Any:
+    """Some samples of a batch as `batches` yields it, in its structure. rows: their places."""
+    if isinstance(batch, dict):
+        return {name: array[rows] for name, array in batch.items()}
+    return [array[rows] for array in batch] if isinstance(batch, list) else batch[rows]
+
+
 # ------------------------------------------------------------------------------------- what kind of data is it
 
 

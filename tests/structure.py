@@ -20,6 +20,7 @@ ORDER = (
         "quantizers",
         "schedules",
         "data",
+        "guard",
         "layers",
         "callbacks",
         "distill",

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.files import atomic_write
+from keras_lowbit.keras_graph.calls import functional_of, inputs_in_order
 
 
 def write_peers(
@@ -23,8 +24,9 @@ def write_peers(
     ``float.tflite``; ``tensorflow_int8.tflite``, TFLiteConverter's full-integer post-training quantization, int8 in and
     out; and, where the package is installed (extra ``peers``), ``ai_edge_quantizer_int8.tflite`` with its recipe of
     static 8-bit weights and activations. All batch 1.
-    model: the float model, with fixed sizes.   data: images for its calibration, as for `keras_lowbit.calibrate`: give
-    both the same.   Raises FileNotFoundError if the folder does not exist.
+    model: the float model, Functional or Sequential, with fixed sizes.   data: images for its calibration, as for
+    `keras_lowbit.calibrate`: give both the same.
+    Raises FileNotFoundError if the folder does not exist, ValueError for a Sequential model without an input shape.
 
     >>> files = write_peers(model, "files", images) | {"ours": "q.tflite"}
     >>> print(latency(list(files.values())))
@@ -35,13 +37,13 @@ def write_peers(
     if not target.is_dir():
         raise FileNotFoundError(f"No folder at {os.fspath(folder)!r}. Create it first.")
 
+    fixed = _batch_of_one(model)
+
     def samples() -> Any:
         for batch in klb_data.batches(data, batch_size, steps):
-            leaves = [np.asarray(leaf, np.float32) for leaf in keras.tree.flatten(batch)]
-            for parts in zip(*leaves, strict=True):
+            for parts in zip(*inputs_in_order(model, batch), strict=True):
                 yield [part[None] for part in parts]
 
-    fixed = _batch_of_one(model)
     converter = tf.lite.TFLiteConverter.from_keras_model(fixed)
     paths = {"float": target / "float.tflite", "tensorflow int8": target / "tensorflow_int8.tflite"}
     atomic_write(paths["float"], _convert(converter))
@@ -80,5 +82,6 @@ def _convert(converter: Any) -> bytes:
 
 def _batch_of_one(model: keras.Model) -> keras.Model:
     """The same model with static shapes: dynamic ones cost XNNPACK some operators, which would not be a fair race."""
-    inputs = [keras.Input(batch_shape=(1, *t.shape[1:]), dtype=t.dtype, name=t.name) for t in model.inputs]
-    return keras.Model(inputs, model(keras.tree.pack_sequence_as(model.input, inputs)))
+    functional = functional_of(model)  # of a Sequential model: it has an `input` of its own only once it was called
+    inputs = [keras.Input(batch_shape=(1, *t.shape[1:]), dtype=t.dtype, name=t.name) for t in functional.inputs]
+    return keras.Model(inputs, model(keras.tree.pack_sequence_as(functional.input, inputs)))

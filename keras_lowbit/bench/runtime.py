@@ -50,7 +50,7 @@ def prepare(model: keras.Model, folder: str | os.PathLike[str], recipe: str = "t
 
     images = np.random.default_rng(seed).uniform(-1, 1, (4, *model.input_shape[1:])).astype(np.float32)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
-        reestimate_batch_norms(model, images, batch_size=4)
+        reestimate_batch_norms(model, images, batch_size=4, check=False)
     quantized, _ = quantize_model(model, recipe)
     calibrate(quantized, images, batch_size=4)
     run = deploy.Runtime(deploy.lower(quantized))

@@ -8,6 +8,7 @@ from keras import tree
 
 from keras_lowbit import data as klb_data
 from keras_lowbit.distill.distiller import TEACHER, Distiller
+from keras_lowbit.guard import held_back_rows
 from keras_lowbit.keras_graph.calls import as_taken
 
 # Teacher logits are kept for data up to this many bytes of them.
@@ -41,6 +42,22 @@ class Source:
         """Samples in the arrays."""
         return len(tree.flatten(self.arrays)[0])
 
+    def split(self) -> "tuple[Source, Source | None]":
+        """What trains and what judges: held-back samples of arrays, the first batch of data that can be read again."""
+        if self.arrays is None:
+            if isinstance(self.data, Iterator):
+                return self, None
+            first = next(klb_data.batches(self.data, self.batch_size, self.steps))
+            return self, Source(self.model, first, self.batch_size, None, None, self.seed)
+        judging = held_back_rows(self.samples)
+        training = np.setdiff1d(np.arange(self.samples), judging)
+        return self._part(training if len(training) else judging, self.steps), self._part(judging, None)
+
+    def _part(self, rows: np.ndarray, steps: int | None) -> "Source":
+        arrays = tree.map_structure(lambda leaf: leaf[rows], self.arrays)
+        labels = None if self.labels is None else tree.map_structure(lambda leaf: leaf[rows], self.labels)
+        return Source(self.model, arrays, self.batch_size, steps, labels, self.seed)
+
     def cache(self, distiller: Distiller, epochs: int, wanted: bool | None) -> None:
         """Compute the teacher's logits for every sample, if that is wanted and possible."""
         if self.arrays is None:
@@ -51,6 +68,8 @@ class Source:
         known = bool(shapes) and all(None not in shape for shape in shapes)
         small = known and 4 * self.samples * sum(int(np.prod(shape)) for shape in shapes) <= _CACHE_LIMIT
         if wanted or (wanted is None and epochs > 1 and small):
+            # Uncompiled, a model predicts with XLA, whatever the distiller was compiled with.
+            distiller.teacher_logits.compile(jit_compile=distiller.jit_compile)
             found = distiller.teacher_logits.predict(self.arrays, batch_size=self.batch_size, verbose=0)
             self.teacher = [np.asarray(logits, np.float32) for logits in tree.flatten(found)]
 

@@ -38,6 +38,8 @@ def distill(
     steps: int | None = None,
     labels: Any = None,
     validation_data: Any = None,
+    check: bool = True,
+    jit_compile: bool | str = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     checkpoint: FilePath | None = None,
     seed: int = 0,
@@ -55,8 +57,13 @@ def distill(
     labels: integer classes or probabilities beside arrays; adds the config's label_weight (1) times the cross-entropy.
     validation_data: held-back inputs, in the forms of `data`; with `labels` a pair (inputs, labels). Their loss is measured
     before the first and after every epoch (``val_loss``, ``val_agreement`` in the History), and the state of its least
-    value stays: the start, if nothing was better. For rates to be tried and few data: thresholds fitted to some images can
-    lose on others.
+    value stays: the start, with a warning, if nothing was better. Thresholds fitted to some images can lose on others. By
+    default every fourth sample of arrays is held back for that, 256 at most; data that can be read again are judged by
+    their first batch, which trains too; an iterator that can be read once is not judged.
+    check=False: without `validation_data` nothing is judged, all data train, and the last epoch stays.
+    jit_compile: True (XLA), "auto" or False, as for Keras' `compile`, of the training steps and the teacher. False starts at
+    once, True takes seconds to minutes to compile. Try True where the process ends without a Python error: on some
+    networks of separable and depthwise layers TensorFlow's own kernels do that, in `fit` of the float network too.
     checkpoint: file written after every epoch, its folder made if need be; a run that finds it goes on behind its last epoch,
     to the same bits. A place that cannot be written is an OSError before the first epoch; a damaged file, or one of another
     model, a ValueError that leaves the student as it is.
@@ -70,13 +77,20 @@ def distill(
     Goncharenko et al. 2018, arXiv:1812.07872.
     """
     config, epochs = _checked_config(config), _checked_epochs(epochs)
+    if keras.backend.backend() == "numpy":
+        raise NotImplementedError(
+            "Keras' NumPy backend has no gradients, so distill cannot train on it. Set KERAS_BACKEND=tensorflow (or jax) "
+            "before Keras is imported; a quantized model saved here loads there."
+        )
     check_rereadable("data", data, steps, epochs)
     check_rereadable("validation_data", validation_data, None, epochs + 1)
     source = Source(student, data, batch_size, steps, labels, seed)
-    distiller = _distiller(student, teacher, config, labels is not None)
+    held_back = _held_back(student, validation_data, batch_size, labels, seed)
+    if held_back is None and check:
+        source, held_back = source.split()
+    distiller = _distiller(student, teacher, config, labels is not None, jit_compile)
     period = _default_period(source.count, epochs) if config.period is None else config.period
     rates = CosineRestarts(config.learning_rate, period)
-    held_back = _held_back(student, validation_data, batch_size, labels, seed)
     training = _Training(distiller, source, held_back, rates, epochs, checkpoint)
     training.resume()
     if training.first < epochs:
@@ -88,7 +102,11 @@ def distill(
     return history
 
 
-def _distiller(student: keras.Model, teacher: keras.Model, config: DistillConfig, labelled: bool) -> Distiller:
+def _distiller(
+    student: keras.Model, teacher: keras.Model, config: DistillConfig, labelled: bool, jit_compile: bool | str
+) -> Distiller:
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"distill got jit_compile={jit_compile!r}; give True (XLA), False or 'auto'.")
     distiller = Distiller(
         student,
         teacher,
@@ -98,7 +116,7 @@ def _distiller(student: keras.Model, teacher: keras.Model, config: DistillConfig
         variables=config.variables,
         name="distiller",
     )
-    distiller.compile(keras.optimizers.Adam(config.learning_rate), jit_compile=False)
+    distiller.compile(keras.optimizers.Adam(config.learning_rate), jit_compile=jit_compile)
     return distiller
 
 
@@ -226,8 +244,19 @@ class _Training:
                 break
         if self.held_back is not None:
             self.best.restore(self.distiller.trainable_variables)
+            self._say_if_nothing_helped()
         progress.on_train_end(logs)
         return history
+
+    def _say_if_nothing_helped(self) -> None:
+        losses = self.history.get("val_loss", [])
+        if losses and not any(loss <= self.best.loss for loss in losses):
+            warnings.warn(
+                f"distill left {self.distiller.student.name!r} as it was: no epoch was better on the samples that judge it "
+                f"(val_loss {self.best.loss:.4g} -> {np.nanmin(losses):.4g}). Give more data, a lower learning_rate or more "
+                "epochs; check=False keeps the last epoch unchecked.",
+                stacklevel=4,
+            )
 
     def _validate(self) -> dict[str, float]:
         """``val_loss`` and ``val_agreement`` on the held-back samples, in the same batches every time."""

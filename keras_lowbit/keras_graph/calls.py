@@ -225,9 +225,9 @@ def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
 
 def as_taken(model: keras.Model, batch: Any) -> Any:
     """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are."""
-    structure = getattr(model, "input", None)
-    if not isinstance(batch, Mapping) or structure is None:
+    if not isinstance(batch, Mapping) or not getattr(model, "inputs", None):
         return batch
+    structure = functional_of(model).input if is_graph_model(model) else model.input
     arrays = chosen_inputs(model, batch)
     if isinstance(structure, Mapping):
         return {name: batch[name] for name in structure}

@@ -42,7 +42,8 @@ _STEPS = "train_step test_step predict_step compute_loss compute_metrics".split(
 def warn_of_own_steps(model: Any) -> None:
     """A UserWarning if the model's class has training steps of its own, which a copy has not."""
     kinds = type(model).__mro__
-    defining = {name: next(cls for cls in kinds if name in vars(cls)) for name in _STEPS}
+    # Keras' own model has no training steps on a backend that cannot train (NumPy).
+    defining = {name: next((cls for cls in kinds if name in vars(cls)), keras.Model) for name in _STEPS}
     if own := [name for name, cls in defining.items() if not cls.__module__.startswith("keras.")]:
         kind = type(model).__name__
         warnings.warn(

@@ -10,6 +10,7 @@ from keras import ops
 from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.float_files import is_float_file
+from keras_lowbit.layers.kept_codes import KeptCodes
 from keras_lowbit.quantizers import ActivationQuantizer, Quantizer, StateSpec, is_activation_quantizer
 from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.quantizers.former import upgrade
@@ -82,6 +83,7 @@ class QuantizerHost(keras.layers.Layer):
         self._specs: dict[str, StateSpec] = {}
         self.seed_generator: keras.random.SeedGenerator | None = None
         self.watch: Callable[[Any], None] | None = None
+        self._kept = KeptCodes()
 
     def build(self, input_shape: Any) -> None:
         """Create the variables the quantizer declares for that shape."""
@@ -130,11 +132,19 @@ class QuantizerHost(keras.layers.Layer):
         if training and self.trainable:
             for name, value in self.quantizer.observe(ops.stop_gradient(real), self.values()).items():
                 self.state[name].assign(value)
+        if self.quantizer.is_slow(training):
+            return self.quantizer.on_grid(real, self.encode(real))
         return self.quantizer(real, self.values(), self.filter_axes, training)
 
     def encode(self, real: Any) -> quantizers.Quantized:
-        """Codes, scale and zero point of `real` under the current state: what is deployed."""
-        return self.quantizer.encode(real, self.values(), self.filter_axes)
+        """Codes, scale and zero point of `real` under the current state: what is deployed.
+
+        Those of a quantizer that `is_slow` are found once for each state of the weights, outside of compiled functions.
+        """
+        if not self.quantizer.is_slow(training=False):
+            return self.quantizer.encode(real, self.values(), self.filter_axes)
+        state = {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
+        return self._kept.get(real, state, lambda: self.quantizer.encode(real, self.values(), self.filter_axes))
 
     def values(self) -> dict[str, Any]:
         """The state as tensors, with the random generator under ``"seed"``."""

@@ -84,11 +84,21 @@ class Quantizer:
         """What multiplies the upstream gradient (None: 1 everywhere, the plain straight-through)."""
         return None
 
+    def is_slow(self, training: bool) -> bool:
+        """Whether codes take so long to find that a layer keeps them while its weights stand still.
+
+        Only for quantizers whose call, in training or at inference, is ``on_grid(real, encode(real, state))``.
+        """
+        return False
+
     def __call__(
         self, real: Tensor, state: State | None = None, filter_axes: Axes = (), training: bool = False
     ) -> Tensor:
         """``scale * (codes - zero_point)``, exactly; gradient ``gradient_mask * upstream``."""
-        quantized = self.encode(real, state or {}, filter_axes)
+        return self.on_grid(real, self.encode(real, state or {}, filter_axes))
+
+    def on_grid(self, real: Tensor, quantized: Quantized) -> Tensor:
+        """The value of codes found for `real`, with the gradient that a call has."""
         return straight_through(real, quantized.real, self.gradient_mask(real, quantized))
 
     @property

@@ -110,6 +110,10 @@ class Clustered(Quantizer):
         """The largest T: 1 for ternary, 7 for 4 bits."""
         return 1 if isinstance(self.base, Ternary) else symmetric_limit(self.base.bits)
 
+    def is_slow(self, training: bool) -> bool:
+        """True: scans and sorts over all weights."""
+        return True
+
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """Codes ``I_a * T`` in the layout of `real`; scale 2^E with size 1 along all axes but the filters'."""
         real = ops.stop_gradient(as_float32(real))

@@ -79,6 +79,14 @@ class Stochastic(Quantizer):
         """That of the base."""
         return add_base_prefix(self.base.tuning_start(real, filter_axes))
 
+    def is_slow(self, training: bool) -> bool:
+        """Whether the base is, where the base is all there is: not in training, nor with `hybrid_evaluation`."""
+        return not (training or self.hybrid_evaluation) and self.base.is_slow(training)
+
+    def on_grid(self, real: Tensor, quantized: Quantized) -> Tensor:
+        """That of the base, whose codes they are."""
+        return self.base.on_grid(real, quantized)
+
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:
         """The base's codes for every unit: a ratio below 1 is a state of training, not of deployment."""
         return self.base.encode(real, base_state(state), filter_axes)

@@ -117,7 +117,7 @@ def prepare(quantized: keras.Model, images: Any, batch_size: int, renew: bool) -
     calibration = images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
     klb.calibrate(quantized, calibration, batch_size=batch_size, verbose=0)
     if renew:
-        klb.reestimate_batch_norms(quantized, images, batch_size=batch_size, verbose=0)
+        klb.reestimate_batch_norms(quantized, images, batch_size=batch_size, check=False, verbose=0)
         klb.calibrate(quantized, calibration, batch_size=batch_size, verbose=0)
 
 

@@ -45,3 +45,32 @@ def test_folder_must_exist(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(FileNotFoundError, match="No folder at"):
         write_peers(model, tmp_path / "none", np.ones((2, 4), np.float32))
+
+
+def sequential(called):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()], name="s")
+    if called:  # only then a Sequential model has an `input`
+        model(np.zeros((1, 8, 8, 3), np.float32))
+    return model
+
+
+def nested():
+    image = keras.Input((8, 8, 3))
+    return keras.Model(image, keras.layers.Dense(2)(sequential(called=False)(image)))
+
+
+@pytest.mark.parametrize("make", [lambda: sequential(False), lambda: sequential(True), nested])
+def test_sequential_models_have_peers_called_before_or_not(make, tmp_path):
+    files = write_peers(make(), tmp_path, np.ones((2, 8, 8, 3)))
+    assert list(files)[:2] == ["float", "tensorflow int8"]
+    assert [tensor.shape for tensor in _inputs(files["float"])] == [(1, 8, 8, 3)]
+
+
+def test_a_sequential_model_without_an_input_shape_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"no input shape yet. Add keras\.Input"):
+        write_peers(keras.Sequential([keras.layers.Dense(2)]), tmp_path, np.ones((2, 4)))
+
+
+def _inputs(path):
+    file = LiteRTFile(path)
+    return [file.tensors[name] for name in file.inputs]

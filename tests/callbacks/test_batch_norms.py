@@ -53,7 +53,7 @@ def test_after_the_last_step_the_statistics_are_those_of_the_frozen_network():
     schedule = callbacks.PartitionSchedule(PORTIONS)
     fit(plain, schedule)
     assert np.abs(statistics(plain) - wanted(plain)).max() > 0.05
-    fit(model, callbacks.PartitionSchedule(PORTIONS), callbacks.ReestimateBatchNorms(IMAGES, batch_size=7))
+    fit(model, callbacks.PartitionSchedule(PORTIONS), callbacks.ReestimateBatchNorms(IMAGES, batch_size=7, check=False))
     np.testing.assert_allclose(statistics(model), wanted(model), rtol=1e-5)
     for left, right in zip(plain.variables, model.variables, strict=True):
         if "moving" not in left.path:
@@ -63,7 +63,7 @@ def test_after_the_last_step_the_statistics_are_those_of_the_frozen_network():
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_fit_in_pieces_reestimates_after_the_last_step_only(order):
     model = network()
-    both = [callbacks.PartitionSchedule(PORTIONS, epochs=5), callbacks.ReestimateBatchNorms(IMAGES)]
+    both = [callbacks.PartitionSchedule(PORTIONS, epochs=5), callbacks.ReestimateBatchNorms(IMAGES, check=False)]
     fit(model, *both[::order], epochs=3)
     assert np.abs(statistics(model) - wanted(model)).max() > 0.05
     fit(model, *both[::order], initial_epoch=3)
@@ -74,20 +74,43 @@ def test_a_fit_in_pieces_reestimates_after_the_last_step_only(order):
 def test_other_methods_reestimate_at_the_end_of_every_fit(quantizer):
     model = network(quantizer)
     for _ in range(2):
-        fit(model, callbacks.ReestimateBatchNorms(IMAGES), epochs=2)
+        fit(model, callbacks.ReestimateBatchNorms(IMAGES, check=False), epochs=2)
         np.testing.assert_allclose(statistics(model), wanted(model), rtol=1e-5)
 
 
 def test_averaged_weights_are_in_place_before_it_looks():
     model = network(Ternary(), keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.9))
-    fit(model, callbacks.ReestimateBatchNorms(IMAGES))
+    fit(model, callbacks.ReestimateBatchNorms(IMAGES, check=False))
     np.testing.assert_allclose(statistics(model), wanted(model), rtol=1e-5)
 
 
 def test_steps_and_data_of_its_own():
     model = network(Ternary())
-    fit(model, callbacks.ReestimateBatchNorms(2 * IMAGES, batch_size=4, steps=3), epochs=1)
+    fit(model, callbacks.ReestimateBatchNorms(2 * IMAGES, batch_size=4, steps=3, check=False), epochs=1)
     np.testing.assert_allclose(statistics(model), wanted(model, 2 * IMAGES[:12]), rtol=1e-5)
+
+
+def loss_of(model):
+    return model.evaluate(IMAGES, LABELS, batch_size=24, verbose=0)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_loss_on_held_back_samples_decides_whether_they_stay(check):
+    """After so few steps the moving averages are nearly those of the start: those of the data are better."""
+    plain, model, other = (network(Ternary()) for _ in range(3))
+    fit(plain, epochs=20)
+    both = {"labels": LABELS, "validation_data": (IMAGES, LABELS), "check": check}
+    fit(model, callbacks.ReestimateBatchNorms(IMAGES, **both), epochs=20)
+    assert np.abs(statistics(model) - statistics(plain)).max() > 0.1
+    assert loss_of(model) < loss_of(plain)
+    unlike = callbacks.ReestimateBatchNorms(100 * IMAGES, **both)
+    if check:
+        with pytest.warns(UserWarning, match="left the statistics"):
+            fit(other, unlike, epochs=20)
+        np.testing.assert_array_equal(statistics(other), statistics(plain))
+    else:
+        fit(other, unlike, epochs=20)
+        assert loss_of(other) > loss_of(plain)
 
 
 def test_the_function_is_at_both_places():
@@ -119,7 +142,7 @@ def test_norms_inside_a_custom_layer_are_refused_by_name_and_reported_as_left():
     with pytest.raises(ValueError, match=words):
         callbacks.reestimate_batch_norms(model, IMAGES, verbose=0)
     with pytest.raises(ValueError, match=words):
-        fit(model, callbacks.ReestimateBatchNorms(IMAGES))
+        fit(model, callbacks.ReestimateBatchNorms(IMAGES, check=False))
     np.testing.assert_array_equal(to_numpy(model.get_layer("outer").moving_mean), 0)
     row = convert.fold_report(model)["block/norm"]
     assert (row.layer, row.outcome, row.detail) == ("BatchNormalization", "left", "inside a custom layer")
@@ -130,7 +153,7 @@ def test_refused_when_fit_begins():
     model = keras.Model(inputs, QuantDense(3, kernel_quantizer="ternary")(kl.Flatten()(inputs)))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match=r"has no batch norm.*Leave ReestimateBatchNorms out"):
-        fit(model, callbacks.ReestimateBatchNorms(IMAGES))
+        fit(model, callbacks.ReestimateBatchNorms(IMAGES, check=False))
 
     class Own(keras.Model):
         def __init__(self):
@@ -143,4 +166,4 @@ def test_refused_when_fit_begins():
     own = Own()
     own.compile("sgd", "mse")
     with pytest.raises(TypeError, match="not a Functional or Sequential"):
-        own.fit(IMAGES, IMAGES, verbose=0, callbacks=[callbacks.ReestimateBatchNorms(IMAGES)])
+        own.fit(IMAGES, IMAGES, verbose=0, callbacks=[callbacks.ReestimateBatchNorms(IMAGES, check=False)])

@@ -31,7 +31,8 @@ def pair():
 
 
 def distilled(student, teacher, data=ROWS, **options):
-    return klb.distill(student, teacher, data, **({"epochs": 1, "batch_size": 8, "verbose": 0} | options))
+    """Unchecked: all data train and the last epoch stays, so that steps and values are those the tests say."""
+    return klb.distill(student, teacher, data, **{"epochs": 1, "batch_size": 8, "verbose": 0, "check": False} | options)
 
 
 def test_only_the_thresholds_change_and_the_loss_falls(pair):
@@ -41,7 +42,14 @@ def test_only_the_thresholds_change_and_the_loss_falls(pair):
     others = [variable for variable in student.variables if id(variable) not in learned]
     before, fixed, factors = values(teacher.variables), values(others), values(thresholds(student))
     history = klb.distill(
-        student, teacher, VECTORS, klb.DistillConfig(learning_rate=0.05), epochs=8, batch_size=16, verbose=0
+        student,
+        teacher,
+        VECTORS,
+        klb.DistillConfig(learning_rate=0.05),
+        epochs=8,
+        batch_size=16,
+        check=False,
+        verbose=0,
     )
     assert set(history.history) == {"loss", "agreement", "learning_rate"}
     assert history.history["loss"][-1] < 0.7 * history.history["loss"][0]
@@ -57,7 +65,9 @@ def test_an_equal_student_has_loss_0_and_does_not_move(pair):
     twin.set_weights(teacher.get_weights())
     before = values(twin.variables)
     kernels = [twin.get_layer("head").kernel]
-    history = klb.distill(twin, teacher, VECTORS, klb.DistillConfig(variables=kernels), epochs=1, verbose=0)
+    history = klb.distill(
+        twin, teacher, VECTORS, klb.DistillConfig(variables=kernels), epochs=1, check=False, verbose=0
+    )
     assert abs(history.history["loss"][0]) < 1e-6
     assert history.history["agreement"] == [1.0]
     assert all(np.abs(a - b).max() < 1e-6 for a, b in zip(before, values(twin.variables), strict=True))
@@ -70,7 +80,7 @@ def test_history_holds_means_over_the_epoch(pair):
     frozen.compile("sgd", jit_compile=False)
     want = frozen.evaluate(VECTORS, batch_size=48, verbose=0, return_dict=True)
     config = klb.DistillConfig(loss="smooth_l1", learning_rate=1e-12)
-    history = klb.distill(student, teacher, VECTORS, config, epochs=1, batch_size=20, verbose=0)
+    history = klb.distill(student, teacher, VECTORS, config, epochs=1, batch_size=20, check=False, verbose=0)
     for name in ("loss", "agreement"):
         np.testing.assert_allclose(history.history[name], [want[name]], rtol=1e-4)
 
@@ -81,7 +91,7 @@ def test_cached_teacher_logits_change_nothing(pair):
     for cache in (True, False):
         start_again(student)
         config = klb.DistillConfig(cache_teacher=cache)
-        klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=20, verbose=0, seed=3)
+        klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=20, check=False, verbose=0, seed=3)
         found.append(values(thresholds(student)))
     for cached, computed in zip(*found, strict=True):
         np.testing.assert_allclose(cached, computed, rtol=0, atol=1e-5)  # predict's batches round in another order
@@ -98,7 +108,7 @@ def test_takes_what_calibrate_takes(pair, kind):
         "generator function": lambda: (VECTORS[i : i + 16] for i in (0, 16)),
         "dict": {"vector": VECTORS},
     }[kind]
-    history = klb.distill(student, teacher, data, epochs=2, verbose=0)
+    history = klb.distill(student, teacher, data, epochs=2, check=False, verbose=0)
     assert len(history.history["loss"]) == 2
 
 
@@ -123,14 +133,14 @@ def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
     others = [variable for variable in student.variables if id(variable) not in learned]
     fixed, before = values(others), values(biases)
     config = klb.DistillConfig(variables="thresholds+biases")
-    klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=16, verbose=0)
+    klb.distill(student, teacher, VECTORS, config, epochs=2, batch_size=16, check=False, verbose=0)
     assert same(fixed, values(others))
     assert len(biases) == 2
     assert all(np.any(old != new) for old, new in zip(before, values(biases), strict=True))
     for variable, value in zip(biases, before, strict=True):
         variable.assign(value)
     with pytest.raises(ValueError, match="'thresholds\\+biases'"):
-        klb.distill(student, teacher, VECTORS, klb.DistillConfig(variables="biases"), verbose=0)
+        klb.distill(student, teacher, VECTORS, klb.DistillConfig(variables="biases"), check=False, verbose=0)
 
 
 def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
@@ -140,7 +150,7 @@ def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
     weights = [weight for layer in layers for weight in (layer.kernel, layer.bias)]
     before, factors = values(weights), values(thresholds(student))
     config = klb.DistillConfig(variables="pointwise", learning_rate=0.05)
-    history = klb.distill(student, teacher, VECTORS, config, epochs=6, batch_size=16, verbose=0)
+    history = klb.distill(student, teacher, VECTORS, config, epochs=6, batch_size=16, check=False, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert same(factors, values(thresholds(student)))
     old, new = (np.concatenate([value.ravel() for value in found]) for found in (before, values(weights)))
@@ -224,9 +234,79 @@ def test_what_would_fail_later_is_refused_before_anything_changes(make, words):
         np.testing.assert_array_equal(left, right)
 
 
+# ------------------------------------------------------------------------------------------------- judged unless told
+
+
+def checked(student, teacher, data=VECTORS, **options):
+    return klb.distill(student, teacher, data, **{"epochs": 2, "batch_size": 12, "verbose": 0} | options)
+
+
+@pytest.mark.filterwarnings("ignore:distill left")
+def test_every_fourth_sample_judges_and_does_not_train(pair):
+    teacher, student = pair
+    start_again(student)
+    poisoned = VECTORS.copy()
+    poisoned[3::4] *= 1e6  # would ruin the loss of every batch they were in
+    history = checked(student, teacher, poisoned, labels=np.arange(48) % 5).history
+    assert set(history) == {"loss", "agreement", "learning_rate", "val_loss", "val_agreement"}
+    assert max(history["loss"]) < 1e3 < min(history["val_loss"])
+
+
+@pytest.mark.parametrize("kind", ["dataset", "function"])
+def test_data_that_can_be_read_again_are_judged_by_their_first_batch(pair, kind):
+    teacher, student = pair
+    start_again(student)
+    batches = [VECTORS[:16], VECTORS[16:]]
+    data = {"dataset": tf.data.Dataset.from_tensor_slices(VECTORS).batch(16), "function": lambda: iter(batches)}[kind]
+    assert len(checked(student, teacher, data).history["val_loss"]) == 2
+
+
+def test_an_iterator_that_can_be_read_once_is_not_judged():
+    teacher = row_network()
+    history = checked(row_student(teacher), teacher, iter([ROWS[:8], ROWS[8:]]), epochs=1).history
+    assert "val_loss" not in history
+
+
+def test_the_start_stays_with_a_warning_where_no_epoch_is_better(pair):
+    teacher, student = pair
+    start_again(student)
+    before = values(student.variables)
+    config = klb.DistillConfig(learning_rate=5.0)
+    words = (
+        r"distill left .* as it was: no epoch was better on the samples that judge it \(val_loss .* -> .*check=False"
+    )
+    with pytest.warns(UserWarning, match=words):
+        checked(student, teacher, config=config)
+    assert same(before, values(student.variables))
+    checked(student, teacher, config=config, check=False)
+    assert not same(before, values(student.variables))
+
+
+class Compiled(keras.callbacks.Callback):
+    """How the distiller and the teacher that fills the cache were compiled."""
+
+    def on_train_begin(self, logs=None):
+        self.found = self.model.jit_compile, self.model.teacher_logits.jit_compile
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_the_caller_chooses_how_it_is_compiled_the_cached_teacher_included(choice):
+    teacher = row_network()
+    compiled, config = Compiled(), klb.DistillConfig(cache_teacher=True)
+    distilled(row_student(teacher), teacher, config=config, callbacks=[compiled], jit_compile=choice, check=False)
+    assert compiled.found == (choice, choice)
+
+
+def test_other_words_for_compiling_are_refused():
+    teacher = row_network()
+    with pytest.raises(ValueError, match=r"jit_compile='xla'; give True \(XLA\), False or 'auto'"):
+        distilled(row_student(teacher), teacher, jit_compile="xla")
+
+
 # ------------------------------------------------------------------------------------------------------- the snippet
 
 
+@pytest.mark.filterwarnings("ignore:distill left")  # the weights are drawn: nothing helps for sure
 def test_snippet_runs_as_written(tmp_path, capsys):
     image = keras.Input((8, 8, 3), name="image")
     hidden = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(image)))

@@ -1,16 +1,44 @@
 """correct_biases: the mean error that quantizing brings into each channel, taken out of its bias."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.analysis.operations import stock_kind
+from keras_lowbit.convert.post_training.layer_steps import Step, guarded_steps, layer_by_layer, relative_errors
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, left_if
 from keras_lowbit.data import Batches
-from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
+from keras_lowbit.guard import Samples
 from keras_lowbit.keras_graph.variables import to_numpy
+
+_SEARCH_ROWS = 65_536  # of a layer's sums, that a shift in front of an activation is searched on
+_SEARCH_STEPS = 12
+_FLATTEST = 0.05  # slope of a channel's mean below which the search does not trust it
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasCorrection(Mapping[str, float]):
+    """What `correct_biases` did: path of each layer -> the largest shift that stays, in units of its sums; prints as a table.
+
+    report: a row for each layer, "corrected" or "left", with its error before and after; its `verdict` is on the outputs.
+    """
+
+    shifts: Mapping[str, float]
+    report: ConversionReport
+
+    def __getitem__(self, path: str) -> float:
+        return self.shifts[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shifts)
+
+    def __len__(self) -> int:
+        return len(self.shifts)
+
+    def __str__(self) -> str:
+        return str(self.report)
 
 
 def correct_biases(
@@ -20,120 +48,105 @@ def correct_biases(
     *,
     batch_size: int = 32,
     steps: int | None = None,
+    validation_data: Any = None,
+    check: bool = True,
     verbose: int | bool = 1,
-) -> dict[str, float]:
+) -> BiasCorrection:
     """Change the biases of a calibrated model so that no channel's mean output is shifted by quantization.
 
-    Layer by layer in running order: ``b_k += mean(y_k of the float model) - mean(y_k of the quantized one)``, y the output of
-    the layer before its activation, the mean over samples and positions; each layer sees the corrected ones before it.
+    Layer by layer in running order, each seeing the corrected ones before it: ``b_k += d_k`` with
+    ``mean(f(y_k + d_k)) = mean(f(y_k of the float model))``, y the sums of the layer, f the activation that its readers see
+    (its own, or one right behind it; none: ``d_k`` is the difference of the means), the mean over samples and positions.
     Nothing else changes. All of `data` are in memory at once, layer by layer: a few dozen images are enough.
+
+    Every shift is judged on samples that it was not made from: a channel whose squared error behind f does not fall there keeps
+    its bias, and if the outputs of the whole model have moved away from the float model's, all biases stay as they were, with
+    a warning.
 
     quantized: what `quantize_model` made of `reference` (Functional or Sequential), calibrated; changed in place.
     reference: the float model, folded, with layers of the same paths.
     data, batch_size, steps, verbose: as for `calibrate`.
-    Returns path of each corrected layer -> the largest shift of its channels, in the units of its output. Layers without a
-    bias, shared layers and those whose bias is quantized stay as they are. Of a separable convolution the pointwise half,
-    which has its path and bias, is corrected for both.
+    validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for that (256 at
+    most; a single sample judges itself).   check=False: all data make the shifts and nothing is judged.
+    Returns a `BiasCorrection`: path of each layer -> the largest shift that stays, in the units of its output; `print` it.
+    Layers without a bias, shared layers and those whose bias is quantized stay as they are. Of a separable convolution the
+    pointwise half, which has its path and bias, is corrected for both.
     Raises ValueError if no layer of the two models matches.
-    Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D).
+    Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D); differs: behind the activation, and checked.
     """
-    means: dict[str, np.ndarray] = {}  # of the float model
+    samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
+    wanted: dict[str, Wanted] = {}
     shifts: dict[str, float] = {}
+    rows: list[LayerReport] = []
 
-    def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        means[call.path] = mean_output(call, values)
+    def remember(step: Step) -> None:
+        wanted[step.call.path] = Wanted.of(step)
 
-    def correct(call: Call, values: list[dict[int, Any]]) -> None:
-        shift = means[call.path] - mean_output(call, values)
-        call.operation.bias.assign(to_numpy(call.operation.bias) + shift.astype(np.float32))
-        shifts[call.path] = float(np.abs(shift).max())
+    def correct(step: Step) -> None:
+        shift, detail = corrected_bias(step, wanted.pop(step.call.path))
+        shifts[step.call.path] = float(np.abs(shift).max())
+        rows.append(LayerReport.of(step.call, "corrected" if shift.any() else "left", detail))
 
-    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, correct)
-    return shifts
+    def all_layers() -> None:
+        layer_by_layer(quantized, reference, samples, remember, correct, verbose)
+
+    verdict = guarded_steps("correct_biases", quantized, reference, samples, all_layers)
+    if not verdict.kept:
+        shifts = dict.fromkeys(shifts, 0.0)
+    report = ConversionReport(quantized.name, "correct_biases", left_if(not verdict.kept, rows), verdict)
+    return BiasCorrection(shifts, report)
 
 
-Visit = Callable[[Call, list[dict[int, Any]]], None]
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a layer of the float model gives. mean: of each channel behind the activation.   judging: rows of the same."""
+
+    mean: np.ndarray
+    judging: np.ndarray
+
+    @classmethod
+    def of(cls, step: Step) -> "Wanted":
+        """Of the float model's step."""
+        mean = step.activated(step.sums()).mean(axis=0, dtype=np.float64)
+        return cls(mean, step.activated(step.judging_sums()))
 
 
-def layer_by_layer(
-    quantized: keras.Model, reference: keras.Model, batches: Batches, remember: Visit, change: Visit
-) -> None:
-    """Run all batches through the float model, then through the quantized one, and stop at the layers that match.
+def corrected_bias(step: Step, wanted: Wanted) -> tuple[np.ndarray, str]:
+    """Shift the bias of a layer where that helps; the shift of each channel, and in words what it did."""
+    shift = _shift(step, wanted.mean).astype(np.float32)
+    seen = step.judging_sums()
+    if not len(seen):
+        detail = "not checked"
+    else:
+        before, after = (relative_errors(wanted.judging, step.activated(seen + d)) for d in (0, shift))
+        helped = after < before
+        shift = np.where(helped, shift, np.float32(0))
+        detail = f"error {before.mean():.3g} -> {np.where(helped, after, before).mean():.3g}"
+        detail += f", {int((~helped).sum())} of {helped.size} channels as they were" if not helped.all() else ""
+    bias = step.call.operation.bias
+    bias.assign(to_numpy(bias) + shift)
+    return shift, detail
 
-    remember: sees a call of `reference` before it runs, and the values of every batch.   change: the same of `quantized`; it
-    may change the layer, which the next ones then see.   ValueError if no layer of the two models matches.
-    """
-    arrays = list(batches)
-    graphs = [calls_of(model, inline=True) for model in (reference, quantized)]
-    targets = correctable(graphs[1], graphs[0])
-    if not targets:
-        raise ValueError(
-            f"No quantized layer with a bias of {quantized.name!r} has a float one of the same path in {reference.name!r}. "
-            "Give the model that was quantized, its batch norms folded."
+
+def _shift(step: Step, mean: np.ndarray) -> np.ndarray:
+    """d_k with ``mean(f(y_k + d_k)) = mean``, as far as Newton's steps reach it; float64 [channels]."""
+    sums = step.sums()
+    if step.activation is None:
+        return np.asarray(mean - sums.mean(axis=0, dtype=np.float64))
+    # The means of all rows agree up to the same error as those of the rows the search looks at.
+    gap = mean - step.activated(sums).mean(axis=0, dtype=np.float64)
+    sums = sums[:: -(-len(sums) // _SEARCH_ROWS)]
+    start = step.activated(sums).mean(axis=0, dtype=np.float64)
+    spread = np.maximum(sums.std(axis=0, dtype=np.float64), 1e-6)
+    shift, missing = np.zeros(sums.shape[1]), gap
+    for _ in range(_SEARCH_STEPS):
+        here, beside = (
+            step.activated(sums + (shift + nudge).astype(np.float32)).mean(axis=0, dtype=np.float64)
+            for nudge in (0.0, 0.01 * spread)
         )
-    bar = keras.utils.Progbar(len(targets), verbose=1 if batches.verbose else 0, unit_name="layer")
-
-    def change_and_count(call: Call, values: list[dict[int, Any]]) -> None:
-        change(call, values)
-        bar.add(1)
-
-    for model, graph, visit in zip((reference, quantized), graphs, (remember, change_and_count), strict=True):
-        _visit(graph, [inputs_in_order(model, batch) for batch in arrays], targets, visit)
-
-
-def _visit(graph: CallGraph, batches: list[list[Any]], paths: list[str], visit: Visit) -> None:
-    """Run all batches call by call; before the calls of some paths show the call and the values of every batch."""
-    values = [dict(zip(graph.inputs, map(keras.ops.convert_to_tensor, batch), strict=True)) for batch in batches]
-    run_calls(graph.calls, values, before=lambda call: visit(call, values) if call.path in paths else None)
-
-
-def correctable(graph: CallGraph, reference: CallGraph) -> list[str]:
-    """Paths of quantized calls with a plain bias that run once and have a twin."""
-    return [call.path for call, reason in candidates(graph, reference) if reason is None]
-
-
-def candidates(graph: CallGraph, reference: CallGraph) -> list[tuple[Call, str | None]]:
-    """Every call of a quantized layer, and why it is not `correctable`, None if it is.
-
-    The pointwise half of a separable convolution has its name, and the whole of it as its twin.
-    """
-    twins = {call.path for call in reference.calls if hasattr(call.operation, "kernel") or _is_separable(call)}
-
-    def reason(call: Call) -> str | None:
-        layer = call.operation
-        if call.path not in twins:
-            return "no layer of its path in the float model"
-        if graph.uses(layer) > 1:
-            return f"shared: it runs {graph.uses(layer)} times"
-        if layer.bias is None:
-            return "it has no bias"
-        return None if layer.bias_quantizer is None else "its bias is quantized"
-
-    return [(call, reason(call)) for call in graph.calls if isinstance(call.operation, klb_layers.QuantizedLayer)]
-
-
-def _is_separable(call: Call) -> bool:
-    return stock_kind(call.operation) == "SeparableConv2D"
-
-
-def mean_output(call: Call, values: list[dict[int, Any]]) -> np.ndarray:
-    """Mean of every channel before the activation, over all batches, float64."""
-    total, count = np.float64(0.0), 0
-    for known in values:
-        output = keras.ops.convert_to_numpy(keras.ops.cast(_linear_output(call, known), "float32"))
-        total = total + output.reshape(-1, output.shape[-1]).sum(axis=0, dtype=np.float64)
-        count += output.size // output.shape[-1]
-    return np.asarray(total / count)
-
-
-def _linear_output(call: Call, values: dict[int, Any]) -> Any:
-    """What the call's layer gives before its activation: linear operation and bias, kernel quantized if it is."""
-    layer, source = call.operation, values[call.inputs[0]]
-    if isinstance(layer, klb_layers.QuantizedLayer):
-        source = keras.ops.cast(source, layer.compute_dtype)
-        return keras.ops.add(layer.linear(source, False), keras.ops.cast(layer.bias, layer.compute_dtype))
-    activation, layer.activation = layer.activation, keras.activations.linear
-    try:
-        return layer(source)
-    finally:
-        layer.activation = activation
+        missing = gap - (here - start)
+        slope = np.maximum((beside - here) / (0.01 * spread), _FLATTEST)
+        shift = np.clip(shift + missing / slope, -spread, spread)
+        if np.all(np.abs(missing) <= 1e-5 * spread):
+            break
+    return shift

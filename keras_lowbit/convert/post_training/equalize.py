@@ -8,9 +8,11 @@ import numpy as np
 
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training import layer_pairs as pairs
+from keras_lowbit.convert.post_training.judged_rewrite import judged_rewrite
 from keras_lowbit.convert.post_training.layer_pairs import Pair, Weights
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused, left_if
 from keras_lowbit.data import Batches
+from keras_lowbit.guard import Samples, Verdict
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of
 from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
 from keras_lowbit.quantizers.base import require_choice
@@ -29,6 +31,9 @@ def equalize(
     return_report: bool = False,
     batch_size: int = 32,
     steps: int | None = None,
+    recipe: Any = None,
+    validation_data: Any = None,
+    check: bool = True,
     verbose: int | bool = 1,
 ) -> Any:
     """A stock copy of a folded model in which the channels between two layers have equal ranges in both.
@@ -38,13 +43,21 @@ def equalize(
     k of the first, r2_k that of input channel k of the second layer. Repeated until nothing changes; no channel is scaled
     by more than 1000. The function is unchanged: a ReLU passes positive factors on. It needs no data.
 
+    With `data` the result is judged: quantized by `recipe` and calibrated, it
+    must come as close to the outputs of `model`, on samples held back, as `model` does; else a copy of `model` is returned,
+    with a warning. Ranges of activations spread where those of weights meet, so not every recipe gains. Without data nothing is
+    judged, and the report says so.
+
     A ReLU6 does not pass them on. relu6: "keep" leaves pairs with one as they are; with `data` (as for `calibrate`, about
     100 images) it scales their channels that stay below 5.9 there, up to 6, and locks the others, as `rescale_depthwise`
     does: unchanged on inputs like the data. "relu" replaces the ReLU6 of a pair by ReLU, as the source does: outputs change
     where it clipped, and trained networks may need it (the published MobileNetV2 loses 8 points).
     model: Functional or Sequential Keras model; fold its batch norms first, since they end a pair.
     iterations: at most so many rounds over all pairs.   batch_size, steps, verbose: of the data.
-    return_report: give (model, `ConversionReport`) instead: "equalized" with the factors, or "left" and why.
+    recipe: name, dict or `Recipe` that the model is for; None: "int8" and "fat-scalar", by the geometric mean of both
+    errors.   validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for
+    that (256 at most; a single sample judges itself).   check=False: nothing is judged.
+    return_report: give (model, `ConversionReport`) instead: "equalized" with the factors, or "left" and why, and the `verdict`.
     After quantizing and calibrating, `correct_biases` is the second half of the method. Not here: bias absorption.
     Nagel et al. 2019, arXiv:1906.04721 (DFQ), section 4.1. Locked channels are Goncharenko et al.'s, arXiv:1812.07872.
     """
@@ -53,7 +66,11 @@ def equalize(
     found = [(call, _usable(graph, pair, relu6, data is not None)) for call, pair in pairs.find_pairs(graph)]
     chosen = [pair for _, pair in found if isinstance(pair, Pair)]
     clipped = [pair.first.outputs[0] for pair in chosen if pair.activation == "relu6" and relu6 == "keep"]
-    maxima = pairs.channel_maxima(model, graph, clipped, Batches(data, batch_size, steps, verbose))
+    judging = check and (data is not None or validation_data is not None)
+    samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, judging)
+    maxima = pairs.channel_maxima(model, graph, clipped, samples.with_progress())
+    if judging and chosen and validation_data is None and not clipped:
+        samples.hold_back()
     limits = {pair: _limits(maxima.get(pair.first.outputs[0])) for pair in chosen}
     weights, factors = _equalized(limits, iterations)
     edits = _edits(weights, [pair.relu for pair in chosen if _is_replaced(pair, relu6)])
@@ -64,7 +81,10 @@ def equalize(
         else LayerReport.of(call, "equalized", _detail(pair, factors[pair], limits[pair], relu6))
         for call, pair in found
     }
-    report = ConversionReport(model.name, "equalize", tuple(rows.values()))
+    verdict = Verdict()
+    if chosen:
+        changed, verdict = judged_rewrite("equalize", model, changed, samples, recipe)
+    report = ConversionReport(model.name, "equalize", left_if(not verdict.kept, rows.values()), verdict)
     return (changed, report) if return_report else changed
 
 

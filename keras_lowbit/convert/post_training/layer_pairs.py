@@ -1,7 +1,7 @@
 """Pairs of layers between which channels can be scaled: first layer, relu or nothing, second layer."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -10,7 +10,6 @@ import numpy as np
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.convert.reports.conversion import Refused
-from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import Call, CallGraph, inputs_in_order
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
@@ -118,7 +117,9 @@ def scale_inputs(layer: Any, weights: Weights, factor: np.ndarray) -> Weights:
     return weights | {"kernel": kernel * LAYOUTS[stock_kind(layer)].per_input(factor, kernel.shape)}
 
 
-def channel_maxima(model: keras.Model, graph: CallGraph, keys: list[int], batches: Batches) -> dict[int, np.ndarray]:
+def channel_maxima(
+    model: keras.Model, graph: CallGraph, keys: list[int], batches: Iterable[Any]
+) -> dict[int, np.ndarray]:
     """The largest value of every channel (last axis) of some tensors over data, by the tensors' keys."""
     found: dict[int, np.ndarray] = {}
 
@@ -132,6 +133,6 @@ def channel_maxima(model: keras.Model, graph: CallGraph, keys: list[int], batche
         return results
 
     if keys:
-        for batch in batches.with_progress():
+        for batch in batches:
             graph.run(map(keras.ops.convert_to_tensor, inputs_in_order(model, batch)), look)
     return found

@@ -7,9 +7,11 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.post_training import layer_pairs as pairs
+from keras_lowbit.convert.post_training.judged_rewrite import judged_rewrite
 from keras_lowbit.convert.post_training.layer_pairs import Pair, Weights
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused, left_if
 from keras_lowbit.data import Batches
+from keras_lowbit.guard import Samples, Verdict
 from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.keras_graph.edits import LayerEdit, rewrite_model, weights_of
 
@@ -24,6 +26,9 @@ def rescale_depthwise(
     batch_size: int = 32,
     steps: int | None = None,
     locked_above: float = 5.9,
+    recipe: Any = None,
+    validation_data: Any = None,
+    check: bool = True,
     verbose: int | bool = 1,
     return_report: bool = False,
 ) -> Any:
@@ -37,9 +42,16 @@ def rescale_depthwise(
 
     It is for quantizers with one scale per tensor; scales per filter do not need it. Exact on inputs whose channels stay
     below what `data` showed, on all inputs without ReLU6. Fold before, calibrate after.
+
+    The result is judged: quantized by `recipe` and calibrated, it must come as close to the outputs of `model`, on samples held
+    back, as `model` does; else a copy of `model` is returned, with a warning.
     model: Functional or Sequential Keras model without batch norms in those places (`fold_batch_norms` first).
     data, batch_size, steps, verbose: as for `calibrate`; about 100 images.
-    return_report: give (model, `ConversionReport`) instead: "rescaled" with the ranges before and after, or "left" and why.
+    recipe: name, dict or `Recipe` that the model is for; None: "int8" and "fat-scalar", by the geometric mean of both
+    errors.   validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for
+    that (256 at most; a single sample judges itself).   check=False: nothing is judged.
+    return_report: give (model, `ConversionReport`) instead: "rescaled" with the ranges before and after, or "left" and why,
+    and the `verdict`.
     Ours, where the paper is silent: no locked channel: T_0 is the mean of all M_k; M_k = 0: S_k = 1; S_k at most 1000.
     Goncharenko et al. 2018, arXiv:1812.07872, section 3.3.
     """
@@ -50,7 +62,8 @@ def rescale_depthwise(
     graph = calls_of(model, inline=True)
     found = list(pairs.find_pairs(graph, first=("DepthwiseConv2D",)))
     keys = [pair.first.outputs[0] for _, pair in found if isinstance(pair, Pair)]
-    maxima = pairs.channel_maxima(model, graph, keys, Batches(data, batch_size, steps, verbose))
+    samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
+    maxima = pairs.channel_maxima(model, graph, keys, samples.with_progress())
     weights: dict[int, Weights] = {}  # new ones by the id of their layer
     rows = []
     for call, pair in found:
@@ -66,7 +79,10 @@ def rescale_depthwise(
         weights |= dict(zip(map(id, pair.layers), new, strict=True))
         rows.append(LayerReport.of(call, "rescaled", f"with {pair.second.path}: {factors}"))
     rescaled = rewrite_model(model, {key: LayerEdit(weights=new) for key, new in weights.items()})
-    report = ConversionReport(model.name, "rescale_depthwise", tuple(rows))
+    verdict = Verdict()
+    if keys:
+        rescaled, verdict = judged_rewrite("rescale_depthwise", model, rescaled, samples, recipe)
+    report = ConversionReport(model.name, "rescale_depthwise", left_if(not verdict.kept, rows), verdict)
     return (rescaled, report) if return_report else rescaled
 
 

@@ -7,9 +7,17 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import stock_kind
-from keras_lowbit.convert.post_training.correct_biases import candidates, layer_by_layer, mean_output
-from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
+from keras_lowbit.convert.post_training.correct_biases import Wanted, corrected_bias
+from keras_lowbit.convert.post_training.layer_steps import (
+    Step,
+    candidates,
+    guarded_steps,
+    layer_by_layer,
+    relative_errors,
+)
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, left_if
 from keras_lowbit.data import Batches
+from keras_lowbit.guard import Samples
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
@@ -28,6 +36,8 @@ def round_weights(
     batch_size: int = 16,
     steps: int | None = None,
     seed: int = 0,
+    validation_data: Any = None,
+    check: bool = True,
     verbose: int | bool = 1,
 ) -> ConversionReport:
     """Round the weights of a calibrated model anew, layer by layer, for the least error of each layer's output.
@@ -39,36 +49,67 @@ def round_weights(
     corrected as `correct_biases` does. Scales stay; the new kernel encodes to the new codes. It is for 4 bits and
     below; at 8 bits there is little to gain.
 
+    Every layer is judged on samples that it was not rounded by, by the error behind its activation: one whose error does not
+    fall there keeps kernel and bias. If the outputs of the whole model have moved away from the float model's, all layers
+    stay as they were, with a warning.
+
     quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Do not calibrate it again: that may
     look for the scales of the new kernels anew.
     reference: the float model, folded, with layers of the same paths.
     data, batch_size, steps, verbose: as for `calibrate`; 100 or more images, all in memory at once, layer by layer.
     seed: of the choice of 4,000 to 20,000 input vectors for each layer.
-    Returns a report: "rounded" with the error before and after (relative to the output), or "left" and why.
+    validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for that (256 at
+    most; a single sample judges itself).   check=False: all data round and nothing is judged.
+    Returns a report: "rounded" with the error before and after (relative to the output), or "left" and why; its `verdict` is on
+    the outputs of the model.
     Works for Conv1D, Conv2D, DepthwiseConv2D and Dense kernels on symmetric even grids (Uniform, AdjustableThreshold).
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
-    remembered: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
+    samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
+    remembered: dict[str, tuple[Wanted, np.ndarray | None]] = {}  # with the input vectors of the float model
     rows: list[LayerReport] = []
 
-    def vectors(call: Call, values: list[dict[int, Any]]) -> np.ndarray | None:
-        rng = np.random.default_rng((seed, zlib.crc32(call.path.encode())))  # the same choice in both models
-        return input_vectors(call.operation, [known[call.inputs[0]] for known in values], rng)
+    def vectors(step: Step) -> np.ndarray | None:
+        rng = np.random.default_rng((seed, zlib.crc32(step.call.path.encode())))  # the same choice in both models
+        return input_vectors(step.call.operation, step.inputs, rng)
 
-    def remember(call: Call, values: list[dict[int, Any]]) -> None:
-        remembered[call.path] = mean_output(call, values), vectors(call, values)
+    def remember(step: Step) -> None:
+        remembered[step.call.path] = Wanted.of(step), vectors(step)
 
-    def change(call: Call, values: list[dict[int, Any]]) -> None:
-        mean, real = remembered.pop(call.path)
-        rows.append(_round_layer(call, vectors(call, values), real))
-        bias = call.operation.bias
-        bias.assign(to_numpy(bias) + (mean - mean_output(call, values)).astype(np.float32))
+    def change(step: Step) -> None:
+        wanted, real = remembered.pop(step.call.path)
+        rows.append(_judged_layer(step, wanted, vectors(step), real))
 
-    layer_by_layer(quantized, reference, Batches(data, batch_size, steps, verbose), remember, change)
+    def all_layers() -> None:
+        layer_by_layer(quantized, reference, samples, remember, change, verbose)
+
+    verdict = guarded_steps("round_weights", quantized, reference, samples, all_layers)
     graphs = (calls_of(model, inline=True) for model in (quantized, reference))
     left = {call.path: LayerReport.of(call, "left", why) for call, why in candidates(*graphs) if why}
-    return ConversionReport(quantized.name, "round_weights", (*rows, *left.values()))
+    found = (*left_if(not verdict.kept, rows), *left.values())
+    return ConversionReport(quantized.name, "round_weights", found, verdict)
+
+
+def _judged_layer(step: Step, wanted: Wanted, seen: np.ndarray | None, real: np.ndarray | None) -> LayerReport:
+    """Round a layer and correct its bias, and take both back if the error behind its activation did not fall."""
+    layer = step.call.operation
+    weights = [(variable, to_numpy(variable)) for variable in (layer.kernel, layer.bias)]
+
+    def error() -> float | None:
+        sums = step.judging_sums()
+        return float(relative_errors(wanted.judging, step.activated(sums)).mean()) if len(sums) else None
+
+    before = error()
+    row = _round_layer(step.call, seen, real)
+    corrected_bias(step, wanted)
+    after = error()
+    if row.outcome == "left" or before is None or after is None or after < before:
+        return row
+    for variable, value in weights:
+        variable.assign(value)
+    detail = f"its error on held-back samples would go from {before:.3g} to {after:.3g}"
+    return LayerReport.of(step.call, "left", detail)
 
 
 def _round_layer(call: Call, seen: np.ndarray | None, real: np.ndarray | None) -> LayerReport:

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+from keras_lowbit.guard import Verdict
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.tables import table
 
@@ -35,17 +37,24 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """One `LayerReport` for every layer of the model, in running order; prints as a table."""
+    """One `LayerReport` for every layer of the model, in running order; prints as a table.
+
+    verdict: what the whole change did to the model on held-back data; None for what is not judged, such as a conversion.
+    """
 
     model: str
     recipe: str
     layers: tuple[LayerReport, ...]
+    verdict: Verdict | None = None
 
     def __str__(self) -> str:
         rows = [(row.path, row.layer, row.outcome, row.detail) for row in self.layers]
         counts = Counter(row.outcome for row in self.layers)
         total = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        return f"{self.model} with {self.recipe}: {total}\n" + table(("layer", "class", "outcome", "detail"), rows)
+        judged = "" if self.verdict is None else f"\nwhole model: {self.verdict}"
+        return (
+            f"{self.model} with {self.recipe}: {total}\n{table(('layer', 'class', 'outcome', 'detail'), rows)}{judged}"
+        )
 
     def __getitem__(self, path: str) -> LayerReport:
         """The report of one layer by its path (``"backbone/conv1"``); a KeyError that lists close names."""
@@ -60,6 +69,16 @@ class ConversionReport:
     def outcomes(self, outcome: str) -> list[str]:
         """Paths of the layers with that outcome."""
         return [row.path for row in self.layers if row.outcome == outcome]
+
+
+def left_if(worse: bool, rows: Iterable[LayerReport]) -> tuple[LayerReport, ...]:
+    """The rows as they are, or all as "left" where the change as a whole was taken back."""
+    if not worse:
+        return tuple(rows)
+    words = "on held-back data the model got worse"
+    return tuple(
+        row if row.outcome == "left" else dataclasses.replace(row, outcome="left", detail=words) for row in rows
+    )
 
 
 class ReportBuilder:

@@ -16,7 +16,7 @@ from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.lowering.values import fixed_codes
 from keras_lowbit.deploy.verification.noise import Noise
 from keras_lowbit.deploy.verification.scores import Score, Scorer, labels_by_output
-from keras_lowbit.keras_graph.calls import is_graph_model
+from keras_lowbit.keras_graph.calls import functional_of, is_graph_model
 
 _EAGER_BATCHES = 4  # tracing a large model into a graph takes longer than so many batches without one
 
@@ -189,7 +189,7 @@ class Predictor:
             self.function = _traced(self.function)
         structure = batch[0] if len(batch) == 1 else batch
         if is_graph_model(self.model) and self.model.built:
-            structure = self.model.input
+            structure = functional_of(self.model).input
         outputs = self.function(keras.tree.pack_sequence_as(structure, batch))
         return [_as_real(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
 

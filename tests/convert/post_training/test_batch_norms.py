@@ -29,7 +29,8 @@ def one_norm(**options):
 
 
 def again(model, data=IMAGES, **options):
-    return klb.reestimate_batch_norms(model, data, verbose=0, **({"batch_size": 6} | options))
+    """Unchecked: what the statistics become is one thing, whether they stay another (see below)."""
+    return klb.reestimate_batch_norms(model, data, verbose=0, **({"batch_size": 6, "check": False} | options))
 
 
 def statistics(layer):
@@ -131,3 +132,105 @@ def test_a_subclassed_model_is_refused():
 
     with pytest.raises(TypeError, match="not a Functional or Sequential"):
         again(Mine())
+
+
+# ------------------------------------------------------------------------------------------------ whether they stay
+
+LABELS = (IMAGES[:, 1:4, 1:4, 0].mean((1, 2)) > IMAGES[:, 1:4, 1:4, 1].mean((1, 2))).astype("int32")
+
+
+def trained(images=IMAGES):
+    """A float network with the statistics of its data."""
+    keras.utils.set_random_seed(2)
+    image = keras.Input((5, 5, 2), name="image")
+    hidden = L.ReLU()(L.BatchNormalization(name="norm")(L.Conv2D(6, 3, use_bias=False, name="conv")(image)))
+    model = keras.Model(image, L.Dense(2, name="head")(L.GlobalAveragePooling2D()(hidden)))
+    again(model, images)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.05), loss, run_eagerly=True)
+    for _ in range(20):
+        model.train_on_batch(images, LABELS)
+    again(model, images)
+    return model
+
+
+def checked(model, data=IMAGES, **options):
+    return klb.reestimate_batch_norms(model, data, batch_size=6, verbose=0, **options)
+
+
+def loss_of(model):
+    return model.evaluate(IMAGES, LABELS, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "unlike", [lambda x: 10 * x, lambda x: x - 5, np.zeros_like, lambda x: RNG.normal(size=x.shape)]
+)
+@pytest.mark.parametrize("recipe", [None, "dfp-4w8a-n4", "inq-2", "int8"])
+def test_data_unlike_the_training_set_do_not_ruin_a_network(unlike, recipe):
+    model = trained()
+    if recipe is not None:
+        loss, model = model.loss, klb.quantize_model(model, recipe)[0]
+        klb.calibrate(model, IMAGES, verbose=0)
+        model.compile(loss=loss, run_eagerly=True)
+    before, start = loss_of(model), statistics(model.get_layer("norm"))
+    with pytest.warns(UserWarning, match="left the statistics of"):
+        assert checked(model, unlike(IMAGES).astype("float32")) == 0
+    np.testing.assert_array_equal(start, statistics(model.get_layer("norm")))
+    assert again(model, unlike(IMAGES).astype("float32")) == 1
+    assert loss_of(model) > before, "the case shows nothing"
+
+
+def test_where_quantizing_has_moved_them_they_are_taken_anew_and_help():
+    model = trained()
+    quantized, _ = klb.quantize_model(model, "inq-2")
+    klb.calibrate(quantized, IMAGES, verbose=0)
+    wanted = to_numpy(model(IMAGES))
+    before = np.square(to_numpy(quantized(IMAGES)) - wanted).mean()
+    assert checked(quantized) == 1
+    assert np.square(to_numpy(quantized(IMAGES)) - wanted).mean() < 0.7 * before
+
+
+@pytest.mark.parametrize("judge", ["labels", "reference", "pair"])
+def test_stale_statistics_of_a_trained_network_are_renewed_where_labels_or_a_reference_say_so(judge):
+    model, teacher = trained(), trained()
+    norm = model.get_layer("norm")
+    norm.moving_mean.assign(to_numpy(norm.moving_mean) + 2)
+    norm.moving_variance.assign(9 * to_numpy(norm.moving_variance))
+    before = loss_of(model)
+    with pytest.warns(UserWarning, match=r"nothing says whether others are better.*labels=.*reference=.*check=False"):
+        assert checked(model) == 0
+    options = {
+        "labels": {"labels": LABELS},
+        "reference": {"reference": teacher},
+        "pair": {"labels": LABELS, "validation_data": (IMAGES[:8], LABELS[:8])},
+    }[judge]
+    assert checked(model, **options) == 1
+    assert loss_of(model) < before
+    if judge == "labels":
+        options["validation_data"] = (IMAGES, LABELS)
+    with pytest.warns(UserWarning, match="it did not help"):
+        assert checked(model, 10 * IMAGES, **options) == 0
+
+
+def test_fresh_statistics_are_always_set():
+    image = keras.Input((5, 5, 2), name="image")
+    model = keras.Model(image, L.BatchNormalization(name="norm")(image))
+    assert checked(model, 100 + IMAGES) == 1
+    assert 95 < to_numpy(model.get_layer("norm").moving_mean).mean() < 110
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": LABELS[:3]}, r"labels= holds \[3\] labels for 20 samples"),
+        ({"labels": LABELS, "validation_data": IMAGES}, r"must be a pair \(inputs, labels\), got ndarray"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        checked(trained(), **options)
+
+
+def test_labels_need_a_compiled_loss():
+    with pytest.raises(ValueError, match="labels= needs a loss: compile"):
+        checked(one_norm(), labels=LABELS)

@@ -1,4 +1,4 @@
-"""equalize against a NumPy oracle and its promises; correct_biases takes the mean error out of every channel."""
+"""equalize against a NumPy oracle, and its promises."""
 
 import keras
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.keras_graph.variables import to_numpy
-from tests.support.model_zoo import randomize
 
 L = keras.layers
 RNG = np.random.default_rng(41)
@@ -93,7 +92,7 @@ def test_relu6_is_kept_unless_told():
 def test_with_data_channels_below_the_clip_of_relu6_are_equalized_too():
     model = network("relu6")
     model.get_layer("conv").kernel.assign(to_numpy(model.get_layer("conv").kernel) * [1, 1, 1, 1, 30])
-    changed, report = klb.equalize(model, IMAGES, verbose=0, return_report=True)
+    changed, report = klb.equalize(model, IMAGES, check=False, verbose=0, return_report=True)
     assert " of 5 locked" in report["conv"].detail
     largest = keras.Model(model.input, model.get_layer("conv").output).predict(IMAGES, verbose=0).max((0, 1, 2))
     locked = largest > 5.9
@@ -131,75 +130,30 @@ def test_channel_without_weights_stays_and_bad_words_are_refused():
         klb.equalize(model, relu6="drop")
 
 
-# ------------------------------------------------------------------------------------------------ bias correction
+# ------------------------------------------------------------------------------------------------ whether they stay
 
 
-def quantized_network(bits=3):
+def test_without_data_nothing_is_judged_and_the_report_says_so():
+    _, report = klb.equalize(network(), return_report=True)
+    assert report.verdict.before is None
+    assert str(report).endswith("whole model: not checked")
+
+
+@pytest.mark.parametrize("options", [{"data": IMAGES}, {"data": None, "validation_data": IMAGES}])
+def test_with_data_it_stays_where_the_recipe_gains(options):
     model = network()
-    quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(bits)})
-    klb.calibrate(quantized, IMAGES, verbose=0)
-    return model, quantized
+    model.get_layer("conv").kernel.assign(to_numpy(model.get_layer("conv").kernel) * [1e-3, 1, 1, 1, 30])
+    changed, report = klb.equalize(model, verbose=0, return_report=True, **options)
+    assert report.verdict.kept
+    assert report.verdict.after < 0.5 * report.verdict.before
+    assert report.verdict.samples == (6 if options["data"] is not None else 24)
+    assert not np.allclose(to_numpy(changed.get_layer("conv").kernel), to_numpy(model.get_layer("conv").kernel))
 
 
-def means(model, name, images=IMAGES):
-    """Mean of every channel of a layer's output, by Keras' own graph."""
-    values = keras.Model(model.input, model.get_layer(name).output).predict(images, verbose=0)
-    return values.reshape(-1, values.shape[-1]).astype("float64").mean(axis=0)
-
-
-def test_corrected_layers_have_the_means_of_the_float_model():
-    model, quantized = quantized_network()
-    linear = ("conv", "project", "head")  # what these give is what their activation, if any, reads
-    kernels = [to_numpy(layer.kernel) for layer in quantized.layers if hasattr(layer, "kernel_host")]
-    before = {name: np.abs(means(quantized, name) - means(model, name)).max() for name in linear}
-    found = klb.correct_biases(quantized, model, IMAGES, batch_size=5, verbose=0)
-    assert set(found) == {"conv", "dw", "project", "expand", "head"}
-    for name in linear:
-        after = np.abs(means(quantized, name) - means(model, name)).max()
-        # What is left is the range behind the layer ("conv" has one behind its relu only) and float32.
-        assert after < 1e-5 * (1 + np.abs(means(model, name)).max())
-        assert before[name] > 10 * after
-    for old, layer in zip(kernels, (x for x in quantized.layers if hasattr(x, "kernel_host")), strict=True):
-        np.testing.assert_array_equal(old, to_numpy(layer.kernel))
-    again = klb.correct_biases(quantized, model, IMAGES, batch_size=5, verbose=0)
-    assert max(again.values()) < 1e-3 * max(found.values())
-
-
-def separable(**options):
-    image = keras.Input((8, 8, 3), name="image")
-    hidden = L.SeparableConv2D(6, 3, padding="same", activation="relu", name="separable", **options)(image)
-    hidden = L.SeparableConv2D(4, 3, use_bias=False, name="bare", **options)(hidden)
-    head = L.Dense(3, name="head", **options)(L.GlobalAveragePooling2D(**options)(hidden))
-    return randomize(keras.Model(image, head))
-
-
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
-def test_separable_layers_are_corrected_as_a_whole_at_every_precision(policy):
-    images = RNG.normal(1.0, size=(12, 8, 8, 3)).astype(
-        "float32"
-    )  # of mean 0 there would be next to nothing to correct
-    model = separable(dtype=policy)
-    quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(3)})
-    klb.calibrate(quantized, images, verbose=0)
-    found = klb.correct_biases(quantized, model, images, verbose=0)
-    assert set(found) == {"separable", "head"}
-    again = klb.correct_biases(quantized, model, images, verbose=0)
-    # What is left is rounding of biases and sums to the 24, 11 or 8 bits of the policy.
-    step = {"float32": 2.0**-23, "mixed_float16": 2.0**-10, "mixed_bfloat16": 2.0**-7}[policy]
-    for path, shift in again.items():
-        assert shift < min(4 * step * (1 + np.abs(means(model, path, images)).max()), 0.5 * found[path])
-
-
-def test_correction_brings_outputs_closer():
-    model, quantized = quantized_network()
-    fresh = IMAGES[::-1] + 0.1
-    before = np.square(outputs(quantized, fresh) - outputs(model, fresh)).mean()
-    klb.correct_biases(quantized, model, IMAGES, verbose=0)
-    assert np.square(outputs(quantized, fresh) - outputs(model, fresh)).mean() < 0.5 * before
-
-
-def test_models_without_a_common_layer_are_refused():
-    _, quantized = quantized_network()
-    other = keras.Sequential([keras.Input((6, 6, 3)), L.Conv2D(2, 1, name="stranger")])
-    with pytest.raises(ValueError, match="the same path"):
-        klb.correct_biases(quantized, other, IMAGES, verbose=0)
+def test_a_relu_in_place_of_a_relu6_is_left_out_where_it_changes_the_outputs():
+    model = network("relu6")
+    images = 20 * IMAGES  # everything is clipped
+    with pytest.warns(UserWarning, match=r"equalize left .* as it was, quantized by 'int8' and 'fat-scalar'"):
+        changed, report = klb.equalize(model, images, relu6="relu", verbose=0, return_report=True)
+    assert not report.outcomes("equalized")
+    np.testing.assert_array_equal(outputs(changed, images), outputs(model, images))

@@ -159,7 +159,7 @@ def test_outputs_come_closer_and_only_codes_and_biases_change(recipe):
     before = klb.quantized_weights(quantized)
     fresh = IMAGES[::-1] * 0.9
     errors = [np.square(quantized.predict(fresh, verbose=0) - model.predict(fresh, verbose=0)).mean()]
-    report = klb.round_weights(quantized, model, IMAGES, verbose=0)
+    report = klb.round_weights(quantized, model, IMAGES, check=False, verbose=0)
     errors.append(np.square(quantized.predict(fresh, verbose=0) - model.predict(fresh, verbose=0)).mean())
     assert errors[1] < (0.5 if recipe == "fat-w4" else 1.0) * errors[0]
     assert report.outcomes("rounded") == ["conv", "dw", "pw", "head"]
@@ -171,6 +171,26 @@ def test_outputs_come_closer_and_only_codes_and_biases_change(recipe):
         assert np.abs(after[path].codes.astype(int)).max() <= limit
     assert (before["pw"].codes != after["pw"].codes).any()
     np.testing.assert_array_equal(before["transpose"].codes, after["transpose"].codes)
+
+
+def test_checked_a_layer_is_rounded_where_its_outputs_come_closer_on_held_back_samples_and_left_elsewhere():
+    model = network()
+    quantized, _ = klb.quantize_model(model, "fat-w4")
+    klb.calibrate(quantized, IMAGES, verbose=0)
+    fresh = RNG.normal(size=IMAGES.shape).astype("float32")
+    wanted, before = model.predict(fresh, verbose=0), quantized.predict(fresh, verbose=0)
+    report = klb.round_weights(quantized, model, IMAGES, verbose=0)
+    assert report.verdict.kept
+    assert report.verdict.samples == 10
+    assert report.outcomes("rounded")
+    after = quantized.predict(fresh, verbose=0)
+    assert np.square(after - wanted).mean() < 0.7 * np.square(before - wanted).mean()
+    codes = klb.quantized_weights(quantized)
+    report = klb.round_weights(quantized, model, 40 + IMAGES, validation_data=IMAGES, verbose=0)
+    kept = [row.path for row in report.layers if "its error on held-back samples would go from" in row.detail]
+    assert kept
+    for path in kept:
+        np.testing.assert_array_equal(codes[path].codes, klb.quantized_weights(quantized)[path].codes)
 
 
 def test_every_quantized_layer_is_in_the_report_with_its_reason():
