@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.distill.config import DistillConfig
@@ -69,6 +70,7 @@ def distill(
     Goncharenko et al. 2018, arXiv:1812.07872.
     """
     config, epochs = _checked_config(config), _checked_epochs(epochs)
+    check_whole("distill", "seed", seed, low=0)
     check_rereadable("data", data, steps, epochs)
     check_rereadable("validation_data", validation_data, None, epochs + 1)
     source = Source(student, data, batch_size, steps, labels, seed)

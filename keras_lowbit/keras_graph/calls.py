@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_lowbit.arguments import model_remedy, shown
+
 KerasTensor: Any = keras.KerasTensor
 
 
@@ -172,9 +174,8 @@ def functional_of(model: Any) -> Any:
         return model._functional
     if is_graph_model(model):
         return model
-    raise TypeError(
-        f"{type(model).__name__} {getattr(model, 'name', '')!r} is not a Functional or Sequential Keras 3 model."
-    )
+    remedy = "" if isinstance(model, keras.Model) else f": {model_remedy(model)}"
+    raise TypeError(f"{shown(model)} is not a Functional or Sequential Keras 3 model{remedy}.")
 
 
 def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
@@ -197,8 +198,20 @@ def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
 
 
 def as_taken(model: keras.Model, batch: Any) -> Any:
-    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are."""
+    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are.
+
+    ValueError for one sample without a batch axis.
+    """
     structure = getattr(model, "input", None)
+    if (
+        isinstance(structure, KerasTensor)
+        and tuple(np.shape(batch)) == structure.shape[1:]
+        and structure.shape[-1] != 1
+    ):
+        raise ValueError(
+            f"Input {structure.name!r} takes arrays of shape {structure.shape}, got {np.shape(batch)}: one sample. Axis 0 "
+            "counts samples: give images[np.newaxis]."
+        )
     if not isinstance(batch, Mapping) or structure is None:
         return batch
     arrays = chosen_inputs(model, batch)
@@ -279,6 +292,7 @@ def fresh_name(name: str, taken: Container[str]) -> str:
 
 
 def _children(layer: Any) -> list[Any]:
+    _check_layer(layer)
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
@@ -341,7 +355,13 @@ def _nodes(model: Any) -> Iterator[Any]:
                 yield node
 
 
+def _check_layer(model: Any) -> None:
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(f"A Keras 3 model is needed, got {shown(model)}: {model_remedy(model)}.")
+
+
 def find_layers(model: Any, kind: type) -> list[Any]:
     """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
+    _check_layer(model)
     # The public API has no such walk; this is the only place that uses the private one.
     return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
+from keras_lowbit.layers.base import check_role
 from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, take_format_version
 from keras_lowbit.quantizers.former import upgrade
 
@@ -22,7 +23,8 @@ class QuantActivation(keras.layers.Layer):
         version = take_format_version(kwargs, "A QuantActivation")
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
-        quantizer = upgrade(quantizer, version)
+        quantizer = quantizers.get(upgrade(quantizer, version))
+        check_role("QuantActivation", "output", quantizer)
         self.output_host = QuantizerHost(quantizer, name="output_quantizer", trainable=self.trainable)
         self.supports_masking = True
 

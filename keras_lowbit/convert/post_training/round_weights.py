@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training.correct_biases import candidates, layer_by_layer, mean_output
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
@@ -49,6 +50,7 @@ def round_weights(
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
+    check_whole("round_weights", "seed", seed, low=0)
     remembered: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # mean output, input vectors of the float model
     rows: list[LayerReport] = []
 
