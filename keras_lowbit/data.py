@@ -288,5 +288,5 @@ def _check_numbers(array, where):
 
 def _check_counts(batch_size, steps):
     for name, value in (("batch_size", batch_size), ("steps", 1 if steps is None else steps)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}. Use for example {name}=32.")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
+            raise ValueError(f"{name} must be a positive integer below 2^31, got {value!r}. Use for example {name}=32.")

@@ -12,6 +12,7 @@ from pathlib import Path
 # Data flows to the right and nothing imports from its right.
 ORDER = (
     *(
+        "arguments",
         "files",
         "sealed",
         "tables",

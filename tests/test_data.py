@@ -185,9 +185,9 @@ def test_finite_float64_beyond_float32_is_refused_because_the_model_would_see_in
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "32", None])
 def test_batch_size_is_a_positive_integer(batch_size):
-    with pytest.raises(ValueError, match="batch_size must be a positive integer, got"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer below 2\\^31, got"):
         data.batches(IMAGES, batch_size)
-    with pytest.raises(ValueError, match="batch_size must be a positive integer, got"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer below 2\\^31, got"):
         data.batch_count(IMAGES, batch_size)
 
 

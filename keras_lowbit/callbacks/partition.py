@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit import schedules
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.callbacks.stages import StageCallback
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import QuantizedLayer, kernel_layers
@@ -40,6 +41,7 @@ class PartitionSchedule(StageCallback):
         seed: int = 0,
     ) -> None:
         super().__init__(schedules.portions(portions), epochs, reset_optimizer, learning_rate)
+        check_whole("PartitionSchedule", "seed", seed, low=0)
         self.seed = seed
 
     def set_model(self, model: Any) -> None:

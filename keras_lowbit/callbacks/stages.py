@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.callbacks.codes import flip_rate, weight_codes
 from keras_lowbit.callbacks.logs import add_before_all
 from keras_lowbit.callbacks.optimizer import innermost, plain_learning_rate, reset_optimizer
@@ -46,7 +47,7 @@ class StageCallback(keras.callbacks.Callback):
         self.reset_optimizer = reset_optimizer
         self.learning_rate = learning_rate
         if epochs is not None:
-            self.stage(0, epochs)
+            self.stage(0, check_whole(type(self).__name__, "epochs", epochs))
         self._first_learning_rate: float | None = None
         self._codes: list[np.ndarray] = []
 

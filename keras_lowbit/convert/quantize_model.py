@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import quantizers, recipes
+from keras_lowbit.arguments import check_model, patterns, shown
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
 from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.reports.conversion import ConversionReport
@@ -66,8 +67,8 @@ def quantize_model(
     warn_of_own_steps(model)
     recipe = recipes.get(recipe)
     calls = list(_all_calls(model))
-    skip = [skip] if isinstance(skip, str) else list(skip)
-    rules = tuple(Rule(quantizers.get(value), layers=pattern) for pattern, value in (overrides or {}).items())
+    skip = patterns("skip", skip)
+    rules = _override_rules(overrides)
     for pattern in skip:
         _check_pattern(pattern, [(call.name, path) for path, call in calls], "layer")
     for rule in rules:
@@ -109,14 +110,24 @@ def _positions(calls: list[tuple[str, Call]]) -> dict[str, tuple[str, ...]]:
     return {first: ("first", "last")} if first == last else {first: ("first",), last: ("last",)}
 
 
+def _override_rules(overrides: Any) -> tuple[Rule, ...]:
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError(
+            f"overrides takes a dict from names or paths of layers to quantizers, got {shown(overrides)}. Write "
+            "overrides={'conv1': 'ternary'}."
+        )
+    names = patterns("overrides", (overrides or {}).keys())
+    return tuple(Rule(quantizers.get((overrides or {})[pattern]), layers=pattern) for pattern in names)
+
+
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
-        hint = ""
         if type(model).__module__.startswith(("tf_keras", "keras.engine", "keras.src.engine")):
-            hint = " It is a tf_keras (Keras 2) model: " + _TF_KERAS
-        raise TypeError(
-            f"quantize_model needs a Keras 3 model, got {type(model).__module__}.{type(model).__name__}.{hint}"
-        )
+            kind = f"{type(model).__module__}.{type(model).__name__}"
+            raise TypeError(
+                f"quantize_model takes a Keras 3 model, got {kind}. It is a tf_keras (Keras 2) model: {_TF_KERAS}"
+            )
+        check_model(model, "quantize_model")
     try:
         functional_of(model)
     except TypeError as error:

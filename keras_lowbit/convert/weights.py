@@ -4,15 +4,18 @@ from typing import Any
 
 import keras
 
+from keras_lowbit.arguments import check_model
 from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
-from keras_lowbit.keras_graph.calls import Call, is_graph_model
+from keras_lowbit.keras_graph.calls import Call, find_layers, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
 from keras_lowbit.keras_graph.variables import refuse_keras_quantization, weight_value
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
 
+_LIBRARY = "keras_lowbit."
 STOCK_CLASSES = {cls: getattr(keras.layers, name) for name, cls in QUANTIZED_CLASSES.items()}
 
 
@@ -38,6 +41,8 @@ def dequantize(model: keras.Model) -> keras.Model:
     not touched; an operation without weights that cannot be copied is shared with it. A Functional or Sequential model is
     needed, as for `quantize_model`.
     """
+    check_model(model, "dequantize")
+    _check_layers(model)
     refuse_keras_quantization(model)
     warn_of_own_steps(model)
     copies = Copies()
@@ -50,6 +55,17 @@ def dequantize(model: keras.Model) -> keras.Model:
 def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | None:
     copy = None if isinstance(call.operation, (QuantizedLayer, QuantActivation)) else copies.made(call.operation)
     return None if copy is None else call.run(values, copy)
+
+
+def _check_layers(model: keras.Model) -> None:
+    """ValueError for layers of this library that hold no quantizers any more, as those of a packed model."""
+    known = (QuantizedLayer, QuantActivation, QuantizerHost)
+    own = [layer for layer in find_layers(model, keras.layers.Layer) if type(layer).__module__.startswith(_LIBRARY)]
+    if foreign := [layer for layer in own if not isinstance(layer, known)]:
+        raise ValueError(
+            f"dequantize cannot make stock layers of {len(foreign)} layers of {model.name!r}, the first is the "
+            f"{type(foreign[0]).__name__} {foreign[0].name!r}. Dequantize the model that keras_lowbit.pack was given."
+        )
 
 
 def _dequantized(sequence: Any, copies: Copies) -> keras.Model:

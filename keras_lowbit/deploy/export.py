@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_path
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
@@ -83,6 +84,7 @@ def export_litert(
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
     """
     check_model(model, "export_litert")
+    check_path("export_litert", path)
     check_writable(path)
     content, rows, lowered, _ = file_content(
         model,

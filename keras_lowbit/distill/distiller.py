@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_lowbit.arguments import check_model
 from keras_lowbit.distill import losses
 from keras_lowbit.distill.logits import logits_model
 from keras_lowbit.keras_graph.calls import find_layers
@@ -202,8 +203,7 @@ def _thresholds(student: Any) -> list[Any]:
 
 def _check_models(student: Any, teacher: Any) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"The {role} must be a Keras 3 model, got {type(model).__name__}.")
+        check_model(model, f"distill as {role}")
         if not model.built:
             raise ValueError(f"The {role} {model.name!r} has no variables yet. Call it on a batch first.")
     if student is teacher:

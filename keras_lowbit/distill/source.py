@@ -36,6 +36,9 @@ class Source:
             raise ValueError("labels= needs data in arrays. For data sets use klb.Distiller and fit.")
         if lengths != [self.samples]:
             raise ValueError(f"labels= holds {lengths} labels for {self.samples} samples. Give one for each.")
+        logits = tree.flatten(getattr(self.model, "outputs", None) or [])
+        for classes, output in zip(tree.flatten(self.labels), logits, strict=False):
+            _check_classes(classes, output.shape)
 
     @property
     def samples(self) -> int:
@@ -102,6 +105,19 @@ def _label_arrays(labels: Any) -> Any:
             "labels= holds numbers in nested lists. Give an array: np.asarray(labels), one for each output."
         )
     return found
+
+
+def _check_classes(labels: np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """ValueError for class numbers that logits of that shape do not have; probabilities [..., classes] are not looked at."""
+    count = shape[-1]
+    if count is None or count == 1 or (labels.ndim == len(shape) and labels.shape[-1] == count):
+        return
+    wrong = labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= count)]
+    if wrong.size:
+        raise ValueError(
+            f"labels= holds {wrong.size} values that are no class, the first is {wrong[0]!r}; give whole numbers from 0 to "
+            f"{count - 1}, or probabilities with an axis of {count}."
+        )
 
 
 def check_rereadable(name: str, data: Any, steps: int | None, times: int) -> None:

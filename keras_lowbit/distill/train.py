@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.distill.config import DistillConfig
@@ -77,6 +78,7 @@ def distill(
     Goncharenko et al. 2018, arXiv:1812.07872.
     """
     config, epochs = _checked_config(config), _checked_epochs(epochs)
+    check_whole("distill", "seed", seed, low=0)
     if keras.backend.backend() == "numpy":
         raise NotImplementedError(
             "Keras' NumPy backend has no gradients, so distill cannot train on it. Set KERAS_BACKEND=tensorflow (or jax) "

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_lowbit.arguments import check_layer, model_remedy, shown
+
 KerasTensor: Any = keras.KerasTensor
 
 
@@ -199,9 +201,8 @@ def functional_of(model: Any) -> Any:
         return model._functional
     if is_graph_model(model):
         return model
-    raise TypeError(
-        f"{type(model).__name__} {getattr(model, 'name', '')!r} is not a Functional or Sequential Keras 3 model."
-    )
+    remedy = "" if isinstance(model, keras.Model) else f": {model_remedy(model)}"
+    raise TypeError(f"{shown(model)} is not a Functional or Sequential Keras 3 model{remedy}.")
 
 
 def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
@@ -224,10 +225,18 @@ def chosen_inputs(model: keras.Model, batch: Any) -> list[Any]:
 
 
 def as_taken(model: keras.Model, batch: Any) -> Any:
-    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are."""
-    if not isinstance(batch, Mapping) or not getattr(model, "inputs", None):
+    """A dict of inputs in the structure that calling the model takes without a warning; other batches as they are.
+
+    ValueError for one sample without a batch axis.
+    """
+    if not getattr(model, "inputs", None):
         return batch
     structure = functional_of(model).input if is_graph_model(model) else model.input
+    if not isinstance(batch, Mapping):
+        shape = getattr(structure, "shape", (None, 1))
+        if shape[-1] != 1 and tuple(np.shape(batch)) == shape[1:]:
+            raise ValueError(f"Input {model.inputs[0].name!r} takes {shape}, got one sample. Give images[np.newaxis].")
+        return batch
     arrays = chosen_inputs(model, batch)
     if isinstance(structure, Mapping):
         return {name: batch[name] for name in structure}
@@ -306,6 +315,7 @@ def fresh_name(name: str, taken: Container[str]) -> str:
 
 
 def _children(layer: Any) -> list[Any]:
+    check_layer(layer)
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
@@ -368,22 +378,8 @@ def _nodes(model: Any) -> Iterator[Any]:
                 yield node
 
 
-def operations_between(results: Any, known: Iterable[Any]) -> list[Any]:
-    """The operations that make symbolic tensors out of those in `known`, each once, the last one first."""
-    seen = {id(tensor) for tensor in known}
-    waiting = [tensor for tensor in tree.flatten(results) if isinstance(tensor, KerasTensor)]
-    found: dict[int, Any] = {}
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            history = tensor._keras_history
-            found[id(history.operation)] = history.operation
-            waiting += history.operation._inbound_nodes[history.node_index].arguments.keras_tensors
-    return list(found.values())
-
-
 def find_layers(model: Any, kind: type) -> list[Any]:
     """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
+    check_layer(model)
     # The public API has no such walk; this is the only place that uses the private one.
     return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]

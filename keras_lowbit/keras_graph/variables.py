@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_lowbit.arguments import check_layer
+
 
 def to_numpy(variable: Any) -> np.ndarray:
     """The value of a Keras variable or tensor on any backend.
@@ -47,6 +49,7 @@ def not_finite(model: Any) -> str | None:
 
 def refuse_keras_quantization(model: Any) -> None:
     """Raise a ValueError if Keras itself has quantized layers of `model`: their weights are codes, or packed, and no reals."""
+    check_layer(model)
     layers = [layer for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None) is not None]
     if layers:
         first, count = layers[0], len(layers)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_lowbit import quantizers
+from keras_lowbit.layers.base import check_role
 from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, require_float_policy, take_format_version
 from keras_lowbit.quantizers.former import upgrade
 
@@ -30,7 +31,8 @@ class QuantActivation(keras.layers.Layer):
         super().__init__(**kwargs)
         require_float_policy(self)
         self.activation = keras.activations.get(activation)
-        quantizer = upgrade(quantizer, version)
+        quantizer = quantizers.get(upgrade(quantizer, version))
+        check_role("QuantActivation", "output", quantizer)
         self.output_host = QuantizerHost(quantizer, name="output_quantizer", trainable=self.trainable)
         self.supports_masking = True
 

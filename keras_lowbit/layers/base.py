@@ -59,6 +59,8 @@ class QuantizedLayer(keras.layers.Layer):
         require_float_policy(self)
         given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
         self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
+        for role, quantizer in self._quantizers.items():
+            check_role(type(self).__name__, role, quantizer)
         self.kernel_host = self._make_host("kernel", self.filter_axes)
         self.bias_host = self._make_host("bias", ())
         self.output_host = self._make_host("output", ())
@@ -176,6 +178,16 @@ class QuantizedLayer(keras.layers.Layer):
         for role in ROLES:
             config[f"{role}_quantizer"] = quantizers.serialize(self._quantizers[role])
         return config | {"format_version": FORMAT_VERSION}
+
+
+def check_role(owner: str, role: str, quantizer: quantizers.Quantizer | None) -> None:
+    """ValueError for a quantizer of activations on weights, and for one of weights on the output."""
+    if quantizer is None or quantizers.is_activation_quantizer(quantizer) == (role == "output"):
+        return
+    both = isinstance(quantizer, quantizers.DynamicFixedPoint)  # of weights and of activations
+    if not both:
+        fits = "activations: 'activation'" if role == "output" else "weights: 'uniform' or 'ternary'"
+        raise ValueError(f"{owner} got {role}_quantizer={quantizer}; give one of {fits}.")
 
 
 def kernel_layers(model: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,9 +148,7 @@ def max_pool2d(
     """
     images = _int8(images, 4)
     strides, _, padding = _window(strides, 1, padding)
-    rows, columns = (int(size) for size in window)
-    if min(rows, columns) < 1:
-        raise ValueError(f"window is {window!r}; expected two whole numbers of at least 1")
+    rows, columns = _sizes(window)
     epilogue.check_codes("max_pool2d", low, high, padding_code=padding_code)
     found = library.loaded_or_none()
     if found is not None:
@@ -291,18 +289,29 @@ def _channels(inputs: tf.Tensor, wanted: int, kernel_shape: tuple[int, ...]) -> 
         raise ValueError(f"inputs of shape {inputs.shape} meet a kernel {kernel_shape}; expected {wanted} channels")
 
 
+def _sizes(window: Any) -> tuple[int, int]:
+    sizes = tuple(window) if isinstance(window, Iterable) else (window, window)
+    if len(sizes) != 2 or not all(_is_whole(size) and size >= 1 for size in sizes):
+        raise ValueError(f"window is {window!r}; expected two whole numbers of at least 1")
+    return int(sizes[0]), int(sizes[1])
+
+
 def _window(strides: Any, dilations: Any, padding: Any) -> tuple[tuple[int, int], tuple[int, int], Padding]:
     pairs = []
     for name, value in (("strides", strides), ("dilations", dilations)):
-        pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
-        if len(pair) != 2 or min(pair) < 1:
+        pair = tuple(value) if isinstance(value, Iterable) else (value, value)
+        if len(pair) != 2 or not all(_is_whole(step) and step >= 1 for step in pair):
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1, or two of them")
         pairs.append((int(pair[0]), int(pair[1])))
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
         return pairs[0], pairs[1], padding.upper()
-    edges = tuple(tuple(int(edge) for edge in pair) for pair in padding)
-    if len(edges) != 2 or any(len(pair) != 2 or min(pair) < 0 for pair in edges):
+    edges = tuple(tuple(pair) for pair in padding)
+    if len(edges) != 2 or not all(len(pair) == 2 and all(_is_whole(e) and e >= 0 for e in pair) for pair in edges):
         raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
     return pairs[0], pairs[1], edges
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

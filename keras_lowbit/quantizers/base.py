@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from keras import ops
 
+from keras_lowbit.arguments import check_flag, check_seed, nearest_first
 from keras_lowbit.numerics import thresholds
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.grids import Quantized
@@ -56,8 +57,9 @@ class Quantizer:
     name: ClassVar[str] = ""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Quantizer":
-        """A TypeError that names today's argument for one of format version 1."""
+        """A TypeError that names today's argument for one of format version 1; flags and seeds are looked at."""
         former.refuse(cls.__name__, kwargs, _former_arguments(cls))
+        _check_flags_and_seeds(cls, args, kwargs)
         return super().__new__(cls)
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
@@ -235,9 +237,22 @@ def _former_arguments(cls: type[Quantizer]) -> dict[str, str]:
     return {name: f"{today}={{}}" for name, today in former.FORMER_ARGUMENTS.get(cls.name, {}).items()}
 
 
+def _check_flags_and_seeds(cls: type[Quantizer], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    fields = dataclasses.fields(cls)
+    given = dict(zip((field.name for field in fields if not field.kw_only), args, strict=False)) | dict(kwargs)
+    for field in (field for field in fields if field.name in given):
+        value = given[field.name]
+        if field.type is bool or (field.type == bool | None and value is not None):
+            check_flag(cls.__name__, field.name, value)
+        if field.name == SEED:
+            check_seed(cls.__name__, value)
+
+
 def _lookup(name: str) -> type[Quantizer]:
     if name not in _REGISTRY:
-        raise ValueError(f"Unknown quantizer {name!r}. Known names: {', '.join(known_names())}.")
+        raise ValueError(
+            f"Unknown quantizer {name!r}. Known names, the most alike first: {nearest_first(str(name), known_names())}."
+        )
     return _REGISTRY[name]
 
 

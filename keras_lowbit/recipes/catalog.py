@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from keras_lowbit.arguments import nearest_first, shown
 from keras_lowbit.quantizers import (
     ActivationRange,
     AdjustableThreshold,
@@ -96,8 +97,9 @@ def get(identifier: Any) -> Recipe:
         return Recipe.from_config(identifier)
     if isinstance(identifier, str):
         if identifier not in _CATALOG:
-            raise ValueError(f"Unknown recipe {identifier!r}. Known recipes: {', '.join(names())}.")
+            known = nearest_first(identifier, names())
+            raise ValueError(f"Unknown recipe {identifier!r}. Known recipes, the most alike first: {known}.")
         return _CATALOG[identifier]()
     raise TypeError(
-        f"A recipe is a name, a dict or a Recipe, got {type(identifier).__name__}. Known recipes: {', '.join(names())}."
+        f"A recipe is a name, a dict or a Recipe, got {shown(identifier)}. Known recipes: {', '.join(names())}."
     )

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
 from keras_lowbit import quantizers
+from keras_lowbit.arguments import check_whole, shown
 from keras_lowbit.quantizers import Quantizer
 from keras_lowbit.quantizers.former import upgrade
 
@@ -79,7 +80,9 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        rules = tuple(rule if isinstance(rule, Rule) else Rule.from_config(rule) for rule in self.plan)
+        if not isinstance(self.name, str):
+            raise TypeError(f"Recipe got name={shown(self.name)}; give a text.")
+        rules = tuple(_as_rule(self.name, rule) for rule in _as_plan(self.name, self.plan))
         object.__setattr__(self, "plan", rules)
         for field in ("schedule", "training"):
             object.__setattr__(self, field, _plain_json(self.name, field, getattr(self, field)))
@@ -110,6 +113,7 @@ class Recipe:
         """
         from keras_lowbit import callbacks
 
+        check_whole("callbacks", "epochs", epochs)
         made: list[keras.callbacks.Callback] = []
         if "ratio" in self.schedule:
             made.append(callbacks.RatioSchedule(self.schedule["ratio"], epochs=epochs, **arguments))
@@ -138,7 +142,12 @@ class Recipe:
     def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
         """The recipe of a dict as `get_config` writes it."""
         arguments = dict(config)
-        version = arguments.pop("format_version", None)
+        if "format_version" not in arguments:
+            raise ValueError(
+                f"A dict with the keys {sorted(map(str, arguments))} is no recipe: it has no format_version. Give what "
+                "Recipe.get_config() writes, or make one: Recipe('mine', plan=[Rule(Uniform(bits=4))])."
+            )
+        version = arguments.pop("format_version")
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise ValueError(
                 f"A recipe of format version {version!r} cannot be read; this keras_lowbit reads 1 to "
@@ -156,9 +165,11 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
         """The recipe of a JSON text."""
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"from_json takes the text that Recipe.to_json writes, got {shown(text)}.")
         try:
             config = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested thousands of levels deep
             raise ValueError(f"Not a recipe: {error}. Expected the JSON that Recipe.to_json writes.") from error
         if not isinstance(config, dict):
             raise ValueError(f"Not a recipe: {text[:40]!r}. Expected the JSON object that Recipe.to_json writes.")
@@ -173,6 +184,20 @@ class Recipe:
         lines.append(f"  activations: {self.activations or 'float'}")
         lines.append(f"  schedule: {dict(self.schedule) or 'none'}")
         return "\n".join(lines)
+
+
+def _as_plan(name: str, plan: Any) -> Iterable[Any]:
+    if isinstance(plan, Rule | Mapping | str) or not isinstance(plan, Iterable):
+        raise TypeError(f"Recipe {name!r} got plan={shown(plan)}; give a list of rules: plan=[Rule('ternary')].")
+    return plan
+
+
+def _as_rule(name: str, rule: Any) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    if not isinstance(rule, Mapping):
+        raise TypeError(f"Recipe {name!r} got {shown(rule)} in its plan; give rules: plan=[Rule('ternary')].")
+    return Rule.from_config(rule)
 
 
 def _check_fields(cls: type[Any], what: str, config: Mapping[str, Any]) -> None:

@@ -1,14 +1,14 @@
 """to_keras3: a tf_keras model, quantized by us, by TFMOT or not at all, becomes the Keras 3 model of this library."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 import tf_keras
 
-from keras_lowbit.keras_graph.calls import fresh_name, operations_between
+from keras_lowbit.keras_graph.calls import fresh_name
 from keras_lowbit.keras_graph.copies import copy_own_trainable
 from keras_lowbit.tfmot.configs import KERNELS
 from keras_lowbit.tfmot.functions import graph_operation, keras3_function
@@ -162,7 +162,7 @@ class _GraphWalk:
     def _name_operations(self, layer: Any, value: Any) -> None:
         """Name the operations of a function after its layer: the names that Keras gives may be taken by other layers."""
         own = keras3_name(inner_layer(layer))
-        for operation in operations_between(value, self.values.values()):
+        for operation in _operations_between(value, self.values.values()):
             if not isinstance(operation, keras.layers.Layer):
                 name = own if own not in self.operations else fresh_name(own, self.operations | self.names)
                 operation.name = name
@@ -212,3 +212,18 @@ def _is_relu(inner: Any) -> bool:
     if type(inner).__name__ == "ReLU":
         return inner.max_value is None and not inner.negative_slope and not inner.threshold
     return type(inner).__name__ == "Activation" and activation_of(inner) == "relu"
+
+
+def _operations_between(results: Any, known: Iterable[Any]) -> list[Any]:
+    """The operations that make symbolic tensors out of those in `known`, each once, the last one first."""
+    seen = {id(tensor) for tensor in known}
+    waiting = [tensor for tensor in keras.tree.flatten(results) if isinstance(tensor, keras.KerasTensor)]
+    found: dict[int, Any] = {}
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            history = tensor._keras_history
+            found[id(history.operation)] = history.operation
+            waiting += history.operation._inbound_nodes[history.node_index].arguments.keras_tensors
+    return list(found.values())

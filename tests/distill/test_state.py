@@ -234,7 +234,11 @@ def test_bytes_and_names_that_are_no_utf8_resume_too(pair, tmp_path):
     ("make", "error", "words"),
     [
         (lambda t, s: {"student": t}, ValueError, "same model"),
-        (lambda t, s: {"teacher": "mobilenet"}, TypeError, "teacher must be a Keras 3 model"),
+        (
+            lambda t, s: {"teacher": "mobilenet"},
+            TypeError,
+            "distill as teacher takes a Keras 3 model, got 'mobilenet'",
+        ),
         (lambda t, s: {"teacher": teacher_model(classes=6)}, ValueError, "different shapes"),
         (lambda t, s: {"student": klb.quantize_model(t, "fat")[0]}, ValueError, "klb.calibrate"),
         (lambda t, s: {"config": klb.DistillConfig(variables="all")}, ValueError, "'pointwise'"),

@@ -71,9 +71,9 @@ def test_what_the_recipes_hold():
 def test_get_takes_a_recipe_a_dict_or_a_name():
     assert recipes.get(CUSTOM) is CUSTOM
     assert recipes.get(CUSTOM.get_config()) == CUSTOM
-    with pytest.raises(ValueError, match=r"Unknown recipe 'sqtwn'. Known recipes: .*sq-twn"):
+    with pytest.raises(ValueError, match=r"Unknown recipe 'sqtwn'. Known recipes, the most alike first: sq-twn, "):
         recipes.get("sqtwn")
-    with pytest.raises(TypeError, match=r"a name, a dict or a Recipe, got int. Known recipes: "):
+    with pytest.raises(TypeError, match=r"a name, a dict or a Recipe, got 8. Known recipes: "):
         recipes.get(8)
 
 
@@ -94,7 +94,7 @@ def test_another_format_version_is_refused(version):
     with pytest.raises(ValueError, match=rf"format version {version!r} cannot be read; .* reads 1 to 2"):
         Recipe.from_config(config)
     del config["format_version"]
-    with pytest.raises(ValueError, match="format version None"):
+    with pytest.raises(ValueError, match="no format_version"):
         recipes.get(config)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_real
 from keras_lowbit.convert.post_training.observers import make_observer
 from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import as_taken, layers_of
@@ -42,8 +43,9 @@ def calibrate(
     Raises ValueError for a model without ranges, an unknown calibration, empty data, or NaN activations (naming the range).
     """
     require_choice("calibrate", "calibration", calibration, ("max", "percentile", "mse"))
-    if not 50.0 < percentile <= 100.0:
-        raise ValueError(f"calibrate got percentile={percentile!r}; give one in (50, 100], usual is 99.99.")
+    check_real(
+        "calibrate", "percentile", percentile, "in (50, 100], usual is 99.99", lambda value: 50.0 < value <= 100.0
+    )
     ranges = activation_hosts(model)
     if not ranges:
         raise ValueError(

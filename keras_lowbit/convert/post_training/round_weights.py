@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training.correct_biases import Wanted, corrected_bias
 from keras_lowbit.convert.post_training.layer_steps import (
@@ -66,6 +67,7 @@ def round_weights(
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
     """
+    check_whole("round_weights", "seed", seed, low=0)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     remembered: dict[str, tuple[Wanted, np.ndarray | None]] = {}  # with the input vectors of the float model
     rows: list[LayerReport] = []

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from keras_lowbit.arguments import shown
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.litert.weight_formats import (
     BITS,
@@ -102,11 +104,12 @@ def plan_formats(graph: IntegerGraph, weights: Weights) -> Formats:
     if isinstance(weights, LatencyTable) or weights == "auto":
         table = weights if isinstance(weights, LatencyTable) else LatencyTable.load()
         return {node.name: _no_slower(node, graph, table) for node in weighted_nodes(graph)}
-    if not isinstance(weights, str):
+    if isinstance(weights, Mapping):
         return weights
-    if weights not in BITS:
+    if not isinstance(weights, str) or weights not in BITS:
+        bits = f" Write weights='int{weights}'." if f"int{weights}" in BITS else ""
         raise ValueError(
-            f"weights={weights!r}: expected 'auto', one of {', '.join(map(repr, BITS))}, or a LatencyTable"
+            f"weights={shown(weights)}: expected 'auto', one of {', '.join(map(repr, BITS))}, or a LatencyTable.{bits}"
         )
     return smallest_formats(graph, weights)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from keras_lowbit.arguments import check_whole
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
@@ -117,8 +118,7 @@ def metadata_of(content: bytes) -> dict[str, object] | None:
 def _check_arguments(io: str, batch_size: int) -> None:
     if io not in ("int8", "float32"):
         raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+    check_whole("export_litert", "batch_size", batch_size)
 
 
 def _input(emitter: Emitter, name: str, io: str) -> int:

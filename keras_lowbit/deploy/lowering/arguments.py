@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_lowbit import arguments
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.packed.layers import PackedLayer
 from keras_lowbit.keras_graph.calls import layers_of
@@ -13,11 +14,11 @@ from keras_lowbit.keras_graph.calls import layers_of
 
 def check_model(model: Any, caller: str) -> None:
     """TypeError unless it is a Keras model."""
-    if isinstance(model, keras.Model):
-        return
-    remedy = "load it with keras.saving.load_model" if isinstance(model, str) else "give the model itself"
-    remedy = "give the model that it was lowered from" if isinstance(model, IntegerGraph) else remedy
-    raise TypeError(f"{caller} takes a Keras 3 model, got {_shown(model)}: {remedy}.")
+    if isinstance(model, IntegerGraph):
+        raise TypeError(
+            f"{caller} takes a Keras 3 model, got an IntegerGraph: give the model that it was lowered from."
+        )
+    arguments.check_model(model, caller)
 
 
 def check_not_packed(model: keras.Model, caller: str) -> None:
@@ -40,8 +41,4 @@ def check_graph(graph: Any, caller: str) -> None:
         remedy = (
             "a file of keras_lowbit.deploy.graph.serialize is read with its load, a .keras file is loaded and lowered"
         )
-    raise TypeError(f"{caller} takes an IntegerGraph, got {_shown(graph)}: {remedy}.")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, (str, type(None))) else type(value).__name__
+    raise TypeError(f"{caller} takes an IntegerGraph, got {arguments.shown(graph)}: {remedy}.")

@@ -1,12 +1,13 @@
 """The state of a lowering: the builder, what each Keras tensor is so far, and the ties to the model."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import keras
 
+from keras_lowbit.arguments import check_whole, shown
 from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.deploy.lowering.int8_overflow import check_policy
@@ -55,6 +56,7 @@ class Lowering:
         self.input_keys: dict[str, int] = {}
         self._names: set[str] = set()
         self._pseudo_keys = itertools.count(-1, -1)
+        _check_names(input_shapes, [calls.tensors[key].name for key in calls.inputs])
         for key in calls.inputs:
             tensor = calls.tensors[key]
             name = self.name(tensor.name)
@@ -165,11 +167,23 @@ def _one_node(state: Lowering, deferred: DeferredOp, grid: Range, activation: st
     return state.builder.operation(deferred.op, deferred.inputs, name, grid, attributes)
 
 
+def _whole_shape(name: str, given: Any) -> tuple[int, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"input_shapes gives {shown(given)} for {name!r}; give sizes without batch: (224, 224, 3).")
+    return tuple(check_whole("input_shapes", repr(name), size) for size in given)
+
+
+def _check_names(given: Any, names: Collection[str]) -> None:
+    """ValueError for `input_shapes` of inputs that the model has not."""
+    if isinstance(given, Mapping) and (unknown := [name for name in given if name not in names]):
+        raise ValueError(f"input_shapes names {unknown}, but the model's inputs are {sorted(names)}.")
+
+
 def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
     shape = tensor.shape[1:]
     preferred = given.get(tensor.name) if isinstance(given, Mapping) else given
     if preferred is not None:
-        shape = tuple(preferred)
+        shape = _whole_shape(tensor.name, preferred)
     if None in shape:
         raise ValueError(
             f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a file needs fixed sizes. Give them without batch, "
