@@ -123,6 +123,7 @@ def test_a_subclass_and_a_model_of_attributes_load_too(tmp_path):
     assert_same(stock, model)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")  # Keras', once a layer has failed
 def test_where_the_graph_does_not_say_which_layer_it_is_nothing_is_guessed(tmp_path):
     def beside(conv, **quantizers):
         image = keras.Input((5, 5, 3))
