@@ -17,6 +17,9 @@ from keras_lowbit.layers.base import kernels_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
+#: Steps from the nearest code at which a value is no code any more: half precision is off by 0.06.
+BETWEEN_CODES = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerParity:
@@ -25,6 +28,7 @@ class LayerParity:
     codes_equal: whether the file's weights and scales are the model's; None for a tensor without weights.
     op: the LiteRT operator that writes it.   delegated: whether XNNPACK runs that operator.
     snr_db: signal-to-noise ratio of the file's reals to Keras', see `OutputParity`; Keras' are clipped to the range first.
+    unrounded: share of elements that Keras leaves between two codes: what the file rounds and Keras does not simulate.
     """
 
     name: str
@@ -35,6 +39,7 @@ class LayerParity:
     op: str = ""
     delegated: bool | None = None
     snr_db: float = math.inf
+    unrounded: float = 0.0
 
 
 def compare_layers(
@@ -55,9 +60,9 @@ def compare_layers(
     with kernels_standing_in(altered):
         for segment in lowered.segments:
             name, op = segment.tensor, file.operator_of(segment.tensor)
-            size, worst, exact, snr_db = _difference(lowered.graph, segment, tensors)
+            size, worst, exact, snr_db, unrounded = _difference(lowered.graph, segment, tensors)
             delegated = name in taken if op else None
-            found.append(LayerParity(name, size, worst, exact, weights.get(name), op, delegated, snr_db))
+            found.append(LayerParity(name, size, worst, exact, weights.get(name), op, delegated, snr_db, unrounded))
     return found
 
 
@@ -70,17 +75,19 @@ def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
 
 def _difference(
     graph: IntegerGraph, segment: Segment, tensors: Mapping[str, np.ndarray]
-) -> tuple[int, int, float, float]:
-    """Elements, largest difference in steps, share of equal elements, signal-to-noise ratio in dB."""
+) -> tuple[int, int, float, float, float]:
+    """Elements, largest difference in steps, share of equal ones, signal-to-noise ratio in dB, share of unrounded ones."""
     sources = segment.provenance.sources.values()
     reals = {name: keras.ops.convert_to_tensor(_real(graph, name, tensors[name])) for name in sources}
     expected = keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))
     got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
     steps = np.abs(fixed_codes(expected, grid).reshape(got.shape) - got.astype(np.int32))
     exact = float(np.mean(steps == 0)) if steps.size else 1.0
-    noise = Noise()
-    noise.add(in_range(expected, grid), _real(graph, segment.tensor, got))
-    return int(steps.size), int(steps.max(initial=0)), exact, noise.snr_db
+    noise, clipped = Noise(), in_range(expected, grid)
+    noise.add(clipped, _real(graph, segment.tensor, got))
+    between = clipped / float(np.float32(grid.scale))
+    unrounded = float(np.mean(np.abs(between - np.round(between)) > BETWEEN_CODES)) if steps.size else 0.0
+    return int(steps.size), int(steps.max(initial=0)), exact, noise.snr_db, unrounded
 
 
 def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> dict[str, bool]:

@@ -15,6 +15,8 @@ from keras_lowbit.tables import table
 
 #: Two roundings of nearly the same number, LiteRT's in integers and Keras' in float32, seldom fall to different sides.
 LARGEST_SHARE_OF_STEPS = 0.5
+#: Values between two codes, of an operation whose rounding Keras does not simulate.
+LARGEST_SHARE_UNROUNDED = 0.01
 #: An error of half the size of what the reference gives.
 LEAST_REFERENCE_SNR_DB = 6.0
 #: How much nearer to the reference than its file a Keras model may be: as if the file's own rounding doubled the noise. Where
@@ -87,7 +89,8 @@ class Parity:
         """What is wrong, one sentence each; empty for a file that is the model.
 
         Weights, biases or scales that are not the model's; an element that differs from the NumPy reference; a layer that
-        differs from its Keras simulation by more than rounding explains (two steps anywhere, or a step in most elements);
+        differs from its Keras simulation by more than rounding explains (two steps anywhere, or a step in most elements), or
+        that the file rounds coarsely and Keras not at all;
         against a float reference, an output below `min_reference_snr_db`, or clearly farther from it than the Keras model is.
         """
         return (*self._wrong_weights(), *self._wrong_layers(), *self._wrong_outputs())
@@ -106,6 +109,11 @@ class Parity:
                 yield (
                     f"{layer.name!r} differs from Keras by a step in {100 * (1 - layer.exact):.0f} % of its elements; rounding "
                     f"explains at most {100 * LARGEST_SHARE_OF_STEPS:.0f} %"
+                )
+            elif layer.unrounded > LARGEST_SHARE_UNROUNDED and layer.snr_db < FINE_SNR_DB:
+                yield (
+                    f"{layer.name!r} is rounded in the file and not in Keras, {layer.snr_db:.1f} dB from it: no training or "
+                    "evaluation in Keras sees that error. Give it a range of its own (keras_lowbit.layers.QuantActivation)"
                 )
 
     def _wrong_outputs(self) -> Iterator[str]:

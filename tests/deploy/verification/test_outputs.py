@@ -243,6 +243,34 @@ def test_a_layer_that_the_file_computes_otherwise_is_not_ok(tmp_path, monkeypatc
     assert any("'conv' differs from Keras by a step in" in problem for problem in parity.problems)
 
 
+class Unrounded(klb.quantizers.ActivationRange):
+    """A range that the file rounds to and Keras does not."""
+
+    def __call__(self, real, state=None, filter_axes=(), training=False):
+        return keras.ops.cast(real, "float32")
+
+
+@pytest.mark.parametrize(("spread", "ok"), [(0.02, False), (1.0, True)])
+def test_a_coarse_rounding_that_keras_does_not_simulate_is_not_ok(tmp_path, monkeypatch, spread, ok):
+    """As averages were: each within half a step of Keras, but of few steps. Rounding that hardly shows is let pass."""
+    random = np.random.default_rng(0)
+    model = case(lambda: kl.Conv2D(8, 3, name="conv"), lambda: kl.Flatten(), lambda: kl.Dense(3)).make()
+    model, _ = klb.quantize_model(model, "int8")
+    klb.calibrate(model, random.normal(size=(8, 9, 8, 4)).astype(np.float32), verbose=0)
+    klb.export_litert(model, tmp_path / "m.tflite")
+    images = random.normal(0, spread, (4, 9, 8, 4)).astype(np.float32)
+    assert klb.verify(model, tmp_path / "m.tflite", images).ok
+    host = next(layer.output_host for layer in model.layers[2:] if getattr(layer, "output_host", None) is not None)
+    fields = {field.name: getattr(host.quantizer, field.name) for field in dataclasses.fields(host.quantizer)}
+    monkeypatch.setattr(host, "quantizer", Unrounded(**fields))
+    parity = klb.verify(model, tmp_path / "m.tflite", images)
+    row = next(layer for layer in parity.layers if layer.name == "conv")
+    assert row.unrounded > 0.5
+    assert row.max_steps <= 1
+    assert parity.ok is ok, parity.problems
+    assert any("'conv' is rounded in the file and not in Keras" in problem for problem in parity.problems) is not ok
+
+
 # ------------------------------------------------------------------------------------------------------- reads only
 
 
