@@ -13,10 +13,11 @@ from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
 from keras_lowbit.deploy.export import FileContent, file_content
 from keras_lowbit.deploy.litert.reader import constant_bytes
 from keras_lowbit.deploy.lowering.arguments import check_model
+from keras_lowbit.deploy.lowering.lower import LOWERING
 from keras_lowbit.deploy.lowering.ranges import StandInRanges
 from keras_lowbit.deploy.multiplications import filter_size, multiplications_left
 from keras_lowbit.deploy.packed.layers import PackedLayer
-from keras_lowbit.keras_graph.calls import Call, calls_of
+from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.tables import table
 
@@ -131,13 +132,8 @@ def summary(model: keras.Model, **arguments: Any) -> Summary:
     """
     check_model(model, "summary")
     made = _file_of(model, arguments)
-    graph = calls_of(model, inline=True)
-    layers, seen = [], set()
-    for call in graph.calls:
-        if call.is_layer and call.operation.weights and call.path not in seen and _counts(call):
-            seen.add(call.path)
-            row = _packed_layer if isinstance(call.operation, PackedLayer) else _layer
-            layers.append(row(call, _activation_bits(graph, call)))
+    with LOWERING:
+        layers = _rows(calls_of(model, inline=True))
     if isinstance(made, str):
         return Summary(model.name, tuple(layers), None, made, arguments)
     file, is_estimate = made
@@ -145,6 +141,17 @@ def summary(model: keras.Model, **arguments: Any) -> Summary:
     rows = (dataclasses.replace(layer, file_bytes=bytes_of[layer.path]) for layer in layers)
     smaller = _smaller_files(file, arguments)
     return Summary(model.name, tuple(rows), len(file.content), "", arguments, is_estimate, smaller)
+
+
+def _rows(graph: CallGraph) -> list[LayerSummary]:
+    """A row for each layer with weights, sizes in the file left out."""
+    layers, seen = [], set()
+    for call in graph.calls:
+        if call.is_layer and call.operation.weights and call.path not in seen and _counts(call):
+            seen.add(call.path)
+            row = _packed_layer if isinstance(call.operation, PackedLayer) else _layer
+            layers.append(row(call, _activation_bits(graph, call)))
+    return layers
 
 
 def _percent(share: float | None) -> float | None:

@@ -3,13 +3,10 @@
 import contextlib
 import io
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-
-_RENAMING = threading.RLock()
 
 
 def convert_to_float(
@@ -63,18 +60,16 @@ def in_float32(operation: Any) -> Iterator[None]:
     """Inside, an operation's layers compute in float32 and are named by their place: "002_Dense".
 
     The converter sorts by names, and Keras counts those of a custom layer's own layers up with every model it makes:
-    "dense_9" and "dense_10" would give another file than "dense_1" and "dense_2". One thread at a time: what a second one found
-    in the middle it would put back for good.
+    "dense_9" and "dense_10" would give another file than "dense_1" and "dense_2". See `lower.LOWERING`.
     """
     layers = list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else []
-    with _RENAMING:
-        before = [(layer, layer.name, layer._dtype_policy) for layer in layers]
-        try:
-            for place, layer in enumerate(layers):
-                layer.name = f"{place:03}_{type(layer).__name__}"
-                if layer.compute_dtype in ("float16", "bfloat16", "float64"):
-                    layer._dtype_policy = keras.DTypePolicy("float32")
-            yield
-        finally:
-            for layer, name, policy in before:
-                layer.name, layer._dtype_policy = name, policy
+    before = [(layer, layer.name, layer._dtype_policy) for layer in layers]
+    try:
+        for place, layer in enumerate(layers):
+            layer.name = f"{place:03}_{type(layer).__name__}"
+            if layer.compute_dtype in ("float16", "bfloat16", "float64"):
+                layer._dtype_policy = keras.DTypePolicy("float32")
+        yield
+    finally:
+        for layer, name, policy in before:
+            layer.name, layer._dtype_policy = name, policy

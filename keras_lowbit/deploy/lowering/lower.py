@@ -6,6 +6,7 @@ run in float between explicit dequantize and quantize nodes, and are listed.
 """
 
 import dataclasses
+import threading
 from typing import Any
 
 import keras
@@ -22,6 +23,11 @@ from keras_lowbit.deploy.lowering.values import FloatFallback, LoweredLayer, Seg
 from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.keras_graph.variables import not_finite, refuse_keras_quantization
 from keras_lowbit.layers.find import hosts
+
+#: Layers are renamed while they are converted to what runs in float, and standard output is turned away. One thread at a time
+#: lowers, and whoever reads layers by their names meanwhile holds this too: else names of another thread's conversion would be
+#: taken for the layers' own, and put back as such for good.
+LOWERING = threading.RLock()
 
 
 @dataclasses.dataclass
@@ -74,6 +80,11 @@ def lower_model(
             "keras_lowbit.quantize_model(model, 'int8')."
         )
     _check_finite(model)
+    with LOWERING:
+        return _lowered(model, input_shapes, batch_size, range_of, overflow)
+
+
+def _lowered(model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str) -> Lowered:
     _check_inference(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
     for call in state.calls.calls:

@@ -19,7 +19,7 @@ from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
-from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.lower import LOWERING, lower_model
 from keras_lowbit.deploy.reference.interpreter import trace
 from keras_lowbit.deploy.verification.layers import LayerParity, compare_layers
 from keras_lowbit.deploy.verification.numpy_reference import ReferenceParity, compare_reference, softmax_overflows
@@ -83,7 +83,8 @@ def verify(
     runner, coverage = FileRunner(path, True, spare_reference=softmax_overflows(written, ours)), delegate_coverage(path)
     found = compare_reference(ours, runner, first.take(reference_samples))
     tensors = ours if found.equal else runner.all_tensors(first.take(), set(ours))
-    layers = compare_layers(model, lowered, file, tensors, set(coverage.taken))
+    with LOWERING:
+        layers = compare_layers(model, lowered, file, tensors, set(coverage.taken))
     return Parity(
         tuple(layers),
         *_together(ends.results()),
