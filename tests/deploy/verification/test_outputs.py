@@ -69,7 +69,7 @@ def test_every_output_has_its_signal_to_noise_ratio(heads):
 
 
 def test_a_float_output_has_no_steps_but_a_ratio(tmp_path):
-    stack = (lambda: kl.Flatten(), lambda: kl.Dense(3, name="head"))
+    stack = (lambda: kl.Flatten(), lambda: kl.Dense(3, "softmax", name="head"))
     model, images = trained(case(*stack, arguments={"skip": ["head"]}))
     klb.export_litert(model, tmp_path / "m.tflite")
     parity = klb.verify(model, tmp_path / "m.tflite", images, labels=np.zeros(len(images)))
