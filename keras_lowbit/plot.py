@@ -107,7 +107,7 @@ def _colour(node: Node) -> str:
     operation = operation_of(node)
     if operation.weighted:
         return "weights"
-    if operation.writes == "float32":
+    if "int8" not in operation.writes:
         return "float"
     return "moves" if operation.range == KEEP or node.op == "quantize" else "computes"
 

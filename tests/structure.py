@@ -40,7 +40,7 @@ ROOMS = {
         *("builder_base", "builder"),
     ),
     "convert": (
-        *("analysis", "reports", "separable", "choice", "layer_factory", "range_inserter", "rewriter"),
+        *("analysis", "reports", "separable", "choice", "nest", "layer_factory", "range_inserter", "rewriter"),
         *("quantize_model", "weights", "post_training"),
     ),
 }

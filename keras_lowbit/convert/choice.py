@@ -5,12 +5,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from keras_lowbit.convert.analysis.float_flow import NO_RULE
 from keras_lowbit.convert.analysis.operations import KINDS, Category, category_of, stock_kind
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import unreadable
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.quantizers import Quantizer, is_activation_quantizer
 from keras_lowbit.recipes import Recipe
+
+SKIP_LIST = "skip list"  # the reason of a layer that the user leaves in float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Choice:
         """Whether the user wants that layer left float."""
         return any(re.fullmatch(pattern, name) or re.fullmatch(pattern, path) for pattern in self.skip)
 
+    def keeps_input(self, name: str, place: Place) -> bool:
+        """Whether the user wants an input of the outermost model left float."""
+        return not place.prefix and self.skips(name, name)
+
     def kernel(self, call: Call, path: str) -> Quantizer | None:
         """The quantizer of a weighted call's kernel; a layer that is quantized already keeps its own."""
         if isinstance(call.operation, QuantizedLayer):
@@ -68,11 +75,11 @@ class Choice:
         if category is Category.NESTED_MODEL:
             return category, None
         if place.skipped or self.skips(call.name, path):
-            return Category.FLOAT, "skip list"
+            return Category.FLOAT, SKIP_LIST
         if category is not Category.WEIGHTED:
             return category, None
         if self.kernel(call, path) is None:
-            return Category.FLOAT, "no rule of the recipe gives it a quantizer"
+            return Category.FLOAT, NO_RULE
         reason = unreadable(call.operation)
         return (category, None) if reason is None else (Category.FLOAT, reason)
 

@@ -52,8 +52,9 @@ def quantize_model(
     Of several outputs, those of weighted layers keep their names; for others the report has the new one.
 
     model: Functional or built Sequential Keras 3 model.   recipe: name, dict or `Recipe`.
-    skip: regular expressions; a layer whose whole name or path ("backbone/conv1") matches one stays float; a nested
-    model that matches stays float with all its layers.
+    skip: regular expressions; a layer, operation or input whose whole name or path ("backbone/conv1") matches one stays
+    float, in Keras and in an exported file; a nested model that matches stays float with all its layers. What is connected
+    is one float part of the file; an input that only such a part reads is float32 there.
     overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
@@ -69,14 +70,15 @@ def quantize_model(
     calls = list(_all_calls(model))
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
+    inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
     for pattern in skip:
-        _check_pattern(pattern, [(call.name, path) for path, call in calls], "layer")
+        _check_pattern(pattern, [*inputs, *((call.name, path) for path, call in calls)], "layer")
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
     choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), calls_of(model).uses)
     _check_quantized(choice, recipe.replace(plan=rules), calls)
-    rewriter = Rewriter(choice)
+    rewriter = Rewriter(model, choice)
     quantized = rewriter.rewrite(model)
     rewriter.layers.copies.check_apart(model, quantized)
     check_layers(model, rewriter.layers.stand_in)

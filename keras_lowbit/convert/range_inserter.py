@@ -9,7 +9,7 @@ from keras_lowbit.convert.analysis.operations import FIXED_RANGES, GATES
 from keras_lowbit.convert.analysis.range_placement import RangePlan
 from keras_lowbit.convert.choice import widen_only
 from keras_lowbit.keras_graph.calls import fresh_name
-from keras_lowbit.layers import QuantActivation
+from keras_lowbit.layers import KeepFloat, QuantActivation
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 
@@ -22,11 +22,24 @@ class RangeInserter:
     def __init__(self, plan: RangePlan, names: Iterable[str]) -> None:
         self._plan, self._names = plan, set(names)
         self._layers: dict[int, QuantActivation] = {}  # by the key of the tensor, or of the first one that shares it
+        self._stored: dict[int, Any] = {}  # values behind their range, by the key of the tensor
+        self._kept: dict[int, Any] = {}  # values behind a `KeepFloat`
 
     def behind(self, key: int, value: Any, name: str) -> Any:
         """The value of a tensor with the range that the plan puts behind it. name: of the operation that made it."""
         if key not in self._plan.after:
             return value
+        if key not in self._stored:
+            self._stored[key] = self._ranged(key, value, name)
+        return self._stored[key]
+
+    def kept_float(self, key: int, value: Any, name: str) -> Any:
+        """The value of a tensor for those who are left in float. name: of the operation that made it."""
+        if key not in self._kept:
+            self._kept[key] = KeepFloat(name=self.fresh(f"{name}_float"), dtype=value.dtype)(value)
+        return self._kept[key]
+
+    def _ranged(self, key: int, value: Any, name: str) -> Any:
         root = self._plan.shared.get(key, key)
         if root not in self._layers:
             quantizer = self._plan.after[key]

@@ -5,53 +5,62 @@ from typing import Any
 
 import keras
 
+from keras_lowbit.convert.analysis.float_flow import BETWEEN
 from keras_lowbit.convert.analysis.operations import GATES, Category, activation_name, fallback_reason, stock_kind
 from keras_lowbit.convert.analysis.range_placement import RangePlan, plan_ranges
-from keras_lowbit.convert.choice import Choice, Place, widen_only
+from keras_lowbit.convert.choice import Choice, widen_only
 from keras_lowbit.convert.layer_factory import LayerFactory
+from keras_lowbit.convert.nest import Nest
 from keras_lowbit.convert.range_inserter import RangeInserter
 from keras_lowbit.convert.reports.conversion import ReportBuilder
-from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of
+from keras_lowbit.keras_graph.calls import Call, find_layers, functional_of
 from keras_lowbit.keras_graph.copies import first_line, model_like
-from keras_lowbit.layers import QuantizedLayer
+from keras_lowbit.layers import KeepFloat, QuantizedLayer
+from keras_lowbit.layers.find import hosts
 from keras_lowbit.quantizers import Quantizer
 
 
 class Rewriter:
     """Rewrites a model and the models inside it, as `choice` decides for each layer. report: what was done."""
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, model: Any, choice: Choice) -> None:
         self.choice = choice
+        self.nest = Nest(model, choice)
         self.layers = LayerFactory()
         self.report = ReportBuilder()
 
-    def rewrite(self, model: Any, place: Place | None = None) -> keras.Model:
-        """A rewritten copy of a Functional or Sequential model. place: where it stands in the nest."""
-        return _GraphWalk(self, model, place or Place()).build()
+    def rewrite(self, model: Any) -> keras.Model:
+        """A rewritten copy of the model, or of one inside it. One all of which stays float says so by a mark at its inputs."""
+        built = _GraphWalk(self, model).build()
+        level, place, _ = self.nest.of(model)
+        if place.prefix or self.choice.recipe.activations is None or hosts(built) or find_layers(built, KeepFloat):
+            return built
+        level.chosen_inputs = set(level.graph.inputs)
+        return _GraphWalk(self, model).build()
 
 
 class _GraphWalk:
     """One model of the nest: values flow through its calls, each of which is emitted anew."""
 
-    def __init__(self, rewriter: Rewriter, model: Any, place: Place) -> None:
+    def __init__(self, rewriter: Rewriter, model: Any) -> None:
         self.rewriter, self.choice, self.report = rewriter, rewriter.choice, rewriter.report
-        self.model, self.place, self.graph = model, place, calls_of(model)
-        decided = {call: self.choice.category(call, place) for call in self.graph.calls}
-        self.categories = {call: category for call, (category, _) in decided.items()}
-        self.reasons = {call: reason for call, (_, reason) in decided.items()}
-        last = range(len(self.graph.outputs)) if place.last is None else place.last
-        self.final = {self.graph.outputs[index] for index in last}
+        self.model = model
+        self.level, self.place, self.final = rewriter.nest.of(model)
+        self.graph, self.categories, self.reasons = self.level.graph, self.level.categories, self.level.reasons
         self.products: set[str] = set()  # names of the operations that became a gate and a product
-        inputs = (tensor._keras_history.operation.name for tensor in functional_of(model).inputs)
+        inputs = [tensor._keras_history.operation.name for tensor in functional_of(self.model).inputs]
         self.plan = self._plan()
         self.ranges = RangeInserter(self.plan, {*(call.name for call in self.graph.calls), *inputs})
+        self.names = dict(zip(self.graph.inputs, inputs, strict=True))  # by key: what made each tensor
+        self.names |= {key: call.name for call in self.graph.calls for key in call.outputs}
 
     def build(self) -> keras.Model:
         """The rewritten copy."""
         inputs = [self._input(tensor) for tensor in functional_of(self.model).inputs]
-        keys = zip(self.graph.inputs, inputs, strict=True)
-        stored = [self.ranges.behind(key, tensor, tensor.name) for key, tensor in keys]
-        built = model_like(self.model, inputs, self.graph.run(stored, self._with_ranges))
+        values = [self._chosen(key, x) for key, x in zip(self.graph.inputs, inputs, strict=True)]
+        outputs = self.graph.run(values, self._with_ranges)
+        returned = zip(self.graph.outputs, outputs, strict=True)
+        built = model_like(self.model, inputs, [self._returned(key, value) for key, value in returned])
         if self._outputs_are_named():
             for old, new in zip(functional_of(self.model).output_names, built.output_names, strict=True):
                 if old != new:
@@ -59,8 +68,7 @@ class _GraphWalk:
         return built
 
     def _plan(self) -> RangePlan:
-        activations, nested = self.choice.activations(self.place), bool(self.place.prefix)
-        plan = plan_ranges(self.graph, self.categories, activations, self.final, nested)
+        plan = plan_ranges(self.level, self.choice.activations(self.place), self.final)
         if self._outputs_are_named():
             for call in self.graph.calls:
                 returned = call.outputs[0] in self.graph.outputs
@@ -79,12 +87,36 @@ class _GraphWalk:
     def _input(self, tensor: Any) -> Any:
         layer = tensor._keras_history.operation
         where = "the nested model" if self.place.prefix else "the model"
-        self.report.add(self.place.prefix + layer.name, layer, "kept", f"input of {where}")
+        kept = "; float32 in the file" if self.choice.keeps_input(layer.name, self.place) else ""
+        self.report.add(self.place.prefix + layer.name, layer, "kept", f"input of {where}{kept}")
         return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name)
 
+    def _chosen(self, key: int, value: Any) -> Any:
+        """An input, behind the mark of those that stay float if it is one."""
+        marked = key in self.level.chosen_inputs and self.choice.recipe.activations is not None
+        return self.ranges.kept_float(key, value, self.names[key]) if marked else value
+
     def _with_ranges(self, call: Call, values: dict[int, Any]) -> list[Any]:
-        results = zip(call.outputs, self._emit(call, values), strict=True)
-        return [self.ranges.behind(key, value, call.name) for key, value in results]
+        read = {key: self._read(call, key, values[key]) for key in call.inputs}
+        results = zip(call.outputs, self._emit(call, read), strict=True)
+        return [value if key in self.plan.floats else self._stored(key, value) for key, value in results]
+
+    def _stored(self, key: int, value: Any) -> Any:
+        return self.ranges.behind(key, value, self.names[key])
+
+    def _read(self, call: Call, key: int, value: Any) -> Any:
+        """A tensor as a call reads it: a float value behind its range, or as it is where the call runs in float."""
+        if key in self.plan.floats and (call, key) not in self.plan.in_float:
+            value = self._stored(key, value)
+        producer = self.graph.producers.get(key)
+        begins = producer is None or self.categories[producer] is not Category.FLOAT
+        marked = call in self.level.chosen and begins and key not in self.level.chosen_inputs
+        if marked and self.choice.recipe.activations is not None:
+            return self.ranges.kept_float(key, value, self.names[key])
+        return value
+
+    def _returned(self, key: int, value: Any) -> Any:
+        return self._stored(key, value) if key in self.plan.returned else value
 
     def _emit(self, call: Call, values: dict[int, Any]) -> list[Any]:
         """The outputs of what stands for a call in the new model."""
@@ -99,12 +131,8 @@ class _GraphWalk:
 
     def _nested(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
         self.report.add(path, call.operation, "kept", "model inside the model, rewritten in turn")
-        unread = (i for i, key in enumerate(call.outputs) if key in self.final and not self.graph.consumers(key))
-        shared = self._runs_often(call)
-        skipped = self.place.skipped or self.choice.skips(call.name, path)
-        place = Place(f"{path}/", shared, skipped, () if shared else tuple(unread))
         copies = self.rewriter.layers.copies
-        return call.run(values, copies.get(call.operation, lambda: self.rewriter.rewrite(call.operation, place)))
+        return call.run(values, copies.get(call.operation, lambda: self.rewriter.rewrite(call.operation)))
 
     def _weighted(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
         quantizer, own = self.choice.kernel(call, path), self._own_range(call)
@@ -155,7 +183,8 @@ class _GraphWalk:
         outcome, detail = "kept", category.value
         if category is Category.FLOAT:
             ending = "keeps the quantizer it has" if has_quantizer else "runs in float"
-            outcome, detail = "skipped", f"{self.reasons[call] or fallback_reason(call)}; {ending}"
+            outcome = "kept" if self.reasons[call] == BETWEEN else "skipped"
+            detail = f"{self.reasons[call] or fallback_reason(call)}; {ending}"
         self.report.add(path, call.operation, outcome, detail)
         results, error = self.rewriter.layers.copies.call(call, values)
         if error is not None:

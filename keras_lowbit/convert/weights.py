@@ -10,7 +10,7 @@ from keras_lowbit.keras_graph.calls import Call, find_layers, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
 from keras_lowbit.keras_graph.variables import refuse_keras_quantization, weight_value
-from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers import KeepFloat, QuantActivation, QuantizedLayer
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
@@ -80,8 +80,9 @@ def _dequantized(sequence: Any, copies: Copies) -> keras.Model:
 
 
 def _is_bare_range(operation: Any) -> bool:
-    """Whether an operation is a range without an activation, which the stock model leaves out."""
-    return isinstance(operation, QuantActivation) and operation.activation in (None, keras.activations.linear)
+    """Whether an operation is a range without an activation, or a mark, which the stock model leaves out."""
+    bare = isinstance(operation, QuantActivation) and operation.activation in (None, keras.activations.linear)
+    return bare or isinstance(operation, KeepFloat)
 
 
 def _stock_layer(layer: Any, copies: Copies) -> Any:

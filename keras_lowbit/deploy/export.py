@@ -1,6 +1,7 @@
 """export_litert: a quantized Keras model becomes a .tflite file, through the integer graph."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.arguments import check_path
+from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
@@ -70,7 +72,8 @@ def export_litert(
     weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
     the smallest of the three that is no slower than int8, by latencies that were measured on one x86-64 server;
     `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
-    io: "int8" takes and gives codes, "float32" takes and gives reals.   batch_size: of every shape in the file.
+    io: "int8" takes and gives codes, "float32" takes and gives reals; what has no range at an end (token ids, a front in
+    float, classes) is of its own type there.   batch_size: of every shape in the file.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
@@ -80,6 +83,7 @@ def export_litert(
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
     "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
+    A UserWarning says where the normalization contradicts the range that the first input was calibrated to.
     Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
     """
@@ -99,6 +103,7 @@ def export_litert(
     atomic_write(path, content)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
     overflow_.warn(lowered.overflows)
+    _warn_of_other_pixels(lowered.graph.with_metadata(**_about(labels, normalization)))
     in_float = tuple(lowered.float_fallbacks)
     return ExportReport(name_of(path), len(content), rows, in_float, flushed, lowered.overflows)
 
@@ -154,3 +159,28 @@ def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) 
             ) from error
         found["normalization"] = {"mean": mean, "std": std}
     return found
+
+
+_CLIPPED, _UNUSED = 0.25, 0.6  # shares of the calibrated range
+
+
+def _warn_of_other_pixels(graph: IntegerGraph) -> None:
+    """A UserWarning if pixels prepared as the metadata say leave the range that the first input was calibrated to, or most
+    of that range unused: the app would feed other numbers than the network has seen."""
+    norm, tensor = graph.metadata.get("normalization"), graph.tensors[graph.inputs[0]]
+    if norm is None or tensor.dtype != "int8" or len(tensor.shape) != 4 or min(norm["std"], default=0) <= 0:
+        return
+    mean, std = (np.asarray(norm[key], np.float64) for key in ("mean", "std"))
+    given = float(((0.0 - mean) / std).min()), float(((255.0 - mean) / std).max())
+    grid = tensor.range
+    seen = grid.scale * (-128 - grid.zero_point), grid.scale * (127 - grid.zero_point)
+    width = seen[1] - seen[0]
+    clipped = max(given[1] - seen[1], seen[0] - given[0]) > _CLIPPED * width
+    if clipped or given[1] - given[0] < _UNUSED * width:
+        warnings.warn(
+            f"normalization={norm['mean']}, {norm['std']} makes pixels of 0 to 255 numbers from {given[0]:.3g} to "
+            f"{given[1]:.3g}, but input {tensor.name!r} was calibrated on numbers from {seen[0]:.3g} to {seen[1]:.3g}. An app "
+            "that follows the metadata would feed other numbers than the network expects: give the (mean, std) of the "
+            "training data, or calibrate on data prepared with these.",
+            stacklevel=3,
+        )

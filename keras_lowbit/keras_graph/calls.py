@@ -344,7 +344,8 @@ class _Walker:
             if self.inline and is_graph_model(node.operation):
                 inner = functional_of(node.operation)
                 inner_keys = {
-                    id(t): key for t, key in zip(tree.flatten(inner.inputs), _order(node, inputs), strict=True)
+                    id(t): key
+                    for t, key in zip(tree.flatten(inner.inputs), _ordered(node.arguments, inputs), strict=True)
                 }
                 results = self._calls(inner, inner_keys, path + "/")
                 keys |= {id(t): key for t, key in zip(tree.flatten(node.outputs), results, strict=True)}
@@ -363,10 +364,14 @@ class _Walker:
         return key
 
 
-def _order(node: Any, inputs: tuple[int, ...]) -> list[int]:
-    """Keys of a nested model's arguments in the order of that model's own flattened inputs."""
-    struct = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs["inputs"]
-    by_id = {id(t): key for t, key in zip(node.arguments.keras_tensors, inputs, strict=True)}
+def nested_inputs(call: Any) -> list[int]:
+    """Keys of a nested model's arguments in the order of that model's own flattened inputs. call: a `Call` of it."""
+    return _ordered(call.arguments, call.inputs)
+
+
+def _ordered(arguments: Any, inputs: tuple[int, ...]) -> list[int]:
+    struct = arguments.args[0] if arguments.args else arguments.kwargs["inputs"]
+    by_id = {id(t): key for t, key in zip(arguments.keras_tensors, inputs, strict=True)}
     return [by_id[id(tensor)] for tensor in tree.flatten(struct)]
 
 

@@ -8,8 +8,10 @@ from keras_lowbit.layers.conv import QuantConv1D, QuantConv2D, QuantConv2DTransp
 from keras_lowbit.layers.dense import QuantDense
 from keras_lowbit.layers.find import freeze_ranges, hosts, set_ratio
 from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.layers.keep_float import KeepFloat
 
 __all__ = [
+    "KeepFloat",
     "QuantActivation",
     "QuantConv1D",
     "QuantConv2D",

@@ -89,6 +89,11 @@ _ACTIVATIONS: dict[str, Category] = {
 
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
 
+PROBABILITIES = (
+    "softmax",
+    "sigmoid",
+)  # functions whose result has no range where it leaves the model: the loss takes it
+
 # (minimum, maximum) of results whose range LiteRT fixes or the function bounds.
 FIXED_RANGES = {
     "sigmoid": (0.0, 255.0 / 256.0),
@@ -123,6 +128,11 @@ def activation_name(operation: Any) -> str:
     return "linear" if function is None else function_name(function)
 
 
+def function_of(call: Call) -> str:
+    """The name of the function a call ends with: its own activation, or itself."""
+    return "softmax" if stock_kind(call.operation) == "Softmax" else activation_name(call.operation)
+
+
 def fuses(operation: Any) -> bool:
     """Whether an operation's own activation is none, relu or relu6: part of the integer op itself."""
     return activation_name(operation) in ("linear", "relu", "relu6")
@@ -133,8 +143,17 @@ def category_of(call: Call) -> Category:
     category = _usual_category(call.operation)
     if category in (Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT):
         return category
-    refused = len(call.outputs) > 1 or unsupported_reason(call, stock_kind(call.operation))
+    refused = len(call.outputs) > 1 or _other_types(call) or unsupported_reason(call, stock_kind(call.operation))
     return Category.FLOAT if refused else category
+
+
+def _other_types(call: Call) -> str | None:
+    """Which values of a call are no reals: whole numbers and masks have no range."""
+    for does, tensors in (("reads", call.tensors), ("makes", call.results)):
+        for tensor in tensors:
+            if "float" not in str(tensor.dtype):
+                return f"it {does} {tensor.dtype} values"
+    return None
 
 
 def _usual_category(operation: Any) -> Category:
@@ -153,11 +172,19 @@ def _usual_category(operation: Any) -> Category:
     return _SIMPLE.get(kind, Category.FLOAT)
 
 
+def is_known(operation: Any) -> bool:
+    """Whether some call of an operation has an integer form."""
+    return _usual_category(operation) is not Category.FLOAT
+
+
 def fallback_reason(call: Call) -> str:
     """Why `category_of` says FLOAT, for the report."""
     operation, name = call.operation, type(call.operation).__name__
+    if isinstance(operation, klb_layers.KeepFloat):
+        return "marks what stays in float"
     if _usual_category(operation) is not Category.FLOAT:
-        return unsupported_reason(call, stock_kind(operation)) or f"{name} has several outputs"
+        several = f"{name} has several outputs" if len(call.outputs) > 1 else None
+        return several or _other_types(call) or unsupported_reason(call, stock_kind(operation)) or ""
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
         return f"{name} is a class of {type(operation).__module__}, unknown here"
     if stock_kind(operation) == "Activation":

@@ -1,21 +1,32 @@
 """Where activation ranges belong, so that training sees what the int8 integer pipeline will compute.
 
-A range stands after each value the integer pipeline stores: inputs; the result of a weighted layer, after the batch
-norm and the relu that fuse with it; sums, products, concatenations; the result of a float operation. Operations that
-only move or select values keep the range of their input.
+A range stands after each value the integer pipeline stores: the result of a weighted layer, after the batch norm and the
+relu that fuse with it; sums, products, concatenations. Operations that only move or select values keep the range of their
+input. A float value, that of an input or of an operation that runs in float, has a range only for those who read it as
+int8; what runs in float reads it as it is, and so a token id, a class or a mask is never rounded.
 """
 
 import dataclasses
 from collections.abc import Container
 
-from keras_lowbit.convert.analysis.operations import FIXED_RANGES, KINDS, Category, activation_name, fuses, stock_kind
-from keras_lowbit.keras_graph.calls import Call, CallGraph
+from keras_lowbit.convert.analysis.float_flow import Level
+from keras_lowbit.convert.analysis.operations import (
+    FIXED_RANGES,
+    KINDS,
+    PROBABILITIES,
+    Category,
+    activation_name,
+    function_of,
+    fuses,
+    stock_kind,
+)
+from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.
 _TAKES_RELU = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
-_PROBABILITIES = ("softmax", "sigmoid")
+_MASK = ActivationRange(minimum=0.0, maximum=1.0)  # also where the data show one of the two values only
 
 
 @dataclasses.dataclass
@@ -24,11 +35,16 @@ class RangePlan:
     own: weighted calls -> quantizer of the range in the layer itself: before an activation that does not fuse, or at the
     end of a layer that gives one of several outputs its name.
     shared: key of a concatenation's result -> key of the first concatenation of its group, whose range it shares.
+    floats: keys of float values, whose range only those see that read them as int8.   in_float: calls that read such a
+    value as it is, with its key.   returned: those that the model returns behind their range.
     """
 
     after: dict[int, Quantizer] = dataclasses.field(default_factory=dict)
     own: dict[Call, Quantizer] = dataclasses.field(default_factory=dict)
     shared: dict[int, int] = dataclasses.field(default_factory=dict)
+    floats: set[int] = dataclasses.field(default_factory=set)
+    in_float: set[tuple[Call, int]] = dataclasses.field(default_factory=set)
+    returned: set[int] = dataclasses.field(default_factory=set)
 
     def move_into(self, call: Call) -> None:
         """Put the range behind a weighted call whose activation fuses into its layer, where it means the same."""
@@ -36,49 +52,34 @@ class RangePlan:
             self.own[call] = self.after.pop(call.outputs[0])
 
 
-def plan_ranges(
-    graph: CallGraph,
-    categories: dict[Call, Category],
-    activation: Quantizer | None,
-    final: Container[int],
-    nested: bool = False,
-) -> RangePlan:
-    """The ranges of one model (one level: nested models plan their own).
+def plan_ranges(level: Level, activation: Quantizer | None, final: Container[int]) -> RangePlan:
+    """The ranges of one model of the nest, the levels being settled (each plans its own).
 
     activation: the quantizer of ranges learned from data; None plans nothing.   final: keys of the tensors that
-    leave the whole model; a softmax or sigmoid there gets no range.   nested: the inputs carry ranges already.
+    leave the whole model; a softmax or sigmoid there gets no range.
     """
     plan = RangePlan()
     if activation is None:
         return plan
-    planner = _Planner(graph, categories, activation, final, plan)
-    if not nested:
-        for key in graph.inputs:
-            planner.after(key, activation)
-    for call in graph.calls:
+    planner = _Planner(level, activation, final, plan)
+    for key in level.graph.inputs:
+        planner.float_value(key, activation)
+    for call in level.graph.calls:
         planner.visit(call)
     planner.share_concatenations()
     return plan
 
 
-def _function(call: Call) -> str:
-    """The name of the function a call ends with: its own activation, or itself."""
-    return "softmax" if stock_kind(call.operation) == "Softmax" else activation_name(call.operation)
-
-
 class _Planner:
-    def __init__(
-        self,
-        graph: CallGraph,
-        categories: dict[Call, Category],
-        activation: Quantizer,
-        final: Container[int],
-        plan: RangePlan,
-    ) -> None:
-        self.graph, self.categories, self.activation, self.final, self.plan = graph, categories, activation, final, plan
+    def __init__(self, level: Level, activation: Quantizer, final: Container[int], plan: RangePlan) -> None:
+        self.level, self.graph, self.categories = level, level.graph, level.categories
+        self.activation, self.final, self.plan = activation, final, plan
 
     def visit(self, call: Call) -> None:
         category = self.categories[call]
+        if category is Category.NESTED_MODEL:
+            for key in call.outputs:
+                self.float_value(key, self.activation)
         if category in (Category.KEEPS_RANGE, Category.RANGE_LAYER, Category.NESTED_MODEL):
             return
         if category is Category.WEIGHTED:
@@ -99,6 +100,24 @@ class _Planner:
         if "float" in str(self.graph.tensors[key].dtype) and not in_place:
             self.plan.after[key] = quantizer
 
+    def float_value(self, key: int, quantizer: Quantizer) -> None:
+        """The range behind a float value, for those who read it as int8 only; no other value's."""
+        if not self.level.is_float(key):
+            return
+        self.plan.floats.add(key)
+        readers = self.graph.consumers(key)
+        in_float = {
+            (call, key)
+            for call in readers
+            if self.level.reads_in_float(call, key) or self.categories[call] is Category.RANGE_LAYER
+        }
+        self.plan.in_float |= in_float
+        returned = key in self.graph.outputs and not self.level.stays_float(key)
+        if len(in_float) < len(readers) or returned:
+            self.after(key, _MASK if self.level.is_mask(key) else quantizer)
+        if returned:
+            self.plan.returned.add(key)
+
     def _weighted(self, call: Call) -> None:
         in_place = getattr(call.operation, "output_quantizer", None) is not None  # it was quantized before
         if fuses(call.operation):
@@ -111,21 +130,21 @@ class _Planner:
 
     def _bounded(self, call: Call) -> None:
         """A result whose range the function bounds; a final softmax or sigmoid stays float for the loss."""
-        name, key = _function(call), call.outputs[0]
-        if name in _PROBABILITIES and key in self.final and not self.graph.consumers(key):
+        name, key = function_of(call), call.outputs[0]
+        if name in PROBABILITIES and key in self.final and not self.graph.consumers(key):
             return
-        fixed = FIXED_RANGES.get("sigmoid" if name == "softmax" else name)
-        self.after(key, self.activation if fixed is None else ActivationRange(minimum=fixed[0], maximum=fixed[1]))
+        self.after(key, self._bounds(name))
+
+    def _bounds(self, function: str) -> Quantizer:
+        fixed = FIXED_RANGES.get("sigmoid" if function == "softmax" else function)
+        return self.activation if fixed is None else ActivationRange(minimum=fixed[0], maximum=fixed[1])
 
     def _float(self, call: Call) -> None:
         # Of stock layers only: what a user's layer does with its activation is unknown.
-        if stock_kind(call.operation) in _ENDS_WITH_ACTIVATION and _function(call) in _PROBABILITIES:
-            return self._bounded(call)
+        bounded = stock_kind(call.operation) in _ENDS_WITH_ACTIVATION and function_of(call) in PROBABILITIES
         for key in call.outputs:
-            readers = self.graph.consumers(key)
-            if not readers or any(self.categories[reader] is not Category.FLOAT for reader in readers):
-                self.after(key, self.activation)
-        return None
+            if not (bounded and key in self.final and not self.graph.consumers(key)):
+                self.float_value(key, self._bounds(function_of(call)) if bounded else self.activation)
 
     def _waits(self, call: Call) -> bool:
         """Whether the range comes later: behind a batch norm, relu or concatenation that takes this result in."""

@@ -1,6 +1,7 @@
 """calibrate: activation ranges from data, without training."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,10 +9,17 @@ import keras
 import numpy as np
 
 from keras_lowbit.arguments import check_real
+from keras_lowbit.convert.post_training.input_checks import (
+    FeatureSpans,
+    input_hosts,
+    lost_features,
+    warn_of_other_scale,
+)
 from keras_lowbit.convert.post_training.observers import make_observer
 from keras_lowbit.data import Batches
-from keras_lowbit.keras_graph.calls import as_taken, layers_of
+from keras_lowbit.keras_graph.calls import as_taken, find_layers, layers_of
 from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers import KeepFloat
 from keras_lowbit.layers.find import hosts
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
@@ -40,6 +48,8 @@ def calibrate(
     calibration: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
     verbose: 1 shows a progress bar, 0 nothing.
     Returns path of the range -> (minimum, maximum), in the units of the tensor.
+    Warns of data that lie far outside what the first layers expect, by their batch norm, Normalization or Rescaling, and of
+    features that vary by less than a step or two of their input's range.
     Raises ValueError for a model without ranges, an unknown calibration, empty data, or NaN activations (naming the range).
     """
     require_choice("calibrate", "calibration", calibration, ("max", "percentile", "mse"))
@@ -47,7 +57,7 @@ def calibrate(
         "calibrate", "percentile", percentile, "in (50, 100], usual is 99.99", lambda value: 50.0 < value <= 100.0
     )
     ranges = activation_hosts(model)
-    if not ranges:
+    if not ranges and not find_layers(model, KeepFloat):
         raise ValueError(
             f"{model.name!r} has no activation ranges to calibrate. Quantize it with a recipe whose activations are not "
             "None, or put keras_lowbit.layers.QuantActivation where ranges belong."
@@ -55,8 +65,10 @@ def calibrate(
     observers = {
         path: make_observer(calibration, int(host.quantizer.bits), percentile) for path, host in ranges.items()
     }
+    inputs = {path: (name, FeatureSpans()) for path, name in _input_ranges(model, ranges)}
     with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
-        count = _watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers)
+        spans = {path: spans for path, (_, spans) in inputs.items()}
+        count = _watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers, spans)
         found = {path: observers[path].range() for path in ranges}
         for path, (low, high) in found.items():
             if low > high:
@@ -66,7 +78,16 @@ def calibrate(
     for path, host in ranges.items():
         for variable, value in _range_values(host, *found[path], count):
             variable.assign(value)
+    for path, (name, seen) in inputs.items():
+        if said := lost_features(name, seen, *found[path]):
+            warnings.warn(said, stacklevel=3)
     return found
+
+
+def _input_ranges(model: keras.Model, ranges: dict[str, QuantizerHost]) -> Iterator[tuple[str, str]]:
+    """Path of the range behind each input that has one, and the input's name."""
+    names = input_hosts(model)
+    return ((path, names[id(host)]) for path, host in ranges.items() if id(host) in names)
 
 
 @contextlib.contextmanager
@@ -112,14 +133,20 @@ def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
 
 
 def _watch_batches(
-    model: keras.Model, batches: Batches, ranges: dict[str, QuantizerHost], observers: dict[str, Any]
+    model: keras.Model,
+    batches: Batches,
+    ranges: dict[str, QuantizerHost],
+    observers: dict[str, Any],
+    spans: dict[str, FeatureSpans],
 ) -> int:
     """Show the activations at every range to its observer; how many batches there were."""
     count = 0
     try:
-        for path, host in ranges.items():
-            host.watch = _watcher(path, observers[path])
         for batch in batches.with_progress():
+            if count == 0:
+                warn_of_other_scale(model, batch, list(ranges.values()))
+                for path, host in ranges.items():
+                    host.watch = _watcher(path, observers[path], spans.get(path))
             model(as_taken(model, batch), training=False)
             count += 1
     finally:
@@ -128,7 +155,7 @@ def _watch_batches(
     return count
 
 
-def _watcher(path: str, observer: Any) -> Callable[[Any], None]:
+def _watcher(path: str, observer: Any, spans: FeatureSpans | None) -> Callable[[Any], None]:
     def watch(real: Any) -> None:
         values = keras.ops.convert_to_numpy(keras.ops.cast(real, "float32"))
         if not np.isfinite(values).all():
@@ -137,5 +164,7 @@ def _watcher(path: str, observer: Any) -> Callable[[Any], None]:
                 "it and the scale of the inputs."
             )
         observer.see(values)
+        if spans is not None:
+            spans.see(values)
 
     return watch

@@ -262,30 +262,26 @@ class GraphBuilder(BaseBuilder):
         return self._node("dequantize", name, (x,), {}, None)
 
     def float_subgraph(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:
-        """Operations kept in float: the one subgraph of a float .tflite, its inputs and outputs in order.
+        """Operations kept in float: the one subgraph of a .tflite of values, its inputs and outputs in order.
 
         Returns the output names `name/output_0`, .... The batch size is the one it was converted for, kept in the attribute
         `batch_size`. Only this method needs `ai_edge_litert`.
         """
         subgraph = describe(bytes(tflite_bytes), name)
-        given = [self.tensor(n).shape[1:] for n in inputs]
-        if given != [s[1:] for s in subgraph.input_shapes]:
+        given = [self.tensor(n) for n in inputs]
+        takes, types = [end.shape for end in subgraph.inputs], [end.dtype for end in subgraph.inputs]
+        if [t.shape[1:] for t in given] != [shape[1:] for shape in takes] or [t.dtype for t in given] != types:
             raise ValueError(
-                f"float_subgraph {name!r} takes inputs of shapes {list(subgraph.input_shapes)} (batch first), got {given} "
-                "without batch"
+                f"float_subgraph {name!r} takes inputs of shapes {takes} (batch first) and types {types}, got "
+                f"{[t.shape[1:] for t in given]} without batch and {[t.dtype for t in given]}"
             )
-        outputs = tuple(f"{name}/output_{i}" for i in range(len(subgraph.output_shapes)))
-        made = [self._activation(n, (None, *s[1:]), None) for n, s in zip(outputs, subgraph.output_shapes, strict=True)]
-        self._insert(
-            Node(
-                "float_subgraph",
-                name,
-                tuple(inputs),
-                outputs,
-                {"model": bytes(tflite_bytes), "batch_size": subgraph.batch_size},
-            ),
-            made,
-        )
+        outputs = tuple(f"{name}/output_{i}" for i in range(len(subgraph.outputs)))
+        made = [
+            self._activation(n, (None, *end.shape[1:]), None, end.dtype)
+            for n, end in zip(outputs, subgraph.outputs, strict=True)
+        ]
+        attributes = {"model": bytes(tflite_bytes), "batch_size": subgraph.batch_size}
+        self._insert(Node("float_subgraph", name, tuple(inputs), outputs, attributes), made)
         return list(outputs)
 
 

@@ -11,7 +11,7 @@ from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node
 from keras_lowbit.deploy.graph.operations.attributes import check_attributes
 from keras_lowbit.deploy.graph.operations.checks import bias_scale
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor, check_scale
+from keras_lowbit.deploy.graph.tensors import PLAIN, Node, Range, Tensor, check_scale
 from keras_lowbit.numerics.requantization import INT32_MAX
 
 Padding = str | Sequence[Sequence[int]]
@@ -29,10 +29,12 @@ class BaseBuilder:
     # inputs, constants, result
 
     def input(self, name: str, shape: Sequence[int], dtype: str = "int8", range: Range | None = None) -> str:
-        """An input of the graph. shape: without the batch. range: its grid, for int8; None for float32."""
-        if (range is None) != (dtype == "float32"):
-            raise ValueError(f"input {name!r} is {dtype} with range {range}: int8 needs a range, float32 has none")
-        self._inputs.append(self._add(self._activation(name, (None, *shape), range)))
+        """An input of the graph. shape: without the batch. range: its grid, for int8; None for values of `PLAIN` types."""
+        if (range is None) != (dtype in PLAIN):
+            raise ValueError(
+                f"input {name!r} is {dtype} with range {range}: int8 needs a range, {', '.join(PLAIN)} have none"
+            )
+        self._inputs.append(self._add(self._activation(name, (None, *shape), range, dtype)))
         return name
 
     def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0) -> str:
@@ -185,9 +187,9 @@ class BaseBuilder:
             raise ValueError(f"a tensor is already named {taken[0]!r}: names are unique")
 
     @staticmethod
-    def _activation(name: str, shape: Sequence[int | None], out: Range | None) -> Tensor:
+    def _activation(name: str, shape: Sequence[int | None], out: Range | None, dtype: str = "float32") -> Tensor:
         if out is None:
-            return Tensor(name, tuple(shape), "float32")
+            return Tensor(name, tuple(shape), dtype)
         if out.zero_point != int(out.zero_point):
             raise ValueError(f"tensor {name!r} has zero point {out.zero_point}: expected a whole number")
         return Tensor(name, tuple(shape), "int8", np.array(out.scale, np.float32), int(out.zero_point))

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from keras_lowbit.deploy.graph.tensors import PLAIN
+
+
+class End(NamedTuple):
+    """An input or output of a subgraph. shape: the batch first.   dtype: one of `tensors.PLAIN`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
 
 class FloatSubgraph(NamedTuple):
-    """Shapes with the batch first, in the order of the subgraph's inputs and outputs."""
+    """Inputs and outputs in the order of the subgraph."""
 
-    input_shapes: list[tuple[int, ...]]
-    output_shapes: list[tuple[int, ...]]
+    inputs: list[End]
+    outputs: list[End]
     batch_size: int
 
 
 def describe(model: bytes, name: str) -> FloatSubgraph:
-    """What the subgraph takes and gives. ValueError if it is not a float model of one subgraph with one batch
-    size."""
+    """What the subgraph takes and gives. ValueError if it is not a model of values, of one subgraph with one batch size."""
     graph = read(model, name).subgraphs[0]
-    ends = [[graph.tensors[i] for i in side] for side in (graph.inputs, graph.outputs)]
-    shapes = [[tuple(map(int, t.shape if t.shape is not None else ())) for t in side] for side in ends]
-    batches = {s[0] if s else 0 for side in shapes for s in side}
+    types = _types()
+    inputs, outputs = (
+        [End(_shape(graph.tensors[i]), types[graph.tensors[i].type]) for i in side]
+        for side in (graph.inputs, graph.outputs)
+    )
+    batches = {end.shape[0] if end.shape else 0 for end in (*inputs, *outputs)}
     if len(batches) != 1 or 0 in batches:
         raise ValueError(
-            f"float_subgraph {name!r} has inputs of shapes {shapes[0]} and outputs of shapes {shapes[1]}: expected the same "
-            "batch size first in all of them"
+            f"float_subgraph {name!r} has inputs of shapes {[e.shape for e in inputs]} and outputs of shapes "
+            f"{[e.shape for e in outputs]}: expected the same batch size first in all of them"
         )
-    return FloatSubgraph(shapes[0], shapes[1], batches.pop())
+    return FloatSubgraph(inputs, outputs, batches.pop())
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(map(int, tensor.shape if tensor.shape is not None else ()))
+
+
+def _types() -> dict[int, str]:
+    """Number of a tensor type in LiteRT's schema -> our name of it, for those that values have."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {getattr(schema.TensorType, dtype.upper()): dtype for dtype in PLAIN}
 
 
 def load(model: bytes, name: str) -> Any:
@@ -50,8 +72,6 @@ def load(model: bytes, name: str) -> Any:
 
 def read(model: bytes, name: str) -> Any:
     """The model, checked to be one that can be spliced into another."""
-    from ai_edge_litert import schema_py_generated as schema
-
     where, found = f"float_subgraph {name!r}", load(model, name)
     graph = found.subgraphs[0]
     if len(found.subgraphs) != 1:
@@ -59,12 +79,17 @@ def read(model: bytes, name: str) -> Any:
             f"{where} has {len(found.subgraphs)} subgraphs, those of loops or branches: expected one. An LSTM, GRU or "
             "SimpleRNN has no loop with unroll=True; leave other control flow out of the exported model"
         )
-    floats = all(graph.tensors[i].type == schema.TensorType.FLOAT32 for i in (*graph.inputs, *graph.outputs))
+    ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     computed = {int(i) for op in graph.operators or () for i in op.outputs}
-    if not floats or len(set(graph.outputs)) != len(graph.outputs) or not computed.issuperset(map(int, graph.outputs)):
+    if any(tensor.type not in _types() for tensor in ends):
         raise ValueError(
-            f"{where} must have float32 inputs and outputs, and outputs that are all different and all computed: leave "
-            "integer and constant results out of the exported model"
+            f"{where} has an input or output of another type than {', '.join(PLAIN)}: cast it to one of them with "
+            "keras.ops.cast"
+        )
+    if len(set(graph.outputs)) != len(graph.outputs) or not computed.issuperset(map(int, graph.outputs)):
+        raise ValueError(
+            f"{where} must have outputs that are all different and all computed: leave constant results out of the "
+            "exported model"
         )
     if any(b.offset for b in found.buffers):
         raise ValueError(f"{where} keeps its buffers outside the flatbuffer: convert it as a model below 2 GB")

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-DTYPES = ("int8", "int32", "float32")
+PLAIN = ("int32", "float32", "int64", "uint8", "bool")  # what operations in float read and make: values, not codes
+DTYPES = ("int8", *PLAIN)
 MOST_ELEMENTS = 2**31 - 1  # of one sample: LiteRT counts them in int32
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal numbers only
 
@@ -28,9 +29,9 @@ class Tensor:
 
     name: unique in the graph.   shape: activations have the batch axis first, written None; constants have
     their full shape.
-    dtype: "int8", "int32" or "float32".   scale: float32 array, shape () per tensor or (channels,) per
-    channel; None for float32.   zero_point: integer code of real 0.   data: the codes, for constants only
-    (kept read-only).
+    dtype: "int8" for codes; one of `PLAIN` for values of operations in float; "int32" for a constant bias.
+    scale: float32 array, shape () per tensor or (channels,) per channel; None for values.   zero_point: integer code of
+    real 0.   data: the codes, for constants only (kept read-only).
     """
 
     name: str
@@ -96,9 +97,10 @@ class Tensor:
             raise ValueError(f"{where} has shape {self.shape}: expected at most {MOST_ELEMENTS:,} elements in a sample")
 
     def _check_grid(self, where: str) -> None:
-        if (self.scale is None) != (self.dtype == "float32"):
+        if (self.scale is None) != (self.dtype in PLAIN and not (self.dtype == "int32" and self.is_constant)):
             raise ValueError(
-                f"{where} is {self.dtype} with scale {self.scale}: integers need a scale, float32 has none"
+                f"{where} is {self.dtype} with scale {self.scale}: integers need a scale, values of operations in float "
+                "have none"
             )
         if not -128 <= self.zero_point <= 127 or (self.zero_point and self.dtype != "int8"):
             raise ValueError(

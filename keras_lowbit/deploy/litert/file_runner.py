@@ -70,14 +70,14 @@ class FileRunner:
 
 
 def _encode(real: np.ndarray, detail: Any) -> np.ndarray:
-    if detail["dtype"] is np.float32:
-        return real.astype(np.float32).reshape(detail["shape"])
+    if detail["dtype"] is not np.int8:
+        return real.astype(detail["dtype"]).reshape(detail["shape"])
     scale, zero_point = detail["quantization"]
     return quantize_real(real, np.float32(scale), zero_point).reshape(detail["shape"])
 
 
 def _decode(value: np.ndarray, detail: Any) -> np.ndarray:
-    if detail["dtype"] is np.float32:
+    if detail["dtype"] is not np.int8:
         return value.copy()
     scale, zero_point = detail["quantization"]
     return (value.astype(np.float32) - zero_point) * np.float32(scale)

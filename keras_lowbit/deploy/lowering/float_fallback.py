@@ -1,36 +1,104 @@
 """Float fallback: what has no integer form runs in float between explicit dequantize and quantize nodes, and is listed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, fallback_reason
-from keras_lowbit.deploy.graph.float_subgraph import origins
-from keras_lowbit.deploy.lowering.float_convert import convert_to_float, in_float32
+from keras_lowbit.deploy.graph.float_subgraph import load, origins, read
+from keras_lowbit.deploy.lowering.float_convert import check_batch, convert_to_float, in_float32
+from keras_lowbit.deploy.lowering.float_forms import run_convertible
+from keras_lowbit.deploy.lowering.float_parts import FloatPart
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import FloatFallback, FloatTensor, PartialCall, Provenance
 from keras_lowbit.keras_graph.calls import Call
-from keras_lowbit.layers import QuantizedLayer
+from keras_lowbit.layers import KeepFloat, QuantizedLayer
 
 
-def lower_float(state: Lowering, call: Call) -> bool:
-    """A whole call in float."""
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What becomes one float subgraph. run: its outputs from its inputs.   operations: that it runs."""
 
-    def run(*values: Any) -> list[Any]:
-        return call.run(dict(zip(call.inputs, values, strict=True)))
+    run: Callable[..., list[Any]]
+    operations: Sequence[Any]
+    description: str
 
-    sources = [state.as_float(key) for key in call.inputs]
-    provenance = sources[0].provenance.add(*(source.provenance for source in sources[1:]), call=call)
-    _insert(state, call, run, sources, provenance, call.path)
-    state.float_fallbacks.append(FloatFallback(call.path, _reason(call)))
-    return True
+    def giving(self, places: Sequence[int]) -> Callable[..., list[Any]]:
+        """Only those of its outputs."""
+        return lambda *values: [self.run(*values)[place] for place in places]
+
+
+def lower_part(state: Lowering, part: FloatPart) -> None:
+    """Calls that run in float together, as one node."""
+    calls = [call for call in part.calls if not isinstance(call.operation, KeepFloat)]
+    _check_stateless(calls)
+    sources = {key: state.as_float(key) for key in part.reads}
+    try:
+        made = _insert(state, _piece(part, calls), list(sources.values()), calls[-1].path)
+    except ValueError:
+        if len(calls) > 1:
+            _raise_for_one(calls, state.batch_size)
+        raise
+    provenances = _provenances(part, sources)
+    for key, tensor in zip(part.gives, made, strict=True):
+        state.values[key] = FloatTensor(tensor, provenances[key])
+    state.float_fallbacks += [FloatFallback(call.path, _reason(call)) for call in calls]
+
+
+def _raise_for_one(calls: list[Call], batch_size: int) -> None:
+    """What is wrong with one of several calls, if one alone cannot be in the file: the error that names it."""
+    for call in calls:
+        piece = _piece(FloatPart((call,), call.inputs, call.outputs), [call])
+        shapes = [tuple(tensor.shape[1:]) for tensor in call.tensors]
+        dtypes = ["float32" if "float" in str(tensor.dtype) else str(tensor.dtype) for tensor in call.tensors]
+        with in_float32(piece.operations):
+            model = convert_to_float(piece.run, shapes, piece.description, batch_size, dtypes)
+        if len(load(model, call.path).subgraphs) > 1:
+            read(model, call.path)  # says why
+
+
+def _piece(part: FloatPart, calls: list[Call]) -> Piece:
+    def run(*given: Any) -> list[Any]:
+        values = dict(zip(part.reads, given, strict=True))
+        one_sample = any(value.shape[0] is not None for value in given)
+        for call in part.calls:
+            outputs = run_convertible(call, values)
+            if not one_sample:
+                check_batch(_described(call), outputs)
+            values.update(zip(call.outputs, outputs, strict=True))
+        return [values[key] for key in part.gives]
+
+    shown = ", ".join(map(_described, calls[:4])) + (f" and {len(calls) - 4} more" if len(calls) > 4 else "")
+    return Piece(run, [call.operation for call in calls], shown)
+
+
+def _described(call: Call) -> str:
+    return f"{call.path!r} ({type(call.operation).__name__})"
+
+
+def _check_stateless(calls: list[Call]) -> None:
+    """Refuses what one call hands to the next: a file gives equal results for equal inputs."""
+    for call in calls:
+        layers = call.operation._flatten_layers() if call.is_layer else ()
+        if any(getattr(layer, "stateful", False) for layer in layers):
+            raise ValueError(
+                f"{_described(call)} keeps its state from one call to the next (stateful=True). A file written here gives "
+                "equal results for equal inputs, so that it can be verified. Make the state an input and an output of the "
+                "model: steps, state = GRU(8, unroll=True, return_state=True)(x, initial_state=state)."
+            )
+
+
+def lower_float(state: Lowering, call: Call) -> None:
+    """One call in float, all its outputs."""
+    lower_part(state, FloatPart((call,), tuple(dict.fromkeys(call.inputs)), call.outputs))
 
 
 def lower_activation_in_float(state: Lowering, call: Call, key: int, part: PartialCall) -> bool:
     """Only the activation of a quantized layer in float; its operation is stored under `key`."""
-    source = state.as_float(key)
-    provenance = source.provenance.add(call=part)
-    name = activation_name(call.operation)
-    _insert(state, call, lambda value: [part.function(value)], [source], provenance, f"{call.path}/activation")
+    source, name = state.as_float(key), activation_name(call.operation)
+    piece = Piece(lambda value: [part.function(value)], [call.operation], _described(call))
+    [made] = _insert(state, piece, [source], f"{call.path}/activation")
+    state.values[call.outputs[0]] = FloatTensor(made, source.provenance.add(call=part))
     named = f"activation {name!r}" if name != "?" else "activation"
     state.float_fallbacks.append(
         FloatFallback(call.path, f"its {named} has no integer form; the layer itself is in integers")
@@ -38,30 +106,29 @@ def lower_activation_in_float(state: Lowering, call: Call, key: int, part: Parti
     return True
 
 
-def _insert(
-    state: Lowering,
-    call: Call,
-    run: Callable[..., list[Any]],
-    sources: Sequence[FloatTensor],
-    provenance: Provenance,
-    name: str,
-) -> None:
-    """The float subgraph's node, which computes each value once; the call's outputs become its float outputs."""
+def _insert(state: Lowering, piece: Piece, sources: Sequence[FloatTensor], name: str) -> list[str]:
+    """The float subgraph's node, which computes each value once; the names of the piece's outputs."""
     given = [source.tensor for source in sources]
-    shapes = [state.builder.tensor(tensor).shape[1:] for tensor in given]
-    description = f"{call.path!r} ({type(call.operation).__name__})"
-    with in_float32(call.operation):
-        model = convert_to_float(run, shapes, description, state.batch_size)
+    tensors = [state.builder.tensor(name) for name in given]
+    shapes, dtypes = [tensor.shape[1:] for tensor in tensors], [tensor.dtype for tensor in tensors]
+    with in_float32(piece.operations):
+        model = convert_to_float(piece.run, shapes, piece.description, state.batch_size, dtypes)
         found = origins(model, name)
         kept = sorted({place for place in found if place >= 0})
         if kept and kept != found:
-            model = convert_to_float(
-                lambda *v: [run(*v)[place] for place in kept], shapes, description, state.batch_size
-            )
+            run = piece.giving(kept)
+            model = convert_to_float(run, shapes, piece.description, state.batch_size, dtypes)
     made = state.builder.float_subgraph(given, model, state.name(name)) if kept else []
-    tensors = dict(zip(kept, made, strict=True)) | {~place: tensor for place, tensor in enumerate(given)}
-    for key, place in zip(call.outputs, found, strict=True):
-        state.values[key] = FloatTensor(tensors[place], provenance)
+    by_place = dict(zip(kept, made, strict=True)) | {~place: tensor for place, tensor in enumerate(given)}
+    return [by_place[place] for place in found]
+
+
+def _provenances(part: FloatPart, sources: dict[int, FloatTensor]) -> dict[int, Provenance]:
+    found = {key: source.provenance for key, source in sources.items()}
+    for call in part.calls:
+        first, *rest = (found[key] for key in call.inputs)
+        found |= dict.fromkeys(call.outputs, first.add(*rest, call=call))
+    return found
 
 
 def _reason(call: Call) -> str:
@@ -70,8 +137,10 @@ def _reason(call: Call) -> str:
     if category is Category.FLOAT:
         return fallback_reason(call)
     if category is not Category.WEIGHTED:
-        return f"{kind} stands between operations in float"
+        return f"{kind} reads a value without a range: it stays in float"
     if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:
         return f"{kind} is not quantized"
-    name = activation_name(operation)
-    return f"{kind} has the activation {name!r} and no output_quantizer: its sums have no range"
+    if not operation.activation_fuses and operation.output_host is None:
+        name = activation_name(operation)
+        return f"{kind} has the activation {name!r} and no output_quantizer: its sums have no range"
+    return f"{kind} is left in float"

@@ -1,10 +1,11 @@
 """How calls without weights are lowered: ranges, batch norms, arithmetic, concatenations. Nodes have the layers' paths."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
+from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering import data_movement
@@ -13,22 +14,30 @@ from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
-from keras_lowbit.deploy.lowering.values import DeferredOp, GraphInput, Provenance, QuantizedTensor, fixed_codes
+from keras_lowbit.deploy.lowering.values import (
+    DeferredOp,
+    FloatTensor,
+    GraphInput,
+    Provenance,
+    QuantizedTensor,
+    fixed_codes,
+)
 from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
-from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers import KeepFloat, QuantActivation
 
 
 def lower_call(state: Lowering, call: Call) -> None:
-    """Lower one call: sets `state.values` of its outputs. What has no handler, or no integer form, runs in float."""
-    category, operation = category_of(call), call.operation
+    """Lower one call that does not run in float: sets `state.values` of its outputs."""
+    operation = call.operation
     if isinstance(operation, QuantActivation):
         return lower_range(state, call)
+    if isinstance(operation, KeepFloat):
+        value = state.as_float(call.inputs[0])
+        state.values[call.outputs[0]] = replace(value, provenance=value.provenance.add(call=call))
+        return None
     handler = HANDLERS.get(stock_kind(operation))
-    runs_in_float = category is Category.FLOAT or (
-        category is Category.WEIGHTED and not isinstance(operation, QuantizedLayer)
-    )
-    if handler is None or runs_in_float or not handler(state, call):
+    if handler is None or not handler(state, call):
         lower_float(state, call)
     return None
 
@@ -39,13 +48,13 @@ def lower_range(state: Lowering, call: Call) -> None:
     key, out = call.inputs[0], call.outputs[0]
     activation = activation_name(layer)
     if activation != "linear":
-        if not activate(state, call, activation):
+        if isinstance(state.values[key], (FloatTensor, GraphInput)) or not activate(state, call, activation):
             lower_float(state, call)
         key = out
     grid = state.range_of(layer.output_host, call.path)
     value = state.values[key]
     provenance = value.provenance if activation != "linear" else value.provenance.add(call=call)
-    if isinstance(value, GraphInput):
+    if isinstance(value, GraphInput) and key in state.stored_inputs:
         tensor = state.builder.input(value.name, value.shape, "int8", grid)
         state.values[out] = QuantizedTensor(tensor, Provenance({out: tensor}))
     elif isinstance(value, DeferredOp):
@@ -53,7 +62,8 @@ def lower_range(state: Lowering, call: Call) -> None:
     elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == _as_float32(grid):
         state.store(out, value.tensor, provenance, alias=True)
     else:
-        state.store(out, state.builder.quantize(value.tensor, grid, state.name(call.path)), provenance)
+        tensor = value.tensor if isinstance(value, QuantizedTensor) else state.as_float(key).tensor
+        state.store(out, state.builder.quantize(tensor, grid, state.name(call.path)), provenance)
 
 
 def _as_float32(grid: Range) -> Range:

@@ -1,8 +1,8 @@
 """lower: a trained quantized Keras model becomes an IntegerGraph.
 
 The model's calls are walked once in running order. Each Keras tensor is a `QuantizedTensor`, a `DeferredOp` that waits for
-the range behind it (batch norms and a relu fuse meanwhile), or a `FloatTensor`. Operations the integer graph does not know
-run in float between explicit dequantize and quantize nodes, and are listed.
+the range behind it (batch norms and a relu fuse meanwhile), or a `FloatTensor`. Operations the integer graph does not know,
+and those that read values without a range, run in float between explicit dequantize and quantize nodes, and are listed.
 """
 
 import dataclasses
@@ -16,12 +16,15 @@ from keras_lowbit.convert.analysis.supported import DROPOUTS
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
+from keras_lowbit.deploy.lowering.float_fallback import lower_part
+from keras_lowbit.deploy.lowering.float_parts import FloatPart, schedule
 from keras_lowbit.deploy.lowering.handlers import lower_call
 from keras_lowbit.deploy.lowering.ranges import range_of
 from keras_lowbit.deploy.lowering.state import Lowering, RangeOf
 from keras_lowbit.deploy.lowering.values import FloatFallback, LoweredLayer, Segment
-from keras_lowbit.keras_graph.calls import calls_of
+from keras_lowbit.keras_graph.calls import calls_of, find_layers
 from keras_lowbit.keras_graph.variables import not_finite, refuse_keras_quantization
+from keras_lowbit.layers import KeepFloat
 from keras_lowbit.layers.find import hosts
 
 #: Layers are renamed while they are converted to what runs in float, and standard output is turned away. One thread at a time
@@ -74,7 +77,7 @@ def lower_model(
     batch_size: what float subgraphs are converted for.   range_of: gives the range of a quantizer; that which it has learnt.
     """
     refuse_keras_quantization(model)
-    if not hosts(model):
+    if not hosts(model) and not find_layers(model, KeepFloat):
         raise ValueError(
             f"{model.name!r} has no quantized layer and no activation range. Quantize it first: "
             "keras_lowbit.quantize_model(model, 'int8')."
@@ -87,8 +90,11 @@ def lower_model(
 def _lowered(model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str) -> Lowered:
     _check_inference(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
-    for call in state.calls.calls:
-        lower_call(state, call)
+    for step in schedule(state.calls):
+        if isinstance(step, FloatPart):
+            lower_part(state, step)
+        else:
+            lower_call(state, step)
     outputs = [state.output(key) for key in state.calls.outputs]
     graph = state.builder.build(outputs, _in_model_order(state), _notes(state))
     return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys)

@@ -41,6 +41,17 @@ def _checked(host: QuantizerHost, path: str) -> ActivationQuantizer:
     return quantizer
 
 
+def _is_range(call: Call) -> bool:
+    """Whether a call is a range alone, without an activation."""
+    return isinstance(call.operation, QuantActivation) and activation_name(call.operation) == "linear"
+
+
+def stored_inputs(graph: CallGraph) -> set[int]:
+    """The model's inputs that are int8 in the graph: those that one range reads and nothing else."""
+    found = ((key, graph.only_consumer(key)) for key in graph.inputs)
+    return {key for key, reader in found if reader is not None and _is_range(reader)}
+
+
 class StandInRanges:
     """`range_of` for a model that was not calibrated: made-up ranges where data have not been seen.
 

@@ -10,7 +10,9 @@ import keras
 from keras_lowbit.arguments import check_whole, shown
 from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.deploy.graph.tensors import PLAIN
 from keras_lowbit.deploy.lowering.int8_overflow import check_policy
+from keras_lowbit.deploy.lowering.ranges import stored_inputs
 from keras_lowbit.deploy.lowering.values import (
     DeferredOp,
     FloatFallback,
@@ -54,14 +56,17 @@ class Lowering:
         self.layers: dict[str, LoweredLayer] = {}
         self.float_fallbacks: list[FloatFallback] = []
         self.input_keys: dict[str, int] = {}
+        self.stored_inputs = stored_inputs(calls)
         self._names: set[str] = set()
+        self._floats: dict[str, str] = {}  # stored tensor -> the float one behind its dequantize
         self._pseudo_keys = itertools.count(-1, -1)
         _check_names(input_shapes, [calls.tensors[key].name for key in calls.inputs])
         for key in calls.inputs:
             tensor = calls.tensors[key]
             name = self.name(tensor.name)
             self.input_keys[name] = key
-            self.values[key] = GraphInput(name, _input_shape(tensor, input_shapes), Provenance({key: name}))
+            shape, dtype = _input_shape(tensor, input_shapes), _input_type(tensor)
+            self.values[key] = GraphInput(name, shape, dtype, Provenance({key: name}))
 
     def name(self, preferred: str) -> str:
         """`wanted`, or `wanted_1`, ...: every name is used once."""
@@ -111,7 +116,7 @@ class Lowering:
         )
 
     def as_float(self, key: int) -> FloatTensor:
-        """The value as float32, through a dequantize where it is stored as int8."""
+        """The value as float32 (or as the integers that it is), through a dequantize where it is stored as int8."""
         value = self.values[key]
         if isinstance(value, DeferredOp):
             producer = self.calls.producers[key]
@@ -120,12 +125,16 @@ class Lowering:
                 "keras_lowbit.layers.QuantActivation behind it."
             )
         if isinstance(value, GraphInput):
-            tensor = self.builder.input(value.name, value.shape, "float32")
+            tensor = self.builder.input(value.name, value.shape, value.dtype)
             value = self.values[key] = FloatTensor(tensor, value.provenance)
         if isinstance(value, QuantizedTensor):
-            name = self.name(f"{value.tensor}/float")
-            return FloatTensor(self.builder.dequantize(value.tensor, name), value.provenance)
+            return FloatTensor(self._dequantized(value.tensor), value.provenance)
         return value
+
+    def _dequantized(self, tensor: str) -> str:
+        if tensor not in self._floats:
+            self._floats[tensor] = self.builder.dequantize(tensor, self.name(f"{tensor}/float"))
+        return self._floats[tensor]
 
     def static_shape(self, tensor: str) -> tuple[int, ...]:
         """Sizes of a graph tensor without its batch."""
@@ -189,12 +198,18 @@ def _input_shape(tensor: Any, given: Any) -> tuple[int, ...]:
             f"Input {tensor.name!r} has the shape {tensor.shape[1:]}: a file needs fixed sizes. Give them without batch, "
             f"for example input_shapes={{{tensor.name!r}: (224, 224, 3)}}."
         )
-    if "float" not in str(tensor.dtype):
-        raise ValueError(
-            f"Input {tensor.name!r} is {tensor.dtype}; the integer graph reads float32 or int8. Start the model with "
-            "keras.Input(..., dtype='float32')."
-        )
     return shape
+
+
+def _input_type(tensor: Any) -> str:
+    """The type of an input that is a value in the graph."""
+    dtype = "float32" if "float" in str(tensor.dtype) else str(tensor.dtype)
+    if dtype not in PLAIN:
+        raise ValueError(
+            f"Input {tensor.name!r} is {tensor.dtype}; the integer graph reads {', '.join(PLAIN)}. Start the model with "
+            "keras.Input(..., dtype='float32') or another of them."
+        )
+    return dtype
 
 
 def library_version() -> str:

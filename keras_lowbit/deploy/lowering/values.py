@@ -61,7 +61,7 @@ class QuantizedTensor:
 
 @dataclasses.dataclass(frozen=True)
 class FloatTensor:
-    """A float32 tensor of the graph."""
+    """A tensor of the graph that holds values, not codes: float32, or whole numbers and masks of operations in float."""
 
     tensor: str
     provenance: Provenance
@@ -69,10 +69,11 @@ class FloatTensor:
 
 @dataclasses.dataclass(frozen=True)
 class GraphInput:
-    """A model input that nothing has read yet: the first range behind it decides its grid."""
+    """A model input that nothing has read yet. dtype: of it, if no range behind it decides its grid."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str
     provenance: Provenance
 
 

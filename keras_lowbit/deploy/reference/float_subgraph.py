@@ -13,7 +13,7 @@ from keras_lowbit.deploy.reference.call import NodeCall, kernel
 
 @kernel("float_subgraph")
 def float_subgraph(call: NodeCall) -> list[np.ndarray]:
-    """The subgraph's float32 outputs. One of fixed batch is run as often as needed.
+    """The subgraph's outputs. One of fixed batch is run as often as needed.
 
     ImportError if ai_edge_litert is not installed; ValueError if the batch is not a multiple of the subgraph's.
     """
@@ -31,6 +31,6 @@ def _interpreter(model: bytes) -> Any:
 
 def _invoke(interpreter: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
     for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
-        interpreter.set_tensor(detail["index"], np.ascontiguousarray(array, np.float32))
+        interpreter.set_tensor(detail["index"], np.ascontiguousarray(array, detail["dtype"]))
     interpreter.invoke()
     return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]

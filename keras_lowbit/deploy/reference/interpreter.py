@@ -92,16 +92,17 @@ def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:
 
 
 def _as_input(tensor: Tensor, value: Any) -> np.ndarray:
-    """Codes (or float32, for a float input) of one input, shape checked."""
+    """Codes (or values, for an input without a range) of one input, shape checked."""
     array = np.asarray(value)
     if array.ndim != len(tensor.shape) or array.shape[1:] != tensor.shape[1:]:
         expected = ", ".join("batch" if d is None else str(d) for d in tensor.shape)
         raise ValueError(f"input {tensor.name!r} has shape {array.shape}; expected ({expected})")
-    if tensor.dtype != "float32" and array.dtype == np.int8:
+    if tensor.dtype == array.dtype:
         return array
-    if not np.issubdtype(array.dtype, np.floating):
-        expected = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
-        raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {expected}: convert it with .astype")
-    if tensor.dtype == "float32":
-        return array.astype(np.float32)
-    return quantize_real(array, scale_of(tensor), tensor.zero_point)
+    if tensor.dtype in ("int8", "float32") and np.issubdtype(array.dtype, np.floating):
+        real = tensor.dtype == "float32"
+        return array.astype(np.float32) if real else quantize_real(array, scale_of(tensor), tensor.zero_point)
+    if tensor.dtype not in ("int8", "float32") and np.can_cast(array.dtype, tensor.dtype):
+        return array.astype(tensor.dtype)
+    expected = "int8 (codes) or float32 (real numbers)" if tensor.dtype == "int8" else tensor.dtype
+    raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {expected}: convert it with .astype")

@@ -129,13 +129,19 @@ class Runtime(tf.Module):
         """Inputs that are traced beforehand, and that a saved runtime takes: codes and reals, alone, in lists and dicts."""
         found: list[Any] = []
         for kind in (None, "float16", "float32", "float64"):
-            specs = [tf.TensorSpec(own.shape, kind or own.dtype) for own in self._codes()]
+            specs = [_spec(own, kind) for own in self._codes()]
             found += [
                 specs,
                 dict(zip(self._plan.graph.inputs, specs, strict=True)),
                 *(specs if len(specs) == 1 else ()),
             ]
         return found
+
+
+def _spec(own: tf.TensorSpec, kind: str | None) -> tf.TensorSpec:
+    """An input as reals of a kind, where it may be given as reals."""
+    reals = own.dtype.name in ("int8", "float32")
+    return tf.TensorSpec(own.shape, kind if kind and reals else own.dtype)
 
 
 def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:
@@ -153,15 +159,17 @@ def _by_name(graph: IntegerGraph, images: Any) -> dict[str, Any]:
 
 
 def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
-    """Codes (or float32, for a float input) of one input, its shape checked."""
+    """Codes (or values, for an input without a range) of one input, its shape checked."""
     given = tf.convert_to_tensor(value)
     if not given.shape.is_compatible_with(tensor.shape):
         expected = ", ".join("batch" if size is None else str(size) for size in tensor.shape)
         raise ValueError(f"input {tensor.name!r} has shape {given.shape}; expected ({expected})")
-    if tensor.dtype != "float32" and given.dtype == tf.int8:
+    if given.dtype.name == tensor.dtype:
         return given
-    if not given.dtype.is_floating:
-        expected = "float32" if tensor.dtype == "float32" else "int8 (codes) or float32 (real numbers)"
-        raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {expected}: convert it with .astype")
-    real = tf.cast(given, tf.float32)
-    return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)
+    if tensor.dtype in ("int8", "float32") and given.dtype.is_floating:
+        real = tf.cast(given, tf.float32)
+        return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)
+    if tensor.dtype not in ("int8", "float32") and np.can_cast(given.dtype.as_numpy_dtype, tensor.dtype):
+        return tf.cast(given, tensor.dtype)
+    expected = "int8 (codes) or float32 (real numbers)" if tensor.dtype == "int8" else tensor.dtype
+    raise TypeError(f"input {tensor.name!r} is {given.dtype.name}; expected {expected}: convert it with .astype")

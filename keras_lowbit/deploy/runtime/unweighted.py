@@ -215,10 +215,11 @@ def resize_bilinear(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
 def float_subgraph(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """LiteRT's own kernels, called through Python: such a graph runs in this process only."""
     call = static_call(graph, node)
-    kinds = [tf.float32] * len(node.outputs)
+    kinds = [graph.tensors[name].dtype for name in node.outputs]
 
     def subgraph(*arrays: np.ndarray) -> list[np.ndarray]:
-        return [part.astype(np.float32) for part in reference_subgraph.float_subgraph(call._replace(arrays=arrays))]
+        parts = reference_subgraph.float_subgraph(call._replace(arrays=arrays))
+        return [part.astype(kind) for part, kind in zip(parts, kinds, strict=True)]
 
     def run(values: list[Any]) -> Any:
         return list(tf.numpy_function(subgraph, values, kinds))

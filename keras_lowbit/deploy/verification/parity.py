@@ -37,6 +37,7 @@ class Parity:
     fit int8. Alone they are compared with the altered weights, to equality; end to end, with the model as it was trained.
     outputs: every output end to end, against Keras, the float reference and labels, where these were given.
     labels_note: why labels that came with the data were not compared.   min_reference_snr_db: as given to `verify`.
+    notes: what in the data explains the figures.
     """
 
     layers: tuple[LayerParity, ...]
@@ -50,6 +51,7 @@ class Parity:
     outputs: tuple[OutputParity, ...] = ()
     labels_note: str = ""
     min_reference_snr_db: float = LEAST_REFERENCE_SNR_DB
+    notes: tuple[str, ...] = ()
 
     @property
     def max_layer_steps(self) -> int:
@@ -163,6 +165,7 @@ class Parity:
             *map(str, self.outputs),
             *([f"labels not compared: {self.labels_note}"] if self.labels_note else []),
             *([f"layers compared with their weights as stored: {sentence(self.overflows)}"] if self.overflows else []),
+            *self.notes,
             *([str(self.delegate)] if self.delegate is not None else []),
             f"file: {self.size_bytes:,} bytes",
         ]

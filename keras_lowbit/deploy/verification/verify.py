@@ -21,6 +21,7 @@ from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
 from keras_lowbit.deploy.lowering.lower import LOWERING, lower_model
 from keras_lowbit.deploy.reference.interpreter import trace
+from keras_lowbit.deploy.verification.explain import InputNotes
 from keras_lowbit.deploy.verification.layers import LayerParity, compare_layers
 from keras_lowbit.deploy.verification.numpy_reference import ReferenceParity, compare_reference, softmax_overflows
 from keras_lowbit.deploy.verification.outputs import EndToEnd, OutputParity
@@ -75,10 +76,12 @@ def verify(
     written = with_dense_pointwise(lowered.graph, check_same_structure(lowered.graph, file, path))
     first = _FirstSamples(max(layer_samples, reference_samples), batch)
     ends = EndToEnd(model, lowered.graph, FileRunner(path), reference, strict=labels is not None)
+    notes = InputNotes(lowered.graph)
     for inputs, own in klb_data.labelled_batches(data, labels, batch_size, steps):
-        arrays = [np.asarray(leaf, np.float32) for leaf in inputs_in_order(model, inputs)]
+        arrays = [_as_given(leaf) for leaf in inputs_in_order(model, inputs)]
         first.add(arrays)
         ends.add(arrays, own)
+        notes.add(arrays)
     ours = trace(written, dict(zip(written.inputs, first.take(), strict=True)))
     runner, coverage = FileRunner(path, True, spare_reference=softmax_overflows(written, ours)), delegate_coverage(path)
     found = compare_reference(ours, runner, first.take(reference_samples))
@@ -93,10 +96,16 @@ def verify(
         reference=found,
         delegate=coverage,
         overflows=lowered.overflows,
+        notes=notes.sentences(),
         outputs=ends.results(),
         labels_note=ends.labels_note,
         min_reference_snr_db=min_reference_snr_db,
     )
+
+
+def _as_given(array: np.ndarray) -> np.ndarray:
+    """Reals as float32; whole numbers and masks as they are."""
+    return np.asarray(array, np.float32) if array.dtype.kind == "f" else array
 
 
 def _check_samples(**counts: int) -> None:

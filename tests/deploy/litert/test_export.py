@@ -124,11 +124,11 @@ def test_bad_table(classifier, tmp_path, content, message):
 def test_metadata_names_labels_normalization_recipe_version(classifier, tmp_path):
     labels = [f"class {i}" for i in range(6)]
     klb.export_litert(
-        classifier[0], tmp_path / "m.tflite", labels=labels, normalization=([1.0, 2.0, 3.0], 127.5), io="float32"
+        classifier[0], tmp_path / "m.tflite", labels=labels, normalization=([127.0, 128.0, 129.0], 25.0), io="float32"
     )
     about = litert.read_metadata(tmp_path / "m.tflite")
     assert about["labels"] == labels
-    assert about["normalization"] == {"mean": [1.0, 2.0, 3.0], "std": [127.5]}
+    assert about["normalization"] == {"mean": [127.0, 128.0, 129.0], "std": [25.0]}
     assert about["keras_lowbit"] == klb.__version__
     assert about["name"] == "m"
     assert about["quantizers"]["pointwise"]["name"] == "ternary"

@@ -224,14 +224,6 @@ def test_several_scales_in_one_channel_are_refused():
         channel_scales(np.ones((8, 3), np.int8), np.ones((4, 3), np.float32), (-1,), "dense")
 
 
-def test_integer_input_is_refused():
-    entry = keras.Input((6,), dtype="int32", name="ids")
-    model = keras.Model(entry, kl.Dense(3)(kl.Embedding(10, 4)(entry)))
-    quantized = klb.quantize_model(model, "int8")[0]
-    with pytest.raises(ValueError, match=r"(?s)'ids' is int32.*dtype='float32'"):
-        klb.deploy.lower(quantized)
-
-
 def test_unread_input_is_refused():
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     model = klb.quantize_model(keras.Model([a, b], kl.Dense(3)(a)), "int8")[0]

@@ -50,9 +50,10 @@ def _check_operands(operation: Operation, use: Use) -> None:
             )
         _check_constant(operation, use, place, tensor)
     for tensor in outputs:
-        if tensor.dtype != operation.writes or tensor.is_constant:
+        if tensor.dtype not in operation.writes or tensor.is_constant:
+            expected = " or ".join(operation.writes)
             raise ValueError(
-                f"{use.where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {operation.writes}, not constant"
+                f"{use.where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {expected}, not constant"
             )
 
 

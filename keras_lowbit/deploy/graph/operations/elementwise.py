@@ -109,5 +109,5 @@ QUANTIZE = Operation(
     limits=(_FACTOR,),
 )
 DEQUANTIZE = Operation(
-    "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes="float32"
+    "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes=("float32",)
 )

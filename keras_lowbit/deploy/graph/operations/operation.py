@@ -73,7 +73,7 @@ class Operation:
     not fit.   builtin: a use of it -> its LiteRT operator; None for a float subgraph, which brings its own operators.
     inputs: how many; None for one or more.   range: FREE, KEEP, or the `Range` that the output always has.
     takes: its attributes beside the activation.
-    reads, writes: data types of inputs (the bias of a weighted operation is int32) and output.
+    reads, writes: data types of inputs (the bias of a weighted operation is int32) and outputs.
     fuses_activation: whether a relu or relu6 can stand at its end.   kernel: layout of the weights, for operations that
     have any; weights then are input 1 and an int32 bias is input 2.
     limits: what LiteRT cannot run.   check: further conditions on a use; ValueError with the words.
@@ -86,7 +86,7 @@ class Operation:
     range: str | Range = KEEP
     takes: Mapping[str, Attribute] = field(default_factory=dict)
     reads: tuple[str, ...] = ("int8",)
-    writes: str = "int8"
+    writes: tuple[str, ...] = ("int8",)
     fuses_activation: bool = False
     kernel: KernelLayout | None = None
     limits: tuple[Limit, ...] = ()

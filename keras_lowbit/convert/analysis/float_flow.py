@@ -1,0 +1,213 @@
+"""Which calls run in float, nested models included, and which values are float there: without a range of their own.
+
+A call that has no integer form, or that the user leaves out, runs in float. So does a call without weights all of whose
+operands are float values, if anything that runs in float reads its result: there is nothing to store as int8 in between,
+and a token id, a class or a mask on its way would be rounded.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from keras_lowbit.convert.analysis.operations import (
+    PROBABILITIES,
+    Category,
+    category_of,
+    function_of,
+    is_known,
+    stock_kind,
+)
+from keras_lowbit.keras_graph.calls import Call, CallGraph, nested_inputs
+
+# Calls whose float results are whole numbers, or masks, by meaning.
+_WHOLE = set(
+    "OneHot MultiHot CategoryEncoding Discretization Hashing HashedCrossing IntegerLookup StringLookup "
+    "Floor Ceil Round Rint Trunc Sign FloorDivide Bincount Histogram".split()
+)
+# Reasons. A layer whose weights alone are float reads int8 inputs: a recipe of activations puts ranges there.
+NO_RULE = "no rule of the recipe gives it a quantizer"
+BETWEEN = "stands between operations in float"
+_MOVES = (Category.KEEPS_RANGE, Category.SHARES_RANGE)
+_STAYS_INT8 = (Category.WEIGHTED, Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT)
+
+
+@dataclasses.dataclass(eq=False)
+class Level:
+    """One model of the nest with what its calls are.
+
+    categories, reasons: as decided call by call; `settle` changes them.   chosen: calls that the user leaves in float.
+    chosen_inputs: keys of such inputs.   inner: the levels of nested calls.   outer: the calls of this model, with the
+    levels that they stand in; none for the outermost.
+    """
+
+    graph: CallGraph
+    categories: dict[Call, Category]
+    reasons: dict[Call, str | None]
+    chosen: set[Call] = dataclasses.field(default_factory=set)
+    chosen_inputs: set[int] = dataclasses.field(default_factory=set)
+    inner: dict[Call, "Level"] = dataclasses.field(default_factory=dict)
+    outer: list[tuple["Level", Call]] = dataclasses.field(default_factory=list)
+
+    def is_float(self, key: int) -> bool:
+        """Whether a tensor is a float value: an input, or made by a call that runs in float, no range behind it."""
+        call = self.graph.producers.get(key)
+        if call is None:
+            return self._input_is_float(key)
+        if self.categories[call] is not Category.NESTED_MODEL:
+            return self.categories[call] is Category.FLOAT
+        level = self.inner[call]
+        result = level.graph.outputs[call.outputs.index(key)]
+        return result not in level.graph.inputs and level.is_float(result) and level.stays_float(result)
+
+    def _input_is_float(self, key: int) -> bool:
+        if not self.outer:
+            return True
+        sources = (level.source(call, self.graph.inputs.index(key)) for level, call in self.outer)
+        return self.read_in_float(key) and any(level.is_float(source) for level, source in sources)
+
+    def source(self, call: Call, place: int) -> tuple["Level", int]:
+        """This level, and the tensor of it that a nested call takes as its input of that place."""
+        return self, nested_inputs(call)[place]
+
+    def reads_in_float(self, call: Call, key: int, exactly: bool = False) -> bool:
+        """Whether a call takes a tensor as a float value, if it is one.
+
+        exactly: only where it may be an index, a mask or another value by meaning there. A sum or product that runs in
+        float for its shape reads reals.
+        """
+        category = self.categories[call]
+        if category is Category.NESTED_MODEL:
+            level = self.inner[call]
+            places = [place for place, given in enumerate(nested_inputs(call)) if given == key]
+            return any(level.read_in_float(level.graph.inputs[place], exactly) for place in places)
+        if category is not Category.FLOAT:
+            return False
+        if exactly:
+            return call in self.chosen or self.reasons[call] == BETWEEN or not is_known(call.operation)
+        maker = self.graph.producers.get(key)
+        behind_float = maker is not None and self.categories[maker] is Category.FLOAT
+        return behind_float or self.reasons[call] != NO_RULE
+
+    def read_in_float(self, key: int, exactly: bool = False) -> bool:
+        """Whether anything that runs in float reads a tensor, behind the model's outputs too."""
+        if any(self.reads_in_float(call, key, exactly) for call in self.graph.consumers(key)):
+            return True
+        if key in self.graph.inputs:
+            return False
+        places = [place for place, output in enumerate(self.graph.outputs) if output == key]
+        return any(level.read_in_float(call.outputs[at], exactly) for level, call in self.outer for at in places)
+
+    def stays_float(self, key: int) -> bool:
+        """Whether an output of this model that is a float value leaves it without a range."""
+        chosen = self.graph.producers.get(key) in self.chosen or key in self.chosen_inputs
+        return chosen or self.read_in_float(key) or self.is_whole(key)
+
+    def is_final(self, key: int) -> bool:
+        """Whether a tensor leaves the outermost model and nothing in it reads it."""
+        if key not in self.graph.outputs or self.graph.consumers(key):
+            return False
+        place = self.graph.outputs.index(key)
+        return all(level.is_final(call.outputs[place]) for level, call in self.outer)
+
+    def is_mask(self, key: int) -> bool:
+        """Whether a tensor holds zeros and ones by meaning."""
+        call = self.graph.producers.get(key)
+        if call is None:
+            return False
+        kind, mode = stock_kind(call.operation), getattr(call.operation, "output_mode", None)
+        if kind == "Cast":
+            return str(call.tensors[0].dtype) == "bool" or self.is_mask(call.inputs[0])
+        if kind in ("OneHot", "MultiHot") or mode in ("one_hot", "multi_hot"):
+            return True
+        return category_of(call) in _MOVES and bool(call.inputs) and all(map(self.is_mask, call.inputs))
+
+    def is_whole(self, key: int) -> bool:
+        """Whether a tensor holds whole numbers or a mask by meaning, not by chance."""
+        if "float" not in str(self.graph.tensors[key].dtype):
+            return True
+        call = self.graph.producers.get(key)
+        if call is None:
+            return False
+        kind, dtypes = stock_kind(call.operation), [str(tensor.dtype) for tensor in call.tensors]
+        if kind == "Cast":
+            return self.is_whole(call.inputs[0])
+        if kind in _WHOLE:
+            return getattr(call.operation, "output_mode", None) != "tf_idf"
+        moves = category_of(call) in _MOVES or (kind == "Where" and "bool" in dtypes)
+        return moves and bool(call.inputs) and all(map(self.is_whole, call.inputs))
+
+
+def settle(top: Level) -> None:
+    """Have the calls that stand between float values and float readers run in float, in all levels."""
+    levels, able = list(_levels(top, set())), _Able()
+    changed = True
+    while changed:
+        changed = False
+        for level in levels:
+            for call in reversed(level.graph.calls):
+                if able.call(level, call) and _wanted(level, call):
+                    level.categories[call] = Category.FLOAT
+                    level.reasons[call] = BETWEEN
+                    changed = True
+
+
+def _levels(level: Level, seen: set[int]) -> Iterator[Level]:
+    if id(level) not in seen:
+        seen.add(id(level))
+        yield level
+        for inner in level.inner.values():
+            yield from _levels(inner, seen)
+
+
+def _wanted(level: Level, call: Call) -> bool:
+    """Whether a call that could run in float should.
+
+    Of those that move or select values, each whose result a call in float reads, or that takes parts of a value which is
+    read in float elsewhere: a range belongs behind the part that is stored, not around all of it. Of others, those whose
+    result goes to an operation that may need it exactly. And what leaves the model: whole numbers by meaning, and
+    probabilities, which have no range there.
+    """
+    moves = level.categories[call] in _MOVES
+    if any(level.read_in_float(key, exactly=not moves) for key in call.outputs):
+        return True
+    if any(level.is_final(key) and (level.is_whole(key) or _is_probability(level, call)) for key in call.outputs):
+        return True
+    return level.categories[call] is Category.KEEPS_RANGE and any(map(level.read_in_float, call.inputs))
+
+
+def _is_probability(level: Level, call: Call) -> bool:
+    """Whether a call makes a softmax or sigmoid of what runs in float."""
+    makers = (level.graph.producers.get(key) for key in call.inputs)
+    in_float = any(maker is not None and level.categories[maker] is Category.FLOAT for maker in makers)
+    return in_float and function_of(call) in PROBABILITIES
+
+
+class _Able:
+    """Which calls could run in float: they have no weights, and nothing stored as int8 comes into them."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, int], bool] = {}  # by level and key
+
+    def call(self, level: Level, call: Call) -> bool:
+        """Whether a call that runs in integers so far could run in float."""
+        if level.categories[call] in _STAYS_INT8 or not call.inputs:
+            return False
+        return all(self._value(level, key) for key in call.inputs)
+
+    def _value(self, level: Level, key: int) -> bool:
+        """Whether a tensor could be a float value."""
+        place = id(level), key
+        if place not in self._values:
+            self._values[place] = False  # what runs in a circle of shared models is none
+            self._values[place] = self._made(level, key)
+        return self._values[place]
+
+    def _made(self, level: Level, key: int) -> bool:
+        call = level.graph.producers.get(key)
+        if call is None:
+            at = level.graph.inputs.index(key)
+            outer = (outer.source(maker, at) for outer, maker in level.outer)
+            return not level.outer or any(self._value(*source) for source in outer)
+        if level.categories[call] is Category.NESTED_MODEL:
+            inner = level.inner[call]
+            return self._value(inner, inner.graph.outputs[call.outputs.index(key)])
+        return level.categories[call] is Category.FLOAT or self.call(level, call)
