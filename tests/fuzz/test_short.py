@@ -6,9 +6,9 @@ from tests.fuzz.run import fuzz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "files"), [("klb", 150), ("tflite", 40), ("checkpoint", 100), ("keras", 30)])
-def test_damaged_files_are_refused_reported_or_the_same(kind, files):
-    found = fuzz(kind, files, seed=1)
+def test_damaged_files_are_refused_reported_or_the_same():
+    found = fuzz("every", files=200, seed=1)
     assert found["bad"] == []
-    assert found["files"] == files
-    assert found["counts"].get("refused", 0) > files / 5, "the damage is too slight to show anything"
+    assert found["files"] == 200
+    assert found["counts"]["refused"] > 100, "the damage is too slight to show anything"
+    assert found["counts"]["equal"] > 10, "no damaged file gets as far as to be used"

@@ -27,6 +27,7 @@ from keras_lowbit.deploy.litert.weight_formats import (
     weighted_nodes,
 )
 from keras_lowbit.files import FilePath, name_of, read_whole
+from keras_lowbit.sealed import strict_json
 
 FORMAT_VERSION = 1
 DEFAULT = Path(__file__).with_name("format_choice.json")
@@ -68,7 +69,7 @@ class LatencyTable:
         source = DEFAULT if path is None else path
         remedy = "Measure one with: keras-lowbit bench packed --output FILE"
         try:
-            found = json.loads(read_whole(source))
+            found = strict_json(read_whole(source))
             if found["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {found['format_version']!r}, expected {FORMAT_VERSION}")
             rows = tuple(LayerLatency(**row) for row in found["rows"])

@@ -103,6 +103,7 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
         ("{}", "format_version"),
         ("[" * 5000, "is no latency table"),
         ("[1]", "is no latency table"),
+        ("NaN", "no number of JSON"),
         ('{"format_version": 1, "machine": 3, "rows": [3]}', "is no latency table"),
         ('{"format_version": 9}', "format version 9, expected 1"),
         ('{"format_version": 1, "machine": {}, "rows": []}', "numbers above 0"),
