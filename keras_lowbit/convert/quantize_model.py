@@ -45,6 +45,7 @@ def quantize_model(
     random input, before anything is quantized. Tied weights stay tied, and a LoRA delta is merged into its kernel.
     Kernels get the quantizers of the recipe's plan; 8-bit ranges
     stand where the integer pipeline stores values (see `convert.analysis.range_placement`) unless the recipe has none.
+    Ranges in a frozen model, or behind a frozen layer, are frozen.
     Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product.
     Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
     are. The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never

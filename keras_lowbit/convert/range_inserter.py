@@ -16,21 +16,22 @@ from keras_lowbit.quantizers import ActivationRange, Quantizer
 class RangeInserter:
     """Makes the range layers of one model and gives them names that no other layer of it has.
 
-    plan: which tensors get a range.   names: of the layers that the model has already.
+    plan: which tensors get a range.   names: of the layers that the model has already.   trainable: of the model; the ranges of
+    a frozen one are frozen, and so is that behind a frozen layer.
     """
 
-    def __init__(self, plan: RangePlan, names: Iterable[str]) -> None:
-        self._plan, self._names = plan, set(names)
+    def __init__(self, plan: RangePlan, names: Iterable[str], trainable: bool = True) -> None:
+        self._plan, self._names, self._trainable = plan, set(names), trainable
         self._layers: dict[int, QuantActivation] = {}  # by the key of the tensor, or of the first one that shares it
         self._stored: dict[int, Any] = {}  # values behind their range, by the key of the tensor
         self._kept: dict[int, Any] = {}  # values behind a `KeepFloat`
 
-    def behind(self, key: int, value: Any, name: str) -> Any:
-        """The value of a tensor with the range that the plan puts behind it. name: of the operation that made it."""
+    def behind(self, key: int, value: Any, maker: Any) -> Any:
+        """The value of a tensor with the range that the plan puts behind it. maker: the operation that made it."""
         if key not in self._plan.after:
             return value
         if key not in self._stored:
-            self._stored[key] = self._ranged(key, value, name)
+            self._stored[key] = self._ranged(key, value, maker)
         return self._stored[key]
 
     def kept_float(self, key: int, value: Any, name: str) -> Any:
@@ -39,25 +40,26 @@ class RangeInserter:
             self._kept[key] = KeepFloat(name=self.fresh(f"{name}_float"), dtype=value.dtype)(value)
         return self._kept[key]
 
-    def _ranged(self, key: int, value: Any, name: str) -> Any:
+    def _ranged(self, key: int, value: Any, maker: Any) -> Any:
         root = self._plan.shared.get(key, key)
         if root not in self._layers:
             quantizer = self._plan.after[key]
             if key in self._plan.shared:
                 quantizer = widen_only(quantizer)
-            self._layers[root] = self.layer(quantizer, f"{name}_range", value.dtype)
+            self._layers[root] = self.layer(quantizer, f"{maker.name}_range", value.dtype, maker)
         return self._layers[root](value)
 
-    def layer(self, quantizer: Quantizer, name: str, dtype: str, activation: Any = None) -> QuantActivation:
-        """A new range layer that hands on `dtype`, the tensor's own, whatever the global policy says."""
-        return QuantActivation(activation, quantizer, name=self.fresh(name), dtype=dtype)
+    def layer(self, quantizer: Quantizer, name: str, dtype: str, maker: Any, activation: Any = None) -> QuantActivation:
+        """A new range layer behind an operation, which hands on `dtype`, the tensor's own, whatever the global policy says."""
+        trainable = self._trainable and getattr(maker, "trainable", True)
+        return QuantActivation(activation, quantizer, name=self.fresh(name), dtype=dtype, trainable=trainable)
 
-    def gated(self, value: Any, activation: str, name: str) -> Any:
+    def gated(self, value: Any, activation: str, maker: Any, name: str) -> Any:
         """silu or hard-swish of a value as ``x * gate(x)``: a gate of known range and a product called `name`."""
         gate = GATES[activation]
         low, high = FIXED_RANGES[gate]
         fixed = ActivationRange(minimum=low, maximum=high)
-        opened = self.layer(fixed, f"{name}_gate", value.dtype, activation=gate)(value)
+        opened = self.layer(fixed, f"{name}_gate", value.dtype, maker, activation=gate)(value)
         return keras.layers.Multiply(name=name, dtype=value.dtype)([value, opened])
 
     def fresh(self, name: str) -> str:

@@ -48,11 +48,12 @@ class _GraphWalk:
         self.level, self.place, self.final = rewriter.nest.of(model)
         self.graph, self.categories, self.reasons = self.level.graph, self.level.categories, self.level.reasons
         self.products: set[str] = set()  # names of the operations that became a gate and a product
-        inputs = [tensor._keras_history.operation.name for tensor in functional_of(self.model).inputs]
+        inputs = [tensor._keras_history.operation for tensor in functional_of(self.model).inputs]
         self.plan = self._plan()
-        self.ranges = RangeInserter(self.plan, {*(call.name for call in self.graph.calls), *inputs})
-        self.names = dict(zip(self.graph.inputs, inputs, strict=True))  # by key: what made each tensor
-        self.names |= {key: call.name for call in self.graph.calls for key in call.outputs}
+        names = {*(call.name for call in self.graph.calls), *(layer.name for layer in inputs)}
+        self.ranges = RangeInserter(self.plan, names, self.model.trainable)
+        self.makers = dict(zip(self.graph.inputs, inputs, strict=True))  # by key: what made each tensor
+        self.makers |= {key: call.operation for call in self.graph.calls for key in call.outputs}
 
     def build(self) -> keras.Model:
         """The rewritten copy."""
@@ -94,7 +95,7 @@ class _GraphWalk:
     def _chosen(self, key: int, value: Any) -> Any:
         """An input, behind the mark of those that stay float if it is one."""
         marked = key in self.level.chosen_inputs and self.choice.recipe.activations is not None
-        return self.ranges.kept_float(key, value, self.names[key]) if marked else value
+        return self.ranges.kept_float(key, value, self.makers[key].name) if marked else value
 
     def _with_ranges(self, call: Call, values: dict[int, Any]) -> list[Any]:
         read = {key: self._read(call, key, values[key]) for key in call.inputs}
@@ -102,7 +103,7 @@ class _GraphWalk:
         return [value if key in self.plan.floats else self._stored(key, value) for key, value in results]
 
     def _stored(self, key: int, value: Any) -> Any:
-        return self.ranges.behind(key, value, self.names[key])
+        return self.ranges.behind(key, value, self.makers[key])
 
     def _read(self, call: Call, key: int, value: Any) -> Any:
         """A tensor as a call reads it: a float value behind its range, or as it is where the call runs in float."""
@@ -112,7 +113,7 @@ class _GraphWalk:
         begins = producer is None or self.categories[producer] is not Category.FLOAT
         marked = call in self.level.chosen and begins and key not in self.level.chosen_inputs
         if marked and self.choice.recipe.activations is not None:
-            return self.ranges.kept_float(key, value, self.names[key])
+            return self.ranges.kept_float(key, value, self.makers[key].name)
         return value
 
     def _returned(self, key: int, value: Any) -> Any:
@@ -150,7 +151,7 @@ class _GraphWalk:
             self.report.add(path, call.operation, "quantized", f"{keeps}{quantizer!r}{merged}")
             outputs = call.run(values, self.rewriter.layers.quantized(call.operation, changes))
         if gate in GATES:
-            return [self.ranges.gated(outputs[0], gate, self.ranges.fresh(f"{call.name}_{gate}"))]
+            return [self.ranges.gated(outputs[0], gate, call.operation, self.ranges.fresh(f"{call.name}_{gate}"))]
         return outputs
 
     def _own_range(self, call: Call) -> Quantizer | None:
@@ -164,7 +165,7 @@ class _GraphWalk:
         depthwise, pointwise = self.rewriter.layers.halves(call.operation, name, own, changes)
         middle = depthwise(values[call.inputs[0]])
         if activations is not None:
-            middle = self.ranges.layer(activations, f"{name}_range", middle.dtype)(middle)
+            middle = self.ranges.layer(activations, f"{name}_range", middle.dtype, call.operation)(middle)
         detail = f"depthwise {own or 'float'}, then pointwise {quantizer!r}"
         self.report.add(path, call.operation, "quantized", detail)
         return [pointwise(middle)]
@@ -175,7 +176,7 @@ class _GraphWalk:
         self.report.add(path, call.operation, "rewritten", f"{function}: a gate and a product")
         name = self.ranges.fresh(call.name) if call.name in self.products else call.name
         self.products.add(call.name)
-        return [self.ranges.gated(values[call.inputs[0]], function, name)]
+        return [self.ranges.gated(values[call.inputs[0]], function, call.operation, name)]
 
     def _copied(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
         """The results of an operation's copy, or of the operation itself if it cannot be copied and has no weights."""

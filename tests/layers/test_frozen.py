@@ -86,3 +86,17 @@ def test_ranges_of_a_frozen_part_stand_still_and_calibrate_sets_them_all_the_sam
     before = to_numpy(base.layers[1].output_host.state["maximum"])
     model.fit(80 * ROWS, ROWS[:, :2], verbose=0)
     assert to_numpy(base.layers[1].output_host.state["maximum"]) != before
+
+
+def test_a_part_that_was_frozen_before_gets_ranges_that_are_frozen():
+    row = keras.Input((4,))
+    base = keras.Model(row, keras.ops.add(L.Dense(3, activation="silu")(row), 1.0), name="base")
+    base.trainable = False
+    copy = klb.quantize_model(base, "int8")[0]
+    assert copy.trainable_variables == []
+    assert not any(host.trainable for _, host in klb.layers.hosts(copy))
+    model = network()
+    model.get_layer("body").trainable = False
+    copy = klb.quantize_model(model, "int8")[0]
+    flags = {path.split("/")[0]: host.trainable for path, host in klb.layers.hosts(copy)}
+    assert [flags[name] for name in ("body", "body_range", "head", "head_range")] == [False, False, True, True]
