@@ -121,5 +121,5 @@ def test_every_walk_says_that_it_is_inference():
         assert len(copy.layers) >= 4
     ranges = klb.calibrate(copy, wanted, verbose=0)
     assert np.abs(list(ranges.values())).max() < 50
-    klb.reestimate_batch_norms(model, wanted, verbose=0)
+    klb.reestimate_batch_norms(model, wanted, verbose=0, check=False)
     assert np.abs(np.asarray(model.get_layer("norm").moving_mean)).max() < 10

@@ -1,6 +1,7 @@
 """Every way that Keras, TensorFlow, Orbax and PyTorch offer to keep a model keeps all of its quantizers' state."""
 
 import json
+import pickle
 
 import keras
 import numpy as np
@@ -73,12 +74,15 @@ def test_a_tensorflow_checkpoint_without_state_does_not_pass_for_one_that_has_it
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-@pytest.mark.parametrize("way", ["keras", "weights", "shards", "tree"])
+@pytest.mark.parametrize("way", ["keras", "h5", "weights", "shards", "tree", "pickle"])
 def test_keras_own_ways_hold_every_variable(tmp_path, kernel, way):
     model, other = told(network(kernel), 1), told(network(kernel), 2)
-    if way == "keras":
-        model.save(tmp_path / "m.keras")
-        other = keras.saving.load_model(tmp_path / "m.keras")
+    if way in ("keras", "h5", "pickle"):
+        if way == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            model.save(tmp_path / f"m.{way}")
+            other = keras.saving.load_model(tmp_path / f"m.{way}")
         for ours, theirs in zip(model.variables, other.variables, strict=True):  # Keras gives those inside other paths
             np.testing.assert_array_equal(to_numpy(theirs), to_numpy(ours), err_msg=ours.path)
         return
