@@ -25,7 +25,8 @@ def scalars(folder):
     for file in folder.rglob("*tfevents*"):
         for record in tf.data.TFRecordDataset(str(file)):
             for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
-                found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+                if value.tag.startswith("epoch_"):
+                    found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
     return found
 
 
