@@ -141,12 +141,25 @@ def requantize(
     total: ArrayLike, factor: Multiplier, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX)
 ) -> NDArray[np.int8]:
     """int8 codes of an int32 sum: `clip(total * factor + zero_point, limits)`; channels on the last axis."""
+    left, right = np.maximum(factor.shift, 0), np.maximum(-factor.shift, 0)
+    half, rounds = (np.int64(1) << right) >> 1, right > 0
 
     def codes(rows: np.ndarray) -> NDArray[np.int8]:
-        scaled = multiply_by_quantized_multiplier(wrap(rows), factor)
-        return np.clip(wrap(scaled + zero_point), *limits).astype(np.int8)
+        # As `multiply_by_quantized_multiplier`, in place; halves go away from zero by one step less below it.
+        x = rows if rows.dtype == np.int32 and not left.any() else wrap(np.asarray(rows, np.int64) << left)
+        high = np.multiply(x, factor.multiplier, dtype=np.int64)
+        high += 1 << 30
+        high >>= 31
+        below = high >> 63
+        high += half
+        high += below if rounds.all() else below * rounds
+        high >>= right
+        shifted = high.astype(np.int32)
+        shifted += np.int32(zero_point)  # overflows as C's
+        return np.clip(shifted, *limits).astype(np.int8)
 
-    return by_rows(codes, np.asarray(total)) if np.ndim(factor.multiplier) < 2 else codes(np.asarray(total))
+    found = by_rows(codes, np.atleast_1d(total))
+    return found if np.ndim(total) else found.reshape(found.shape[found.size == 1 :])
 
 
 def by_rows(function: Callable[[np.ndarray], NDArray[np.int8]], total: np.ndarray) -> NDArray[np.int8]:

@@ -179,11 +179,14 @@ def test_activation_errors_carry_values():
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (60, 1), (1, 2, 2, 7)])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_large_sums_are_requantized_in_pieces(monkeypatch, shape, per_channel):
+@pytest.mark.parametrize("largest", [1e-6, 1.0, 1e6])
+def test_large_sums_are_requantized_in_pieces(monkeypatch, shape, per_channel, largest):
     random = np.random.default_rng(0)
     total = random.integers(-(2**31), 2**31, shape).astype(np.int32)
-    factor = fp.quantize_multiplier(random.uniform(1e-9, 1e-6, shape[-1] if per_channel else ()))
+    factor = fp.quantize_multiplier(largest * random.uniform(1e-3, 1, shape[-1] if per_channel else ()))
     whole = fp.requantize(total, factor, 3)
+    slowly = fp.multiply_by_quantized_multiplier(total, factor) + 3
+    np.testing.assert_array_equal(whole, np.clip(fp.wrap(slowly), -128, 127))
     monkeypatch.setattr(fp, "CACHED", 8)
     np.testing.assert_array_equal(fp.requantize(total, factor, 3), whole)
 
