@@ -8,6 +8,8 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
+from keras_lowbit.tfmot.operators import Operator
+
 
 def tfmot_class(name: str) -> Any:
     """A class that TFMOT exports by `quantize_scope` alone."""
@@ -70,10 +72,11 @@ class OutputOnlyConfig(_TfmotOutputOnlyConfig):
 def scope(*objects: dict[str, Any]) -> Iterator[None]:
     """A context manager for `quantize_apply`, `load_model` and `clone_model` of models with our QuantizeConfigs.
 
-    TFMOT's `quantize_scope`, plus three of its classes in a form that `.keras` and `.h5` files reload with. Our own classes
-    are registered and need no scope. objects: dicts of name -> class for custom layers, as `quantize_scope` takes them.
+    TFMOT's `quantize_scope`, plus three of its classes in a form that `.keras` and `.h5` files reload with, and `Operator`,
+    which TFMOT's wrapper writes without its package. Our other classes are registered and need no scope.
+    objects: dicts of name -> class for custom layers, as `quantize_scope` takes them.
     """
-    ours = {cls.__name__: cls for cls in (QuantizeLayer, QuantizeWrapperV2, OutputOnlyConfig)}
+    ours = {cls.__name__: cls for cls in (QuantizeLayer, QuantizeWrapperV2, OutputOnlyConfig, Operator)}
     # The innermost scope wins, and quantize_scope lets its own classes win over those it is given.
     with tfmot.quantization.keras.quantize_scope(), tf_keras.utils.custom_object_scope(ours, *objects):
         yield

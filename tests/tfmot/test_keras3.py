@@ -26,7 +26,7 @@ def assert_same(model, *inputs):
     """The Keras 3 model computes the same, and names no two things alike. Gives it."""
     twin = klt.to_keras3(model)
     given = inputs[0] if len(inputs) == 1 else list(inputs)
-    for found, wanted in zip(flat(twin(given, training=False)), flat(model(given)), strict=True):
+    for found, wanted in zip(flat(twin(given, training=False)), flat(model(given, training=False)), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=1e-5)
     return twin
 
