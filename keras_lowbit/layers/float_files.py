@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _FLOAT: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-_ENTRIES: weakref.WeakKeyDictionary[Any, "StockEntries"] = weakref.WeakKeyDictionary()
 
 
 def is_float_file(store: Any) -> bool:
@@ -36,9 +35,9 @@ def turn_to_stock_entry(store: Any, layer: Any) -> None:
 
     Every later address that Keras asks this store for is translated too.
     """
-    if store not in _ENTRIES:
-        _ENTRIES[store] = StockEntries(store)
-    _ENTRIES[store].turn_to(layer)
+    translator = getattr(store.get, "__self__", None)
+    entries = translator if isinstance(translator, StockEntries) else StockEntries(store)
+    entries.turn_to(store, layer)
 
 
 class StockEntries:
@@ -53,7 +52,6 @@ class StockEntries:
         self._begun = _address(store)  # of the first drop-in layer: the parts of the model around it are begun
         self._stock: dict[tuple[str, str], int] = {}  # (part, class) -> stock layers of it so far
         self._drop_in: dict[tuple[str, str], int] = {}
-        self._store = weakref.ref(store)
         store.get = self.get
 
     def get(self, address: str) -> Any:
@@ -64,9 +62,9 @@ class StockEntries:
         self._stock[part, kind] = number + 1
         return self._get(address)
 
-    def turn_to(self, layer: Any) -> None:
+    def turn_to(self, store: Any, layer: Any) -> None:
         """Let the store stand at the entry of a drop-in layer, whose own address it was asked for."""
-        part, _, _ = _parsed(_address(self._store()))
+        part, _, _ = _parsed(_address(store))
         kind = snake_case(stock_class(layer).__name__)
         if (part, kind) not in self._stock and f"{self._begun}/".startswith(f"{part}/"):
             self._stock[part, kind] = _stock_before(layer, kind)
