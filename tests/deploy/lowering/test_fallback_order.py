@@ -150,7 +150,7 @@ def test_the_names_of_a_layers_own_layers_do_not_matter(tmp_path):
     keras.backend.clear_session()
     first, _ = deployed(branches, tmp_path / "first.tflite", 12)
     keras.backend.clear_session()
-    for _ in range(5):
+    for _ in range(8):
         kl.Dense(1)
     second, images = deployed(branches, tmp_path / "second.tflite", 12)
     assert sorted(inner_names(first)) == inner_names(first)
