@@ -228,6 +228,20 @@ def tf_keras_violations(package: Path) -> list[str]:
     return found
 
 
+# Functions of keras.ops that fail in some release or on some backend -> what to call in their place.
+BROKEN_OPS = {"exp2": "ops.power(2.0, x)"}
+
+
+def broken_op_violations(package: Path) -> list[str]:
+    """Functions of `keras.ops` that not every supported Keras has in working order."""
+    return [
+        f"{path.relative_to(package).as_posix()}:{node.lineno}: calls ops.{node.attr}; use {BROKEN_OPS[node.attr]}"
+        for path, tree in sources(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in BROKEN_OPS and ast.unparse(node.value).endswith("ops")
+    ]
+
+
 def private_imports(package: Path) -> set[str]:
     """ "file name" of every import and use of the private parts of Keras and TensorFlow."""
     found = {

@@ -44,6 +44,10 @@ def test_nothing_uses_tf_keras():
     assert structure.tf_keras_violations(PACKAGE) == []
 
 
+def test_no_broken_function_of_keras_is_called():
+    assert structure.broken_op_violations(PACKAGE) == []
+
+
 def test_private_framework_parts_do_not_spread():
     assert structure.private_imports(PACKAGE) - KNOWN_PRIVATE == set()
 
@@ -208,6 +212,11 @@ def test_test_framework_in_the_package_is_found(toy, source):
 )
 def test_tf_keras_is_found_in_every_spelling(toy, source):
     assert structure.tf_keras_violations(toy({"deploy": source}))
+
+
+def test_a_broken_function_is_found(toy):
+    files = {"layers": "from keras import ops\nops.exp2(x)", "numerics": "keras.ops.exp2\nnumpy.exp2"}
+    assert len(structure.broken_op_violations(toy(files))) == 2
 
 
 def test_plain_keras_is_fine(toy):

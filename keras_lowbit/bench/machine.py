@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from keras_lowbit.deploy.interpreters import litert_version
+
 
 def machine() -> dict[str, Any]:
     """CPU, cores, system and versions of what runs the files."""
@@ -14,7 +16,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "ai-edge-litert": _version("ai-edge-litert"),
+        "ai-edge-litert": litert_version() or "not installed",
         "keras_lowbit": _version("keras_lowbit"),
     }
 

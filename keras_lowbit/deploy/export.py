@@ -77,7 +77,7 @@ def export_litert(
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
-    the names of inputs and outputs, the quantizer of every layer and the version of this library. MediaPipe Tasks and
+    the names of inputs and outputs, the quantizer of every layer and the versions of this library and of LiteRT. MediaPipe Tasks and
     TensorFlow Lite's task library open files with io="float32" and normalization=, (0, 1) where the model takes pixels as they
     are; they take no int8 inputs, and the task library (of 2023) no packed weights.
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),

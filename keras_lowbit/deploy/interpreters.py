@@ -1,10 +1,17 @@
-"""LiteRT interpreters: which kernels a model runs on."""
+"""LiteRT interpreters: which version is installed, and which kernels a model runs on."""
 
+import functools
+import importlib.util
+import re
 import threading
 import warnings
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 from keras_lowbit.files import name_of, read_whole
+
+_DISTRIBUTIONS = ("ai-edge-litert", "ai-edge-litert-nightly")
 
 RESOLVERS = {
     "reference": "BUILTIN_REF",
@@ -13,6 +20,25 @@ RESOLVERS = {
 }
 _FILTERS = threading.Lock()  # those of warnings belong to the process: two threads would put back each other's
 _LACKS_OPERATION = "Didn't find op for builtin opcode"
+
+
+@functools.cache
+def litert_version() -> str | None:
+    """The version of the LiteRT that `import ai_edge_litert` finds, such as "2.3.0"; None where none is installed."""
+    spec = importlib.util.find_spec("ai_edge_litert")
+    if spec is None or spec.origin is None:
+        return None
+    beside = distributions(path=[str(Path(spec.origin).parents[1])])  # of several on the path, the one that is imported
+    found = [each.version for each in beside if each.metadata["Name"].lower().replace("_", "-") in _DISTRIBUTIONS]
+    return max(found, key=release_of, default=None)
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """(2, 4) of "2.4.0.dev20261026". ValueError for what does not start like a version."""
+    match = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    if match is None:
+        raise ValueError(f"litert={version!r}: expected the version of a LiteRT release, such as '2.3' or '2.4.0'")
+    return int(match[1]), int(match[2])
 
 
 def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **source: Any) -> Any:

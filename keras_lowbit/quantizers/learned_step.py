@@ -105,6 +105,6 @@ class LearnedPowerOfTwo(_FollowsNoWeights):
     def step_size(self, real: Tensor | None, threshold: Tensor, signed: Any, state: State) -> Tensor:
         """The power of two, exactly, with the gradient of the class."""
         exponent = state["log2_factor"]
-        top = ceil_power(ops.stop_gradient(threshold * ops.exp2(exponent)))
+        top = ceil_power(ops.stop_gradient(threshold * ops.power(2.0, exponent)))
         step = ops.stop_gradient(top * ops.where(signed, 2.0 ** (1 - self.base.bits), 2.0**-self.base.bits))
         return straight_through(exponent * (math.log(2.0) * step), step)

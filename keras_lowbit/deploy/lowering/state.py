@@ -11,6 +11,7 @@ from keras_lowbit.arguments import check_whole, shown
 from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.deploy.graph.tensors import PLAIN
+from keras_lowbit.deploy.interpreters import litert_version
 from keras_lowbit.deploy.lowering.int8_overflow import check_policy
 from keras_lowbit.deploy.lowering.ranges import stored_inputs
 from keras_lowbit.deploy.lowering.values import (
@@ -222,4 +223,6 @@ def library_version() -> str:
 
 def _metadata(model: keras.Model) -> dict[str, Any]:
     recipe = {path: serialize(layer.kernel_quantizer) for path, layer in quantized_layers(model).items()}
-    return {"name": model.name, "keras_lowbit": library_version(), "quantizers": recipe}
+    # The release whose kernels the integers are those of: ties may fall otherwise in another one.
+    versions = {"keras_lowbit": library_version(), "litert": litert_version()}
+    return {"name": model.name, **versions, "quantizers": recipe}

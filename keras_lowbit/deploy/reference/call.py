@@ -9,16 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_lowbit.deploy.graph import Tensor
+from keras_lowbit.deploy.interpreters import litert_version, release_of
 from keras_lowbit.numerics import requantization as fp
+
+_FACTORS_IN_DOUBLE = (2, 4)  # the first release that does
+
+
+def factor_type(litert: str | None = None) -> type[np.floating]:
+    """The type in which the kernels of a LiteRT release form the factors of mul, relu, relu6 and leaky_relu.
+
+    float32 up to 2.3, double from 2.4 on: the last bit of a factor decides ties.   litert: None for the installed one,
+    and for the latest where none is.
+    """
+    version = litert or litert_version()
+    return np.float64 if version is None or release_of(version) >= _FACTORS_IN_DOUBLE else np.float32
 
 
 class NodeCall(NamedTuple):
-    """One execution of a node. arrays: values of the inputs, batch axis first; inputs, outputs: tensors."""
+    """One execution of a node. arrays: values of the inputs, batch axis first; inputs, outputs: tensors.
+
+    factor: the type of some factors, see `factor_type`.
+    """
 
     attributes: Mapping[str, Any]
     arrays: tuple[np.ndarray, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    factor: type[np.floating]
 
     @property
     def output(self) -> Tensor:
@@ -28,6 +45,10 @@ class NodeCall(NamedTuple):
     def centered(self, index: int = 0) -> NDArray[np.int64]:
         """`code - zero_point` of input `index`, in [-255, 255]."""
         return self.arrays[index].astype(np.int64) - self.inputs[index].zero_point
+
+    def scales(self) -> list[np.floating]:
+        """The scales of inputs and output in the type of `factor`."""
+        return [self.factor(scale_of(tensor)) for tensor in (*self.inputs, *self.outputs)]
 
     def limits(self) -> tuple[int, int]:
         """Code range that the fused activation leaves in the output."""

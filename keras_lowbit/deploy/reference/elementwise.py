@@ -1,6 +1,7 @@
 """Reference kernels that work code by code: arithmetic, rectifiers, hard swish, tables, quantize, dequantize.
 
-The factors are formed as LiteRT forms them, in float32 or in double: the last bit of a factor decides ties.
+The factors are formed as LiteRT forms them, in float32 or in double: the last bit of a factor decides ties. Those of mul
+and the rectifiers depend on its release: `NodeCall.scales`.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ def _on_finer_grid(call: NodeCall, index: int, ratio: np.float64) -> NDArray[np.
 
 @kernel("mul")
 def mul(call: NodeCall) -> NDArray[np.int8]:
-    """The product of the centred codes times `s_1 * s_2 / s_out`, a factor formed in float32."""
-    real = scale_of(call.inputs[0]) * scale_of(call.inputs[1]) / scale_of(call.output)
+    """The product of the centred codes times `s_1 * s_2 / s_out`."""
+    first, second, target = call.scales()
     product = call.centered(0) * call.centered(1)
-    return fp.requantize(product, fp.quantize_multiplier(real), call.output.zero_point, call.limits())
+    factor = fp.quantize_multiplier(first * second / target)
+    return fp.requantize(product, factor, call.output.zero_point, call.limits())
 
 
 @kernel("maximum")
@@ -69,7 +71,7 @@ def minimum(call: NodeCall) -> NDArray[np.int8]:
 
 @kernel("relu")
 def relu(call: NodeCall) -> NDArray[np.int8]:
-    """Requantised by `s_in / s_out` (float32), never below the output's zero point."""
+    """Requantised by `s_in / s_out`, never below the output's zero point."""
     return _rectify(call, "relu")
 
 
@@ -80,16 +82,17 @@ def relu6(call: NodeCall) -> NDArray[np.int8]:
 
 
 def _rectify(call: NodeCall, name: str) -> NDArray[np.int8]:
-    factor = fp.quantize_multiplier(scale_of(call.inputs[0]) / scale_of(call.output))
+    source, target = call.scales()
+    factor = fp.quantize_multiplier(source / target)
     limits = fp.activation_range(name, float(scale_of(call.output)), call.output.zero_point)
     return fp.requantize(call.centered(), factor, call.output.zero_point, limits)
 
 
 @kernel("leaky_relu")
 def leaky_relu(call: NodeCall) -> NDArray[np.int8]:
-    """Two factors, `s_in / s_out` from real 0 on and `s_in * alpha / s_out` below, both formed in float32."""
-    source, target = scale_of(call.inputs[0]), scale_of(call.output)
-    slope = source * np.float32(call.attributes["alpha"]) / target
+    """Two factors, `s_in / s_out` from real 0 on and `s_in * alpha / s_out` below; alpha is a float32."""
+    source, target = call.scales()
+    slope = source * call.factor(np.float32(call.attributes["alpha"])) / target
     x, zero_point = call.centered(), call.output.zero_point
     above = fp.requantize(x, fp.quantize_multiplier(source / target), zero_point)
     below = fp.multiply_by_quantized_multiplier(x, fp.quantize_multiplier(abs(slope)))

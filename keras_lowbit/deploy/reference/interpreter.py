@@ -15,42 +15,44 @@ import numpy as np
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, softmax
-from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, scale_of
+from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, factor_type, scale_of
 from keras_lowbit.numerics.requantization import quantize_real
 
 # Importing them registers their kernels.
 _KERNEL_FILES = (convolution, data_movement, elementwise, float_subgraph, softmax)
 
 
-def run_reference(graph: IntegerGraph, images: Any) -> Any:
+def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -> Any:
     """Outputs of the graph for a batch of inputs: one array, or a list where the graph has several outputs.
 
     images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
     inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
     scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after a float
     subgraph or dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
-    twice: run `weight_formats.with_dense_pointwise(graph, formats)` for it. ValueError or TypeError, with values, for what does
-    not fit.
+    twice: run `weight_formats.with_dense_pointwise(graph, formats)` for it.
+    litert: the release whose arithmetic is meant, "2.3" or "2.4", the installed one by default. From 2.4 on a few ties of mul,
+    relu, relu6 and leaky_relu fall on the other side.   ValueError or TypeError, with values, for what does not fit.
 
     >>> codes = run_reference(graph, images[:4])
     """
     check_graph(graph, "run_reference")
-    arrays = trace(graph, images)
+    arrays = trace(graph, images, litert)
     outputs = [arrays[name] for name in graph.outputs]
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def trace(graph: IntegerGraph, images: Any) -> dict[str, np.ndarray]:
+def trace(graph: IntegerGraph, images: Any, litert: str | None = None) -> dict[str, np.ndarray]:
     """Every activation of the graph by name, inputs included; constants are in `graph.tensors`.
 
-    images, errors: as in `run_reference`.
+    images, litert, errors: as in `run_reference`.
     """
+    factor = factor_type(litert)
     arrays = {name: _as_input(graph.tensors[name], value) for name, value in _by_name(graph, images).items()}
     batches = {name: len(array) for name, array in arrays.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"the inputs have different batch sizes {batches}; expected one size for all")
     for node in graph.nodes:
-        arrays.update(zip(node.outputs, _run(graph, node, _kernel(node), arrays), strict=True))
+        arrays.update(zip(node.outputs, _run(graph, node, factor, arrays), strict=True))
     return arrays
 
 
@@ -64,12 +66,12 @@ def _kernel(node: Node) -> Kernel:
     return KERNELS[node.op]
 
 
-def _run(graph: IntegerGraph, node: Node, kernel: Kernel, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+def _run(graph: IntegerGraph, node: Node, factor: type[np.floating], arrays: Mapping[str, np.ndarray]) -> list[Any]:
     """The outputs of one node."""
     inputs, outputs = (tuple(graph.tensors[n] for n in names) for names in (node.inputs, node.outputs))
     values = tuple(arrays[t.name] if t.data is None else t.data for t in inputs)
     try:
-        result = kernel(NodeCall(node.attributes, values, inputs, outputs))
+        result = _kernel(node)(NodeCall(node.attributes, values, inputs, outputs, factor))
     except ValueError as error:
         raise ValueError(f"{node.op} {node.name!r}: {error}") from error
     return result if isinstance(result, list) else [result]

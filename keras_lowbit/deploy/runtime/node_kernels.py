@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node
-from keras_lowbit.deploy.reference.call import NodeCall
+from keras_lowbit.deploy.reference.call import NodeCall, factor_type
 
 Run = Callable[[list[Any]], Any]  # tensors of the node's inputs that are no constants -> its output
 Keep = Callable[[np.ndarray, str], Any]  # an array and its name -> the array, or the variable that holds it
@@ -32,7 +32,7 @@ def runs(*operations: str) -> Callable[[M], M]:
 def static_call(graph: IntegerGraph, node: Node, arrays: tuple[Any, ...] = ()) -> NodeCall:
     """What the reference is given for a node; arrays: values of the inputs, where the caller needs them."""
     inputs, outputs = (tuple(graph.tensors[name] for name in names) for names in (node.inputs, node.outputs))
-    return NodeCall(node.attributes, arrays, inputs, outputs)
+    return NodeCall(node.attributes, arrays, inputs, outputs, factor_type())
 
 
 def as_variable(array: np.ndarray, name: str) -> tf.Variable:
