@@ -8,7 +8,7 @@ import keras
 from keras_lowbit.convert.analysis.operations import FIXED_RANGES, GATES
 from keras_lowbit.convert.analysis.range_placement import RangePlan
 from keras_lowbit.convert.choice import widen_only
-from keras_lowbit.keras_graph.calls import fresh_name
+from keras_lowbit.keras_graph.calls import Call, fresh_name
 from keras_lowbit.layers import KeepFloat, QuantActivation
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
@@ -25,9 +25,25 @@ class RangeInserter:
         self._layers: dict[int, QuantActivation] = {}  # by the key of the tensor, or of the first one that shares it
         self._stored: dict[int, Any] = {}  # values behind their range, by the key of the tensor
         self._kept: dict[int, Any] = {}  # values behind a `KeepFloat`
+        self._again: dict[int, QuantActivation] = {}  # by the key of a result that is rounded to a range in front of it
+
+    def given(self, call: Call, values: dict[int, Any]) -> dict[int, Any]:
+        """What a call reads. One that rounds inside the range of its input gets a range in front of it if it has none."""
+        if call not in self._plan.again:
+            return values
+        origin = self._plan.again[call]
+        layer, key = self._layers.get(self._plan.shared.get(origin, origin)), call.inputs[0]
+        if layer is None and self._plan.learned is not None:  # it stands inside a layer, or in another model
+            layer = self.layer(self._plan.learned, f"{call.name}_input_range", values[key].dtype, call.operation)
+            values = {**values, key: layer(values[key])}
+        if layer is not None:
+            self._again[call.outputs[0]] = layer
+        return values
 
     def behind(self, key: int, value: Any, maker: Any) -> Any:
         """The value of a tensor with the range that the plan puts behind it. maker: the operation that made it."""
+        if key in self._again:
+            return self._again[key](value, observe=False)
         if key not in self._plan.after:
             return value
         if key not in self._stored:

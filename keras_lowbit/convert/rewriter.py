@@ -187,7 +187,7 @@ class _GraphWalk:
             outcome = "kept" if self.reasons[call] == BETWEEN else "skipped"
             detail = f"{self.reasons[call] or fallback_reason(call)}; {ending}"
         self.report.add(path, call.operation, outcome, detail)
-        results, error = self.rewriter.layers.copies.call(call, values)
+        results, error = self.rewriter.layers.copies.call(call, self.ranges.given(call, values))
         if error is not None:
             reason = f"shared with the original: it cannot be copied ({first_line(error)})"
             self.report.note(path, reason, "skipped")

@@ -15,7 +15,7 @@ from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
-from keras_lowbit.deploy.lowering.lower import Lowered, lower_model
+from keras_lowbit.deploy.lowering.lower import Lowered, lower_model, warn_of_unrounded
 from keras_lowbit.deploy.lowering.ranges import range_of
 from keras_lowbit.deploy.lowering.state import RangeOf
 from keras_lowbit.deploy.lowering.values import FloatFallback
@@ -77,7 +77,7 @@ def export_litert(
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
-    the names of inputs and outputs, the quantizer of every layer and the versions of this library and of LiteRT. MediaPipe Tasks and
+    the names of inputs and outputs, the quantizer of every layer, this library's version and LiteRT's. MediaPipe Tasks and
     TensorFlow Lite's task library open files with io="float32" and normalization=, (0, 1) where the model takes pixels as they
     are; they take no int8 inputs, and the task library (of 2023) no packed weights.
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
@@ -103,6 +103,7 @@ def export_litert(
     atomic_write(path, content)
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
     overflow_.warn(lowered.overflows)
+    warn_of_unrounded(lowered)
     _warn_of_other_pixels(lowered.graph.with_metadata(**_about(labels, normalization)))
     in_float = tuple(lowered.float_fallbacks)
     return ExportReport(name_of(path), len(content), rows, in_float, flushed, lowered.overflows)

@@ -21,6 +21,10 @@ def former_hard_sigmoid(x: Any) -> Any:
 class QuantActivation(keras.layers.Layer):
     """``y = quantizer(activation(x))``: the place where a tensor gets its 8-bit range.
 
+    Called with ``observe=False`` it only rounds to the range: the range does not move with these values, in `fit` and in
+    `calibrate`. So it stands behind an operation that rounds inside the range of its input, as bilinear resizing does in int8:
+    ``y = r(UpSampling2D(interpolation="bilinear")(r(x)), observe=False)``.
+
     activation: as in `keras.layers.Activation`, None for the range alone.   quantizer: object, name or dict,
     "activation" (8 bits, asymmetric) by default. Any shape in, the same shape out.
     Under ``trainable=False`` the range stands still in `fit`; `calibrate` sets it all the same.
@@ -46,11 +50,11 @@ class QuantActivation(keras.layers.Layer):
         self.output_host.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """``quantizer(activation(x))`` in the compute dtype."""
+    def call(self, inputs: Any, training: bool | None = None, observe: bool = True) -> Any:
+        """``quantizer(activation(x))`` in the compute dtype. observe: whether the range may follow the values."""
         if self.activation is not None:
             inputs = self.activation(inputs)
-        return ops.cast(self.output_host(inputs, training=training), self.compute_dtype)
+        return ops.cast(self.output_host(inputs, training=training, observe=observe), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the input."""

@@ -123,13 +123,17 @@ class QuantizerHost(keras.layers.Layer):
             dtype="float32",
         )
 
-    def call(self, real: Any, training: bool = False) -> Any:
-        """The quantized value; in training the quantizer observes first. `watch` sees floats instead."""
+    def call(self, real: Any, training: bool = False, observe: bool = True) -> Any:
+        """The quantized value; in training the quantizer observes first. `watch` sees floats instead.
+
+        observe: False for values that the quantizer rounds and does not learn from.
+        """
         if self.watch is not None:
-            self.watch(real)
+            if observe:
+                self.watch(real)
             return ops.cast(real, "float32")
         training = bool(training)
-        if training and self.trainable:
+        if training and observe and self.trainable:
             for name, value in self.quantizer.observe(ops.stop_gradient(real), self.values()).items():
                 self.state[name].assign(value)
         if self.quantizer.is_slow(training):

@@ -20,6 +20,7 @@ class Category(enum.Enum):
     NEEDS_RANGE = "makes new values: gets a range of its own"
     FIXED_RANGE = "its result has a range known beforehand"
     KEEPS_RANGE = "moves or selects values: keeps the range of its input"
+    ROUNDS_IN_RANGE = "makes new values inside the range of its input: that range stands behind it once more"
     SHARES_RANGE = "its inputs and its result share one range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
@@ -47,15 +48,17 @@ QUANTIZED_CLASSES: dict[str, type[klb_layers.QuantizedLayer]] = {
 
 _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
-        "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean".split(),
+        (
+            "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
+            "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D"
+        ).split(),
         Category.NEEDS_RANGE,
     ),
     **dict.fromkeys(
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
-            "GlobalMaxPooling1D GlobalMaxPooling2D AveragePooling1D AveragePooling2D GlobalAveragePooling1D "
-            "GlobalAveragePooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D GetItem Squeeze "
-            "ExpandDims Transpose Pad"
+            "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
+            "GetItem Squeeze ExpandDims Transpose Pad"
         ).split(),
         Category.KEEPS_RANGE,
     ),
@@ -138,6 +141,11 @@ def fuses(operation: Any) -> bool:
     return activation_name(operation) in ("linear", "relu", "relu6")
 
 
+def picks_pixels(operation: Any) -> bool:
+    """Whether an average pool has windows of one pixel: it leaves pixels out and makes no new values."""
+    return stock_kind(operation).startswith("AveragePooling") and set(operation.pool_size) == {1}
+
+
 def category_of(call: Call) -> Category:
     """The category of a call: that of its operation, or FLOAT if the integer pipeline does not support this call of it."""
     category = _usual_category(call.operation)
@@ -169,6 +177,10 @@ def _usual_category(operation: Any) -> Category:
         return _ACTIVATIONS.get(activation_name(operation), Category.FLOAT)
     if kind == "ReLU":
         return Category.NEEDS_RANGE if operation.negative_slope else Category.RELU
+    if kind == "UpSampling2D" and operation.interpolation == "bilinear":
+        return Category.ROUNDS_IN_RANGE
+    if picks_pixels(operation):
+        return Category.KEEPS_RANGE
     return _SIMPLE.get(kind, Category.FLOAT)
 
 

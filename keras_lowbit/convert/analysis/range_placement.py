@@ -1,9 +1,10 @@
 """Where activation ranges belong, so that training sees what the int8 integer pipeline will compute.
 
 A range stands after each value the integer pipeline stores: the result of a weighted layer, after the batch norm and the
-relu that fuse with it; sums, products, concatenations. Operations that only move or select values keep the range of their
-input. A float value, that of an input or of an operation that runs in float, has a range only for those who read it as
-int8; what runs in float reads it as it is, and so a token id, a class or a mask is never rounded.
+relu that fuse with it; sums, products, averages, concatenations. Operations that only move or select values keep the range of
+their input; behind those that round inside it the same range stands again. A float value, that of an input or of an operation
+that runs in float, has a range only for those who read it as int8; what runs in float reads it as it is, and so a token id, a
+class or a mask is never rounded.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from keras_lowbit.quantizers import ActivationRange, Quantizer
 _TAKES_RELU = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _MASK = ActivationRange(minimum=0.0, maximum=1.0)  # also where the data show one of the two values only
+_INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
 
 
 @dataclasses.dataclass
@@ -37,6 +39,8 @@ class RangePlan:
     shared: key of a concatenation's result -> key of the first concatenation of its group, whose range it shares.
     floats: keys of float values, whose range only those see that read them as int8.   in_float: calls that read such a
     value as it is, with its key.   returned: those that the model returns behind their range.
+    again: calls that round inside the range of their input -> key of the tensor behind which that range stands.
+    learned: quantizer of ranges learned from data.
     """
 
     after: dict[int, Quantizer] = dataclasses.field(default_factory=dict)
@@ -45,6 +49,8 @@ class RangePlan:
     floats: set[int] = dataclasses.field(default_factory=set)
     in_float: set[tuple[Call, int]] = dataclasses.field(default_factory=set)
     returned: set[int] = dataclasses.field(default_factory=set)
+    again: dict[Call, int] = dataclasses.field(default_factory=dict)
+    learned: Quantizer | None = None
 
     def move_into(self, call: Call) -> None:
         """Put the range behind a weighted call whose activation fuses into its layer, where it means the same."""
@@ -58,7 +64,7 @@ def plan_ranges(level: Level, activation: Quantizer | None, final: Container[int
     activation: the quantizer of ranges learned from data; None plans nothing.   final: keys of the tensors that
     leave the whole model; a softmax or sigmoid there gets no range.
     """
-    plan = RangePlan()
+    plan = RangePlan(learned=activation)
     if activation is None:
         return plan
     planner = _Planner(level, activation, final, plan)
@@ -82,7 +88,9 @@ class _Planner:
                 self.float_value(key, self.activation)
         if category in (Category.KEEPS_RANGE, Category.RANGE_LAYER, Category.NESTED_MODEL):
             return
-        if category is Category.WEIGHTED:
+        if category is Category.ROUNDS_IN_RANGE:
+            self._again(call)
+        elif category is Category.WEIGHTED:
             self._weighted(call)
         elif category is Category.FLOAT:
             self._float(call)
@@ -95,9 +103,7 @@ class _Planner:
 
     def after(self, key: int, quantizer: Quantizer) -> None:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
-        consumer = self.graph.only_consumer(key)
-        in_place = consumer is not None and self.categories[consumer] is Category.RANGE_LAYER
-        if "float" in str(self.graph.tensors[key].dtype) and not in_place:
+        if "float" in str(self.graph.tensors[key].dtype) and not self._has_range(key):
             self.plan.after[key] = quantizer
 
     def float_value(self, key: int, quantizer: Quantizer) -> None:
@@ -117,6 +123,22 @@ class _Planner:
             self.after(key, _MASK if self.level.is_mask(key) else quantizer)
         if returned:
             self.plan.returned.add(key)
+
+    def _has_range(self, key: int) -> bool:
+        consumer = self.graph.only_consumer(key)
+        return consumer is not None and self.categories[consumer] is Category.RANGE_LAYER
+
+    def _again(self, call: Call) -> None:
+        if not self._has_range(call.outputs[0]):
+            self.plan.again[call] = self._origin(call.inputs[0])
+
+    def _origin(self, key: int) -> int:
+        """The tensor behind which the range of `key` stands."""
+        call = self.graph.producers.get(key)
+        while call is not None and self.categories[call] in _INSIDE and call.inputs:
+            key = call.inputs[0]
+            call = self.graph.producers.get(key)
+        return key
 
     def _weighted(self, call: Call) -> None:
         in_place = getattr(call.operation, "output_quantizer", None) is not None  # it was quantized before
@@ -177,8 +199,6 @@ class _Planner:
                     self.plan.shared[key] = root
 
     def _concat_behind(self, key: int) -> int | None:
+        key = self._origin(key)
         call = self.graph.producers.get(key)
-        while call is not None and self.categories[call] is Category.KEEPS_RANGE and call.inputs:
-            key = call.inputs[0]
-            call = self.graph.producers.get(key)
         return key if call is not None and self.categories[call] is Category.SHARES_RANGE else None

@@ -22,6 +22,7 @@ AUGMENTATIONS = (
 )
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
+_MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
 
 
@@ -159,6 +160,19 @@ def _upsample(call: Call) -> str | None:
     return None if exact else f"its factors {tuple(layer.size)} are no powers of two: int8 positions would drift"
 
 
+def _average_pool(call: Call) -> str | None:
+    layer = call.operation
+    strips = 1
+    for size, stride in zip(layer.pool_size, layer.strides, strict=True):
+        before = (size - 1) // 2  # pixels of padding, at most; behind the image there may be one more
+        strips *= -(-before // stride) + 1 + -(-(size - 1 - before) // stride)
+    if layer.padding != "same" or strips <= _MOST_STRIPS:
+        return None
+    return (
+        f"its padded windows {tuple(layer.pool_size)} are of up to {strips} kinds, {_MOST_STRIPS} at most in integers"
+    )
+
+
 def _relu(call: Call) -> str | None:
     layer = call.operation
     plain = not layer.threshold and layer.max_value in (None, 6.0) and not (layer.negative_slope and layer.max_value)
@@ -184,6 +198,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Pad": _pad,
     "GetItem": _get_item,
     "UpSampling2D": _upsample,
+    **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _average_pool),
     "ReLU": _relu,
     "Conv2DTranspose": _transposed_convolution,
 }

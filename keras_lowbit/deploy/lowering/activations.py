@@ -65,7 +65,7 @@ def activate(state: Lowering, call: Call, activation: str) -> bool:
     source, key = state.stored(call.inputs[0], call), call.outputs[0]
     if has_fixed_range(activation):
         provenance = source.provenance.add(call=call)
-        state.store(key, fixed_activation(state, source.tensor, activation, call.path), provenance)
+        state.store(key, fixed_activation(state, source.tensor, activation, call.path), provenance, rounded=False)
         return True
     found = deferred_activation(call, activation)
     return found is not None and state.defer(call, found[0], source, attributes=found[1])

@@ -1,4 +1,4 @@
-"""Operations that move, select or average values: they keep the range of their input."""
+"""Operations that move, select or resize values: they keep the range of their input."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.analysis.operations import Category, category_of
 from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
@@ -29,18 +30,21 @@ def moves(*kinds: str) -> Callable[[Move], Move]:
     """Decorator: the function lowers calls of these stock classes; between operations that run in float they do, too."""
 
     def register(move: Move) -> Move:
-        lowers(*kinds)(_handler(move))
+        lowers(*kinds)(mover(move))
         return move
 
     return register
 
 
-def _handler(move: Move) -> Handler:
+def mover(move: Move) -> Handler:
+    """The handler of calls that `move` lowers."""
+
     def handle(state: Lowering, call: Call) -> bool:
         if isinstance(state.values[call.inputs[0]], FloatTensor):
             return False
-        source = state.stored(call.inputs[0], call)
-        state.store(call.outputs[0], move(state, call, source.tensor), source.provenance.add(call=call))
+        source, rounded = state.stored(call.inputs[0], call), category_of(call) is not Category.ROUNDS_IN_RANGE
+        made = move(state, call, source.tensor)
+        state.store(call.outputs[0], made, source.provenance.add(call=call), rounded=rounded)
         return True
 
     return handle
@@ -99,30 +103,23 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str:
 
 @moves("MaxPooling1D", "MaxPooling2D")
 def _max_pool(state: Lowering, call: Call, tensor: str) -> str:
-    return _pool(state, call, tensor, state.builder.max_pool2d)
+    return pool(state, call, tensor, state.builder.max_pool2d)
 
 
-@moves("AveragePooling1D", "AveragePooling2D")
-def _average_pool(state: Lowering, call: Call, tensor: str) -> str:
-    return _pool(state, call, tensor, state.builder.average_pool2d)
-
-
-def _pool(state: Lowering, call: Call, tensor: str, pool: Callable[..., str]) -> str:
-    """In one dimension a pool of height 1 between two reshapes."""
+def pool(state: Lowering, call: Call, tensor: str, make: Callable[..., str]) -> str:
+    """A pool made by a method of the builder; in one dimension one of height 1 between two reshapes."""
     layer, builder, name = call.operation, state.builder, state.name(call.path)
     size, strides = tuple(layer.pool_size), tuple(layer.strides)
     if len(size) == 2:
-        return pool(tensor, name, size, strides, layer.padding)
-    image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *state.static_shape(tensor)))
-    inner = pool(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
+        return make(tensor, name, size, strides, layer.padding)
+    image = as_image(state, tensor, name)
+    inner = make(image, state.name(f"{name}/pool"), (1, size[0]), (1, strides[0]), layer.padding)
     return builder.reshape(inner, name, state.static_shape(inner)[1:])
 
 
-@moves("GlobalAveragePooling1D", "GlobalAveragePooling2D")
-def _global_average(state: Lowering, call: Call, tensor: str) -> str:
-    layer, builder = call.operation, state.builder
-    axes = tuple(range(1, len(state.static_shape(tensor))))
-    return builder.mean(tensor, builder.tensor(tensor).range, state.name(call.path), axes, layer.keepdims)
+def as_image(state: Lowering, tensor: str, name: str) -> str:
+    """A signal [steps, channels] as an image of one row, `name/image`."""
+    return state.builder.reshape(tensor, state.name(f"{name}/image"), (1, *state.static_shape(tensor)))
 
 
 @moves("GlobalMaxPooling1D", "GlobalMaxPooling2D")
@@ -131,7 +128,7 @@ def _global_max(state: Lowering, call: Call, tensor: str) -> str:
     name = state.name(call.path)
     image = tensor
     if len(sizes) == 2:
-        image = builder.reshape(tensor, state.name(f"{name}/image"), (1, *sizes))
+        image = as_image(state, tensor, name)
     pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), state.static_shape(image)[:2], (1, 1))
     shape = [1] * (len(sizes) - 1) * layer.keepdims + [sizes[-1]]
     return builder.reshape(pooled, name, shape)

@@ -32,7 +32,7 @@ def lower_part(state: Lowering, part: FloatPart) -> None:
     """Calls that run in float together, as one node."""
     calls = [call for call in part.calls if not isinstance(call.operation, KeepFloat)]
     _check_stateless(calls)
-    sources = {key: state.as_float(key) for key in part.reads}
+    sources = {key: state.as_float(key, calls[-1].path) for key in part.reads}
     try:
         made = _insert(state, _piece(part, calls), list(sources.values()), calls[-1].path)
     except ValueError:
@@ -95,7 +95,7 @@ def lower_float(state: Lowering, call: Call) -> None:
 
 def lower_activation_in_float(state: Lowering, call: Call, key: int, part: PartialCall) -> bool:
     """Only the activation of a quantized layer in float; its operation is stored under `key`."""
-    source, name = state.as_float(key), activation_name(call.operation)
+    source, name = state.as_float(key, call.path), activation_name(call.operation)
     piece = Piece(lambda value: [part.function(value)], [call.operation], _described(call))
     [made] = _insert(state, piece, [source], f"{call.path}/activation")
     state.values[call.outputs[0]] = FloatTensor(made, source.provenance.add(call=part))

@@ -8,7 +8,7 @@ import numpy as np
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.lowering import data_movement
+from keras_lowbit.deploy.lowering import averages, data_movement
 from keras_lowbit.deploy.lowering.activations import activate, fuse_relu
 from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
@@ -25,6 +25,8 @@ from keras_lowbit.deploy.lowering.values import (
 from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import KeepFloat, QuantActivation
+
+_HANDLER_FILES = (averages, data_movement)  # importing them registers their handlers
 
 
 def lower_call(state: Lowering, call: Call) -> None:
@@ -138,15 +140,6 @@ def _constant_affine(call: Call, kind: str) -> Affine:
     if kind == "Add":
         return Affine(ones, vector)
     return Affine(ones, -vector) if starts_with_tensor(call) else Affine(-ones, vector)
-
-
-@lowers("Mean")
-def lower_mean(state: Lowering, call: Call) -> bool:
-    """`keras.ops.mean` over any axes but the batch."""
-    axis, rank = call.operation.axis, len(call.tensors[0].shape)
-    axes = sorted(a % rank for a in ([axis] if isinstance(axis, int) else axis))
-    attributes = {"axes": axes, "keepdims": bool(call.operation.keepdims)}
-    return state.defer(call, "mean", state.stored(call.inputs[0], call), attributes=attributes)
 
 
 @lowers("Concatenate")

@@ -7,6 +7,7 @@ and those that read values without a range, run in float between explicit dequan
 
 import dataclasses
 import threading
+import warnings
 from typing import Any
 
 import keras
@@ -35,13 +36,17 @@ LOWERING = threading.RLock()
 
 @dataclasses.dataclass
 class Lowered:
-    """An integer graph with its ties to the Keras model: what `verify` and reports need beside the graph."""
+    """An integer graph with its ties to the Keras model: what `verify` and reports need beside the graph.
+
+    unrounded: path of a call whose result only the graph rounds to int8 -> path of the first call that computes with it.
+    """
 
     graph: IntegerGraph
     segments: list[Segment]
     layers: dict[str, LoweredLayer]  # by node: a shared layer has several
     float_fallbacks: list[FloatFallback]
     input_keys: dict[str, int]
+    unrounded: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def overflows(self) -> dict[str, overflow_.Overflow]:
@@ -54,7 +59,8 @@ def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow
 
     model: from `quantize_model`, or built from the drop-in layers; every range seen in `calibrate` or `fit`.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
-    overflow: what to do with codes beyond 127, as in `export_litert`; a UserWarning says what it altered.
+    overflow: what to do with codes beyond 127, as in `export_litert`; a UserWarning says what it altered. Another one names
+    what only the graph rounds, which may be so in models that were not made by `quantize_model`.
     Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
     that does not fit int32.
     """
@@ -62,7 +68,20 @@ def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow
     check_not_packed(model, "lower")
     lowered = lower_model(model, input_shapes, overflow=overflow)
     overflow_.warn(lowered.overflows)
+    warn_of_unrounded(lowered)
     return lowered.graph
+
+
+def warn_of_unrounded(lowered: Lowered) -> None:
+    """A UserWarning, if the graph rounds where Keras goes on with finer values, for the caller of the calling function."""
+    if lowered.unrounded:
+        pairs = ", ".join(f"{path!r} (read by {reader!r})" for path, reader in lowered.unrounded.items())
+        warnings.warn(
+            f"Only the file rounds these results to int8; the Keras model goes on with finer values than a device: {pairs}. "
+            "Put keras_lowbit.layers.QuantActivation behind each of them (behind bilinear resizing the range in front of it, "
+            "called with observe=False), or convert the float model with keras_lowbit.quantize_model, which does.",
+            stacklevel=3,
+        )
 
 
 def lower_model(
@@ -97,7 +116,7 @@ def _lowered(model: keras.Model, input_shapes: Any, batch_size: int, range_of: R
             lower_call(state, step)
     outputs = [state.output(key) for key in state.calls.outputs]
     graph = state.builder.build(outputs, _in_model_order(state), _notes(state))
-    return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys)
+    return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys, state.unrounded)
 
 
 def _notes(state: Lowering) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Lowering:
         self.segments: list[Segment] = []
         self.layers: dict[str, LoweredLayer] = {}
         self.float_fallbacks: list[FloatFallback] = []
+        self.unrounded: dict[str, str] = {}  # path of a call whose result only the graph rounds -> of one that reads it
         self.input_keys: dict[str, int] = {}
         self.stored_inputs = stored_inputs(calls)
         self._names: set[str] = set()
@@ -79,13 +80,18 @@ class Lowering:
         """A key for a value that Keras computes inside one call."""
         return next(self._pseudo_keys)
 
-    def store(self, key: int, tensor: str, provenance: Provenance, alias: bool = False) -> QuantizedTensor:
-        """Note that the graph stores Keras tensor `key` as `tensor`. alias: the same tensor under another key."""
+    def store(
+        self, key: int, tensor: str, provenance: Provenance, alias: bool = False, rounded: bool = True
+    ) -> QuantizedTensor:
+        """Note that the graph stores Keras tensor `key` as `tensor`. alias: the same tensor under another key.
+
+        rounded: as in `QuantizedTensor`.
+        """
         if alias:
             value = QuantizedTensor(tensor, provenance)
         else:
             self.segments.append(Segment(tensor, key, provenance))
-            value = QuantizedTensor(tensor, Provenance({key: tensor}))
+            value = QuantizedTensor(tensor, Provenance({key: tensor}), rounded)
         self.values[key] = value
         return value
 
@@ -106,7 +112,7 @@ class Lowering:
 
     def stored(self, key: int, reader: Call) -> QuantizedTensor:
         """The value as int8; a ValueError that names both sides if no range stands in between."""
-        value = self.values[key]
+        value = self._settled(key, reader.path)
         if isinstance(value, QuantizedTensor):
             return value
         producer = self.calls.producers.get(key)
@@ -116,9 +122,21 @@ class Lowering:
             "them, or quantize the model with a recipe whose activations are not None."
         )
 
-    def as_float(self, key: int) -> FloatTensor:
-        """The value as float32 (or as the integers that it is), through a dequantize where it is stored as int8."""
+    def _settled(self, key: int, reader: str = "") -> Value:
+        """The value; one that can do without a range of its own is made. reader: path of the call that computes with it."""
         value = self.values[key]
+        if isinstance(value, DeferredOp) and value.fallback is not None:
+            value = self.store(key, self.emit(value, value.fallback), value.provenance, rounded=False)
+        if reader and isinstance(value, QuantizedTensor) and not value.rounded:
+            self.unrounded.setdefault(self.calls.producers[key].path, reader)
+        return value
+
+    def as_float(self, key: int, reader: str = "") -> FloatTensor:
+        """The value as float32 (or as the integers that it is), through a dequantize where it is stored as int8.
+
+        reader: path of the call that computes with it.
+        """
+        value = self._settled(key, reader)
         if isinstance(value, DeferredOp):
             producer = self.calls.producers[key]
             raise ValueError(
@@ -143,7 +161,7 @@ class Lowering:
 
     def output(self, key: int) -> str:
         """The name of a model output's tensor. ValueError if it waits for a range that never comes."""
-        value = self.values[key]
+        value = self._settled(key)
         if isinstance(value, (QuantizedTensor, FloatTensor)):
             return value.tensor
         producer = self.calls.producers.get(key)

@@ -53,10 +53,15 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedTensor:
-    """An int8 tensor of the graph."""
+    """An int8 tensor of the graph.
+
+    rounded: whether Keras holds the same rounded value; False for one that only the graph rounds, such as a sigmoid with no
+    range behind it.
+    """
 
     tensor: str
     provenance: Provenance
+    rounded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,7 @@ class DeferredOp:
     path: name of its node.   inputs: graph tensors, or for a concatenation values that wait too.
     attributes: of the operation.   affine: per-channel affine collected so far, None for operations that take none in.
     fuses_activation: whether a relu can stand at its end.   activation: the relu that does.
+    fallback: the range that it takes where nothing puts one behind it; None for operations that need one.
     """
 
     op: str
@@ -95,6 +101,7 @@ class DeferredOp:
     affine: Affine | None = None
     fuses_activation: bool = False
     activation: str | None = None
+    fallback: Range | None = None
 
     def with_activation(self, activation: str, call: Call) -> "DeferredOp":
         """The same with a relu at its end."""

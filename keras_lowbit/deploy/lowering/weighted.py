@@ -66,7 +66,8 @@ def _with_activation(state: Lowering, call: Call, source: QuantizedTensor, defer
     tail = PartialCall(layer.activation, (before,), (call.outputs[0],))
     name, provenance = f"{call.path}/{activation}", stored.provenance.add(call=tail)
     if has_fixed_range(activation):
-        state.store(call.outputs[0], fixed_activation(state, stored.tensor, activation, name), provenance)
+        made = fixed_activation(state, stored.tensor, activation, name)
+        state.store(call.outputs[0], made, provenance, rounded=False)
         return True
     found = deferred_activation(call, activation)
     if found is None:

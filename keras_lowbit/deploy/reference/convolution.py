@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_lowbit.deploy.graph import Tensor
+from keras_lowbit.deploy.graph.operations.windows import same_padding
 from keras_lowbit.deploy.reference import exact_sums
 from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
@@ -105,12 +106,6 @@ def mean_factor(call: NodeCall, count: int) -> fp.Multiplier:
     ratio = fp.quantize_multiplier(np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output)))
     left = min(count.bit_length() - 1, 32, 31 + int(ratio.shift))
     return fp.Multiplier(np.asarray((int(ratio.multiplier) << left) // count), ratio.shift - left)
-
-
-def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Zeros before and after one axis with padding "same": the smaller half comes first."""
-    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    return total // 2, total - total // 2
 
 
 def _taps(call: NodeCall, image: np.ndarray, kernel_shape: tuple[int, ...], fill: int = 0) -> Iterator[tuple]:

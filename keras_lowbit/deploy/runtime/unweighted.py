@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node
+from keras_lowbit.deploy.graph.operations.windows import same_padding
 from keras_lowbit.deploy.reference import float_subgraph as reference_subgraph
 from keras_lowbit.deploy.reference.call import KERNELS, NodeCall, scale_of
-from keras_lowbit.deploy.reference.convolution import mean_factor, same_padding
+from keras_lowbit.deploy.reference.convolution import mean_factor
 from keras_lowbit.deploy.reference.data_movement import linear_pixels, nearest_pixels
 from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.deploy.runtime.softmax import softmax_of

@@ -109,8 +109,7 @@ def test_residual_sum_and_its_relu_share_one_range():
     "make",
     [
         lambda: L.MaxPooling2D(2),
-        lambda: L.AveragePooling2D(2),
-        lambda: L.GlobalAveragePooling2D(),
+        lambda: L.AveragePooling2D(1, 2),
         lambda: L.Reshape((64, 4)),
         lambda: L.Flatten(),
         lambda: L.Permute((2, 1, 3)),
@@ -133,6 +132,8 @@ def test_what_only_moves_or_selects_keeps_the_range_of_its_input(make):
     [
         lambda: L.Rescaling(0.5, name="new"),
         lambda: L.LeakyReLU(name="new"),
+        lambda: L.AveragePooling2D(2, name="new"),
+        lambda: L.GlobalAveragePooling2D(name="new"),
         lambda: L.Softmax(name="new"),
     ],
 )

@@ -190,7 +190,7 @@ def test_largest_bias_that_fits_is_accepted(b):
     ("scale_in", "scale_out", "build", "message"),
     [
         (1, 1 / 256, lambda b, out: b.conv2d("x", kernel(1, 1, 8, 2), np.ones(2), None, out, "y"), "values below 256"),
-        (1, 1 / 256, lambda b, out: b.mean("x", out, "y"), "values below 256"),
+        (1, 2.0**-16, lambda b, out: b.mean("x", out, "y"), "values below 65536"),
         (1, 2.0**-19, lambda b, out: b.add("x", "x", out, "y"), "values below 524288"),
         (1, 2.0**-19, lambda b, out: b.sub("x", b.constant("c", kernel(8), 0.1), out, "y"), "values below 524288"),
         (1, 1 / 128, lambda b, out: b.hard_swish("x", out, "y"), "values below 128"),

@@ -36,6 +36,12 @@ def windows(size: int, kernel: int, stride: int, padding: str, dilation: int = 1
     return count
 
 
+def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and after one axis with padding "same": the smaller half comes first."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
 def litert_window(attributes: Attributes) -> dict[str, Any]:
     """The fields of LiteRT's options for strides, dilation, window and padding."""
     sides = (("H", "Height"), ("W", "Width"))
@@ -92,8 +98,8 @@ def _resize_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
     return builtin
 
 
-# Beyond it XNNPACK saturates to the wrong side.
-_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 256.0)
+# XNNPACK is within one step of the reference up to 2**18, and from 2**23 on it saturates to the wrong side.
+_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 2.0**16)
 
 _POOL: dict[str, Any] = {
     "takes": {"pool_size": wholes(1, 2), "strides": wholes(1, 2), "padding": PADDING},
