@@ -190,8 +190,18 @@ ZOO: dict[str, Case] = {
     "max pool same": case(lambda: kl.MaxPooling2D(3, 2, "same")),
     "average pool": case(lambda: kl.AveragePooling2D(2)),
     "average pool same": case(lambda: kl.AveragePooling2D(3, 2, "same")),
+    "average pool same of every pixel": case(
+        conv(activation="relu"), lambda: kl.AveragePooling2D(3, 1, "same"), conv()
+    ),
+    "average pool of one pixel": case(lambda: kl.AveragePooling2D(1, 2)),
+    "average pool of the image": case(conv(), lambda: kl.AveragePooling2D((7, 6)), lambda: kl.Flatten()),
+    "average pool wide": case(lambda: kl.AveragePooling2D(9, 1, "same", name="wide"), float_fallbacks=("wide",)),
+    "averages joined": function(
+        lambda x: kl.Concatenate()([kl.GlobalAveragePooling2D()(x), kl.GlobalMaxPooling2D()(x)])
+    ),
     "max pool 1-d": case(lambda: kl.MaxPooling1D(3, 2, "same"), shape=SIGNAL),
     "average pool 1-d": case(lambda: kl.AveragePooling1D(2), shape=SIGNAL),
+    "average pool 1-d same": case(lambda: kl.AveragePooling1D(5, 1, "same"), shape=SIGNAL),
     "global average": case(lambda: kl.GlobalAveragePooling2D()),
     "global average kept": case(lambda: kl.GlobalAveragePooling2D(keepdims=True)),
     "global average 1-d": case(lambda: kl.GlobalAveragePooling1D(), shape=SIGNAL),

@@ -55,7 +55,7 @@ def residual():
     branch = L.DepthwiseConv2D(3, padding="same", use_bias=False)(features)
     branch = L.BatchNormalization(name="norm")(branch)
     out = L.ReLU(name="out")(L.Add(name="sum")([branch, features]))
-    return keras.Model(image, L.Dense(3, name="head")(L.GlobalAveragePooling2D()(out)), name="residual")
+    return keras.Model(image, L.Dense(3, name="head")(L.GlobalAveragePooling2D(name="pool")(out)), name="residual")
 
 
 def nested_twice():
@@ -126,7 +126,7 @@ def dense_chain():
         features = L.Concatenate(name=f"concat{index}")([features, new])
         if index == 1:
             features = L.MaxPooling2D(2)(features)
-    return keras.Model(image, L.GlobalAveragePooling2D()(features), name="chain")
+    return keras.Model(image, L.GlobalAveragePooling2D(name="pool")(features), name="chain")
 
 
 def recurrent():

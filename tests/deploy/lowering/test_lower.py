@@ -8,22 +8,25 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.litert.reader import LiteRTFile
+from keras_lowbit.deploy.lowering.lower import lower_model
+from keras_lowbit.deploy.lowering.values import fixed_codes
 from keras_lowbit.deploy.reference.interpreter import trace
+from keras_lowbit.keras_graph.calls import calls_of
 from tests.support.litert_oracle import differing_elements
-from tests.support.lowering_zoo import IMAGE, ZOO, case, function, trained
+from tests.support.lowering_zoo import IMAGE, ZOO, case, function, samples, trained
 
 kl = keras.layers
 
 
 @pytest.fixture(scope="module", params=ZOO)
 def deployed(request, tmp_path_factory):
-    """(case, quantized model, data, file, graph) of every model of the zoo."""
+    """(case, quantized model, data, file, graph with its ties to the model) of every model of the zoo."""
     keras.utils.set_random_seed(0)
     entry = ZOO[request.param]
     model, data = trained(entry)
     path = tmp_path_factory.mktemp("zoo") / "m.tflite"
     klb.export_litert(model, path, input_shapes=entry.input_shapes)
-    return entry, model, data, path, klb.deploy.lower(model, entry.input_shapes)
+    return entry, model, data, path, lower_model(model, entry.input_shapes)
 
 
 def as_list(data):
@@ -31,7 +34,7 @@ def as_list(data):
 
 
 def test_reference_equals_litert_on_every_tensor(deployed):
-    entry, _, data, _, graph = deployed
+    entry, _, data, _, graph = *deployed[:4], deployed[4].graph
     inputs = dict(zip(graph.inputs, (part[:1] for part in as_list(data)), strict=True))
     codes = {name: array for name, array in trace(graph, inputs).items() if name in graph.inputs}
     if entry.reference:
@@ -45,8 +48,34 @@ def test_verify_is_content(deployed):
     assert parity.ok, parity
 
 
+def test_keras_computes_what_the_graph_does_to_the_step(deployed):
+    """On new random inputs, each stored tensor alone; and whatever Keras computes with is rounded as it is stored."""
+    entry, model, _, _, lowered = deployed
+    graph, calls = lowered.graph, calls_of(model, inline=True)
+    codes = trace(graph, dict(zip(graph.inputs, samples(model, 4, entry.input_shapes, seed=5), strict=True)))
+    reals = {name: keras.ops.convert_to_tensor(real_of(graph.tensors[name], codes[name])) for name in codes}
+    for segment in lowered.segments:
+        grid = graph.tensors[segment.tensor].range
+        sources = {name: reals[name] for name in segment.provenance.sources.values()}
+        value = segment.provenance.replay(sources, segment.key)
+        got = codes[segment.tensor]
+        assert np.abs(fixed_codes(value, grid).reshape(got.shape) - got).max() <= 1, segment.tensor
+        readers = calls.consumers(segment.key)
+        if readers and all(isinstance(reader.operation, klb.layers.QuantActivation) for reader in readers):
+            value = readers[0].run({segment.key: value})[0]
+        elif segment.key in calls.outputs:  # a softmax for the loss
+            continue
+        steps = np.asarray(value) / grid.scale
+        np.testing.assert_allclose(steps, np.round(steps), atol=0.01, err_msg=segment.tensor)
+    assert lowered.unrounded == {}
+
+
+def real_of(tensor, codes):
+    return codes if tensor.scale is None else (codes.astype(np.float32) - tensor.zero_point) * tensor.scale
+
+
 def test_only_what_has_no_integer_form_runs_in_float(deployed):
-    entry, _, _, _, graph = deployed
+    entry, graph = deployed[0], deployed[4].graph
     found = tuple(re.sub(r"_\d+$", "", subgraph["path"]) for subgraph in graph.metadata["float_fallbacks"])
     assert found == entry.float_fallbacks
     assert all(subgraph["reason"] for subgraph in graph.metadata["float_fallbacks"])
@@ -76,7 +105,7 @@ def assert_multiples(stored, layer):
 
 
 def test_graph_survives_its_file_and_runs_the_same(deployed, tmp_path):
-    _, _, data, _, graph = deployed
+    data, graph = deployed[2], deployed[4].graph
     graph.save(tmp_path / "q.klb")
     again = klb.deploy.IntegerGraph.load(tmp_path / "q.klb")
     assert graph.equals(again)
@@ -118,8 +147,6 @@ def test_negative_gamma_flips_ternary_codes_which_stay_ternary(tmp_path):
 
 
 def test_shared_layer_is_two_nodes_and_both_are_checked():
-    from keras_lowbit.deploy.lowering.lower import lower_model
-
     model, _ = trained(ZOO["shared"])
     lowered = lower_model(model)
     assert sorted(lowered.layers) == ["conv", "conv_1"]
