@@ -62,7 +62,7 @@ def lower_range(state: Lowering, call: Call) -> None:
     elif isinstance(value, DeferredOp):
         state.store(out, state.emit(value, grid), provenance)
     elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == _as_float32(grid):
-        state.store(out, value.tensor, provenance, alias=True)
+        state.alias(out, value, call)
     else:
         tensor = value.tensor if isinstance(value, QuantizedTensor) else state.as_float(key).tensor
         state.store(out, state.builder.quantize(tensor, grid, state.name(call.path)), provenance)

@@ -80,20 +80,21 @@ class Lowering:
         """A key for a value that Keras computes inside one call."""
         return next(self._pseudo_keys)
 
-    def store(
-        self, key: int, tensor: str, provenance: Provenance, alias: bool = False, rounded: bool = True
-    ) -> QuantizedTensor:
-        """Note that the graph stores Keras tensor `key` as `tensor`. alias: the same tensor under another key.
-
-        rounded: as in `QuantizedTensor`.
-        """
-        if alias:
-            value = QuantizedTensor(tensor, provenance)
-        else:
-            self.segments.append(Segment(tensor, key, provenance))
-            value = QuantizedTensor(tensor, Provenance({key: tensor}), rounded)
-        self.values[key] = value
+    def store(self, key: int, tensor: str, provenance: Provenance, rounded: bool = True) -> QuantizedTensor:
+        """Note that the graph stores Keras tensor `key` as `tensor`. rounded: as in `QuantizedTensor`."""
+        self.segments.append(Segment(tensor, key, provenance))
+        value = self.values[key] = QuantizedTensor(tensor, Provenance({key: tensor}), rounded)
         return value
+
+    def alias(self, key: int, value: QuantizedTensor, call: Call) -> None:
+        """A range in which the value is stored already. Where Keras rounds only here, the tensor's segment ends here."""
+        if value.rounded:
+            self.values[key] = QuantizedTensor(value.tensor, value.provenance.add(call=call))
+            return
+        at = next(i for i, segment in enumerate(self.segments) if segment.tensor == value.tensor)
+        since = Provenance(calls=value.provenance.calls)
+        self.segments[at] = Segment(value.tensor, key, self.segments[at].provenance.add(since, call=call))
+        self.values[key] = QuantizedTensor(value.tensor, Provenance({key: value.tensor}))
 
     def defer(self, call: Call, op: str, *sources: QuantizedTensor, **fields: Any) -> bool:
         """The call's output waits for its range as operation `op` of stored tensors. fields: of the `DeferredOp`."""

@@ -61,12 +61,9 @@ def test_keras_computes_what_the_graph_does_to_the_step(deployed):
         got = codes[segment.tensor]
         assert np.abs(fixed_codes(value, grid).reshape(got.shape) - got).max() <= 1, segment.tensor
         readers = calls.consumers(segment.key)
-        if readers and all(isinstance(reader.operation, klb.layers.QuantActivation) for reader in readers):
-            value = readers[0].run({segment.key: value})[0]
-        elif segment.key in calls.outputs:  # a softmax for the loss
-            continue
-        steps = np.asarray(value) / grid.scale
-        np.testing.assert_allclose(steps, np.round(steps), atol=0.01, err_msg=segment.tensor)
+        if any(not isinstance(reader.operation, klb.layers.QuantActivation) for reader in readers):
+            steps = np.asarray(value) / grid.scale  # what only a range reads, or the loss, may be unrounded
+            np.testing.assert_allclose(steps, np.round(steps), atol=0.01, err_msg=segment.tensor)
     assert lowered.unrounded == {}
 
 
