@@ -76,15 +76,14 @@ tf.config.threading.set_intra_op_parallelism_threads(3)
 control = ctypes.CDLL(sys.argv[1])
 chosen = {}
 for case in op_walk.ALL:
-    wanted = "fixed residual", "double", "pool", "look up", "look up pair"
-    if case.name.endswith(wanted):
-        chosen.setdefault((case.op, case.name.split()[-1]), case)
-assert len({op for op, _ in chosen}) == len(ops.library.OP_NAMES)
+    if case.name.endswith(("fixed residual", "pool", "look up", "look up pair")):
+        chosen.setdefault(case.op, case)
+assert len(chosen) == len(ops.library.OP_NAMES)
 refusals = 0
 for case in chosen.values():
     for function in (False, True):
         fine = n = 0
-        while fine < 12:  # some runs end well although one was refused: a helper less
+        while fine < 8:  # some runs end well although one was refused: a helper less
             tf.random.set_seed(n)  # makes the eager kernels anew
             run = (lambda: op_walk.function([case])()[0]) if function else (lambda: op_walk.eagerly([case])[0])
             control.FailFrom(n)
