@@ -91,10 +91,15 @@ def _served(folder: str) -> Callable[[], Any]:
     if ops.active_kernel() != "tf_fallback":
         ops.load()
     module = tf.saved_model.load(str(Path(folder, FILES["runtime"])))
-    call = next(f for f in module.__call__.concrete_functions if f.structured_input_signature[0][0].dtype == tf.int8)
+    call = next(f for f in module.__call__.concrete_functions if _takes_codes(f))
     spec = call.structured_input_signature[0][0]
     images = tf.constant(np.random.default_rng(1).integers(-128, 128, (1, *spec.shape[1:])).astype(np.int8))
     return lambda: (call(images), module)[0]  # the module lives as long as its function
+
+
+def _takes_codes(function: Any) -> bool:
+    """Whether a served function takes one int8 tensor; others take reals, or inputs in a list or dict."""
+    return getattr(function.structured_input_signature[0][0], "dtype", None) == "int8"
 
 
 def _float(folder: str) -> Callable[[], Any]:

@@ -137,7 +137,7 @@ def _not_float(layer: Any) -> list[Any]:
     if isinstance(layer, PackedLayer):
         return [layer.packed_data, layer.packed_scales, layer.packed_sums, layer.scale]
     if isinstance(layer, QuantizerHost):
-        return list(layer.state.values())
+        return list(layer.weights)
     return [layer.kernel] if _is_quantized(layer) else []
 
 

@@ -14,7 +14,7 @@ def bench(name, *arguments):
 
 
 @pytest.mark.parametrize("name", BENCH)
-@pytest.mark.parametrize(("place", "words"), [("none/x.json", "no folder that you may write to"), (".", "is a folder")])
+@pytest.mark.parametrize(("place", "words"), [("none/x.json", "Expected an existing folder"), (".", "is a folder")])
 def test_a_file_that_cannot_be_written_is_refused_at_once(name, place, words, tmp_path, capsys):
     assert bench(name, "--output", str(tmp_path / place)) == 2
     assert words in capsys.readouterr().err
@@ -31,7 +31,7 @@ def test_the_file_must_be_named(name, capsys):
     [
         ("kernels", "--isa=sse9", "sse9 does not run here; available: "),
         ("kernels", "--only=LeNet", "ResNet-50|MobileNetV2|dense"),
-        ("train_step", "--recipe=none", "Unknown recipe 'none'. Known recipes: "),
+        ("train_step", "--recipe=none", "Unknown recipe 'none'. Known recipes, the most alike first: "),
         ("runtime", "--threads=0", "0 is not a positive integer"),
         ("runtime", "--repeats=0", "0 is not a positive integer"),
     ],

@@ -64,7 +64,7 @@ ARGUMENTS = [
     {},
     *({"weights": kind} for kind in ("int8", "int4", "int2", "auto")),
     {"weights": "int2", "io": "float32", "batch_size": 3},
-    {"labels": list("abcdefgh"), "normalization": (127.5, [1.0, 2.0, 3.0, 4.0])},
+    {"labels": list("abcdefgh"), "normalization": (127.5, [20.0, 22.0, 24.0, 26.0])},
 ]
 
 

@@ -69,8 +69,9 @@ def test_a_quantizer_cannot_be_changed():
 
 @pytest.mark.parametrize("identifier", ["ternari", {"name": "twn"}])
 def test_unknown_names_list_the_known_ones(identifier):
-    with pytest.raises(ValueError, match=", ".join(quantizers.known_names())):
+    with pytest.raises(ValueError, match="Known names, the most alike first: ternary, ") as caught:
         quantizers.get(identifier)
+    assert all(f" {name}" in str(caught.value) for name in quantizers.known_names())
 
 
 @pytest.mark.parametrize(

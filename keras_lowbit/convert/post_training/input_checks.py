@@ -14,6 +14,7 @@ from keras_lowbit.layers import KeepFloat, QuantActivation
 from keras_lowbit.layers.host import QuantizerHost
 
 LEAST_STEPS = 2.0  # a feature that spans less of its input's range is lost
+_LEAST_ROWS = 8
 _FAR = 20.0  # times the spread that trained statistics have; pixels in place of their share of 255 have 100 to 255
 _HARDLY_RESCALED = 1.0 / 127.0  # what is left of inputs in -1..1 by a Rescaling that expects pixels
 
@@ -22,16 +23,20 @@ class FeatureSpans:
     """Smallest and largest value of every entry of an input's last axis."""
 
     def __init__(self) -> None:
+        self.rows = 0
         self.low: Any = np.inf
         self.high: Any = -np.inf
 
     def see(self, values: np.ndarray) -> None:
         """Take in one batch, samples first."""
         rows = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+        self.rows += len(rows)
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
     def lost(self, step: float) -> list[int]:
-        """The entries that vary, but by less than `LEAST_STEPS` steps."""
+        """The entries that vary, but by less than `LEAST_STEPS` steps; of few samples that may be chance."""
+        if self.rows < _LEAST_ROWS:
+            return []
         spans = np.atleast_1d(self.high - self.low)
         return list(map(int, np.flatnonzero((spans > 0) & (spans < LEAST_STEPS * step))))
 

@@ -15,9 +15,7 @@ from keras_lowbit.keras_graph.calls import layers_of
 def check_model(model: Any, caller: str) -> None:
     """TypeError unless it is a Keras model."""
     if isinstance(model, IntegerGraph):
-        raise TypeError(
-            f"{caller} takes a Keras 3 model, got an IntegerGraph: give the model that it was lowered from."
-        )
+        raise TypeError(f"{caller} takes a Keras 3 model, got IntegerGraph: give the model that it was lowered from.")
     arguments.check_model(model, caller)
 
 

@@ -203,10 +203,10 @@ def test_methods_nest():
     ("options", "words"),
     [
         ({"calibration": "entropy"}, "calibration='entropy'; choose one of 'max', 'percentile', 'mse'"),
-        ({"percentile": 50.0}, "percentile=50.0; give one in"),
-        ({"percentile": 101}, "percentile=101; give one in"),
-        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
-        ({"steps": 0}, "steps must be a positive integer, got 0"),
+        ({"percentile": 50.0}, "percentile=50.0; give a number in"),
+        ({"percentile": 101}, "percentile=101; give a number in"),
+        ({"batch_size": 0}, "batch_size must be a positive integer below 2.31, got 0"),
+        ({"steps": 0}, "steps must be a positive integer below 2.31, got 0"),
     ],
 )
 def test_bad_options(options, words):

@@ -236,8 +236,8 @@ def test_metadata_that_does_not_fit_is_refused(metadata, message):
     [
         ({"weights": "int3"}, "weights='int3': expected 'auto', one of 'int8', 'int4', 'int2'"),
         ({"io": "uint8"}, "io='uint8': expected 'int8' or 'float32'"),
-        ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
-        ({"batch_size": None}, "batch_size=None"),
+        ({"batch_size": 0}, "batch_size=0; give a whole number"),
+        ({"batch_size": 1.5}, "batch_size=1.5; give a whole number"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):

@@ -272,7 +272,7 @@ def test_packed_models_are_refused_where_quantized_ones_are_needed(packed, tmp_p
         (lambda model: klb.verify("q.keras", "q.tflite", None), "verify takes .*'q.keras': load it with"),
         (
             lambda model: klb.deploy.Runtime(model),
-            "Runtime takes an IntegerGraph, got Functional: make one with .*lower",
+            "Runtime takes an IntegerGraph, got Functional .*: make one with .*lower",
         ),
         (
             lambda model: run_reference(model, np.zeros((1, 12, 12, 4))),

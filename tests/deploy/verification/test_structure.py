@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
         case(lambda: kl.GlobalAveragePooling2D(), lambda: kl.Dense(3, name="head"), shape=(4, 4, 3))
     )
     path = tmp_path_factory.mktemp("structure") / "m.tflite"
-    klb.export_litert(model, path, labels=LABELS, normalization=(127.5, 64.0), io="float32")
+    klb.export_litert(model, path, labels=LABELS, normalization=(127.5, 32.0), io="float32")
     return model, images, path.read_bytes()
 
 
