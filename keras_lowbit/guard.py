@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_flag
 from keras_lowbit.data import Batches, batch_count, samples_in, take
 from keras_lowbit.keras_graph.calls import CallGraph, calls_of, inputs_in_order
 from keras_lowbit.keras_graph.variables import to_numpy
@@ -29,6 +30,7 @@ class Samples:
     """
 
     def __init__(self, data: Batches, validation_data: Any = None, check: bool = True) -> None:
+        check_flag("A correction", "check", check)
         self.data, self.check = data, check
         self.held_back: list[Any] = []
         self.rows: list[int] = []

@@ -152,6 +152,16 @@ def test_every_correction_is_checked_unless_told_otherwise(function):
     assert "validation_data:" in function.__doc__
 
 
+def test_check_is_true_or_false():
+    for call in (
+        lambda: klb.equalize(relu6_network(), check="no"),
+        lambda: klb.rescale_depthwise(relu6_network(), IMAGES, check=None),
+        lambda: klb.distill(None, None, IMAGES, check=1),
+    ):
+        with pytest.raises(TypeError, match=r"got check=.*; give True or False"):
+            call()
+
+
 def relu6_network():
     keras.utils.set_random_seed(9)
     image = keras.Input((6, 6, 3), name="image")

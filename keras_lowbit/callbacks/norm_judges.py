@@ -1,7 +1,6 @@
 """What tells whether other statistics of a model's batch norms are better, on samples held back."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ import numpy as np
 from keras_lowbit.guard import Samples, noise, outputs_of
 from keras_lowbit.keras_graph.calls import Call, CallGraph, functional_of, inputs_in_order
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.layers.find import hosts
+from keras_lowbit.layers.find import unquantized
 
 # Statistics of which so much of the mismatch is there without quantizers are not moved by quantizing, but by other data.
 _UNLIKE = 0.5
@@ -90,8 +89,8 @@ def distance_of(
         return lambda: _mismatch(model, graph, samples)
     else:
         quantized = _mismatch(model, graph, samples)
-        with _unquantized(model) as count:
-            if not (count and _mismatch(model, graph, samples) < _UNLIKE * quantized):
+        with unquantized(model):
+            if not _mismatch(model, graph, samples) < _UNLIKE * quantized:
                 return None
             wanted = outputs_of(model, samples.held_back, graph)
     return lambda: noise(wanted, outputs_of(model, samples.held_back, graph))
@@ -99,23 +98,6 @@ def distance_of(
 
 def _is_fresh(norm: Any) -> bool:
     return bool(np.all(to_numpy(norm.moving_mean) == 0) and np.all(to_numpy(norm.moving_variance) == 1))
-
-
-@contextlib.contextmanager
-def _unquantized(model: keras.Model) -> Iterator[int]:
-    """All quantizers off, weights and activations float; how many there are."""
-    found = [host for _, host in hosts(model)]
-    for host in found:
-        host.watch = _see_nothing
-    try:
-        yield len(found)
-    finally:
-        for host in found:
-            host.watch = None
-
-
-def _see_nothing(real: Any) -> None:
-    """Where a host has a `watch`, it hands floats on."""
 
 
 def _mismatch(model: keras.Model, graph: CallGraph, samples: Samples) -> float:

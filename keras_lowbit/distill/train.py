@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_lowbit.arguments import check_whole
+from keras_lowbit.arguments import check_flag, check_whole
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.distill.config import DistillConfig
@@ -79,6 +79,7 @@ def distill(
     """
     config, epochs = _checked_config(config), _checked_epochs(epochs)
     check_whole("distill", "seed", seed, low=0)
+    check_flag("distill", "check", check)
     if keras.backend.backend() == "numpy":
         raise NotImplementedError(
             "Keras' NumPy backend has no gradients, so distill cannot train on it. Set KERAS_BACKEND=tensorflow (or jax) "

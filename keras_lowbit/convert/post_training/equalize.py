@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.arguments import check_flag
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.post_training import layer_pairs as pairs
 from keras_lowbit.convert.post_training.judged_rewrite import judged_rewrite
@@ -66,6 +67,7 @@ def equalize(
     found = [(call, _usable(graph, pair, relu6, data is not None)) for call, pair in pairs.find_pairs(graph)]
     chosen = [pair for _, pair in found if isinstance(pair, Pair)]
     clipped = [pair.first.outputs[0] for pair in chosen if pair.activation == "relu6" and relu6 == "keep"]
+    check_flag("equalize", "check", check)
     judging = check and (data is not None or validation_data is not None)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, judging)
     maxima = pairs.channel_maxima(model, graph, clipped, samples.with_progress())

@@ -73,11 +73,28 @@ def test_unchecked_every_channel_has_the_mean_of_the_float_model_behind_its_acti
     assert all(again[name] < 0.05 * max(found.values()) for name in ("conv", "dw", "project", "head"))
 
 
-def test_what_leaves_a_relu_counts_not_what_enters_it():
+def nested(sums):
+    inner = keras.Input((4,))
+    return keras.Model(inner, L.ReLU()(inner))(sums)
+
+
+FORMS = {
+    "own": None,
+    "ReLU": L.ReLU,
+    "Activation": lambda: L.Activation("relu"),
+    "operation": lambda: keras.ops.relu,
+    "nested": lambda: nested,
+    "dropout between": lambda: lambda sums: L.ReLU()(L.Dropout(0.5)(sums)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_leaves_a_relu_counts_not_what_enters_it(form):
     """15 % of the sums are positive: their mean says little of what the next layer reads."""
     keras.utils.set_random_seed(1)
     row = keras.Input((16,))
-    model = keras.Model(row, L.Dense(4, activation="relu", name="d")(row))
+    dense = L.Dense(4, activation="relu" if FORMS[form] is None else None, name="d")
+    model = keras.Model(row, dense(row) if FORMS[form] is None else FORMS[form]()(dense(row)))
     model.get_layer("d").bias.assign(np.full(4, -3.0))
     quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(2)})
     rows = np.random.default_rng(2).normal(size=(4000, 16)).astype("float32") * 2
