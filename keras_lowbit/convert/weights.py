@@ -59,7 +59,7 @@ def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | No
 
 def _check_layers(model: keras.Model) -> None:
     """ValueError for layers of this library that hold no quantizers any more, as those of a packed model."""
-    known = (QuantizedLayer, QuantActivation, QuantizerHost)
+    known = (KeepFloat, QuantizedLayer, QuantActivation, QuantizerHost)
     own = [layer for layer in find_layers(model, keras.layers.Layer) if type(layer).__module__.startswith(_LIBRARY)]
     if foreign := [layer for layer in own if not isinstance(layer, known)]:
         raise ValueError(

@@ -74,7 +74,7 @@ def test_recipes_train_factors_of_filters_tensors_and_ranges(recipe):
     for name, shape in axes.items():
         want = tuple(1 for _ in shape) if recipe == "fat-scalar" else shape
         assert trained.pop(f"{name}/kernel_quantizer/factor") == want
-    places = ["image", "stem", "clip", "join", "head"]
+    places = ["image", "stem", "clip", "join", "pool", "head"]
     assert trained == {f"{p}_range/output_quantizer/{v}": () for p in places for v in ("left", "width")}
     bits = {layer.kernel_quantizer.bits for layer in find_layers(model, QuantizedLayer)}
     assert bits == ({4} if recipe == "fat-w4" else {8})

@@ -182,7 +182,7 @@ def test_a_pruned_network_keeps_its_zeros_and_partitions_the_rest(tmp_path):
         assert layer.zeros >= layer.pruned
     assert found.total.ratio_alone == 6.4
     assert 32 / 3 <= found.total.ratio < 10.8  # 1 + 4 / 2 bits a weight, a little less for the zeros that INQ adds
-    assert f"{found.total.ratio:.4g}" in str(found).splitlines()[-2]
+    assert f"{found.total.ratio:.4g}" in str(found).splitlines()[-3]
     klb.calibrate(quantized, IMAGES, verbose=0)
     with pytest.warns(UserWarning, match="altered to fit int8"):
         klb.export_litert(quantized, tmp_path / "m.tflite")

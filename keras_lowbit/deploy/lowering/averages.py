@@ -1,6 +1,6 @@
 """Averages: the exact sum is brought to the range behind it by one rounding.
 
-Over whole axes that is LiteRT's MEAN. Over windows it is a depthwise convolution with ones, whose weight scale is one over
+Over whole axes that is LiteRT's MEAN. Over windows it is a depthwise convolution with equal weights, which are one over
 the pixels of a window; where windows reach over the image's border and hold fewer pixels, each kind of window has its own
 strip of the image. AVERAGE_POOL_2D rounds to the steps of its input: it serves where no range of its own stands behind.
 """
@@ -17,6 +17,10 @@ from keras_lowbit.deploy.lowering.registry import lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor
 from keras_lowbit.keras_graph.calls import Call
+
+# LiteRT multiplies a sum and then shifts it, and rounds both times. With ones the first rounding may be a quarter of a step; 6
+# more bits in the sum make it a small part of one.
+_WEIGHT = 64
 
 
 @lowers("GlobalAveragePooling1D", "GlobalAveragePooling2D")
@@ -121,7 +125,7 @@ def _joined(
 def _averaged(
     state: Lowering, image: str, part: tuple[Strip, Strip], strides: tuple[int, ...], grid: Range, name: str
 ) -> str:
-    """The windows of one kind: of the whole image its mean, else a convolution with ones."""
+    """The windows of one kind: of the whole image its mean, else a convolution with equal weights."""
     builder, (*sizes, channels) = state.builder, state.static_shape(image)
     pixels = tuple(strip.pixels for strip in part)
     if pixels == tuple(sizes) and all(strip.number == 1 for strip in part):
@@ -130,5 +134,6 @@ def _averaged(
     end = [s.start + (s.number - 1) * stride + s.pixels for s, stride in zip(part, strides, strict=True)]
     if begin != [0, 0] or end != sizes:
         image = builder.strided_slice(image, f"{name}/strip", [*begin, 0], [*end, channels])
-    ones, scales = np.ones((*pixels, channels, 1), np.int8), np.full(channels, 1 / np.prod(pixels), np.float32)
-    return builder.depthwise_conv2d(image, ones, scales, None, grid, name, strides)
+    equal = np.full((*pixels, channels, 1), _WEIGHT, np.int8)
+    scales = np.full(channels, 1 / (_WEIGHT * np.prod(pixels)), np.float32)
+    return builder.depthwise_conv2d(image, equal, scales, None, grid, name, strides)

@@ -59,7 +59,11 @@ def test_the_result_is_the_exact_average_rounded_once_to_its_own_range(name, tmp
     codes = trace(graph, sparse(shape, seed=1))
     exact = model((codes["x"].astype("float32") - source.zero_point) * source.range.scale).numpy()
     steps = exact / target.range.scale + target.zero_point
-    assert np.abs(np.clip(steps, -128, 127) - codes[target.name]).max() <= 0.5 + 1e-3
+    # LiteRT's convolution rounds the product first, by less than its factor in steps, then to a step.
+    kernels = [graph.tensors[node.inputs[1]] for node in graph.nodes if node.op == "depthwise_conv2d"]
+    first = max([source.range.scale * np.max(kernel.scale) / target.range.scale for kernel in kernels], default=0.0)
+    assert first < 0.05
+    assert np.abs(np.clip(steps, -128, 127) - codes[target.name]).max() <= 0.5 + first + 1e-3
     klb.export_litert(quantized, tmp_path / "m.tflite")
     assert not delegate_coverage(tmp_path / "m.tflite").left  # AVERAGE_POOL_2D with padding is none of XNNPACK's
     assert klb.verify(quantized, tmp_path / "m.tflite", sparse(shape, seed=2)).ok
