@@ -9,6 +9,7 @@ from keras_lowbit.layers.dense import QuantDense
 from keras_lowbit.layers.find import freeze_ranges, hosts, set_ratio
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.keep_float import KeepFloat
+from keras_lowbit.layers.stock_networks import load_model, set_weights
 
 __all__ = [
     "KeepFloat",
@@ -23,6 +24,8 @@ __all__ = [
     "find_layers",
     "freeze_ranges",
     "hosts",
+    "load_model",
     "set_ratio",
+    "set_weights",
     "to_numpy",
 ]

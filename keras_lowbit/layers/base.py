@@ -13,7 +13,13 @@ from keras_lowbit import quantizers
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.float_files import is_float_file, turn_to_stock_entry
-from keras_lowbit.layers.host import FORMAT_VERSION, QuantizerHost, require_float_policy, take_format_version
+from keras_lowbit.layers.host import (
+    FORMAT_VERSION,
+    QuantizerHost,
+    require_float_policy,
+    take_format_version,
+    with_own_state,
+)
 from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
@@ -156,14 +162,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     def set_weights(self, weights: Any) -> None:
         """As Keras'; a list from the stock layer's `get_weights` sets kernel and bias, the quantizers stay at their start."""
-        hosts = [host for host in (self.kernel_host, self.bias_host, self.output_host) if host is not None]
-        state = {id(variable) for host in hosts for variable in host.weights}
-        stock = [variable for variable in self.weights if id(variable) not in state]
-        if not len(weights) == len(stock) < len(self.weights):
-            return super().set_weights(weights)
-        for host in hosts:
-            host.require_new(f"{self.name!r} got the {len(stock)} weights of a stock layer.")
-        return super().set_weights([*weights, *(to_numpy(v) for v in self.weights if id(v) in state)])
+        super().set_weights(with_own_state(self, weights))
 
     def quantize(self, mode: Any = None, **options: Any) -> None:
         """Refused: Keras' codes would take the place of the kernel that `kernel_quantizer` quantizes."""

@@ -109,7 +109,7 @@ def _stock_before(layer: Any, kind: str) -> int:
         raise ValueError(
             f"The file is one of stock layers, and which of its {stock_class(layer).__name__} layers {layer.name!r} stands "
             "for cannot be told: not all of them stand before or behind it. Load the file into the stock network, then hand "
-            "over layer by layer: model.get_layer(name).set_weights(stock.get_layer(name).get_weights())."
+            "over its weights: keras_lowbit.layers.set_weights(model, stock.get_weights())."
         )
     return sum(snake_case(type(found).__name__) == kind for found in before.values())
 

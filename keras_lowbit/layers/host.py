@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_lowbit import quantizers
+from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.float_files import is_float_file
 from keras_lowbit.layers.kept_codes import KeptCodes
@@ -215,3 +216,23 @@ class QuantizerHost(keras.layers.Layer):
         config = dict(config)
         version = take_format_version(config, "A QuantizerHost")
         return cls(**config | {"quantizer": upgrade(config.get("quantizer"), version)})
+
+
+def stock_weights(layer: Any) -> list[Any]:
+    """The weights of a layer or model without the state of its quantizers: those of the same stock network, in order."""
+    state = {id(variable) for host in find_layers(layer, QuantizerHost) for variable in host.weights}
+    return [variable for variable in layer.weights if id(variable) not in state]
+
+
+def with_own_state(layer: Any, weights: Any) -> Any:
+    """`get_weights` of the stock network, completed with the state of the quantizers as it is: what Keras' `set_weights` takes.
+
+    Any other list is returned as it is. A ValueError if the state was found from other weights.
+    """
+    stock = {id(variable) for variable in stock_weights(layer)}
+    if not len(weights) == len(stock) < len(layer.weights):
+        return weights
+    for host in find_layers(layer, QuantizerHost):
+        host.require_new(f"{layer.name!r} got the {len(stock)} weights of stock layers.")
+    values = iter(weights)
+    return [next(values) if id(variable) in stock else to_numpy(variable) for variable in layer.weights]
