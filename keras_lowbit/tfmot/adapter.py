@@ -34,13 +34,24 @@ class VariableSeed(keras.random.SeedGenerator):
             return tf.identity(seed)
 
 
+class OwnedVariables(dict[str, Any]):
+    """The variables of one quantizer by name, and the layer that they belong to: TFMOT hands a quantizer nothing else of it."""
+
+    def __init__(self, variables: dict[str, Any], layer: Any) -> None:
+        super().__init__(variables)
+        self.layer = layer
+
+
 @tf_keras.utils.register_keras_serializable(PACKAGE)
 class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """A quantizer of this library as TFMOT's `Quantizer`: declares its variables in `build`, receives them in calls.
 
     quantizer: object, short name or plain dict.   filter_axes: axes that tell output channels apart, () for activations.
-    In training the quantizer observes first. Computes in float32 with the very functions the Keras 3 layers call, and
-    hands back the dtype of its input. One object serves any number of layers.
+    In training the quantizer observes first, but not in a layer with ``trainable=False``: ranges and thresholds stand still
+    there, as a batch norm's statistics do. As with those, compile after changing `trainable`. (The kernel of a frozen layer
+    TFMOT trains all the same unless the whole model is frozen: its wrapper lists it whatever `trainable` says.)
+    Computes in float32 with the very functions the Keras 3 layers call, and hands back the dtype of its input. One object
+    serves any number of layers.
     """
 
     def __init__(self, quantizer: Any, filter_axes: Any = (), format_version: int = FORMAT_VERSION) -> None:
@@ -55,18 +66,22 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         """The variables the quantizer declares for that shape (None for activations), made by and owned by `layer`."""
         shape = () if tensor_shape is None else tuple(tensor_shape)
         specs = self.quantizer.state_specs(shape, self.filter_axes)
-        return {key: _add_variable(layer, f"{name}_{key}", spec) for key, spec in specs.items()}
+        made = {key: _add_variable(layer, f"{name}_{key}", spec) for key, spec in specs.items()}
+        return OwnedVariables(made, layer)
 
     @tf.autograph.experimental.do_not_convert  # nothing here depends on values; tf_keras would rewrite Keras 3 itself
     def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> tf.Tensor:
         """The quantized value of `inputs`; `training` is a Python bool, as TFMOT's wrappers give it."""
         real = tf.convert_to_tensor(inputs)
-        assigned = []
-        if training:
+        frozen, assigned = _is_frozen(weights), []
+        if training and not frozen:
             observed = self.quantizer.observe(tf.stop_gradient(real), state_values(weights))
             assigned = [weights[key].assign(value) for key, value in observed.items()]
         with tf.control_dependencies(assigned):  # a graph of TensorFlow 1 runs nothing that no result depends on
-            result = self.quantizer(real, state_values(weights), self.filter_axes, bool(training))
+            values = state_values(weights)
+            if frozen:  # TFMOT's wrapper lists all of its variables for training all the same
+                values |= {key: tf.stop_gradient(values[key]) for key in weights if key != SEED}
+            result = self.quantizer(real, values, self.filter_axes, bool(training))
             return tf.cast(result, real.dtype)
 
     def encode(self, inputs: Any, weights: dict[str, Any]) -> Quantized:
@@ -86,6 +101,10 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
     def __repr__(self) -> str:
         return f"LowbitQuantizer({self.quantizer!r}, filter_axes={self.filter_axes})"
+
+
+def _is_frozen(weights: dict[str, Any]) -> bool:
+    return isinstance(weights, OwnedVariables) and not weights.layer.trainable
 
 
 def state_values(weights: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,9 @@ class _GraphWalk:
         if id(layer) not in self.made:
             parts = self._operation(node, ranges, args, kwargs)
             if "post" in ranges:
-                parts.append(range_layer(ranges["post"], self._range_name(layer)))
+                behind = range_layer(ranges["post"], self._range_name(layer))
+                behind.trainable = inner_layer(layer).trainable
+                parts.append(behind)
             self.made[id(layer)] = parts or [keras.layers.Identity(name=layer.name)]
         return self.made[id(layer)]
 

@@ -94,7 +94,10 @@ def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()
     with scope():
         annotated = tf_keras.models.clone_model(model, clone_function=annotate)
         annotated.set_weights(model.get_weights())
-        return tfmot.quantization.keras.quantize_apply(annotated, scheme=QuantizeScheme(recipe))
+        quantized = tfmot.quantization.keras.quantize_apply(annotated, scheme=QuantizeScheme(recipe))
+    if not model.trainable:  # TFMOT's copies keep it of layers alone
+        quantized.trainable = False
+    return quantized
 
 
 class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
