@@ -16,6 +16,7 @@ from keras_lowbit.quantizers.base import (
 from keras_lowbit.quantizers.clustered import ClusterCodes, Clustered
 from keras_lowbit.quantizers.fixed_point import DynamicFixedPoint
 from keras_lowbit.quantizers.incremental import Incremental
+from keras_lowbit.quantizers.kept_scale import KeptScale
 from keras_lowbit.quantizers.learned_step import LearnedPowerOfTwo, LearnedStep
 from keras_lowbit.quantizers.power_of_two import PowerOfTwo
 from keras_lowbit.quantizers.stochastic import Stochastic
@@ -31,6 +32,7 @@ __all__ = [
     "Clustered",
     "DynamicFixedPoint",
     "Incremental",
+    "KeptScale",
     "LearnedPowerOfTwo",
     "LearnedStep",
     "PowerOfTwo",

@@ -34,10 +34,10 @@ def to_keras3(model: Any) -> keras.Model:
     partitions, ranges, random generators) are copied, so that training can go on too. Nested models, shared layers,
     Lambda layers and the operators and TensorFlow functions of a Functional model (``x / 255.``, ``tf.concat``) come along.
 
-    Quantizers of ours give the same values bit for bit. TFMOT's own become the quantizers of the recipe "int8": the kernels
-    keep their float weights under `Uniform` with the same bits, and scales for the same groups of weights, from the weights
-    as they are (TFMOT's inference takes the scales from before the last training step); ranges become `ActivationRange` on
-    the same grid, whose values agree up to float rounding. A range that TFMOT never trained has no range here either:
+    Quantizers of ours give the same values bit for bit. TFMOT's own become those of the recipe "int8": kernels keep their
+    float weights under `KeptScale`, a `Uniform` with the same bits for the same groups of weights, whose scales are those of
+    TFMOT's inference (of before its last training step) until training changes the weights; ranges become `ActivationRange`
+    on the same grid. Values agree up to float rounding. A range that TFMOT never trained has no range here either:
     `calibrate` finds one. Layers that are float stay float, but a relu behind a range gets that same range once more, which
     changes no value and lets the integer pipeline store the result. Where ranges are missing for an export,
     `quantize_model` and `calibrate` add them. A division by a constant becomes a product, which runs in int8. In Keras 3 `fit`

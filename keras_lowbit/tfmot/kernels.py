@@ -9,7 +9,7 @@ import tensorflow_model_optimization as tfmot
 
 from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.convert.separable import split_separable
-from keras_lowbit.quantizers import Quantizer, Uniform
+from keras_lowbit.quantizers import KeptScale, Quantizer, Uniform
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import KERNELS
 from keras_lowbit.tfmot.ranges import PlacedRange, set_state
@@ -18,22 +18,35 @@ from keras_lowbit.tfmot.wrappers import weights_in
 
 _Quantizers = tfmot.quantization.keras.quantizers
 _OF_TFMOT = (_Quantizers.LastValueQuantizer, _Quantizers.MovingAverageQuantizer, _Quantizers.AllValuesQuantizer)
+_FIRST_ENDS = (-6.0, 6.0)  # of TFMOT's ranges, before the first training step
 _SPARSITY = "sparsity_mask"  # the variable of TFMOT's pruning-preserving quantizers
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    """A float weight of a wrapped layer with a quantizer of ours and the values of the quantizer's variables."""
+    """A float weight of a wrapped layer with a quantizer of ours and the values of the quantizer's variables.
+
+    scale: what a `KeptScale` keeps, a scalar or one value for each entry of the last axis; None: nothing.
+    """
 
     values: np.ndarray
     quantizer: Quantizer
     state: dict[str, Any]
+    scale: np.ndarray | None = None
+
+    def place(self, host: Any, weight: Any) -> None:
+        """Give the quantizer of a built layer its state. weight: the layer's variable, with these values."""
+        state = self.state
+        if isinstance(host.quantizer, KeptScale) and self.scale is not None:
+            state = host.quantizer.scale_state(weight, self.scale, host.filter_axes)
+        set_state(host, state)
 
 
 def weights_of(layer: Any) -> dict[str, QuantizedWeight]:
     """The weights that a wrapper quantizes, by attribute ("kernel", "bias"); none of any other layer.
 
-    TFMOT's own quantizers become `Uniform` with the same bits and scales for the same groups of weights.
+    TFMOT's own quantizers become `KeptScale` with the same bits and scales of the same groups of weights; `Uniform` where
+    they have no scales yet.
     Raises ValueError for a quantizer or a weight that is neither ours nor TFMOT's.
     """
     if not isinstance(layer, tfmot.quantization.keras.QuantizeWrapper):
@@ -68,7 +81,22 @@ def _of_tfmot(layer: Any, values: np.ndarray, quantizer: Any, variables: dict[st
         values = values * np.asarray(variables[_SPARSITY])
     # TFMOT counts channels on the last axis, of which a depthwise kernel has as many as multipliers.
     channels = quantizer.per_axis and values.shape[-1] > 1
-    return QuantizedWeight(values, Uniform(quantizer.num_bits, "channel" if channels else "tensor"), {})
+    grid = (quantizer.num_bits, "channel" if channels else "tensor")
+    scale = _scale(layer, quantizer, variables) if quantizer.symmetric else None
+    return QuantizedWeight(values, Uniform(*grid) if scale is None else KeptScale(*grid), {}, scale)
+
+
+def _scale(layer: Any, quantizer: Any, variables: dict[str, Any]) -> np.ndarray | None:
+    """The step of TFMOT's grid: one, or one for each entry of the last axis. None before the first training step.
+
+    None, too, for a transposed convolution whose last axis, TFMOT's channels, is that of its inputs.
+    """
+    low, high = (np.asarray(variables[name], np.float32) for name in ("min_var", "max_var"))
+    if (low == _FIRST_ENDS[0]).all() and (high == _FIRST_ENDS[1]).all():
+        return None
+    if high.size > 1 and type(layer.layer).__name__ == "Conv2DTranspose":
+        return None
+    return (high - low) / np.float32(2**quantizer.num_bits - 1 - quantizer.narrow_range)
 
 
 def quantized_layers(
@@ -93,11 +121,12 @@ def quantized_layers(
         made = [_quantized(stock, changes, input_shape)]
     for copy, kernel in zip(made, kernels, strict=True):
         if kernel is not None:
-            set_state(copy.kernel_host, kernel.state)
+            kernel.place(copy.kernel_host, copy.kernel)
         copy.trainable = inner.trainable
-    for host, source in ((made[-1].bias_host, bias), (made[-1].output_host, pre)):
-        if source is not None:
-            set_state(host, source.state)
+    if bias is not None:
+        bias.place(made[-1].bias_host, made[-1].bias)
+    if pre is not None:
+        set_state(made[-1].output_host, pre.state)
     return made
 
 
