@@ -39,6 +39,7 @@ class RangePlan:
     shared: key of a concatenation's result -> key of the first concatenation of its group, whose range it shares.
     floats: keys of float values, whose range only those see that read them as int8.   in_float: calls that read such a
     value as it is, with its key.   returned: those that the model returns behind their range.
+    fused: batch norms and relus that end the operation before them; the others are int8 operations of their own.
     again: calls that round inside the range of their input -> key of the tensor behind which that range stands.
     learned: quantizer of ranges learned from data.
     """
@@ -49,6 +50,7 @@ class RangePlan:
     floats: set[int] = dataclasses.field(default_factory=set)
     in_float: set[tuple[Call, int]] = dataclasses.field(default_factory=set)
     returned: set[int] = dataclasses.field(default_factory=set)
+    fused: set[Call] = dataclasses.field(default_factory=set)
     again: dict[Call, int] = dataclasses.field(default_factory=dict)
     learned: Quantizer | None = None
 
@@ -173,14 +175,19 @@ class _Planner:
         reader = self.graph.only_consumer(call.outputs[0])
         if reader is None:
             return False
-        reader_category = self.categories[reader]
-        if reader_category is Category.SHARES_RANGE:
+        if self.categories[reader] is Category.SHARES_RANGE:
             return True
-        linear = activation_name(call.operation) == "linear"
-        if reader_category is Category.BATCH_NORM:
-            return self.categories[call] is Category.WEIGHTED and linear
-        if reader_category is Category.RELU:
-            category = self.categories[call]
+        if self._takes_in(call, reader):
+            self.plan.fused.add(reader)
+            return True
+        return False
+
+    def _takes_in(self, call: Call, reader: Call) -> bool:
+        """Whether a batch norm or relu ends the operation whose result it reads alone."""
+        category, linear = self.categories[call], activation_name(call.operation) == "linear"
+        if self.categories[reader] is Category.BATCH_NORM:
+            return category is Category.WEIGHTED and linear
+        if self.categories[reader] is Category.RELU:
             takes = category is Category.NEEDS_RANGE and stock_kind(call.operation) in _TAKES_RELU
             return takes or category is Category.BATCH_NORM or (category is Category.WEIGHTED and linear)
         return False
