@@ -93,7 +93,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 # The compiled ops: without a C++ compiler one sentence is printed, and the ops run in plain TensorFlow.
 $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
-	$(BIN)/python keras_lowbit/ops/build.py --if-possible
+	$(BIN)/python keras_lowbit/ops/build.py --if-possible --objects build/objects
 	@touch $(OPS)
 
 ops: $(OPS)

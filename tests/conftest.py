@@ -1,4 +1,7 @@
-"""Settings that every test shares: a seed of its own per test, repeatable hypothesis examples, quiet TensorFlow."""
+"""Settings that every test shares: a seed of its own per test, repeatable hypothesis examples, quiet TensorFlow.
+
+Keras is imported by the fixtures alone: pytest's own process, which runs no test of `make test`, need not wait for it.
+"""
 
 import os
 
@@ -12,11 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
-import keras
 import numpy as np
 import pytest
-
-from studies.common.cifar10 import data_folder
 
 # Derandomized: a failure is the same on every machine. No deadline: the first call of an op is slow.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
@@ -29,6 +29,8 @@ def _seed(request: pytest.FixtureRequest) -> int:
 
     Printed, so pytest shows it with a failure.
     """
+    import keras
+
     seed = zlib.crc32(request.node.nodeid.encode())
     print(f"keras.utils.set_random_seed({seed})")
     keras.utils.set_random_seed(seed)
@@ -59,6 +61,8 @@ def _free() -> Iterator[None]:
 
     What TensorFlow keeps of them stays for good: the garbage collector need not look through it again after every file.
     """
+    import keras
+
     yield
     if "tf_keras" in sys.modules:
         sys.modules["tf_keras"].backend.clear_session()
@@ -66,9 +70,28 @@ def _free() -> Iterator[None]:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _optimizers_built_before_the_first_step() -> Iterator[None]:
+    """Keras makes an optimizer's variables in the first step, and TensorFlow traces twice a function that makes variables."""
+    import keras
+
+    make = keras.Model.make_train_function
+
+    def make_once(model, force=False):
+        if model.built and getattr(model, "optimizer", None) is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        return make(model, force)
+
+    keras.Model.make_train_function = make_once
+    yield
+    keras.Model.make_train_function = make
+
+
 @pytest.fixture(scope="session")
 def stored_data() -> Path:
     """The folder of the real data sets and pretrained networks; the test is skipped where there is none."""
+    from studies.common.cifar10 import data_folder
+
     try:
         return data_folder()
     except FileNotFoundError as error:

@@ -120,6 +120,8 @@ def _distiller(
         name="distiller",
     )
     distiller.compile(keras.optimizers.Adam(config.learning_rate), jit_compile=jit_compile)
+    # Before the first step: TensorFlow traces a function twice that makes variables on its way.
+    distiller.optimizer.build(distiller.trainable_variables)
     return distiller
 
 
@@ -202,7 +204,6 @@ class _Training:
         check_writable(self.checkpoint)
         if not os.path.exists(self.checkpoint):
             return
-        self.distiller.optimizer.build(self.distiller.trainable_variables)
         found = load(self.checkpoint, self.distiller)
         self.first, self.rates.step, self.history, self.best = found.epoch, found.step, found.history, found.best
         self.written = found.written is not None and found.written == fingerprint(self.distiller.scaled)

@@ -36,6 +36,7 @@ COMMAND = "python -m keras_lowbit.ops.build"
 NAME, INFO = "keras_lowbit_ops.so", "build.json"
 NAMED = "KERAS_LOWBIT_LIBRARY"  # the variable that names a library file in place of the usual ones
 NATIVE = Path(__file__).resolve().parent / "native"
+KERNELS = "kernels_"  # the object files that know nothing of TensorFlow begin with this
 WORK = ".building-"  # what a build makes in its target folder while it runs begins with this
 FLAGS = ("-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
 # Files and folders that are no part of the library; of bench, what measures the machine is.
@@ -197,11 +198,12 @@ def fingerprint(folder: Path, compiler: str, tensorflow: str) -> str:
     return digest.hexdigest()
 
 
-def build(target: Path | None = None, force: bool = False, say=print) -> Path:
+def build(target: Path | None = None, force: bool = False, say=print, objects: Path | None = None) -> Path:
     """Builds the library into `target` (beside the package, or the user's cache), if anything changed; its path.
 
-    One build of a folder at a time. BuildError without sources, compiler or TensorFlow, with the compiler's words if it fails,
-    and for a folder that cannot be written.
+    One build of a folder at a time. The kernels' object files are left in the folder `objects`, if one is given: `kept_objects`
+    finds them. BuildError without sources, compiler or TensorFlow, with the compiler's words if it fails, and for a folder that
+    cannot be written.
     """
     folder, compiler, version = source_folder(), find_compiler(), installed_tensorflow()
     if not version:
@@ -214,9 +216,17 @@ def build(target: Path | None = None, force: bool = False, say=print) -> Path:
             for ready in () if force else (target, NATIVE):
                 if read_info(ready / NAME).get("fingerprint") == wanted and _is_whole(ready / NAME):
                     return _copied(ready, target)
-            return _build(folder, compiler, target, say)
+            return _build(folder, compiler, target, say, objects)
     except OSError as error:
         raise BuildError(f"{target} cannot be written ({error})") from error
+
+
+def kept_objects(objects: Path, library: Path) -> Path | None:
+    """The folder of the kernels' object files that were kept when `library` was built; None if they are of other sources."""
+    folder = objects / str(read_info(library).get("fingerprint"))
+    return (
+        folder if folder.is_dir() and not mismatch(library, installed_tensorflow(), read_info(library)["abi"]) else None
+    )
 
 
 def can_build() -> bool:
@@ -227,7 +237,7 @@ def can_build() -> bool:
         return False
 
 
-def _build(folder: Path, compiler: list[str], target: Path, say) -> Path:
+def _build(folder: Path, compiler: list[str], target: Path, say, objects: Path | None) -> Path:
     """Compiles beside the library that is there, if one is, and puts the new one in its place."""
     tensorflow, start = ask_tensorflow(), time.monotonic()
     say(f"building the op library with {shlex.join(compiler)} for TensorFlow {tensorflow['version']}")
@@ -242,9 +252,19 @@ def _build(folder: Path, compiler: list[str], target: Path, say) -> Path:
             "fingerprint": fingerprint(folder, described, tensorflow["version"]),
         }
         Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        if objects is not None:
+            _keep_objects(Path(work), objects, info["fingerprint"])
         _place(Path(work), target)
     say(f"built {target / NAME} in {time.monotonic() - start:.0f} s")
     return target / NAME
+
+
+def _keep_objects(work: Path, objects: Path, current: str) -> None:
+    """Copies the object files that know nothing of TensorFlow into a folder of this fingerprint, in place of older ones."""
+    shutil.rmtree(objects, ignore_errors=True)
+    (objects / current).mkdir(parents=True)
+    for path in work.glob(f"{KERNELS}*.o"):
+        shutil.copy2(path, objects / current)
 
 
 def _place(work: Path, target: Path) -> None:
@@ -307,7 +327,7 @@ def _compile(folder: Path, compiler: list[str], tensorflow: dict[str, Any], work
 
     def compiled(item: tuple[int, Path]) -> Path:
         number, path = item
-        made = work / f"{number}_{path.stem}.o"
+        made = work / f"{'tf_' if path.parent.name == 'tf' else KERNELS}{number}_{path.stem}.o"
         headers = tensorflow["compile"] if path.parent.name == "tf" else ["-std=c++17"]
         quiet = [flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag for flag in headers]
         flags = [*FLAGS, *quiet, "-std=c++17", f"-I{folder}", *file_flags(folder, path)]
@@ -347,9 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
     parser.add_argument("--if-possible", action="store_true", help="what cannot be built here is no failure")
+    parser.add_argument(
+        "--objects", type=Path, metavar="FOLDER", help="keep the kernels' object files, for their C++ tests"
+    )
     given = parser.parse_args(arguments)
     try:
-        build(force=given.force)
+        build(force=given.force, objects=given.objects)
     except BuildError as error:
         print(f"op library not built, the ops run in plain TensorFlow: {error}", file=sys.stderr)
         return 0 if given.if_possible else 1
