@@ -127,9 +127,7 @@ class _GraphWalk:
         if id(layer) not in self.made:
             parts = self._operation(node, ranges, args, kwargs)
             if "post" in ranges:
-                behind = range_layer(ranges["post"], self._range_name(layer))
-                behind.trainable = inner_layer(layer).trainable
-                parts.append(behind)
+                parts.append(range_layer(ranges["post"], self._range_name(layer), inner_layer(layer).trainable))
             self.made[id(layer)] = parts or [keras.layers.Identity(name=layer.name)]
         return self.made[id(layer)]
 
@@ -149,7 +147,9 @@ class _GraphWalk:
         if weights or ("pre" in ranges and type(inner).__name__ in KERNELS):
             return quantized_layers(inner, weights, ranges.get("pre"), args[0].shape)
         tensors = {key: value for key, value in kwargs.items() if key not in ("training", "mask") and value is not None}
-        before = [range_layer(ranges["pre"], self._fresh(f"{keras3_name(inner)}_input"))] if "pre" in ranges else []
+        before = []
+        if "pre" in ranges:
+            before = [range_layer(ranges["pre"], self._fresh(f"{keras3_name(inner)}_input"), inner.trainable)]
         return [*before, stock_with_weights(inner, args, tensors)]
 
     def _range_name(self, layer: Any) -> str:

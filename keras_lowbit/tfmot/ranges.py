@@ -78,9 +78,9 @@ def ranges_of(layer: Any) -> dict[str, PlacedRange]:
     return {place: value for place, value in placed.items() if value is not None}
 
 
-def range_layer(placed: PlacedRange, name: str) -> QuantActivation:
-    """A built layer that is that range alone."""
-    made = QuantActivation(None, placed.quantizer, name=name)
+def range_layer(placed: PlacedRange, name: str, trainable: bool) -> QuantActivation:
+    """A built layer that is that range alone. trainable: False for one of a frozen layer, which stands still."""
+    made = QuantActivation(None, placed.quantizer, name=name, trainable=trainable)
     made.build((None,))
     set_state(made.output_host, placed.state)
     return made
