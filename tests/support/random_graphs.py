@@ -268,7 +268,10 @@ def _move(g):
     """Operations that only move codes."""
     x, s = g.take(), g.source
     shape, b = g.shape(x), g.builder
-    kind = s.pick(["pad", "reshape", "transpose", "slice"])
+    kind = s.pick(["pad", "reshape", "transpose", "slice", "gather"])
+    if kind == "gather":
+        axis = s.integer(1, len(shape))
+        return b.gather(x, g.name("gather"), axis, [s.integer(0, shape[axis - 1] - 1) for _ in range(s.integer(1, 9))])
     if kind == "pad":
         return b.pad(x, g.name("pad"), [s.pair(0, 2) for _ in shape])
     if kind == "reshape":
@@ -293,7 +296,9 @@ def _resize(g):
 def _activation(g):
     x, s, b = g.take(), g.source, g.builder
     near = s.range_near(g.tensor(x).range.scale, 5.0)
-    kind = s.pick(["softmax", "logistic", "tanh", "relu", "relu6", "leaky_relu", "hard_swish", "quantize"])
+    kind = s.pick(["softmax", "logistic", "tanh", "relu", "relu6", "leaky_relu", "hard_swish", "quantize", "table"])
+    if kind == "table":
+        return b.table(x, s.codes((256,)), s.range(), g.name(kind))
     if kind in ("softmax", "logistic", "tanh"):
         return getattr(b, kind)(x, g.name(kind))
     if kind == "leaky_relu":

@@ -8,6 +8,7 @@ and a token id, a class or a mask on its way would be rounded.
 import dataclasses
 from collections.abc import Iterator
 
+from keras_lowbit.convert.analysis import functions
 from keras_lowbit.convert.analysis.operations import (
     PROBABILITIES,
     Category,
@@ -25,6 +26,7 @@ _WHOLE = set(
 )
 # Reasons. A layer whose weights alone are float reads int8 inputs: a recipe of activations puts ranges there.
 NO_RULE = "no rule of the recipe gives it a quantizer"
+EXACT = "a function of a value that is float: of its 8-bit codes it could be another"
 BETWEEN = "stands between operations in float"
 _MOVES = (Category.KEEPS_RANGE, Category.SHARES_RANGE)
 _STAYS_INT8 = (Category.WEIGHTED, Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT)
@@ -82,7 +84,7 @@ class Level:
         if category is not Category.FLOAT:
             return False
         if exactly:
-            return call in self.chosen or self.reasons[call] == BETWEEN or not is_known(call.operation)
+            return call in self.chosen or self.reasons[call] in (BETWEEN, EXACT) or not is_known(call.operation)
         maker = self.graph.producers.get(key)
         behind_float = maker is not None and self.categories[maker] is Category.FLOAT
         return behind_float or self.reasons[call] != NO_RULE
@@ -148,6 +150,10 @@ def settle(top: Level) -> None:
                     level.categories[call] = Category.FLOAT
                     level.reasons[call] = BETWEEN
                     changed = True
+                elif able.bends(level, call):
+                    level.categories[call] = Category.FLOAT
+                    level.reasons[call] = EXACT
+                    changed = True
 
 
 def _levels(level: Level, seen: set[int]) -> Iterator[Level]:
@@ -191,7 +197,15 @@ class _Able:
         """Whether a call that runs in integers so far could run in float."""
         if level.categories[call] in _STAYS_INT8 or not call.inputs:
             return False
+        if level.categories[call] is Category.FUNCTION:  # of any value, also behind a dequantize
+            return True
         return all(self._value(level, key) for key in call.inputs)
+
+    def bends(self, level: Level, call: Call) -> bool:
+        """Whether a call is a function of what could be a float value, but for ``a x + b``."""
+        if level.categories[call] is not Category.FUNCTION or not self._value(level, call.inputs[0]):
+            return False
+        return not functions.is_affine(call)
 
     def _value(self, level: Level, key: int) -> bool:
         """Whether a tensor could be a float value."""

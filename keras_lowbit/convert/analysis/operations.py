@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
+from keras_lowbit.convert.analysis import functions
 from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, unsupported_reason
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
@@ -22,6 +23,7 @@ class Category(enum.Enum):
     KEEPS_RANGE = "moves or selects values: keeps the range of its input"
     ROUNDS_IN_RANGE = "makes new values inside the range of its input: that range stands behind it once more"
     SHARES_RANGE = "its inputs and its result share one range"
+    FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
     RANGE_LAYER = "a range already in place"
@@ -49,7 +51,7 @@ QUANTIZED_CLASSES: dict[str, type[klb_layers.QuantizedLayer]] = {
 _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
         (
-            "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
+            "Add Subtract Multiply Divide TrueDivide Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
             "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D"
         ).split(),
         Category.NEEDS_RANGE,
@@ -58,12 +60,13 @@ _SIMPLE: dict[str, Category] = {
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
             "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
-            "GetItem Squeeze ExpandDims Transpose Pad"
+            "GetItem Squeeze ExpandDims Transpose Pad Flip Roll Repeat Tile Take UpSampling1D RepeatVector"
         ).split(),
         Category.KEEPS_RANGE,
     ),
     **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
     **dict.fromkeys(("Concatenate", "Maximum", "Minimum"), Category.SHARES_RANGE),
+    **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,
@@ -88,6 +91,7 @@ _ACTIVATIONS: dict[str, Category] = {
     "hard_swish": Category.GATED_ACTIVATION,
     "softmax": Category.NEEDS_RANGE,
     "leaky_relu": Category.NEEDS_RANGE,
+    **dict.fromkeys(functions.ACTIVATIONS, Category.FUNCTION),
 }
 
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
@@ -148,10 +152,14 @@ def picks_pixels(operation: Any) -> bool:
 
 def category_of(call: Call) -> Category:
     """The category of a call: that of its operation, or FLOAT if the integer pipeline does not support this call of it."""
-    category = _usual_category(call.operation)
+    category, kind = _usual_category(call.operation), stock_kind(call.operation)
+    if category is Category.FLOAT and _is_users_function(call) and not _other_types(call):
+        return Category.FUNCTION
+    if kind in functions.DIVISIONS and functions.is_function(call, kind):
+        category = Category.FUNCTION
     if category in (Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT):
         return category
-    refused = len(call.outputs) > 1 or _other_types(call) or unsupported_reason(call, stock_kind(call.operation))
+    refused = len(call.outputs) > 1 or _other_types(call) or unsupported_reason(call, kind)
     return Category.FLOAT if refused else category
 
 
@@ -176,12 +184,22 @@ def _usual_category(operation: Any) -> Category:
     if kind == "Activation":
         return _ACTIVATIONS.get(activation_name(operation), Category.FLOAT)
     if kind == "ReLU":
+        if functions.is_bent_relu(operation):
+            return Category.FUNCTION
         return Category.NEEDS_RANGE if operation.negative_slope else Category.RELU
     if kind == "UpSampling2D" and operation.interpolation == "bilinear":
         return Category.ROUNDS_IN_RANGE
     if picks_pixels(operation):
         return Category.KEEPS_RANGE
     return _SIMPLE.get(kind, Category.FLOAT)
+
+
+def _is_users_function(call: Call) -> bool:
+    """Whether a call is a Lambda, or an Activation of a function that is none of Keras', that takes each value by itself."""
+    kind, operation = stock_kind(call.operation), call.operation
+    if kind == "Activation" and activation_name(operation) == "?":
+        return functions.is_pointwise(operation.activation, tuple(call.tensors[0].shape))
+    return kind == "Lambda" and functions.is_function(call, kind)
 
 
 def is_known(operation: Any) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import tree
 
+from keras_lowbit.convert.analysis import functions, picks
+from keras_lowbit.convert.analysis.functions import starts_with_tensor
 from keras_lowbit.keras_graph.calls import Call
 
 # Each draws at random in training and hands its input on in inference.
@@ -43,7 +44,7 @@ def unsupported_reason(call: Call, kind: str) -> str | None:
 
 
 def index_of(call: Call) -> list[int | slice] | None:
-    """What ``x[...]`` picks on each axis; None for steps backwards, new axes, tensors and parts of a batch."""
+    """What ``x[...]`` picks on each axis; None for new axes, tensors and parts of a batch."""
     key = [*call.arguments.args, *call.arguments.kwargs.values()][1]
     parts = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
@@ -53,13 +54,7 @@ def index_of(call: Call) -> list[int | slice] | None:
         at = parts.index(Ellipsis)
         parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
     parts += [slice(None)] * (rank - len(parts))
-    forwards = all(isinstance(part, int) or (part.step or 1) > 0 for part in parts)
-    return parts if forwards and parts[0] == slice(None) else None
-
-
-def starts_with_tensor(call: Call) -> bool:
-    """Whether the first operand of a call with one tensor and one constant is the tensor."""
-    return any(tree.flatten((call.arguments.args, call.arguments.kwargs))[0] is tensor for tensor in call.tensors)
+    return parts if parts[0] == slice(None) else None
 
 
 def _given(call: Call) -> list[Any]:
@@ -107,6 +102,22 @@ def _elementwise(call: Call) -> str | None:
     return None if fits else f"its shapes {left} and {right} have not the same batch and at most {_MOST_AXES} axes each"
 
 
+def _divide(call: Call) -> str | None:
+    """A tensor by a number or one for each channel; what divides something by a tensor is a function of it, if at all."""
+    constants = _given(call)
+    if len(call.inputs) == len(constants) == 1 and not starts_with_tensor(call):
+        return None if np.size(constants[0]) == 1 else "it divides several numbers by a tensor"
+    if len(call.inputs) != 1 or len(constants) != 1:
+        return "it divides a tensor by another: LiteRT has no int8 division"
+    return _elementwise(call) or ("it divides by zero" if not np.all(constants[0]) else None)
+
+
+def _function(call: Call) -> str | None:
+    if functions.is_function(call, type(call.operation).__name__):
+        return None
+    return "it takes other constants than single numbers: no table of 256 codes stands for it"
+
+
 def _softmax(call: Call) -> str | None:
     axis = getattr(call.operation, "axis", -1)
     return None if axis in (-1, _rank(call) - 1) else f"its axis is {axis}, not the last one"
@@ -145,7 +156,13 @@ def _pad(call: Call) -> str | None:
 
 
 def _get_item(call: Call) -> str | None:
-    return "its index has steps backwards, new axes, tensors or parts of the batch" if index_of(call) is None else None
+    return "its index has new axes, tensors or parts of the batch" if index_of(call) is None else None
+
+
+def _pick(call: Call) -> str | None:
+    sizes = [1 if size is None else size for size in call.tensors[0].shape[1:]]
+    found = picks.picks(call, type(call.operation).__name__, sizes)
+    return "it picks parts of the batch, or places that are not known beforehand" if found is None else None
 
 
 def _upsample(call: Call) -> str | None:
@@ -173,12 +190,6 @@ def _average_pool(call: Call) -> str | None:
     )
 
 
-def _relu(call: Call) -> str | None:
-    layer = call.operation
-    plain = not layer.threshold and layer.max_value in (None, 6.0) and not (layer.negative_slope and layer.max_value)
-    return None if plain else "its threshold, maximum or slope has no integer form here"
-
-
 def _transposed_convolution(call: Call) -> str | None:
     layer = call.operation
     plain = layer.output_padding is None and set(layer.dilation_rate) == {1}
@@ -190,6 +201,9 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Normalization": _normalization,
     "Rescaling": _rescaling,
     **dict.fromkeys(("Add", "Subtract", "Multiply", "Maximum", "Minimum"), _elementwise),
+    **dict.fromkeys(functions.DIVISIONS, _divide),
+    **dict.fromkeys(picks.KINDS, _pick),
+    **dict.fromkeys(functions.OPERATIONS, _function),
     "Softmax": _softmax,
     "Mean": _mean,
     "Concatenate": _concatenate,
@@ -199,6 +213,5 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "GetItem": _get_item,
     "UpSampling2D": _upsample,
     **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _average_pool),
-    "ReLU": _relu,
     "Conv2DTranspose": _transposed_convolution,
 }

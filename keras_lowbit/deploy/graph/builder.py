@@ -151,6 +151,10 @@ class GraphBuilder(BaseBuilder):
         """x * relu6(x + 3) / 6."""
         return self._node("hard_swish", name, (x,), {}, out)
 
+    def table(self, x: str, codes: Any, out: Range, name: str) -> str:
+        """Any function of one code: output code codes[code + 128]. codes: [256]."""
+        return self._node("table", name, (x, self.constant(f"{name}/table", codes, *out)), {}, out)
+
     def softmax(self, x: str, name: str) -> str:
         """Softmax of the last axis; the output grid is always (1/256, -128)."""
         return self._node("softmax", name, (x,), {}, OPERATIONS["softmax"].fixed_range)
@@ -238,6 +242,11 @@ class GraphBuilder(BaseBuilder):
         return self._node(
             "strided_slice", name, (x,), {"begin": [c[0] for c in cut], "end": [c[1] for c in cut], "strides": strides}
         )
+
+    def gather(self, x: str, name: str, axis: int, indices: Sequence[int]) -> str:
+        """The places `indices` of an axis, in that order; a negative axis counts from the end."""
+        axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
+        return self._node("gather", name, (x,), {"axis": axis, "indices": [int(i) for i in indices]})
 
     def resize_nearest(
         self, x: str, name: str, size: Pair, half_pixel_centers: bool = True, align_corners: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.graph.operations import operation_of
-from keras_lowbit.deploy.graph.operations.operation import Use
+from keras_lowbit.deploy.graph.operations.operation import Builtin, Use
 from keras_lowbit.deploy.litert.flatbuffer import FileBuilder, schema
 from keras_lowbit.deploy.litert.float_subgraph import splice
 from keras_lowbit.deploy.litert.weight_formats import BITS, Formats, pack_codes
@@ -63,16 +63,27 @@ class Emitter:
             return self._splice(node)
         inputs, outputs = (tuple(self.graph.tensors[n] for n in names) for names in (node.inputs, node.outputs))
         weight_type = self.formats[node.name].weight_type if operation.weighted else "int8"
-        builtin = operation.builtin(Use(node, inputs, outputs, self.batch_size, weight_type))
+        found = operation.builtin(Use(node, inputs, outputs, self.batch_size, weight_type))
+        steps = found if isinstance(found, list) else [found]
         if operation.kernel is not None:
-            self._place_kernel(node, builtin.kind, operation.kernel)
+            self._place_kernel(node, steps[-1].kind, operation.kernel)
+        made: dict[str, int] = {}
+        for step in steps:
+            self._operator(node, step, made)
+        return None
+
+    def _operator(self, node: Node, builtin: Builtin, made: dict[str, int]) -> None:
+        """Append one operator of a node. made: what those before it made, by name; added to."""
         constants = {key: self.file.integers(f"{node.name}/{key}", value) for key, value in builtin.constants.items()}
+        named = made | constants
         operands = builtin.operands or (*range(len(node.inputs)), *constants)
-        reads = [constants[o] if isinstance(o, str) else self.place(node.inputs[o]) for o in operands]
-        writes = [self.place(name) for name in node.outputs]
+        reads = [named[o] if isinstance(o, str) else self.place(node.inputs[o]) for o in operands]
+        if builtin.result:
+            shape = self.graph.tensors[node.outputs[0]].static_shape(self.batch_size)
+            made[builtin.result] = self.file.tensor(f"{node.name}/{builtin.result}", shape, "INT32")
+        writes = [made[builtin.result]] if builtin.result else [self.place(name) for name in node.outputs]
         fields = _as_enums({**builtin.fields, **_activation(node)})
         self.file.operator(builtin.kind, builtin.version, reads, writes, builtin.options, **fields)
-        return None
 
     def _place_kernel(self, node: Node, kind: str, layout: KernelLayout) -> None:
         """Add the kernel in LiteRT's layout, and its report row."""

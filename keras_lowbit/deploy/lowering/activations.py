@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.analysis import functions
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering.ranges import FIXED
@@ -27,6 +28,8 @@ _DEFERRED = {
 def lower_relu(state: Lowering, call: Call) -> bool:
     """A relu or relu6 fuses with the operation that it ends; behind anything else it is an operation of its own."""
     operation, kind = call.operation, stock_kind(call.operation)
+    if kind == "ReLU" and functions.is_bent_relu(operation):
+        return activate(state, call, "relu of other bounds")
     if kind == "ReLU" and operation.negative_slope:
         return activate(state, call, "leaky_relu")
     capped = operation.max_value is not None if kind == "ReLU" else kind == "Relu6"
@@ -60,6 +63,12 @@ def lower_leaky_relu(state: Lowering, call: Call) -> bool:
     return activate(state, call, "leaky_relu")
 
 
+@lowers(*functions.OPERATIONS, "Lambda")
+def lower_table(state: Lowering, call: Call) -> bool:
+    """A function of one value, that has no operation of its own."""
+    return activate(state, call, stock_kind(call.operation))
+
+
 def activate(state: Lowering, call: Call, activation: str) -> bool:
     """An activation on a stored tensor; False if no integer operation has that function."""
     source, key = state.stored(call.inputs[0], call), call.outputs[0]
@@ -79,13 +88,28 @@ def has_fixed_range(activation: str) -> bool:
 def deferred_activation(call: Call, activation: str) -> tuple[str, dict[str, Any]] | None:
     """Operation and attributes of an activation that waits for its range; None if there is none of that function."""
     if activation not in _DEFERRED:
-        return None
+        function, shape = functions.of_call(call), tuple(call.results[0].shape)
+        if activation not in functions.ACTIVATIONS and not functions.is_pointwise(function, shape):
+            return None
+        return "table", {"function": function, "shape": shape}
     return _DEFERRED[activation], {"alpha": _slope(call.operation)} if activation == "leaky_relu" else {}
 
 
 def _slope(operation: Any) -> float:
     slope = getattr(operation, "negative_slope", None)
     return float(np.float32(0.2 if slope is None else float(slope)))  # keras.activations.leaky_relu has 0.2
+
+
+@emits("table")
+def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The function of each of the 256 values that the input can have, as the model's own layers compute and round it."""
+    (tensor,), builder = deferred.inputs, state.builder
+    sees = builder.tensor(tensor).range
+    values = np.float32(sees.scale) * (np.arange(-128, 128) - sees.zero_point).astype(np.float32)
+    made = functions.table(deferred.attributes["function"], deferred.attributes["shape"], values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.round(np.nan_to_num(made, nan=0.0) / np.float32(grid.scale)) + grid.zero_point
+    return builder.table(tensor, np.clip(steps, -128, 127).astype(np.int8), grid, state.name(deferred.path))
 
 
 @emits("silu")

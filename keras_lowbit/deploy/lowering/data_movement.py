@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis.operations import Category, category_of
+from keras_lowbit.convert.analysis import picks
+from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
 from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
@@ -87,18 +88,58 @@ def _crop(state: Lowering, call: Call, tensor: str) -> str:
 
 @moves("GetItem")
 def _get_item(state: Lowering, call: Call, tensor: str) -> str:
-    """``x[:, a:b:c, i, ...]``: slices of positive steps and whole numbers, the batch whole."""
-    parts = index_of(call) or []
-    cuts = [part if isinstance(part, slice) else slice(part, part + 1 or None) for part in parts[1:]]
-    steps = [cut.step or 1 for cut in cuts]
+    """``x[:, a:b:c, i, ...]``: slices and whole numbers, the batch whole."""
+    parts, sizes = (index_of(call) or [])[1:], state.static_shape(tensor)
     name, drops = state.name(call.path), any(isinstance(part, int) for part in parts)
+    places = {axis: _backwards(cut, sizes[axis - 1]) for axis, cut in enumerate(parts, 1) if _goes_back(cut)}
+    tensor = _gather(state, tensor, places, name, last=False)
+    cuts = [_forwards(part) for part in parts]
     whole = state.builder.strided_slice(
-        tensor, f"{name}/slice" if drops else name, [cut.start or 0 for cut in cuts], [cut.stop for cut in cuts], steps
+        tensor,
+        f"{name}/slice" if drops else name,
+        [cut.start or 0 for cut in cuts],
+        [cut.stop for cut in cuts],
+        [cut.step or 1 for cut in cuts],
     )
     if not drops:
         return whole
-    kept = zip(parts[1:], state.static_shape(whole), strict=True)
+    kept = zip(parts, state.static_shape(whole), strict=True)
     return state.builder.reshape(whole, name, [size for part, size in kept if isinstance(part, slice)])
+
+
+def _goes_back(part: int | slice) -> bool:
+    return isinstance(part, slice) and (part.step or 1) < 0
+
+
+def _backwards(part: Any, size: int) -> list[int]:
+    return list(range(*part.indices(size)))
+
+
+def _forwards(part: int | slice) -> slice:
+    """What is left to cut behind the gathers of the axes that are read backwards."""
+    if isinstance(part, int):
+        return slice(part, part + 1 or None)
+    return slice(None) if _goes_back(part) else part
+
+
+@moves(*picks.KINDS)
+def _pick(state: Lowering, call: Call, tensor: str) -> str:
+    found = picks.picks(call, stock_kind(call.operation), state.static_shape(tensor)) or {}
+    return _gather(state, tensor, found, state.name(call.path), last=True)
+
+
+def _gather(state: Lowering, tensor: str, places: picks.Places, name: str, last: bool) -> str:
+    """One gather after the other. last: whether nothing else of the call comes behind, so that the last has its name."""
+    for count, (axis, indices) in enumerate(places.items(), 1):
+        final = last and count == len(places)
+        tensor = state.builder.gather(tensor, name if final else state.name(f"{name}/axis_{axis}"), axis, indices)
+    return tensor
+
+
+@moves("RepeatVector")
+def _repeat_vector(state: Lowering, call: Call, tensor: str) -> str:
+    row = state.builder.reshape(tensor, state.name(f"{call.path}/row"), (1, *state.static_shape(tensor)))
+    return state.builder.gather(row, state.name(call.path), 1, [0] * call.operation.n)
 
 
 @moves("MaxPooling1D", "MaxPooling2D")

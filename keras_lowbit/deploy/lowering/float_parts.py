@@ -36,7 +36,7 @@ def float_calls(graph: CallGraph) -> set[Call]:
             kept |= set(call.outputs)
             runs = graph.producers.get(call.inputs[0]) in found
         else:
-            runs = _runs_in_float(call, values, kept)
+            runs = _runs_in_float(call, values, kept) or _lacks_range(graph, call)
         if runs:
             found.add(call)
         if runs or isinstance(call.operation, KeepFloat) or _ends_in_float(call):
@@ -53,6 +53,21 @@ def _runs_in_float(call: Call, values: set[int], kept: set[int]) -> bool:
     if category in (Category.WEIGHTED, Category.FLOAT):
         return True
     return category is not Category.RANGE_LAYER and not values.isdisjoint(call.inputs)
+
+
+def _lacks_range(graph: CallGraph, call: Call) -> bool:
+    """Whether a function of one value has no range behind it: what reads it needs it exactly."""
+    return category_of(call) is Category.FUNCTION and not _has_range(graph, call.outputs[0])
+
+
+def _has_range(graph: CallGraph, key: int) -> bool:
+    """Whether all that reads a tensor is a range, behind operations at most whose parts share one."""
+    readers = graph.consumers(key)
+    categories = [category_of(reader) for reader in readers]
+    return bool(readers) and all(
+        category is Category.RANGE_LAYER or (category is Category.SHARES_RANGE and _has_range(graph, reader.outputs[0]))
+        for reader, category in zip(readers, categories, strict=True)
+    )
 
 
 def _ends_in_float(call: Call) -> bool:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tensor
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
-from keras_lowbit.convert.analysis.supported import starts_with_tensor
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering import averages, data_movement
-from keras_lowbit.deploy.lowering.activations import activate, fuse_relu
+from keras_lowbit.deploy.lowering.activations import activate, fuse_relu, lower_table
 from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
@@ -115,6 +115,16 @@ def _affine(state: Lowering, call: Call, affine: Affine) -> bool:
 def _per_channel(call: Call, constant: Any) -> np.ndarray:
     """A scalar, or one value for each channel, as the latter."""
     return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (call.results[0].shape[-1],)).copy()
+
+
+@lowers(*DIVISIONS)
+def lower_division(state: Lowering, call: Call) -> bool:
+    """A tensor by a constant, or a constant by a tensor: a function of it."""
+    if not starts_with_tensor(call):
+        return lower_table(state, call)
+    [constant] = [value for value in call.constants() if value is not None]
+    factor = 1 / _per_channel(call, constant)
+    return _affine(state, call, Affine(factor, 0 * factor))
 
 
 _PAIRS = {"Add": "add", "Subtract": "sub", "Multiply": "mul"}

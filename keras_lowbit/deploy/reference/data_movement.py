@@ -42,6 +42,12 @@ def strided_slice(call: NodeCall) -> np.ndarray:
     return np.ascontiguousarray(call.arrays[0][(slice(None), *(slice(b, e, s) for b, e, s in triples))])
 
 
+@kernel("gather")
+def gather(call: NodeCall) -> np.ndarray:
+    """The places `indices` of `axis`."""
+    return np.take(call.arrays[0], call.attributes["indices"], call.attributes["axis"])
+
+
 @kernel("resize_nearest")
 def resize_nearest(call: NodeCall) -> np.ndarray:
     """Copies the nearest pixel; float32 positions, `floor((i + 0.5) * in / out)` with half-pixel centres."""

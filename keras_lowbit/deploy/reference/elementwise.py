@@ -152,6 +152,12 @@ def tanh(call: NodeCall) -> NDArray[np.int8]:
     return _table(call, lambda x: _in_double(np.tanh, x))
 
 
+@kernel("table")
+def table(call: NodeCall) -> NDArray[np.int8]:
+    """The entry of each code."""
+    return call.arrays[1][call.arrays[0].astype(np.int64) - fp.QMIN]
+
+
 def _table(call: NodeCall, function: Callable[[np.ndarray], np.ndarray]) -> NDArray[np.int8]:
     """All 256 codes through a float32 function, then a look-up."""
     codes = np.arange(fp.QMIN, fp.QMAX + 1)

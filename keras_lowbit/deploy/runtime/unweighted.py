@@ -36,6 +36,13 @@ def unary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: functions.look_up(values[0], table)
 
 
+@runs("table")
+def table(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The entry of each code."""
+    codes = graph.tensors[node.inputs[1]].data
+    return lambda values: functions.look_up(values[0], codes)
+
+
 @runs("add", "sub", "mul")
 def binary(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """add, sub and mul: a table of 65,536 codes, row by the first input's code; a constant may stand on either side."""
@@ -182,6 +189,12 @@ def strided_slice(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     triples = zip(*(node.attributes[key] for key in ("begin", "end", "strides")), strict=True)
     slices = (slice(None), *(slice(*triple) for triple in triples))
     return lambda values: values[0][slices]
+
+
+@runs("gather")
+def gather(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """Some places of an axis."""
+    return lambda values: tf.gather(values[0], node.attributes["indices"], axis=node.attributes["axis"])
 
 
 @runs("resize_nearest")

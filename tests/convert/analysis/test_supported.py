@@ -31,7 +31,11 @@ def bilinear(size):
 
 def relu(x):
     """The user's, whatever its name."""
-    return ops.maximum(x, 0.5)
+    return x - ops.mean(x, axis=-1, keepdims=True)
+
+
+def bounds(x):
+    return ops.clip(x, np.zeros(6, "float32"), 1.0)
 
 
 FLOAT = {
@@ -61,7 +65,12 @@ FLOAT = {
     "concatenation": (lambda x: ops.concatenate([x, x], 0), ROW, "joins batches"),
     "pad with numbers": (lambda x: ops.pad(x, 1, constant_values=np.float32(2)), ROW, "other values than zeros"),
     "pad the batch": (lambda x: ops.pad(x, 1), ROW, "pads the batch axis"),
-    "backwards": (lambda x: x[:, ::-1], ROW, "its index has steps backwards"),
+    "backwards": (lambda x: ops.flip(x), ROW, "picks parts of the batch"),
+    "unknown places": (lambda x: ops.take(x, np.int32([[1, 2]]), axis=1), ROW, "not known beforehand"),
+    "clip by a vector": (bounds, ROW, "other constants than single numbers"),
+    "two divided": (lambda x: ops.divide(x, x), ROW, "LiteRT has no int8 division"),
+    "by zero": (lambda x: x / np.float32([1, 2, 0, 4, 5, 6]), ROW, "it divides by zero"),
+    "several by one": (lambda x: ops.divide(np.ones(6, "float32"), x), ROW, "it divides several numbers by a tensor"),
     "new last axis": (lambda x: x[..., None], ROW, "new axes"),
     "bilinear by 3": (
         bilinear((2, 3)),
@@ -69,11 +78,10 @@ FLOAT = {
         r"its factors \(2, 3\) are no powers of two: int8 positions would drift",
     ),
     "bicubic": (L.UpSampling2D(2, interpolation="bicubic"), IMAGE, "its interpolation is 'bicubic'"),
-    "relu": (L.ReLU(6.0, negative_slope=0.1), ROW, "threshold, maximum or slope"),
     "transposed": (L.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE, "output padding or dilation"),
     "maximum of three": (lambda x: L.Maximum()([x, x, x]), ROW, "it joins 3 tensors and 0 constants, not two"),
-    "logarithm": (lambda x: ops.log(x), ROW, "Log has no integer form here"),
-    "function": (L.Activation("gelu"), ROW, "its function 'gelu' has no integer form here"),
+    "whole numbers": (lambda x: ops.floor(x), ROW, "Floor has no integer form here"),
+    "function": (L.Activation("log_softmax"), ROW, "its function 'log_softmax' has no integer form here"),
     "own function": (L.Activation(relu), ROW, "its function 'relu' is none of Keras'"),
 }
 
@@ -93,6 +101,12 @@ INTEGER = {
     "bilinear of one pixel": (bilinear(7), (1, 1, 4)),
     "relu": (L.ReLU(6.0), ROW),
     "sloped relu": (L.ReLU(negative_slope=0.1), ROW),
+    "capped relu": (L.ReLU(5.0, negative_slope=0.1), ROW),
+    "logarithm": (lambda x: ops.log(x), ROW),
+    "function": (L.Activation("gelu"), ROW),
+    "own function": (L.Activation(lambda x: ops.maximum(x, 0.5)), ROW),
+    "backwards": (lambda x: x[:, ::-1], ROW),
+    "division": (lambda x: x / 255.0, ROW),
     "transposed": (L.Conv2DTranspose(3, 3, strides=2), IMAGE),
 }
 

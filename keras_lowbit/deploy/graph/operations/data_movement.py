@@ -93,10 +93,26 @@ def _strided_slice_builtin(use: Use) -> Builtin:
     return Builtin("STRIDED_SLICE", version, "StridedSliceOptions", constants=constants)
 
 
+def _gather_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    axis, indices, shape = attributes["axis"], attributes["indices"], shapes[0]
+    if not 1 <= axis < len(shape) or not indices or max(indices) >= (shape[axis] or 0):
+        raise ValueError(
+            f"axis {axis} and indices {indices} do not fit shape {shape}: expected an axis from 1 to {len(shape) - 1} (0 is "
+            "the batch), and one or more places on it"
+        )
+    return (*shape[:axis], len(indices), *shape[axis + 1 :])
+
+
+def _gather_builtin(use: Use) -> Builtin:
+    constants = {"indices": use.attributes["indices"]}
+    return Builtin("GATHER", 2, "GatherOptions", {"axis": use.attributes["axis"]}, constants)
+
+
 CONCATENATION = Operation(
     "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}
 )
 PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS})
+GATHER = Operation("gather", _gather_shape, _gather_builtin, takes={"axis": whole(0), "indices": wholes(0)})
 RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)})
 TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)})
 STRIDED_SLICE = Operation(

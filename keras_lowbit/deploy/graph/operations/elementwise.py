@@ -51,6 +51,27 @@ def _mul_builtin(use: Use) -> Builtin:
     return Builtin("MUL", 3 if first * second / out >= 1 else 2, "MulOptions")
 
 
+CODES = 256  # that an int8 tensor can hold
+
+
+def _table_builtin(use: Use) -> list[Builtin]:
+    """Codes as row numbers from 0 on, then a look-up: LiteRT has no int8 operator that takes a table."""
+    return [
+        Builtin("CAST", 1, "CastOptions", operands=(0,), result="code"),
+        Builtin("ADD", 1, "AddOptions", constants={"offset": [CODES // 2]}, operands=("code", "offset"), result="row"),
+        Builtin("GATHER", 2, "GatherOptions", {"axis": 0}, operands=(1, "row")),
+    ]
+
+
+def _check_table(use: Use) -> None:
+    table, output = use.inputs[1], use.outputs[0]
+    if use.inputs[0].is_constant or not table.is_constant or table.shape != (CODES,) or table.range != output.range:
+        raise ValueError(
+            f"{use.where} reads {use.inputs[0].name!r} by the table {table.name!r} of shape {table.shape}: expected a computed "
+            f"tensor, and a constant of shape ({CODES},) in the range of {output.name!r}, for the codes -128 to 127 in order"
+        )
+
+
 def _leaky_relu_builtin(use: Use) -> Builtin:
     return Builtin("LEAKY_RELU", 1, "LeakyReluOptions", {"alpha": use.attributes["alpha"]})
 
@@ -95,6 +116,7 @@ LEAKY_RELU = Operation(
 HARD_SWISH = Operation(
     "hard_swish", unchanged, plain("HARD_SWISH", 1, "HardSwishOptions"), range=FREE, limits=(_HARD_SWISH_FACTOR,)
 )
+TABLE = Operation("table", unchanged, _table_builtin, inputs=2, range=FREE, check=_check_table)
 SOFTMAX = Operation(
     "softmax", unchanged, plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0), range=_UNIT_RANGE, check=_check_softmax
 )

@@ -44,6 +44,8 @@ class Builtin(NamedTuple):
     refuses a file that it would compute wrongly.   options: its options table, and `fields` of it; "padding" and
     "fusedActivationFunction" in this library's words.   constants: int32 operands beside the node's inputs, name -> values.
     operands: order of the operands, numbers for inputs and names for constants; by default inputs, then constants.
+    result: of an operator that is not the node's last: the name under which later ones of the node read what it makes, an int32
+    tensor of the output's shape.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Builtin(NamedTuple):
     fields: Mapping[str, Any] = {}
     constants: Mapping[str, Any] = {}
     operands: tuple[int | str, ...] | None = None
+    result: str = ""
 
 
 class Limit(NamedTuple):
@@ -70,7 +73,8 @@ class Operation:
     """One integer operation.
 
     name: `Node.op`.   infer_shape: attributes and input shapes (batch first, None) -> output shape; ValueError if they do
-    not fit.   builtin: a use of it -> its LiteRT operator; None for a float subgraph, which brings its own operators.
+    not fit.   builtin: a use of it -> its LiteRT operator, or several in running order; None for a float subgraph, which brings
+    its own.
     inputs: how many; None for one or more.   range: FREE, KEEP, or the `Range` that the output always has.
     takes: its attributes beside the activation.
     reads, writes: data types of inputs (the bias of a weighted operation is int32) and outputs.
@@ -81,7 +85,7 @@ class Operation:
 
     name: str
     infer_shape: Callable[[Attributes, Sequence[Shape]], Shape]
-    builtin: Callable[[Use], Builtin] | None
+    builtin: Callable[[Use], Builtin | list[Builtin]] | None
     inputs: int | None = 1
     range: str | Range = KEEP
     takes: Mapping[str, Attribute] = field(default_factory=dict)
