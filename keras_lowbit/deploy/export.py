@@ -12,6 +12,7 @@ import numpy as np
 from keras_lowbit.arguments import check_path
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.ends import Io
 from keras_lowbit.deploy.litert.format_choice import Weights
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
@@ -55,8 +56,8 @@ def export_litert(
     path: FilePath,
     *,
     weights: Weights = "int8",
-    io: str = "int8",
-    batch_size: int = 1,
+    io: Io = "int8",
+    batch_size: int | None = 1,
     input_shapes: Any = None,
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
@@ -72,8 +73,10 @@ def export_litert(
     weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
     the smallest of the three that is no slower than int8, by latencies that were measured on one x86-64 server;
     `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
-    io: "int8" takes and gives codes, "float32" takes and gives reals; what has no range at an end (token ids, a front in
-    float, classes) is of its own type there.   batch_size: of every shape in the file.
+    io: "int8", "uint8" (the same steps, codes from 0 to 255) or "int16" take and give codes, "float32" takes and gives reals;
+    a pair (inputs, outputs), or a dict {name: type}, int8 for the rest. What has no range at an end (token ids, a front in
+    float, classes) is of its own type there.   batch_size: of every shape in the file; None leaves it open: the interpreter's
+    `resize_tensor_input` sets it. A model with a part in float has a fixed one.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     labels: one string for each entry of the first output's last axis.   normalization: (mean, std) of the first input,
     numbers or one for each channel, ``real = (pixel - mean) / std``. Both go into the file as TFLite metadata, beside
@@ -126,8 +129,8 @@ def file_content(
     model: keras.Model,
     *,
     weights: Weights = "int8",
-    io: str = "int8",
-    batch_size: int = 1,
+    io: Io = "int8",
+    batch_size: int | None = 1,
     input_shapes: Any = None,
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
@@ -137,7 +140,7 @@ def file_content(
     """What `export_litert` writes for the same arguments, in memory. range_of: as in `lower_model`."""
     check_model(model, "export_litert")
     check_not_packed(model, "export_litert")
-    lowered = lower_model(model, input_shapes, batch_size, range_of, overflow)
+    lowered = lower_model(model, input_shapes, 1 if batch_size is None else batch_size, range_of, overflow)
     graph = lowered.graph.with_metadata(**_about(labels, normalization))
     write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size)
     content, rows = write(weights=weights)

@@ -80,9 +80,10 @@ class FileBuilder:
         zero_point: int = 0,
         axis: int = 0,
         content: bytes = b"",
+        any_batch: bool = False,
     ) -> int:
         """Index of a new tensor. dtype: a LiteRT type name ("INT8", "INT2", ...). scale: () or (channels
-        along `axis`,)."""
+        along `axis`,). any_batch: whether the first size may be set when the file is run."""
         grid = None
         if scale is not None:
             scales = np.asarray(scale, np.float32).reshape(-1)
@@ -99,6 +100,7 @@ class FileBuilder:
                 name=name,
                 quantization=grid,
                 hasRank=True,
+                shapeSignature=np.array([-1, *shape[1:]], np.int32) if any_batch else None,
             )
         )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_lowbit.deploy.graph import IntegerGraph, Node
+from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.operations import operation_of
 from keras_lowbit.deploy.graph.operations.operation import Builtin, Use
 from keras_lowbit.deploy.litert.flatbuffer import FileBuilder, schema
@@ -39,9 +39,12 @@ class Row(NamedTuple):
 
 
 class Emitter:
-    """Turns nodes of `graph` into operators of `file`. formats: of each node with weights, by its name."""
+    """Turns nodes of `graph` into operators of `file`. formats: of each node with weights, by its name.
 
-    def __init__(self, graph: IntegerGraph, file: FileBuilder, formats: Formats, batch_size: int) -> None:
+    batch_size: None for any.
+    """
+
+    def __init__(self, graph: IntegerGraph, file: FileBuilder, formats: Formats, batch_size: int | None) -> None:
         self.graph, self.file, self.formats, self.batch_size = graph, file, formats, batch_size
         self.index: dict[str, int] = {}
         self.rows: list[Row] = []
@@ -51,10 +54,16 @@ class Emitter:
         if name not in self.index:
             t = self.graph.tensors[name]
             content = b"" if t.data is None else t.data.astype(t.data.dtype.newbyteorder("<")).tobytes()
-            self.index[name] = self.file.tensor(
-                name, t.static_shape(self.batch_size), t.dtype.upper(), t.scale, t.zero_point, content=content
-            )
+            self.index[name] = self.add(name, t, t.dtype.upper(), t.scale, t.zero_point, content)
         return self.index[name]
+
+    def add(
+        self, name: str, like: Tensor, dtype: str, scale: Any = None, zero_point: int = 0, content: bytes = b""
+    ) -> int:
+        """Index of a new tensor of the file, of the shape of one of the graph. dtype: LiteRT's name of it."""
+        any_batch = self.batch_size is None and not like.is_constant
+        shape = like.static_shape(self.batch_size or 1)
+        return self.file.tensor(name, shape, dtype, scale, zero_point, content=content, any_batch=any_batch)
 
     def emit(self, node: Node) -> None:
         """Append the operators of one node."""
@@ -79,11 +88,16 @@ class Emitter:
         operands = builtin.operands or (*range(len(node.inputs)), *constants)
         reads = [named[o] if isinstance(o, str) else self.place(node.inputs[o]) for o in operands]
         if builtin.result:
-            shape = self.graph.tensors[node.outputs[0]].static_shape(self.batch_size)
-            made[builtin.result] = self.file.tensor(f"{node.name}/{builtin.result}", shape, "INT32")
+            made[builtin.result] = self._temporary(node, builtin)
         writes = [made[builtin.result]] if builtin.result else [self.place(name) for name in node.outputs]
-        fields = _as_enums({**builtin.fields, **_activation(node)})
+        fields = _as_enums({**builtin.fields, **({} if builtin.result else _activation(node))})
         self.file.operator(builtin.kind, builtin.version, reads, writes, builtin.options, **fields)
+
+    def _temporary(self, node: Node, builtin: Builtin) -> int:
+        name = f"{node.name}/{builtin.result}"
+        if builtin.result_shape is None:
+            return self.add(name, self.graph.tensors[node.outputs[0]], "INT32")
+        return self.file.tensor(name, builtin.result_shape, "INT32")
 
     def _place_kernel(self, node: Node, kind: str, layout: KernelLayout) -> None:
         """Add the kernel in LiteRT's layout, and its report row."""
@@ -100,6 +114,11 @@ class Emitter:
 
     def _splice(self, node: Node) -> None:
         made_for = node.attributes["batch_size"]
+        if self.batch_size is None:
+            raise ValueError(
+                f"{node.op} {node.name!r} runs in float, for a batch of {made_for} alone: batch_size=None needs a model all of "
+                "whose operations are integers. Give a number, or leave out what runs in float (see the report)"
+            )
         if made_for != self.batch_size:
             raise ValueError(
                 f"{node.op} {node.name!r} was converted for batch size {made_for}, the file is written for {self.batch_size}: "

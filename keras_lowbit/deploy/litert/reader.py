@@ -87,6 +87,13 @@ class LiteRTFile:
         """All that the file says, see `file_tree`. names: of its tensors, their own by default."""
         return file_tree(self.model, list(self.tensors) if names is None else names)
 
+    @property
+    def has_any_batch(self) -> bool:
+        """Whether the batch of its inputs may be set when it is run."""
+        graph = self.model.subgraphs[0]
+        signatures = [graph.tensors[place].shapeSignature for place in graph.inputs]
+        return any(signature is not None and len(signature) and signature[0] == -1 for signature in signatures)
+
     def operator_of(self, tensor: str) -> str:
         """Builtin name of the operator that writes a tensor; empty for inputs and constants."""
         return next((op.builtin for op in self.operators if tensor in op.outputs), "")

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from keras_lowbit.arguments import check_whole
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.litert import ends
+from keras_lowbit.deploy.litert.ends import Io, ends_of, output_names
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
 from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
 from keras_lowbit.files import FilePath, atomic_write
 from keras_lowbit.sealed import strict_json
 
 if TYPE_CHECKING:
-    from keras_lowbit.deploy.litert.operators import Emitter, Row
+    from keras_lowbit.deploy.litert.operators import Row
 
 
 METADATA = ("keras_lowbit", "TFLITE_METADATA")  # the entries of a file: our notes, and TFLite's own
@@ -30,19 +32,20 @@ def write(
     path: FilePath,
     *,
     weights: Weights = "int8",
-    io: str = "int8",
-    batch_size: int = 1,
+    io: Io = "int8",
+    batch_size: int | None = 1,
 ) -> list[Row]:
     """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
 
     weights: format asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
     one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; "auto" or a
     `LatencyTable`: the smallest that is no slower; or a `WeightFormat` for each node by name.
-    io: "int8", or "float32" to add QUANTIZE after the inputs and DEQUANTIZE before the outputs.
-    batch_size: every shape in the file is static.
+    io: type of the ends: "int8", "uint8", "int16" or "float32", with QUANTIZE after the inputs and QUANTIZE or DEQUANTIZE
+    before the outputs; a pair for inputs and outputs, or a dict by name (see `ends`).
+    batch_size: every shape in the file is static; None leaves the batch open (shape signature -1, until it is resized 1).
 
-    Tensors have the names they have in the graph; with io="float32" the float ends are `<name>/float32`. The
-    signature is "serving_default", with the names of the graph's inputs and outputs.
+    Tensors have the names they have in the graph; ends of another type than int8 are `<name>/<type>`. The signature is
+    "serving_default", with the names of the graph's inputs and outputs; outputs of a dict have its keys.
 
     Packed weights, measured on LiteRT 2.3: INT4 and INT2 files load on the default delegate, on the built-in kernels
     and on BUILTIN_REF. On the first two the output has the bits of the int8 file. BUILTIN_REF rounds FULLY_CONNECTED
@@ -61,23 +64,25 @@ def write(
 
 
 def to_bytes(
-    graph: IntegerGraph, *, weights: Weights = "int8", io: str = "int8", batch_size: int = 1
+    graph: IntegerGraph, *, weights: Weights = "int8", io: Io = "int8", batch_size: int | None = 1
 ) -> tuple[bytes, list[Row]]:
     """The bytes that `write` writes, and its rows."""
     from keras_lowbit.deploy.litert.flatbuffer import FileBuilder
     from keras_lowbit.deploy.litert.metadata import append_labels, describe
     from keras_lowbit.deploy.litert.operators import Emitter
 
-    _check_arguments(io, batch_size)
+    if batch_size is not None:
+        check_whole("export_litert", "batch_size", batch_size)
     graph.validate()
+    types = ends_of(graph, io)
     formats = plan_formats(graph, weights)
     file = FileBuilder("keras_lowbit")
     emitter = Emitter(with_dense_pointwise(graph, formats), file, formats, batch_size)
-    inputs = {name: _input(emitter, name, io) for name in graph.inputs}
+    inputs = {name: ends.read(emitter, name, kind) for name, kind in types.inputs.items()}
     for node in emitter.graph.nodes:
         emitter.emit(node)
-    outputs = {name: _output(emitter, name, io) for name in graph.outputs}
-    file.signature(inputs, outputs)
+    outputs = [ends.write(emitter, name, kind) for name, kind in types.outputs.items()]
+    file.signature(inputs, dict(zip(output_names(graph), outputs, strict=True)))
     labels = graph.metadata.get("labels") or []
     notes = {k: v for k, v in graph.metadata.items() if k != "labels"}  # they are behind the model already
     for name, content in zip(METADATA, (json.dumps(notes, sort_keys=True).encode(), describe(graph)), strict=True):
@@ -113,30 +118,3 @@ def metadata_of(content: bytes) -> dict[str, object] | None:
                 raise ValueError(f"its notes are {str(notes)[:80]}: expected an object")
             return notes | ({"labels": labels} if labels else {})
     return None
-
-
-def _check_arguments(io: str, batch_size: int) -> None:
-    if io not in ("int8", "float32"):
-        raise ValueError(f"io={io!r}: expected 'int8' or 'float32'")
-    check_whole("export_litert", "batch_size", batch_size)
-
-
-def _input(emitter: Emitter, name: str, io: str) -> int:
-    if io == "int8" or emitter.graph.tensors[name].scale is None:
-        return emitter.place(name)
-    outer = _float_end(emitter, name)
-    emitter.file.operator("QUANTIZE", 1, [outer], [emitter.place(name)], "QuantizeOptions")
-    return outer
-
-
-def _output(emitter: Emitter, name: str, io: str) -> int:
-    if io == "int8" or emitter.graph.tensors[name].scale is None:
-        return emitter.place(name)
-    outer = _float_end(emitter, name)
-    emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
-    return outer
-
-
-def _float_end(emitter: Emitter, name: str) -> int:
-    shape = emitter.graph.tensors[name].static_shape(emitter.batch_size)
-    return emitter.file.tensor(f"{name}/float32", shape, "FLOAT32")

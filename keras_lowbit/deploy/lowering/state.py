@@ -25,7 +25,7 @@ from keras_lowbit.deploy.lowering.values import (
     Segment,
     Value,
 )
-from keras_lowbit.keras_graph.calls import Call, CallGraph, fresh_name
+from keras_lowbit.keras_graph.calls import Call, CallGraph, fresh_name, functional_of
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.quantizers import serialize
@@ -244,4 +244,12 @@ def _metadata(model: keras.Model) -> dict[str, Any]:
     recipe = {path: serialize(layer.kernel_quantizer) for path, layer in quantized_layers(model).items()}
     # The release whose kernels the integers are those of: ties may fall otherwise in another one.
     versions = {"keras_lowbit": library_version(), "litert": litert_version()}
-    return {"name": model.name, **versions, "quantizers": recipe}
+    return {"name": model.name, **versions, "quantizers": recipe, **_output_names(model)}
+
+
+def _output_names(model: keras.Model) -> dict[str, list[str]]:
+    """The keys of a model that gives a dict of tensors, as the metadata have them."""
+    made = functional_of(model).output
+    if not isinstance(made, Mapping) or any(isinstance(value, Mapping | list | tuple) for value in made.values()):
+        return {}
+    return {"output_names": keras.tree.flatten({key: str(key) for key in made})}

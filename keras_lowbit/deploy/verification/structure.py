@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
+from keras_lowbit.deploy.litert.ends import ends_in
 from keras_lowbit.deploy.litert.file_tree import first_difference
 from keras_lowbit.deploy.litert.metadata import check, difference
 from keras_lowbit.deploy.litert.reader import LiteRTFile, parsing
@@ -42,11 +43,10 @@ def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: FilePath) 
     _missing(graph, file, path)
     formats = formats_of(graph, file)
     described = graph.with_metadata(**_notes(file, path))
-    io = "float32" if any(f"{name}/float32" in file.tensors for name in (*graph.inputs, *graph.outputs)) else "int8"
-    batch_size = next((size for name in file.inputs for size in file.tensors[name].shape[:1]), 1)
+    batch_size = None if file.has_any_batch else max(next((file.tensors[name].shape[0] for name in file.inputs), 1), 1)
     try:
         check(described)
-        content, _ = litert.to_bytes(described, weights=formats, io=io, batch_size=max(batch_size, 1))
+        content, _ = litert.to_bytes(described, weights=formats, io=ends_in(graph, file.tensors), batch_size=batch_size)
     except ValueError as error:
         raise ValueError(_foreign(path, f"the model does not fit it ({error})")) from error
     expected = LiteRTFile.of_bytes(content)

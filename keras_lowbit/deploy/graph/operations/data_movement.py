@@ -55,7 +55,7 @@ def _count(shape: Sequence[int | None]) -> int:
 
 
 def _reshape_builtin(use: Use) -> Builtin:
-    size = use.outputs[0].static_shape(use.batch_size)
+    size = use.outputs[0].static_shape(-1 if use.batch_size is None else use.batch_size)
     return Builtin("RESHAPE", 1, "ReshapeOptions", {"newShape": np.array(size, np.int32)}, {"shape": size})
 
 
@@ -88,9 +88,10 @@ def _strided_slice_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Sha
 
 def _strided_slice_builtin(use: Use) -> Builtin:
     a = use.attributes
-    constants = {"begin": [0, *a["begin"]], "end": [use.batch_size, *a["end"]], "strides": [1, *a["strides"]]}
+    constants = {"begin": [0, *a["begin"]], "end": [use.batch_size or 1, *a["end"]], "strides": [1, *a["strides"]]}
     version = 4 if len(constants["begin"]) > 4 else 2
-    return Builtin("STRIDED_SLICE", version, "StridedSliceOptions", constants=constants)
+    whole = {} if use.batch_size else {"beginMask": 1, "endMask": 1}
+    return Builtin("STRIDED_SLICE", version, "StridedSliceOptions", whole, constants=constants)
 
 
 def _gather_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:

@@ -18,12 +18,12 @@ KEEP = "keep"  # the output has the range of the inputs
 
 
 class Use(NamedTuple):
-    """One node with its tensors. batch_size, weight_type ("int8", "int4", "int2"): of the file that it is written to."""
+    """One node with its tensors. batch_size (None: any), weight_type ("int8", "int4", "int2"): of the file it is written to."""
 
     node: Node
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    batch_size: int = 1
+    batch_size: int | None = 1
     weight_type: str = "int8"
 
     @property
@@ -45,7 +45,7 @@ class Builtin(NamedTuple):
     "fusedActivationFunction" in this library's words.   constants: int32 operands beside the node's inputs, name -> values.
     operands: order of the operands, numbers for inputs and names for constants; by default inputs, then constants.
     result: of an operator that is not the node's last: the name under which later ones of the node read what it makes, an int32
-    tensor of the output's shape.
+    tensor of the output's shape, or of `result_shape`.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class Builtin(NamedTuple):
     constants: Mapping[str, Any] = {}
     operands: tuple[int | str, ...] | None = None
     result: str = ""
+    result_shape: tuple[int, ...] | None = None
 
 
 class Limit(NamedTuple):

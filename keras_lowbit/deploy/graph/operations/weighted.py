@@ -90,15 +90,44 @@ def _depthwise_builtin(use: Use) -> Builtin:
     return Builtin("DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", fields)
 
 
-def _transpose_conv_builtin(use: Use) -> Builtin:
-    return Builtin(
+def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
+    size = use.outputs[0].static_shape(use.batch_size or 1)
+    written = Builtin(
         "TRANSPOSE_CONV",
         4 if use.attributes["activation"] else 3,
         "TransposeConvOptions",
         litert_window(use.attributes),
-        {"output_shape": use.outputs[0].static_shape(use.batch_size)},
+        {"output_shape": size},
         ("output_shape", 1, 0, 2),
     )
+    if use.batch_size is not None:
+        return written
+    return [  # the output's shape, from that of the input
+        Builtin("SHAPE", 1, "ShapeOptions", {"outType": _INT32}, operands=(0,), result="shape", result_shape=(4,)),
+        Builtin(
+            "STRIDED_SLICE",
+            1,
+            "StridedSliceOptions",
+            constants={"begin": [0], "end": [1], "strides": [1]},
+            operands=("shape", "begin", "end", "strides"),
+            result="batch",
+            result_shape=(1,),
+        ),
+        Builtin(
+            "CONCATENATION",
+            1,
+            "ConcatenationOptions",
+            {"axis": 0},
+            {"image": size[1:]},
+            ("batch", "image"),
+            result="output_shape",
+            result_shape=(4,),
+        ),
+        written._replace(constants={}),
+    ]
+
+
+_INT32 = 2  # of LiteRT's TensorType
 
 
 def _fully_connected_builtin(use: Use) -> Builtin:

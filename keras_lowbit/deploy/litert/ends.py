@@ -1,0 +1,107 @@
+"""The two ends of a file: in which type each input and output of the graph is handed over, and under which name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from keras_lowbit.deploy.graph import IntegerGraph, Tensor
+
+if TYPE_CHECKING:
+    from keras_lowbit.deploy.litert.operators import Emitter
+
+TYPES = ("int8", "uint8", "int16", "float32")
+FINER = 128  # int16 steps in one of int8: 255 steps of int8 on either side of zero fit
+Io = str | tuple[str, str] | Mapping[str, str]
+
+
+class Ends(NamedTuple):
+    """Type by the name of the graph's tensor; of values without a range their own, whatever was asked for."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def ends_of(graph: IntegerGraph, io: Io) -> Ends:
+    """The types that `io` gives the ends of a graph: one for all, a pair for inputs and outputs, or by name, int8 for the rest.
+
+    An output's name is that in the signature, or of its tensor. ValueError for another type or name.
+    """
+    if isinstance(io, Mapping):
+        names = _names(graph)
+        if unknown := [name for name in io if name not in names]:
+            raise ValueError(f"io= names {unknown}, but the ends of the model are {', '.join(names)}")
+        by_tensor = {names[name]: _checked(kind, f" for {name!r}") for name, kind in io.items()}
+        return Ends(*({name: by_tensor.get(name, "int8") for name in side} for side in (graph.inputs, graph.outputs)))
+    pair = (io, io) if isinstance(io, str) else io
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"io={io!r}: expected a type, a pair (inputs, outputs), or a dict {{name of an end: type}}")
+    kinds = [_checked(kind) for kind in pair]
+    return Ends(dict.fromkeys(graph.inputs, kinds[0]), dict.fromkeys(graph.outputs, kinds[1]))
+
+
+def _checked(kind: Any, where: str = "") -> str:
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ValueError(f"io={kind!r}{where}: expected {', '.join(map(repr, TYPES[:-1]))} or {TYPES[-1]!r}")
+    return kind
+
+
+def _names(graph: IntegerGraph) -> dict[str, str]:
+    return {name: name for name in (*graph.inputs, *graph.outputs)} | dict(
+        zip(output_names(graph), graph.outputs, strict=True)
+    )
+
+
+def output_names(graph: IntegerGraph) -> Sequence[str]:
+    """Names of the outputs in the signature: those that the metadata give, the keys of a dict; else the tensors'."""
+    given = graph.metadata.get("output_names")
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        return graph.outputs
+    return given if len(given) == len(graph.outputs) == len(set(given)) else graph.outputs
+
+
+def ends_in(graph: IntegerGraph, tensors: Mapping[str, Any]) -> dict[str, str]:
+    """The `io` that a file with these tensors was written with, by the names of the graph's tensors."""
+    found = {}
+    for name in (*graph.inputs, *graph.outputs):
+        found[name] = next((kind for kind in TYPES if f"{name}/{kind}" in tensors), "int8")
+    return found
+
+
+def read(emitter: Emitter, name: str, kind: str) -> int:
+    """The file's input for one of the graph: the tensor itself, or one of another type with a QUANTIZE behind it."""
+    if kind == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _outer(emitter, name, kind)
+    emitter.file.operator("QUANTIZE", _VERSIONS[kind], [outer], [emitter.place(name)], "QuantizeOptions")
+    return outer
+
+
+def write(emitter: Emitter, name: str, kind: str) -> int:
+    """The file's output for one of the graph: the tensor itself, or one of another type made of it."""
+    if kind == "int8" or emitter.graph.tensors[name].scale is None:
+        return emitter.place(name)
+    outer = _outer(emitter, name, kind)
+    if kind == "float32":
+        emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
+    else:
+        emitter.file.operator("QUANTIZE", _VERSIONS[kind], [emitter.place(name)], [outer], "QuantizeOptions")
+    return outer
+
+
+_VERSIONS = {"float32": 1, "uint8": 1, "int16": 2}
+
+
+def _outer(emitter: Emitter, name: str, kind: str) -> int:
+    tensor = emitter.graph.tensors[name]
+    scale, zero_point = (None, 0) if kind == "float32" else outer_grid(tensor, kind)
+    return emitter.add(f"{name}/{kind}", tensor, kind.upper(), scale, zero_point)
+
+
+def outer_grid(tensor: Tensor, kind: str) -> tuple[Any, int]:
+    """Scale and zero point of an end: uint8 has the steps of int8, int16 finer ones around zero, those of int8 among them."""
+    if kind == "uint8":
+        return tensor.scale, tensor.zero_point + 128
+    return np.float32(tensor.range.scale / FINER), 0
