@@ -93,7 +93,7 @@ def export_litert(
     check_model(model, "export_litert")
     check_path("export_litert", path)
     check_writable(path)
-    content, rows, lowered, _ = file_content(
+    file = file_content(
         model,
         weights=weights,
         io=io,
@@ -103,21 +103,26 @@ def export_litert(
         normalization=normalization,
         overflow=overflow,
     )
-    atomic_write(path, content)
+    atomic_write(path, file.content)
+    lowered = file.lowered
     flushed = {layer.node: layer.flushed for layer in lowered.layers.values() if layer.flushed}
     overflow_.warn(lowered.overflows)
     warn_of_unrounded(lowered)
-    _warn_of_other_pixels(lowered.graph.with_metadata(**_about(labels, normalization)))
+    _warn_of_other_pixels(file.graph)
     in_float = tuple(lowered.float_fallbacks)
-    return ExportReport(name_of(path), len(content), rows, in_float, flushed, lowered.overflows)
+    return ExportReport(name_of(path), len(file.content), file.rows, in_float, flushed, lowered.overflows)
 
 
 class FileContent(NamedTuple):
-    """The bytes of a file, the rows of its report, what the model was lowered to, and what writes it with other `weights`."""
+    """The bytes of a file and the rows of its report, what the model was lowered to, and the graph that is in the file.
+
+    graph: the lowered one with labels and normalization.   write: makes the file with other `weights`.
+    """
 
     content: bytes
     rows: tuple[Any, ...]
     lowered: Lowered
+    graph: IntegerGraph
     write: Callable[..., tuple[bytes, Any]]
 
     def size_with(self, weights: Weights) -> int:
@@ -137,14 +142,13 @@ def file_content(
     overflow: str = overflow_.DEFAULT,
     range_of: RangeOf = range_of,
 ) -> FileContent:
-    """What `export_litert` writes for the same arguments, in memory. range_of: as in `lower_model`."""
-    check_model(model, "export_litert")
+    """What `export_litert` writes for the same arguments, in memory. model: checked.   range_of: as in `lower_model`."""
     check_not_packed(model, "export_litert")
     lowered = lower_model(model, input_shapes, 1 if batch_size is None else batch_size, range_of, overflow)
     graph = lowered.graph.with_metadata(**_about(labels, normalization))
     write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size)
     content, rows = write(weights=weights)
-    return FileContent(content, tuple(rows), lowered, write)
+    return FileContent(content, tuple(rows), lowered, graph, write)
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

@@ -137,6 +137,40 @@ def test_metadata_names_labels_normalization_recipe_version(classifier, tmp_path
     assert signature == {"serving_default": {"inputs": ["x"], "outputs": ["head"]}}
 
 
+@pytest.fixture(scope="module")
+def minus_one_to_one():
+    """A network whose images were calibrated to -1..1."""
+    x = keras.Input((4, 4, 3), name="image")
+    model, _ = klb.quantize_model(keras.Model(x, kl.Conv2D(2, 1, name="conv")(x)), "int8")
+    klb.calibrate(model, np.linspace(-1.0, 1.0, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3), verbose=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "normalization", [(127.5, 127.5), ([127.5, 127.5, 127.5], [127.5, 130.0, 127.5]), (127.5, 110.0), (127.5, 200.0)]
+)
+def test_a_normalization_that_fits_the_calibrated_range(minus_one_to_one, tmp_path, normalization):
+    klb.export_litert(minus_one_to_one, tmp_path / "m.tflite", normalization=normalization)  # warnings are errors
+
+
+@pytest.mark.parametrize(
+    ("normalization", "low", "high"),
+    [
+        ((0.0, 1.0), "0", "255"),  # pixels as they are
+        ((127.5, 64.0), "-1.99", "1.99"),  # both ends are clipped
+        ((0.0, 150.0), "0", "1.7"),  # one end
+        ((0.0, 255.0), "0", "1"),  # half of the range is unused
+        ((127.5, [127.5, 127.5, 1.0]), "-128", "128"),  # one channel
+    ],
+)
+def test_a_normalization_that_contradicts_the_calibrated_range(minus_one_to_one, tmp_path, normalization, low, high):
+    message = rf"numbers from {low} to {high}, but input 'image' was calibrated on numbers from -0.996 to 1\. "
+    with pytest.warns(UserWarning, match=message) as caught:
+        klb.export_litert(minus_one_to_one, tmp_path / "m.tflite", normalization=normalization)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert (tmp_path / "m.tflite").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
