@@ -14,13 +14,21 @@ def by_the_largest(x):
 FUNCTIONS: dict[str, Case] = {
     "divide": function(lambda x: x / 3.0),
     "divide by a vector": function(lambda x: x / np.float32([3, -1, 0.5, 255])),
-    "a number by a tensor": function(lambda x: 2.0 / (kl.ReLU()(x) + 1.0)),
+    "a number by a tensor": function(lambda x: 2.0 / (kl.ReLU()(kl.Conv2D(3, 1)(x)) + 1.0)),
     "two tensors divided": function(
         lambda x: kl.Conv2D(2, 1)(x / (kl.ReLU()(x) + 1.0)), float_fallbacks=("true_divide",)
     ),
     "slice backwards": function(lambda x: kl.Conv2D(2, 1)(x[:, ::-1])),
     "slice all ways": function(lambda x: x[:, 5:1:-2, 1:5:2, ::-1]),
     "slice backwards and pick": function(lambda x: x[:, -2, ::-1]),
+    "stack": function(lambda x: keras.ops.stack([x[..., 2], x[..., 1] * 2.0, x[..., 0]], axis=-1)),
+    "stack on the first axis": function(lambda x: keras.ops.stack([x[:, :, 0], kl.Dense(4)(x[:, :, 1])], 1)),
+    "split": function(lambda x: kl.Concatenate()(keras.ops.split(x, 2, axis=-1)[::-1])),
+    "split at places": function(lambda x: kl.Concatenate(axis=1)(keras.ops.split(x, [2, 5], axis=1)[1:])),
+    "split and train": function(lambda x: [kl.Conv2D(2, 1)(part) for part in keras.ops.split(x, 4, axis=2)]),
+    "unstack": function(lambda x: kl.Add()(keras.ops.unstack(x, axis=1)[3:5])),
+    "maximum of three": function(lambda x: kl.Maximum(name="three")([x, x * 2.0, kl.Conv2D(4, 1)(x)])),
+    "minimum of four": function(lambda x: kl.Minimum()([x * -1.0, x, x * 2.0, x * 3.0])),
     "flip": function(lambda x: keras.ops.flip(x, (1, -1))),
     "roll": function(lambda x: keras.ops.roll(x, 2, 1)),
     "repeat places": function(lambda x: keras.ops.repeat(x, 3, 2)),
@@ -28,7 +36,8 @@ FUNCTIONS: dict[str, Case] = {
     "take": function(lambda x: keras.ops.take(x, np.array([3, 0, -1, 3]), axis=-1)),
     "upsample 1-d": case(lambda: kl.UpSampling1D(3), shape=SIGNAL),
     "repeat": case(lambda: kl.RepeatVector(3, name="again"), lambda: kl.Dense(2), shape=VECTOR),
-    "capped relu": case(lambda: kl.ReLU(max_value=1.0, name="cap")),
+    "capped relu": case(conv(), lambda: kl.ReLU(max_value=1.0)),
+    "function of the input": case(lambda: kl.ReLU(max_value=1.0, name="cap"), conv(), float_fallbacks=("cap",)),
     "capped and sloped relu": case(conv(), lambda: kl.ReLU(6.0, negative_slope=0.3, name="cap")),
     "relu with a threshold": case(conv(), lambda: kl.ReLU(threshold=0.5)),
     **{

@@ -60,12 +60,13 @@ _SIMPLE: dict[str, Category] = {
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
             "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
-            "GetItem Squeeze ExpandDims Transpose Pad Flip Roll Repeat Tile Take UpSampling1D RepeatVector"
+            "GetItem Squeeze ExpandDims Transpose Pad Flip Roll Repeat Tile Take UpSampling1D RepeatVector "
+            "Split ArraySplit Unstack"
         ).split(),
         Category.KEEPS_RANGE,
     ),
     **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
-    **dict.fromkeys(("Concatenate", "Maximum", "Minimum"), Category.SHARES_RANGE),
+    **dict.fromkeys(("Concatenate", "Stack", "Maximum", "Minimum"), Category.SHARES_RANGE),
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
@@ -107,6 +108,9 @@ FIXED_RANGES = {
     "hard_sigmoid": (0.0, 255.0 / 256.0),
     "tanh": (-1.0, 127.0 / 128.0),
 }
+
+
+SPLITS = ("Split", "ArraySplit", "Unstack")  # the only stock operations in integers that have several results
 
 
 def stock_kind(operation: Any) -> str:
@@ -159,8 +163,12 @@ def category_of(call: Call) -> Category:
         category = Category.FUNCTION
     if category in (Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT):
         return category
-    refused = len(call.outputs) > 1 or _other_types(call) or unsupported_reason(call, kind)
+    refused = _has_too_many_outputs(call, kind) or _other_types(call) or unsupported_reason(call, kind)
     return Category.FLOAT if refused else category
+
+
+def _has_too_many_outputs(call: Call, kind: str) -> bool:
+    return len(call.outputs) > 1 and kind not in SPLITS
 
 
 def _other_types(call: Call) -> str | None:
@@ -213,7 +221,7 @@ def fallback_reason(call: Call) -> str:
     if isinstance(operation, klb_layers.KeepFloat):
         return "marks what stays in float"
     if _usual_category(operation) is not Category.FLOAT:
-        several = f"{name} has several outputs" if len(call.outputs) > 1 else None
+        several = f"{name} has several outputs" if _has_too_many_outputs(call, stock_kind(operation)) else None
         return several or _other_types(call) or unsupported_reason(call, stock_kind(operation)) or ""
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):
         return f"{name} is a class of {type(operation).__module__}, unknown here"

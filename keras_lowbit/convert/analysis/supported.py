@@ -90,11 +90,14 @@ def _rescaling(call: Call) -> str | None:
 
 
 def _elementwise(call: Call) -> str | None:
-    constants = _given(call)
+    constants, kind = _given(call), type(call.operation).__name__
     if len(call.inputs) == len(constants) == 1:
         if _on_last_axis(call, constants[0]):
             return None
         return f"its constant of shape {np.shape(constants[0])} is neither one number nor one for each channel"
+    if kind in ("Maximum", "Minimum") and len(call.inputs) > 2 and not constants:
+        same = len({tuple(tensor.shape) for tensor in call.tensors}) == 1
+        return None if same else "it joins tensors of several shapes"
     if len(call.inputs) != 2 or constants:
         return f"it joins {len(call.inputs)} tensors and {len(constants)} constants, not two"
     left, right = (tuple(tensor.shape) for tensor in call.tensors)
@@ -133,6 +136,18 @@ def _concatenate(call: Call) -> str | None:
     if _given(call):
         return "it joins constants to tensors"
     return "it joins batches" if call.operation.axis % _rank(call) == 0 else None
+
+
+def _stack(call: Call) -> str | None:
+    if _given(call):
+        return "it joins constants to tensors"
+    return "it joins batches" if call.operation.axis % (_rank(call) + 1) == 0 else None
+
+
+def _split(call: Call) -> str | None:
+    if call.operation.axis % _rank(call) == 0:
+        return "it cuts the batch"
+    return None if all(0 not in tensor.shape[1:] for tensor in call.results) else "one of its parts is empty"
 
 
 def _reshape(call: Call) -> str | None:
@@ -207,6 +222,8 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Softmax": _softmax,
     "Mean": _mean,
     "Concatenate": _concatenate,
+    "Stack": _stack,
+    **dict.fromkeys(("Split", "ArraySplit", "Unstack"), _split),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
     **dict.fromkeys(("Permute", "Transpose"), _transpose),
     "Pad": _pad,

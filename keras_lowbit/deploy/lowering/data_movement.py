@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.convert.analysis import picks
-from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
+from keras_lowbit.convert.analysis.operations import SPLITS, Category, category_of, stock_kind
 from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
@@ -120,6 +120,27 @@ def _forwards(part: int | slice) -> slice:
     if isinstance(part, int):
         return slice(part, part + 1 or None)
     return slice(None) if _goes_back(part) else part
+
+
+@lowers(*SPLITS)
+def lower_split(state: Lowering, call: Call) -> bool:
+    """A slice for each part; those of an Unstack lose the axis."""
+    if isinstance(state.values[call.inputs[0]], FloatTensor):
+        return False
+    source, start = state.stored(call.inputs[0], call), 0
+    sizes = state.static_shape(source.tensor)
+    axis, drops = call.operation.axis % (len(sizes) + 1), stock_kind(call.operation) == "Unstack"
+    for place, (key, result) in enumerate(zip(call.outputs, call.results, strict=True)):
+        length = 1 if drops else result.shape[axis]
+        begin, end = [0] * len(sizes), list(sizes)
+        begin[axis - 1], end[axis - 1] = start, start + length
+        start += length
+        made = state.builder.strided_slice(source.tensor, state.name(f"{call.path}/part_{place}"), begin, end)
+        if drops:
+            kept = sizes[: axis - 1] + sizes[axis:]
+            made = state.builder.reshape(made, state.name(f"{call.path}/{place}"), kept)
+        state.store(key, made, source.provenance.add(call=call))
+    return True
 
 
 @moves(*picks.KINDS)

@@ -174,12 +174,30 @@ _EXTREMA = {"Maximum": "maximum", "Minimum": "minimum"}
 
 @lowers(*_EXTREMA)
 def lower_extremum(state: Lowering, call: Call) -> bool:
-    """The larger or smaller of two tensors, or of a tensor and a constant, in the range that they will share.
+    """The larger or smaller of some tensors, or of a tensor and a constant, in the range that they will share.
 
     Rounding and saturating keep the order of numbers: the extremum of the codes is the code of the extremum.
     """
     constants = [np.asarray(value, np.float64) for value in call.constants() if value is not None]
     return _defer_parts(state, call, _EXTREMA[stock_kind(call.operation)], {"constants": constants})
+
+
+@lowers("Stack")
+def lower_stack(state: Lowering, call: Call) -> bool:
+    """A concatenation of parts that get the new axis first."""
+    return _defer_parts(state, call, "stack", {"axis": call.operation.axis % len(call.results[0].shape)})
+
+
+@emits("stack")
+def emit_stack(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The parts in the range of the whole, with one more axis of size 1, then joined on it."""
+    axis, path, names = deferred.attributes["axis"], deferred.path, []
+    for place, part in enumerate(deferred.inputs):
+        name = _with_range(state, part, grid, f"{path}/part_{place}")
+        sizes = list(state.static_shape(name))
+        sizes.insert(axis - 1, 1)
+        names.append(state.builder.reshape(name, state.name(f"{path}/row_{place}"), sizes))
+    return state.builder.concatenation(names, state.name(path), axis)
 
 
 @emits("maximum")
@@ -191,7 +209,11 @@ def emit_extremum(state: Lowering, deferred: DeferredOp, grid: Range, activation
     for value in constants:
         name = state.name(f"{path}/constant")
         names.append(builder.constant(name, fixed_codes(np.atleast_1d(value), grid), *grid))
-    return builder.operation(deferred.op, names, state.name(path))
+    first, *rest = names
+    for place, other in enumerate(rest, 1):
+        name = state.name(path if place == len(rest) else f"{path}/of_{place + 1}")
+        first = builder.operation(deferred.op, (first, other), name)
+    return first
 
 
 @emits("concatenation")

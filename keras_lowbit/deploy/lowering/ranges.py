@@ -83,7 +83,7 @@ def infer_ranges(graph: CallGraph) -> dict[int, Range]:
     for call in graph.calls:
         given = _range_behind(call, found)
         if given is not None:
-            found[call.outputs[0]] = given
+            found |= dict.fromkeys(call.outputs, given)
     return found
 
 
