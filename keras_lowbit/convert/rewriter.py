@@ -128,6 +128,8 @@ class _GraphWalk:
             return self._weighted(call, path, values)
         if category is Category.GATED_ACTIVATION and self.choice.recipe.activations is not None:
             return self._gated(call, path, values)
+        if category is Category.MANY and self.plan.learned is not None:
+            return self._many(call, path, values, self.plan.learned)
         return self._copied(call, path, values)
 
     def _nested(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
@@ -177,6 +179,21 @@ class _GraphWalk:
         name = self.ranges.fresh(call.name) if call.name in self.products else call.name
         self.products.add(call.name)
         return [self.ranges.gated(values[call.inputs[0]], function, call.operation, name)]
+
+    def _many(self, call: Call, path: str, values: dict[int, Any], learned: Quantizer) -> list[Any]:
+        """A sum or average of many tensors as sums of two; the last operation has its name, its range is in the plan."""
+        total, *rest = (values[key] for key in call.inputs)
+        averages = stock_kind(call.operation) == "Average"
+        self.report.add(path, call.operation, "rewritten", f"{len(rest)} sums of two{' and a factor' * averages}")
+        for place, value in enumerate(rest, 1):
+            last = place == len(rest) and not averages
+            name = call.name if last else self.ranges.fresh(f"{call.name}_sum_{place}")
+            total = keras.layers.Add(name=name, dtype=total.dtype)([total, value])
+            if not last:
+                total = self.ranges.layer(learned, f"{name}_range", total.dtype, call.operation)(total)
+        if averages:
+            total = keras.layers.Rescaling(1 / len(call.inputs), name=call.name, dtype=total.dtype)(total)
+        return [total]
 
     def _copied(self, call: Call, path: str, values: dict[int, Any]) -> list[Any]:
         """The results of an operation's copy, or of the operation itself if it cannot be copied and has no weights."""

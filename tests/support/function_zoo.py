@@ -29,6 +29,13 @@ FUNCTIONS: dict[str, Case] = {
     "unstack": function(lambda x: kl.Add()(keras.ops.unstack(x, axis=1)[3:5])),
     "maximum of three": function(lambda x: kl.Maximum(name="three")([x, x * 2.0, kl.Conv2D(4, 1)(x)])),
     "minimum of four": function(lambda x: kl.Minimum()([x * -1.0, x, x * 2.0, x * 3.0])),
+    "sum of three": function(lambda x: kl.ReLU()(kl.Add(name="three")([x, x * 2.0, kl.Conv2D(4, 1)(x)]))),
+    "average": function(lambda x: kl.Dense(2)(kl.Average()([x, kl.Conv2D(4, 1)(x)]))),
+    "average of four": function(lambda x: kl.ReLU()(kl.Average()([x, x * -0.5, x * 2.0, kl.Conv2D(4, 1)(x)]))),
+    "sum of several shapes": function(
+        lambda x: kl.Conv2D(2, 1)(kl.Add(name="three")([kl.Conv2D(4, 1)(x), x * 2.0, kl.Conv2D(4, 1)(x[:, :1])])),
+        float_fallbacks=("three",),
+    ),
     "flip": function(lambda x: keras.ops.flip(x, (1, -1))),
     "roll": function(lambda x: keras.ops.roll(x, 2, 1)),
     "repeat places": function(lambda x: keras.ops.repeat(x, 3, 2)),
@@ -80,6 +87,14 @@ FUNCTIONS: dict[str, Case] = {
         conv(), lambda: kl.Lambda(by_the_largest, name="l"), conv(), float_fallbacks=("l",)
     ),
     "gelu": case(conv(activation="gelu", name="c")),
+    "elu in float": case(
+        conv(),
+        lambda: kl.LayerNormalization(name="n"),
+        lambda: kl.ELU(name="e"),
+        conv(),
+        float_fallbacks=("n", "e"),
+        reference=False,
+    ),
     "elu": case(conv(), lambda: kl.ELU(name="e"), conv()),
     # batch norms
 }

@@ -24,6 +24,7 @@ class Category(enum.Enum):
     ROUNDS_IN_RANGE = "makes new values inside the range of its input: that range stands behind it once more"
     SHARES_RANGE = "its inputs and its result share one range"
     FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
+    MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
     RANGE_LAYER = "a range already in place"
@@ -68,6 +69,7 @@ _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
     **dict.fromkeys(("Concatenate", "Stack", "Maximum", "Minimum"), Category.SHARES_RANGE),
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
+    "Average": Category.MANY,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,
@@ -161,6 +163,8 @@ def category_of(call: Call) -> Category:
         return Category.FUNCTION
     if kind in functions.DIVISIONS and functions.is_function(call, kind):
         category = Category.FUNCTION
+    if kind == "Add" and len(call.inputs) > 2:
+        category = Category.MANY
     if category in (Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT):
         return category
     refused = _has_too_many_outputs(call, kind) or _other_types(call) or unsupported_reason(call, kind)

@@ -25,7 +25,7 @@ from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.
-_TAKES_RELU = {"Add", "Subtract", "Multiply", "Rescaling", "Normalization"}
+_TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _MASK = ActivationRange(minimum=0.0, maximum=1.0)  # also where the data show one of the two values only
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
@@ -188,7 +188,7 @@ class _Planner:
         if self.categories[reader] is Category.BATCH_NORM:
             return category is Category.WEIGHTED and linear
         if self.categories[reader] is Category.RELU:
-            takes = category is Category.NEEDS_RANGE and stock_kind(call.operation) in _TAKES_RELU
+            takes = category in (Category.NEEDS_RANGE, Category.MANY) and stock_kind(call.operation) in _TAKES_RELU
             return takes or category is Category.BATCH_NORM or (category is Category.WEIGHTED and linear)
         return False
 

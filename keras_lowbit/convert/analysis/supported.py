@@ -89,15 +89,21 @@ def _rescaling(call: Call) -> str | None:
     return f"its scale or offset has the shape {np.shape(layer.scale)} or {np.shape(layer.offset)}: not one per channel"
 
 
+def _same_shapes(call: Call) -> str | None:
+    shapes = {tuple(tensor.shape) for tensor in call.tensors}
+    if len(shapes) > 1 or _given(call):
+        return f"it joins tensors of several shapes, or constants: {sorted(map(str, shapes))}"
+    return None if _rank(call) <= _MOST_AXES else f"its tensors have {_rank(call)} axes, {_MOST_AXES} at most"
+
+
 def _elementwise(call: Call) -> str | None:
     constants, kind = _given(call), type(call.operation).__name__
     if len(call.inputs) == len(constants) == 1:
         if _on_last_axis(call, constants[0]):
             return None
         return f"its constant of shape {np.shape(constants[0])} is neither one number nor one for each channel"
-    if kind in ("Maximum", "Minimum") and len(call.inputs) > 2 and not constants:
-        same = len({tuple(tensor.shape) for tensor in call.tensors}) == 1
-        return None if same else "it joins tensors of several shapes"
+    if kind in ("Add", "Maximum", "Minimum") and len(call.inputs) > 2:
+        return _same_shapes(call)
     if len(call.inputs) != 2 or constants:
         return f"it joins {len(call.inputs)} tensors and {len(constants)} constants, not two"
     left, right = (tuple(tensor.shape) for tensor in call.tensors)
@@ -223,6 +229,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Mean": _mean,
     "Concatenate": _concatenate,
     "Stack": _stack,
+    "Average": _same_shapes,
     **dict.fromkeys(("Split", "ArraySplit", "Unstack"), _split),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
     **dict.fromkeys(("Permute", "Transpose"), _transpose),

@@ -54,7 +54,8 @@ FLOAT = {
     "columns": (lambda x: x * COLUMNS, IMAGE, r"its constant of shape \(8, 1\) is neither"),
     "widening": (lambda x: L.Dense(1)(x) + np.ones(3, "float32"), ROW, r"its constant of shape \(3,\) is neither"),
     "more axes": (lambda x: x - np.ones((1, 1, 1), "float32"), ROW, r"its constant of shape \(1, 1, 1\) is neither"),
-    "three": (lambda x: L.Add()([x, x, x]), ROW, "it joins 3 tensors and 0 constants, not two"),
+    "three": (lambda x: L.Add()([x, x, x[:, :1]]), ROW, "it joins tensors of several shapes"),
+    "average": (lambda x: L.Average()([x, x[:, :1]]), ROW, "it joins tensors of several shapes"),
     "rank 5": (lambda x: L.Multiply()([x, x]), (2, 2, 2, 2), "at most 4 axes"),
     "softmax axis": (L.Softmax(axis=1), IMAGE, "its axis is 1, not the last one"),
     "softmax mask": (lambda x: L.Softmax()(x, mask=MASK), (8,), "it is called with a mask"),
@@ -136,7 +137,7 @@ def test_a_range_stands_behind_what_runs_in_float():
     """In front of an operation that would take the range of its input otherwise, or fuse."""
     entry = keras.Input(IMAGE)
     value = L.Flatten(name="flat", **FIRST)(L.Conv2D(4, 3)(entry))
-    value = L.ReLU(name="relu")(L.Add(name="sum")([value, value, value]))
+    value = L.ReLU(name="relu")(L.Add(name="sum")([value, value, L.Dense(1)(value)]))
     model, report = klb.quantize_model(keras.Model(entry, value))
     assert report["flat"].detail == f"{FIRST_SAYS}; runs in float"
     readers = {call.name: call.operation for call in calls_of(model).calls}

@@ -43,7 +43,7 @@ BODIES = {
     "a mask across integers": (crossing, 2),
     "moved between": (lambda x: L.ELU()(L.Reshape((12, 3, 4))(L.LayerNormalization()(x))), 1),
     "a branch in float": (lambda x: ops.where(x > 0, conv()(x), x), 1),
-    "two branches": (lambda x: L.Add()([L.LayerNormalization()(x), ops.sin(x)]), 2),
+    "two branches": (lambda x: L.Add()([L.LayerNormalization()(x), L.UnitNormalization()(x)]), 2),
 }
 
 

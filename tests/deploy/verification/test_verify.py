@@ -106,7 +106,7 @@ def test_float_subgraphs_are_verified_too_in_batches(tmp_path):
 
 
 def test_float_subgraph_that_the_reference_kernels_lack(tmp_path):
-    model, data = trained(ZOO["elu"])
+    model, data = trained(ZOO["elu in float"])
     klb.export_litert(model, tmp_path / "m.tflite")
     parity = klb.verify(model, tmp_path / "m.tflite", data)
     assert parity.ok
