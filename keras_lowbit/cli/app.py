@@ -31,6 +31,7 @@ class Group(NamedTuple):
 Entry: TypeAlias = Command | Group
 
 BENCH: dict[str, Entry] = {
+    "verify": Command("keras_lowbit.bench.verify", "time of converting, exporting and verifying large networks"),
     "clusters": Command("keras_lowbit.bench.clusters", "time and memory of clustering the weights of a ResNet-101"),
     "kernels": Command("keras_lowbit.bench.kernels", "single layers: compiled ops, TensorFlow and LiteRT"),
     "packed": Command("keras_lowbit.bench.packed", "the latency table that weights='auto' reads"),

@@ -91,7 +91,8 @@ class LiteRTFile:
     def has_any_batch(self) -> bool:
         """Whether the batch of its inputs may be set when it is run."""
         graph = self.model.subgraphs[0]
-        signatures = [graph.tensors[place].shapeSignature for place in graph.inputs]
+        places = [] if graph.inputs is None else graph.inputs
+        signatures = [graph.tensors[place].shapeSignature for place in places]
         return any(signature is not None and len(signature) and signature[0] == -1 for signature in signatures)
 
     def operator_of(self, tensor: str) -> str:

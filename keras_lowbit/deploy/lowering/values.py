@@ -166,9 +166,3 @@ def fixed_codes(real: Any, grid: Range) -> np.ndarray:
     """Codes (int32) of reals on a grid, half to even, saturated to int8."""
     codes = np.round(np.asarray(real, np.float64) / np.float32(grid.scale)) + grid.zero_point
     return np.clip(codes, -128, 127).astype(np.int32)
-
-
-def in_range(real: Any, grid: Range) -> np.ndarray:
-    """Reals clipped to what int8 codes of a grid can hold, not rounded; float64."""
-    low, high = ((code - grid.zero_point) * float(np.float32(grid.scale)) for code in (-128, 127))
-    return np.clip(np.asarray(real, np.float64), low, high)

@@ -11,7 +11,7 @@ import numpy as np
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.lowering.lower import Lowered
-from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment, fixed_codes, in_range
+from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
 from keras_lowbit.deploy.verification.noise import Noise
 from keras_lowbit.layers.base import kernels_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
@@ -80,14 +80,18 @@ def _difference(
     sources = segment.provenance.sources.values()
     reals = {name: keras.ops.convert_to_tensor(_real(graph, name, tensors[name])) for name in sources}
     expected = keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))
-    got, grid = tensors[segment.tensor], graph.tensors[segment.tensor].range
-    steps = np.abs(fixed_codes(expected, grid).reshape(got.shape) - got.astype(np.int32))
-    exact = float(np.mean(steps == 0)) if steps.size else 1.0
-    noise, clipped = Noise(), in_range(expected, grid)
-    noise.add(clipped, _real(graph, segment.tensor, got))
-    between = clipped / float(np.float32(grid.scale))
-    unrounded = float(np.mean(np.abs(between - np.round(between)) > BETWEEN_CODES)) if steps.size else 0.0
-    return int(steps.size), int(steps.max(initial=0)), exact, noise.snr_db, unrounded
+    grid = graph.tensors[segment.tensor].range
+    got = tensors[segment.tensor].astype(np.float64) - grid.zero_point
+    if not got.size:
+        return 0, 0, 1.0, math.inf, 0.0
+    # All in steps from zero: large tensors are gone through as few times as possible.
+    wanted = np.asarray(expected, np.float64).reshape(got.shape) / np.float32(grid.scale)
+    np.clip(wanted, -128 - grid.zero_point, 127 - grid.zero_point, out=wanted)
+    nearest, noise = np.round(wanted), Noise()
+    noise.add(wanted, got)
+    steps = np.abs(got - nearest)
+    unrounded = np.abs(wanted - nearest) > BETWEEN_CODES
+    return got.size, int(steps.max()), float(np.mean(steps == 0)), noise.snr_db, float(np.mean(unrounded))
 
 
 def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> dict[str, bool]:

@@ -13,7 +13,7 @@ class Noise:
 
     def add(self, wanted: np.ndarray, got: np.ndarray) -> None:
         """Values as they should be, and as they are; in as many pieces as one likes."""
-        wanted = wanted.astype(np.float64)
+        wanted = wanted.astype(np.float64, copy=False)
         self.signal += float(np.square(wanted).sum())
         self.noise += float(np.square(wanted - got.reshape(wanted.shape)).sum())
 

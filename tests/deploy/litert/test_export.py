@@ -180,7 +180,7 @@ def test_a_normalization_that_contradicts_the_calibrated_range(minus_one_to_one,
         ({"normalization": (0.0, 0.0)}, "std above 0"),
         ({"normalization": ([1, 2], 1.0)}, "1 or 3 finite numbers"),
         ({"weights": "int3"}, "'int3'.*'auto'.*'int8'"),
-        ({"io": "uint8"}, "io='uint8'"),
+        ({"io": "int4"}, "io='int4'"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

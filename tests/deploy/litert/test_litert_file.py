@@ -235,7 +235,7 @@ def test_metadata_that_does_not_fit_is_refused(metadata, message):
     ("arguments", "message"),
     [
         ({"weights": "int3"}, "weights='int3': expected 'auto', one of 'int8', 'int4', 'int2'"),
-        ({"io": "uint8"}, "io='uint8': expected 'int8' or 'float32'"),
+        ({"io": "int4"}, "io='int4': expected 'int8', 'uint8', 'int16' or 'float32'"),
         ({"batch_size": 0}, "batch_size=0; give a whole number"),
         ({"batch_size": 1.5}, "batch_size=1.5; give a whole number"),
     ],
