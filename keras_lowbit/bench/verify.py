@@ -15,9 +15,12 @@ import keras
 import numpy as np
 from absl import flags
 
-import keras_lowbit as klb
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import define_output, write_report
+from keras_lowbit.convert.post_training.calibrate import calibrate
+from keras_lowbit.convert.quantize_model import quantize_model
+from keras_lowbit.deploy.export import export_litert
+from keras_lowbit.deploy.verification.verify import verify
 
 FLAGS = flags.FlagValues()
 define_output(FLAGS)
@@ -28,15 +31,19 @@ flags.DEFINE_integer("images", 4, "images to calibrate and to verify with", lowe
 def measure(name: str, images: int) -> dict[str, Any]:
     """Seconds of each part for one network, and whether the file verified (a network of random weights has no labels)."""
     keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None)
+    make = getattr(keras.applications, name, None)
+    if not callable(make):
+        known = [other for other in vars(keras.applications) if other[0].isupper()]
+        raise flags.Error(f"--model={name}: keras.applications has no such network, but {', '.join(sorted(known))}")
+    model = make(weights=None)
     data = np.random.default_rng(0).normal(size=(images, *model.input_shape[1:])).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path, start = Path(folder, "model.tflite"), time.perf_counter()
-        quantized, _ = klb.quantize_model(model, "int8")
-        klb.calibrate(quantized, data, verbose=0)
-        klb.export_litert(quantized, path)
+        quantized, _ = quantize_model(model, "int8")
+        calibrate(quantized, data, verbose=0)
+        export_litert(quantized, path)
         converted = time.perf_counter()
-        parity = klb.verify(quantized, path, data)
+        parity = verify(quantized, path, data)
         end = time.perf_counter()
     return {
         "converted_s": round(converted - start, 1),

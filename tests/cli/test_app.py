@@ -78,3 +78,11 @@ def test_what_is_left_over_is_an_error(capsys):
 def test_value_out_of_range_is_an_error_with_the_value(capsys):
     assert call("demo", "--epochs=2") == 2
     assert "2" in capsys.readouterr().err
+
+
+def test_a_network_that_is_none_is_named_beside_those_that_are(capsys, tmp_path):
+    output = str(tmp_path / "verify.json")
+    assert call("bench", "verify", "--model", "ResNet1520", "--output", output) == 2
+    said = capsys.readouterr().err
+    assert "--model=ResNet1520: keras.applications has no such network, but " in said
+    assert "ResNet152V2" in said
