@@ -14,7 +14,7 @@ accident; where LiteRT's own int32 would wrap, `wrap` says so. Source: gemmlowp 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -171,8 +171,10 @@ def by_rows(function: Callable[[np.ndarray], NDArray[np.int8]], total: np.ndarra
     return np.concatenate([function(rows[i : i + count]) for i in range(0, len(rows), count)]).reshape(total.shape)
 
 
-def quantize_real(real: np.ndarray, scale: np.float32, zero_point: int) -> NDArray[np.int8]:
-    """Codes of real numbers, as LiteRT's QUANTIZE; clipped to the range. ValueError for NaN."""
+def quantize_real(
+    real: np.ndarray, scale: np.float32, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX)
+) -> NDArray[Any]:
+    """Codes of real numbers, as LiteRT's QUANTIZE; clipped to `limits`. int8, int16 for wider limits. ValueError for NaN."""
     real = np.asarray(real, np.float32)
     if np.isnan(real).any():
         raise ValueError(
@@ -181,4 +183,4 @@ def quantize_real(real: np.ndarray, scale: np.float32, zero_point: int) -> NDArr
         )
     with np.errstate(over="ignore"):
         steps = round_half_away(np.clip(real / np.float32(scale), np.float32(-1e6), np.float32(1e6)))
-    return np.clip(steps + zero_point, QMIN, QMAX).astype(np.int8)
+    return np.clip(steps + zero_point, *limits).astype(np.int8 if limits == (QMIN, QMAX) else np.int16)

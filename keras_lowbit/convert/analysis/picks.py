@@ -11,7 +11,7 @@ Places = dict[int, list[int]]  # axis, the batch being 0 -> the places on it, in
 
 
 def picks(call: Call, kind: str, sizes: Sequence[int]) -> Places | None:
-    """Which places of which axes a call picks; None if it picks none, or parts of the batch. kind: class name of the operation.
+    """Which places of which axes a call picks; None if it picks parts of the batch, or unknown places. kind: class name of it.
 
     sizes: of its tensor, without the batch.
     """
@@ -42,8 +42,13 @@ def _roll(call: Call, sizes: Sequence[int]) -> Places | None:
 
 
 def _repeat(call: Call, sizes: Sequence[int]) -> Places | None:
-    axis, repeats = _axis(call.operation.axis, sizes), call.operation.repeats
-    return None if axis is None else {axis: np.repeat(np.arange(sizes[axis]), repeats).tolist()}
+    axis, repeats = _axis(call.operation.axis, sizes), np.atleast_1d(call.operation.repeats)
+    if axis is None or repeats.size not in (
+        1,
+        sizes[axis],
+    ):  # one for each place of an axis of another size: not yet known
+        return None
+    return {axis: np.repeat(np.arange(sizes[axis]), repeats).tolist()}
 
 
 def _upsample(call: Call, sizes: Sequence[int]) -> Places | None:
@@ -68,9 +73,8 @@ def _take(call: Call, sizes: Sequence[int]) -> Places | None:
     if axis is None or len(given) != 1 or np.ndim(given[0]) != 1 or np.asarray(given[0]).dtype.kind not in "iu":
         return None
     places = np.asarray(given[0]).tolist()
-    return (
-        {axis: [place % sizes[axis] for place in places]} if max(map(abs, places), default=0) <= sizes[axis] else None
-    )
+    inside = all(-sizes[axis] <= place < sizes[axis] for place in places)
+    return {axis: [place % sizes[axis] for place in places]} if inside else None
 
 
 _RULES: dict[str, Callable[[Call, Sequence[int]], Places | None]] = {

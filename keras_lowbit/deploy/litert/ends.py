@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 TYPES = ("int8", "uint8", "int16", "float32")
 FINER = 128  # int16 steps in one of int8: 255 steps of int8 on either side of zero fit
-Io = str | tuple[str, str] | Mapping[str, str]
 
 
 class Ends(NamedTuple):
@@ -24,11 +24,16 @@ class Ends(NamedTuple):
     outputs: dict[str, str]
 
 
+Io = str | tuple[str, str] | Mapping[str, str] | Ends
+
+
 def ends_of(graph: IntegerGraph, io: Io) -> Ends:
     """The types that `io` gives the ends of a graph: one for all, a pair for inputs and outputs, or by name, int8 for the rest.
 
     An output's name is that in the signature, or of its tensor. ValueError for another type or name.
     """
+    if isinstance(io, Ends):
+        return io
     if isinstance(io, Mapping):
         names = _names(graph)
         if unknown := [name for name in io if name not in names]:
@@ -62,19 +67,27 @@ def output_names(graph: IntegerGraph) -> Sequence[str]:
     return given if len(given) == len(graph.outputs) == len(set(given)) else graph.outputs
 
 
-def ends_in(graph: IntegerGraph, tensors: Mapping[str, Any]) -> dict[str, str]:
-    """The `io` that a file with these tensors was written with, by the names of the graph's tensors."""
-    found = {}
-    for name in (*graph.inputs, *graph.outputs):
-        found[name] = next((kind for kind in TYPES if f"{name}/{kind}" in tensors), "int8")
-    return found
+def ends_in(graph: IntegerGraph, inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
+    """The types that a file was written with. inputs, outputs: names of its own ends."""
+
+    def kind_of(names: Sequence[str], called: Callable[[str], str]) -> str:
+        return next((kind for kind in TYPES if called(kind) in names), "int8")
+
+    read = {name: kind_of(inputs, f"{name}/{{}}".format) for name in graph.inputs}
+    made = {name: kind_of(outputs, partial(_output_name, graph, name)) for name in graph.outputs}
+    return Ends(read, made)
+
+
+def _output_name(graph: IntegerGraph, name: str, kind: str) -> str:
+    """Name of an output of another type; that of an input which is handed on must not have the input's."""
+    return f"{name}/{kind}" if name not in graph.inputs else f"{name}/output/{kind}"
 
 
 def read(emitter: Emitter, name: str, kind: str) -> int:
     """The file's input for one of the graph: the tensor itself, or one of another type with a QUANTIZE behind it."""
     if kind == "int8" or emitter.graph.tensors[name].scale is None:
         return emitter.place(name)
-    outer = _outer(emitter, name, kind)
+    outer = _outer(emitter, name, kind, f"{name}/{kind}")
     emitter.file.operator("QUANTIZE", _VERSIONS[kind], [outer], [emitter.place(name)], "QuantizeOptions")
     return outer
 
@@ -83,7 +96,7 @@ def write(emitter: Emitter, name: str, kind: str) -> int:
     """The file's output for one of the graph: the tensor itself, or one of another type made of it."""
     if kind == "int8" or emitter.graph.tensors[name].scale is None:
         return emitter.place(name)
-    outer = _outer(emitter, name, kind)
+    outer = _outer(emitter, name, kind, _output_name(emitter.graph, name, kind))
     if kind == "float32":
         emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
     else:
@@ -94,10 +107,10 @@ def write(emitter: Emitter, name: str, kind: str) -> int:
 _VERSIONS = {"float32": 1, "uint8": 1, "int16": 2}
 
 
-def _outer(emitter: Emitter, name: str, kind: str) -> int:
+def _outer(emitter: Emitter, name: str, kind: str, called: str) -> int:
     tensor = emitter.graph.tensors[name]
     scale, zero_point = (None, 0) if kind == "float32" else outer_grid(tensor, kind)
-    return emitter.add(f"{name}/{kind}", tensor, kind.upper(), scale, zero_point)
+    return emitter.add(called, tensor, kind.upper(), scale, zero_point)
 
 
 def outer_grid(tensor: Tensor, kind: str) -> tuple[Any, int]:

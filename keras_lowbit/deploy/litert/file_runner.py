@@ -8,7 +8,7 @@ import numpy as np
 from keras_lowbit.deploy.interpreters import make_interpreter, open_interpreter
 from keras_lowbit.deploy.litert.ends import FINER
 from keras_lowbit.files import FilePath
-from keras_lowbit.numerics.requantization import quantize_real, round_half_away
+from keras_lowbit.numerics.requantization import quantize_real
 
 
 class FileRunner:
@@ -76,11 +76,10 @@ def _encode(real: np.ndarray, detail: Any) -> np.ndarray:
     if not scale:
         codes = real
     elif dtype is np.int16:
-        steps = np.nan_to_num(np.asarray(real, np.float32) / np.float32(scale * FINER))
-        codes = round_half_away(np.clip(steps, -255, 255)) * FINER
+        codes = quantize_real(real, np.float32(scale * FINER), 0, (-255, 255)) * FINER
     else:
-        low = 0 if dtype is np.int8 else 128
-        codes = quantize_real(real, np.float32(scale), zero_point - low).astype(np.int16) + low
+        kind = np.iinfo(dtype)
+        codes = quantize_real(real, np.float32(scale), zero_point, (kind.min, kind.max))
     return codes.astype(dtype).reshape(detail["shape"])
 
 

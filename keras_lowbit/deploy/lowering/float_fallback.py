@@ -136,6 +136,10 @@ def _reason(call: Call) -> str:
     category = category_of(call)
     if category is Category.FLOAT:
         return fallback_reason(call)
+    if category is Category.FUNCTION:
+        return f"{kind} is a table between two ranges only, and one is missing: it stays in float"
+    if category is Category.MANY:
+        return f"{kind} joins {len(call.inputs)} tensors, and no range stands behind each sum of two: it stays in float"
     if category is not Category.WEIGHTED:
         return f"{kind} reads a value without a range: it stays in float"
     if not isinstance(operation, QuantizedLayer) or operation.kernel_host is None:

@@ -47,7 +47,8 @@ def check_same_structure(graph: IntegerGraph, file: LiteRTFile, path: FilePath) 
     batch_size = None if file.has_any_batch else max(next(sizes, 1), 1)
     try:
         check(described)
-        content, _ = litert.to_bytes(described, weights=formats, io=ends_in(graph, file.tensors), batch_size=batch_size)
+        ends = ends_in(graph, file.inputs, file.outputs)
+        content, _ = litert.to_bytes(described, weights=formats, io=ends, batch_size=batch_size)
     except ValueError as error:
         raise ValueError(_foreign(path, f"the model does not fit it ({error})")) from error
     expected = LiteRTFile.of_bytes(content)

@@ -98,6 +98,18 @@ def test_a_function_whose_result_must_be_exact_runs_in_float():
     assert "table" not in [node.op for node in graph.nodes]
 
 
+@pytest.mark.parametrize("bound", [10.0, 100.0])
+def test_a_bound_far_from_zero_is_no_line_either(bound):
+    """The 8-bit codes of pixels would leave few of them below it."""
+    graph, _ = converted(network(L.Lambda(lambda x: ops.clip(x, -bound, bound))))
+    assert "float_subgraph" in [node.op for node in graph.nodes]
+
+
+def test_what_overflows_is_no_line():
+    [call] = [call for call in calls_of(network(L.Activation("exponential"))).calls if call.kind == "Activation"]
+    assert not functions.is_affine(call)
+
+
 def test_affine():
     model = network(L.Lambda(lambda x: 0.5 - 3 * x), L.Conv2D(2, 1), L.Activation("gelu"))
     calls = {call.kind: call for call in calls_of(model).calls}

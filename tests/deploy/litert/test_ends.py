@@ -55,6 +55,15 @@ def test_outputs_of_a_dict_have_its_keys(model, tmp_path):
     assert all(np.abs(found[name] - expected[name]).max() < 0.02 for name in found)
 
 
+@pytest.mark.parametrize("io", [*TYPES, ("uint8", "float32")])
+def test_an_input_that_is_also_an_output(io, tmp_path):
+    image = keras.Input((4, 4, 3), name="image")
+    quantized, _ = klb.quantize_model(keras.Model(image, [image, L.Conv2D(2, 1)(image)]))
+    klb.calibrate(quantized, DATA[:, :4, :4], verbose=0)
+    klb.export_litert(quantized, tmp_path / "m.tflite", io=io)
+    assert klb.verify(quantized, tmp_path / "m.tflite", DATA[:, :4, :4]).ok
+
+
 @pytest.mark.parametrize("io", ["uint8", "int16"])
 def test_codes_of_other_types_are_those_of_int8(model, io, tmp_path):
     """uint8: 128 more. int16: 128 times what the code stands for, in steps."""

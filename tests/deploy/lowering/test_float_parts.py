@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.litert.file_runner import FileRunner
+from keras_lowbit.deploy.lowering.lower import lower_model
 from keras_lowbit.keras_graph.variables import to_numpy
 
 L = keras.layers
@@ -26,6 +27,23 @@ def crossing(x):
 def picked(x):
     values, places = ops.top_k(x, 2)
     return L.Concatenate()([values, ops.cast(places, "float32")])
+
+
+REASONS = {
+    "a table": (lambda x: L.LayerNormalization()(L.Activation("gelu")(x)), "is a table between two ranges only"),
+    "a sum of many": (
+        lambda x: klb.layers.QuantActivation()(L.Add()([x, x, x])),
+        "joins 3 tensors, and no range stands",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), REASONS.values(), ids=REASONS)
+def test_what_lacks_a_range_in_a_model_made_by_hand_says_so(body, reason):
+    entry = keras.Input((4, 4, 3))
+    model = keras.Model(entry, body(klb.layers.QuantActivation()(entry)))
+    klb.calibrate(model, np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype("float32"), verbose=0)
+    assert reason in lower_model(model).float_fallbacks[0].reason
 
 
 # name -> (what it does to an image behind a convolution, how many float subgraphs that takes)
