@@ -42,7 +42,7 @@ def dequantize(model: keras.Model) -> keras.Model:
     needed, as for `quantize_model`.
     """
     check_model(model, "dequantize")
-    _check_layers(model)
+    _refuse_packed_layers(model)
     refuse_keras_quantization(model)
     warn_of_own_steps(model)
     copies = Copies()
@@ -57,7 +57,7 @@ def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | No
     return None if copy is None else call.run(values, copy)
 
 
-def _check_layers(model: keras.Model) -> None:
+def _refuse_packed_layers(model: keras.Model) -> None:
     """ValueError for layers of this library that hold no quantizers any more, as those of a packed model."""
     known = (KeepFloat, QuantizedLayer, QuantActivation, QuantizerHost)
     own = [layer for layer in find_layers(model, keras.layers.Layer) if type(layer).__module__.startswith(_LIBRARY)]

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.analysis import functions
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, unsupported_reason
+from keras_lowbit.convert.analysis import functions, picks
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, SPLITS, unsupported_reason
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
 
@@ -52,7 +52,7 @@ QUANTIZED_CLASSES: dict[str, type[klb_layers.QuantizedLayer]] = {
 _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
         (
-            "Add Subtract Multiply Divide TrueDivide Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
+            "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
             "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D"
         ).split(),
         Category.NEEDS_RANGE,
@@ -61,14 +61,14 @@ _SIMPLE: dict[str, Category] = {
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
             "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
-            "GetItem Squeeze ExpandDims Transpose Pad Flip Roll Repeat Tile Take UpSampling1D RepeatVector "
-            "Split ArraySplit Unstack"
+            "GetItem Squeeze ExpandDims Transpose Pad RepeatVector"
         ).split(),
         Category.KEEPS_RANGE,
     ),
-    **dict.fromkeys(DROPOUTS + AUGMENTATIONS, Category.KEEPS_RANGE),
+    **dict.fromkeys(DROPOUTS + AUGMENTATIONS + SPLITS + picks.KINDS, Category.KEEPS_RANGE),
     **dict.fromkeys(("Concatenate", "Stack", "Maximum", "Minimum"), Category.SHARES_RANGE),
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
+    **dict.fromkeys(functions.DIVISIONS, Category.NEEDS_RANGE),
     "Average": Category.MANY,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
@@ -110,9 +110,6 @@ FIXED_RANGES = {
     "hard_sigmoid": (0.0, 255.0 / 256.0),
     "tanh": (-1.0, 127.0 / 128.0),
 }
-
-
-SPLITS = ("Split", "ArraySplit", "Unstack")  # the only stock operations in integers that have several results
 
 
 def stock_kind(operation: Any) -> str:

@@ -22,6 +22,8 @@ AUGMENTATIONS = (
     *"RandomTranslation RandomZoom".split(),
 )
 
+SPLITS = ("Split", "ArraySplit", "Unstack")  # the only operations in integers that have several results
+
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 _MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
@@ -230,7 +232,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Concatenate": _concatenate,
     "Stack": _stack,
     "Average": _same_shapes,
-    **dict.fromkeys(("Split", "ArraySplit", "Unstack"), _split),
+    **dict.fromkeys(SPLITS, _split),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "ExpandDims"), _reshape),
     **dict.fromkeys(("Permute", "Transpose"), _transpose),
     "Pad": _pad,

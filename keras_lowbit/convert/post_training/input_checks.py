@@ -57,15 +57,24 @@ def lost_features(name: str, spans: FeatureSpans, low: float, high: float) -> st
 
 def input_hosts(model: keras.Model) -> dict[int, str]:
     """Id of the state layer of the range right behind each input that has one -> the input's name."""
+    graph = _graph_of(model)
+    return (
+        {}
+        if graph is None
+        else {
+            id(call.operation.output_host): str(graph.tensors[call.inputs[0]].name)
+            for call in graph.calls
+            if _is_range(call) and call.inputs[0] in graph.inputs
+        }
+    )
+
+
+def _graph_of(model: keras.Model) -> CallGraph | None:
+    """The model's calls; None for a subclassed model, of which nothing is known."""
     try:
-        graph = calls_of(model, inline=True)
-    except TypeError:  # of a subclassed model nothing is known
-        return {}
-    return {
-        id(call.operation.output_host): str(graph.tensors[call.inputs[0]].name)
-        for call in graph.calls
-        if _is_range(call) and call.inputs[0] in graph.inputs
-    }
+        return calls_of(model, inline=True)
+    except TypeError:
+        return None
 
 
 def _is_range(call: Call) -> bool:
@@ -78,12 +87,9 @@ def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHos
     That is known from the statistics of the first batch norm or Normalization, and from a Rescaling of an input.
     hosts: the state layers of the ranges, which pass values on meanwhile.
     """
-    try:
-        graph = calls_of(model, inline=True)
-    except TypeError:
-        return
-    looked_at = list(_expecting(graph))
-    if not looked_at:
+    graph = _graph_of(model)
+    looked_at = [] if graph is None else list(_expecting(graph))
+    if graph is None or not looked_at:
         return
     values = _values(model, graph, batch, hosts, {call.inputs[0] for call in looked_at})
     for call in looked_at:

@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.convert.analysis import functions
-from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering.ranges import FIXED
 from keras_lowbit.deploy.lowering.registry import lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
 from keras_lowbit.deploy.lowering.values import DeferredOp
 from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.numerics.grids import encode_affine
 
 _LEAST_SOFTMAX_SCALE = 2.0**-24
 # Activation function -> the operation that waits for its range; "silu" is a composition.
@@ -87,12 +89,13 @@ def has_fixed_range(activation: str) -> bool:
 
 def deferred_activation(call: Call, activation: str) -> tuple[str, dict[str, Any]] | None:
     """Operation and attributes of an activation that waits for its range; None if there is none of that function."""
-    if activation not in _DEFERRED:
-        function, shape = functions.of_call(call), tuple(call.results[0].shape)
-        if activation not in functions.ACTIVATIONS and not functions.is_pointwise(function, shape):
-            return None
-        return "table", {"function": function, "shape": shape}
-    return _DEFERRED[activation], {"alpha": _slope(call.operation)} if activation == "leaky_relu" else {}
+    if activation in _DEFERRED:
+        return _DEFERRED[activation], {"alpha": _slope(call.operation)} if activation == "leaky_relu" else {}
+    function, shape = functions.of_call(call), tuple(call.results[0].shape)
+    known = activation in functions.ACTIVATIONS or category_of(call) is Category.FUNCTION
+    return (
+        ("table", {"function": function, "shape": shape}) if known or functions.is_pointwise(function, shape) else None
+    )
 
 
 def _slope(operation: Any) -> float:
@@ -102,14 +105,16 @@ def _slope(operation: Any) -> float:
 
 @emits("table")
 def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
-    """The function of each of the 256 values that the input can have, as the model's own layers compute and round it."""
+    """The function of each of the 256 values that the input can have, as the model's own layers compute and round it.
+
+    Where it is not a number, for values that the layers before never make, the code of 0.
+    """
     (tensor,), builder = deferred.inputs, state.builder
     sees = builder.tensor(tensor).range
     values = np.float32(sees.scale) * (np.arange(-128, 128) - sees.zero_point).astype(np.float32)
-    made = functions.table(deferred.attributes["function"], deferred.attributes["shape"], values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.round(np.nan_to_num(made, nan=0.0) / np.float32(grid.scale)) + grid.zero_point
-    return builder.table(tensor, np.clip(steps, -128, 127).astype(np.int8), grid, state.name(deferred.path))
+    made = np.nan_to_num(functions.table(deferred.attributes["function"], deferred.attributes["shape"], values))
+    codes = to_numpy(encode_affine(made, np.float32(grid.scale), float(grid.zero_point), 8))
+    return builder.table(tensor, codes.astype(np.int8), grid, state.name(deferred.path))
 
 
 @emits("silu")

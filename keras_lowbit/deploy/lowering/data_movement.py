@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.convert.analysis import picks
-from keras_lowbit.convert.analysis.operations import SPLITS, Category, category_of, stock_kind
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, index_of
+from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, SPLITS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor

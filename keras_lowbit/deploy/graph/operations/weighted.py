@@ -90,6 +90,9 @@ def _depthwise_builtin(use: Use) -> Builtin:
     return Builtin("DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", fields)
 
 
+_INT32 = 2  # of LiteRT's TensorType
+
+
 def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
     size = use.outputs[0].static_shape(use.batch_size or 1)
     written = Builtin(
@@ -125,9 +128,6 @@ def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
         ),
         written._replace(constants={}),
     ]
-
-
-_INT32 = 2  # of LiteRT's TensorType
 
 
 def _fully_connected_builtin(use: Use) -> Builtin:
