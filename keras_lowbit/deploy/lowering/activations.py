@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis import functions
@@ -113,7 +114,9 @@ def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
     sees = builder.tensor(tensor).range
     values = np.float32(sees.scale) * (np.arange(-128, 128) - sees.zero_point).astype(np.float32)
     made = np.nan_to_num(functions.table(deferred.attributes["function"], deferred.attributes["shape"], values))
-    codes = to_numpy(encode_affine(made, np.float32(grid.scale), float(grid.zero_point), 8))
+    codes = to_numpy(
+        encode_affine(keras.ops.convert_to_tensor(made), np.float32(grid.scale), float(grid.zero_point), 8)
+    )
     return builder.table(tensor, codes.astype(np.int8), grid, state.name(deferred.path))
 
 
