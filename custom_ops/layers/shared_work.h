@@ -12,6 +12,7 @@
 #include <exception>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "core/parallel.h"
 
@@ -30,12 +31,13 @@ class SharedWork {
     }
   }
 
-  // Waits for all parts. Throws what the first of them threw.
-  void Finish() const {
+  // Waits for all parts. Throws what the first of them threw, which is the caller's alone from then on: a helper that
+  // comes late never frees it.
+  void Finish() {
     for (int64_t turn = 0; done_.load(std::memory_order_acquire) < parts_; ++turn) {
       if (turn > kPolitely) std::this_thread::yield();
     }
-    if (error_ != nullptr) std::rethrow_exception(error_);
+    if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
