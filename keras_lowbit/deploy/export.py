@@ -70,8 +70,9 @@ def export_litert(
     codes; a filter of zeros becomes zero codes with a positive scale. The file is written under a temporary name and
     renamed, so that an error leaves an older file whole.
 
-    weights: "int8"; "int4" or "int2" pack the dense layers and 1x1 convolutions whose codes fit; "auto" takes for each
-    the smallest of the three that is no slower than int8, by latencies that were measured on one x86-64 server;
+    weights: "int8"; "int4" or "int2" give every layer the smallest container that its codes fit and LiteRT runs (int2: dense
+    layers and 1x1 convolutions; int4: other convolutions too, at three times the time or more: the report says how much);
+    "auto" takes the smallest that is no slower than int8, by latencies that were measured on one x86-64 server;
     `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
     io: "int8", "uint8" (the same steps, codes from 0 to 255) or "int16" take and give codes, "float32" takes and gives reals;
     a pair (inputs, outputs), or a dict {name: type}, int8 for the rest. What has no range at an end (token ids, a front in

@@ -17,7 +17,7 @@ def files(tmp_path_factory):
     """A small and a larger file."""
     folder = tmp_path_factory.mktemp("bench")
     for name, channels in (("small", 16), ("large", 256)):
-        litert.write(packed.layer(100, channels, channels), folder / f"{name}.tflite")
+        litert.write(packed.layer(packed.Shape(100, channels, channels)), folder / f"{name}.tflite")
     return [folder / "small.tflite", folder / "large.tflite"]
 
 
@@ -86,7 +86,9 @@ def test_packed_table_is_what_auto_reads(tmp_path, capsys, monkeypatch):
     arguments = ["--output", str(tmp_path / "t.json"), "--repeats", "3"]
     assert main(["keras-lowbit", "bench", "packed", *arguments]) == 0
     found = LatencyTable.load(tmp_path / "t.json")
-    assert [(row.pixels, row.inputs, row.outputs) for row in found.rows] == [(1, 16, 8), (16, 8, 16)]
+    shapes = ["1 x 16 -> 8", "16 x 8 -> 16", "16 x 4 -> 8, 9 taps, 2 groups", "16 x 8 -> 1, 9 taps"]
+    assert [str(row) for row in found.rows] == shapes
+    assert [row.int2 is None for row in found.rows] == [False, False, True, True]
     assert found.machine["repeats"] == 3
     assert "times int8: int4" in capsys.readouterr().out
 
@@ -95,15 +97,18 @@ _measure = packed.measure
 
 
 def measured(_, given):
-    return _measure([(1, 16, 8), (16, 8, 16)], milliseconds=0.01, **given)
+    shapes = [packed.Shape(1, 16, 8), packed.Shape(16, 8, 16), packed.Shape(16, 4, 8, "CONV_2D", 9, 2)]
+    return _measure([*shapes, packed.Shape(16, 8, 1, "DEPTHWISE_CONV_2D", 9)], milliseconds=0.01, **given)
 
 
 def test_packed_measures_what_a_file_has():
-    graph = packed.layer(16, 8, 12)
-    rows = {kind: litert.to_bytes(graph, weights=kind)[1][0] for kind in packed.KINDS}
-    assert [rows[kind].op for kind in packed.KINDS] == ["CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"]
-    assert [rows[kind].weight_type for kind in packed.KINDS] == list(packed.KINDS)
-    assert np.unique(graph.tensors["y/kernel"].data).tolist() == [-1, 0, 1]
+    for shape in packed.SHAPES:
+        graph = packed.layer(shape)
+        rows = [litert.to_bytes(graph, weights=kind)[1][0] for kind in shape.kinds]
+        assert [row.weight_type for row in rows] == list(shape.kinds)
+        assert [row.op for row in rows[1:]] == [shape.op] * (len(rows) - 1)
+        assert rows[0].op == ("CONV_2D" if shape.op == "FULLY_CONNECTED" and shape.pixels > 1 else shape.op)
+        assert np.unique(graph.tensors["y/kernel"].data).tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("flag", ["repeats", "threads"])

@@ -1,8 +1,9 @@
 """The format of every layer's weights in a file, planned once for a graph.
 
-`weights="auto"` takes for each layer the smallest format that is no slower than int8 in a table of measured latencies. The
-table comes from `keras-lowbit bench packed --output FILE` on the machine that matters; a default measured on one
-x86-64 server ships with the library (see its "machine"). A layer takes the row of the nearest shape.
+`weights="auto"` takes for each layer the smallest format that is no slower than int8 in a table of measured latencies;
+`weights="int4"` and "int2" take the smallest there is, and the table says what that costs. It comes from
+`keras-lowbit bench packed --output FILE` on the machine that matters; a default measured on one x86-64 server ships with the
+library (see its "machine"). A layer takes the row of the nearest shape.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_lowbit.arguments import shown
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.litert.weight_formats import (
     BITS,
+    CONTAINERS,
     PACKED,
     Formats,
     WeightFormat,
-    codes_misfit,
-    not_packable,
-    smallest_formats,
+    builtin_of,
+    dense_int8,
+    packing,
     weighted_nodes,
 )
 from keras_lowbit.files import FilePath, name_of, read_whole
@@ -37,23 +39,45 @@ TOLERANCE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class LayerLatency:
-    """Median times of one layer in milliseconds. pixels: height times width of the output, 1 for a dense layer."""
+    """Median times of one layer in milliseconds. pixels: height times width of the output, 1 for a dense layer.
+
+    int2: None where LiteRT has no such kernel.   op: the LiteRT operator of packed weights.   taps: height times width of the
+    window.   groups: of a CONV_2D.
+    """
 
     pixels: int
     inputs: int
     outputs: int
     int8: float
     int4: float
-    int2: float
+    int2: float | None = None
+    op: str = "FULLY_CONNECTED"
+    taps: int = 1
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.op not in CONTAINERS:
+            raise ValueError(f"op {self.op!r}, expected one of {', '.join(CONTAINERS)}")
+        values = [value for value in dataclasses.astuple(self) if value is not None and value != self.op]
+        if any(not value > 0 for value in values):
+            raise ValueError("it needs rows of numbers above 0")
 
     def ratio(self, kind: str) -> float:
-        """Time with `kind` weights over time with int8 weights."""
-        return float(getattr(self, kind)) / self.int8
+        """Time with `kind` weights over time with int8 weights; not a number where it was not measured."""
+        return float(getattr(self, kind) or math.nan) / self.int8
 
-    def distance(self, pixels: int, inputs: int, outputs: int) -> float:
+    def distance(self, pixels: int, inputs: int, outputs: int, taps: int = 1, groups: int = 1) -> float:
         """How far the row's shape is: Euclidean, in powers of two."""
-        pairs = ((self.pixels, pixels), (self.inputs, inputs), (self.outputs, outputs))
-        return math.dist([math.log2(a) for a, _ in pairs], [math.log2(b) for _, b in pairs])
+        mine, other = (
+            (self.pixels, self.inputs, self.outputs, self.taps, self.groups),
+            (pixels, inputs, outputs, taps, groups),
+        )
+        return math.dist([math.log2(value) for value in mine], [math.log2(value) for value in other])
+
+    def __str__(self) -> str:
+        words = [f"{self.pixels} x {self.inputs} -> {self.outputs}"]
+        words += [f"{count} {what}" for count, what in ((self.taps, "taps"), (self.groups, "groups")) if count > 1]
+        return ", ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +97,7 @@ class LatencyTable:
             if found["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {found['format_version']!r}, expected {FORMAT_VERSION}")
             rows = tuple(LayerLatency(**row) for row in found["rows"])
-            if not rows or any(not value > 0 for row in rows for value in dataclasses.astuple(row)):
+            if not rows:
                 raise ValueError("it needs rows of numbers above 0")
             return cls(rows, dict(found["machine"]))
         except FileNotFoundError as error:
@@ -83,13 +107,15 @@ class LatencyTable:
                 f"{name_of(source)!r} is no latency table ({type(error).__name__}: {error}). {remedy}"
             ) from error
 
-    def nearest(self, pixels: int, inputs: int, outputs: int) -> LayerLatency:
-        """The row of the nearest shape."""
-        return min(self.rows, key=lambda row: row.distance(pixels, inputs, outputs))
+    def nearest(self, op: str, *shape: int) -> LayerLatency | None:
+        """The row of the nearest shape of an operator; None if it has none. shape: see `LayerLatency.distance`."""
+        rows = [row for row in self.rows if row.op == op]
+        return min(rows, key=lambda row: row.distance(*shape), default=None)
 
     def to_json(self) -> str:
         """The text of a table file."""
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        defaults = {field.name: field.default for field in dataclasses.fields(LayerLatency)}
+        rows = [{k: v for k, v in dataclasses.asdict(row).items() if v != defaults[k]} for row in self.rows]
         return json.dumps({"format_version": FORMAT_VERSION, "machine": self.machine, "rows": rows}, indent=1) + "\n"
 
 
@@ -102,33 +128,60 @@ def plan_formats(graph: IntegerGraph, weights: Weights) -> Formats:
     weights: "int8"; "int4" or "int2", where they fit; "auto" or a `LatencyTable`, the smallest that is no slower than int8; or
     the plan itself.   ValueError for another word.
     """
-    if isinstance(weights, LatencyTable) or weights == "auto":
-        table = weights if isinstance(weights, LatencyTable) else LatencyTable.load()
-        return {node.name: _no_slower(node, graph, table) for node in weighted_nodes(graph)}
     if isinstance(weights, Mapping):
         return weights
-    if not isinstance(weights, str) or weights not in BITS:
+    if isinstance(weights, LatencyTable) or weights == "auto":
+        table = weights if isinstance(weights, LatencyTable) else LatencyTable.load()
+        choice = _Choice(graph, table, PACKED, 1 + TOLERANCE)
+    elif isinstance(weights, str) and weights in BITS:
+        kinds = PACKED[PACKED.index(weights) :] if weights in PACKED else ()
+        choice = _Choice(graph, LatencyTable.load(), kinds)
+    else:
         bits = f" Write weights='int{weights}'." if f"int{weights}" in BITS else ""
         raise ValueError(
             f"weights={shown(weights)}: expected 'auto', one of {', '.join(map(repr, BITS))}, or a LatencyTable.{bits}"
         )
-    return smallest_formats(graph, weights)
+    return {node.name: choice.of(node) for node in weighted_nodes(graph)}
 
 
-def _no_slower(node: Node, graph: IntegerGraph, table: LatencyTable) -> WeightFormat:
-    kernel, dense = graph.tensors[node.inputs[1]], node.op == "fully_connected"
-    if reason := not_packable(node, kernel):
-        return WeightFormat("int8", False, reason)
-    inputs, outputs = (int(size or 0) for size in kernel.shape[-2:])
-    row = table.nearest(_pixels(graph.tensors[node.outputs[0]]), inputs, outputs)
-    where = f"measured at {row.pixels} x {row.inputs} -> {row.outputs}"
-    refused = []
-    for kind in PACKED:
-        misfit, speed = codes_misfit(kernel, BITS[kind]), f"{row.ratio(kind):.2f} times the time of int8, {where}"
-        if misfit is None and row.ratio(kind) <= 1 + TOLERANCE:
-            return WeightFormat(kind, True, speed)
-        refused.append(f"not {kind}: {misfit or speed}")
-    return WeightFormat("int8", dense, "; ".join(refused))
+class _Choice(NamedTuple):
+    """The first of `kinds` that a layer's weights go into, at no more than `slowest` times the time of int8; None: at any."""
+
+    graph: IntegerGraph
+    table: LatencyTable
+    kinds: tuple[str, ...]
+    slowest: float | None = None
+
+    def of(self, node: Node) -> WeightFormat:
+        """The format of a node, with what was passed over and what it costs."""
+        kernel, said = self.graph.tensors[node.inputs[1]], []
+        for kind in self.kinds:
+            dense, reason = packing(node, kernel, kind)
+            if reason is None:
+                ratio, cost = self._cost(node, kernel, kind, dense)
+                if self.slowest is None:
+                    return WeightFormat(kind, dense, "; ".join((*said, *([] if dense else [cost]))) or "asked for")
+                if ratio <= self.slowest:
+                    return WeightFormat(kind, dense, cost)
+                reason = cost
+            said.append(f"not {kind}: {reason}")
+        return WeightFormat("int8", dense_int8(node), "; ".join(said) or "asked for")
+
+    def _cost(self, node: Node, kernel: Tensor, kind: str, dense: bool) -> tuple[float, str]:
+        """Time over that of int8 weights, not a number where the table knows nothing of it; and in words."""
+        op = builtin_of(node, dense)
+        taps, inputs, outputs = (math.prod(part) for part in _parts(kernel.shape))
+        groups = int(node.attributes.get("groups", 1))
+        row = self.table.nearest(op, _pixels(self.graph.tensors[node.outputs[0]]), inputs, outputs, taps, groups)
+        if row is None or math.isnan(row.ratio(kind)):
+            return math.nan, f"the time of {op} with {kind} weights is in no row of the table"
+        beside = "" if dense else " (XNNPACK leaves it to the built-in kernel)"
+        return row.ratio(kind), f"{row.ratio(kind):.2f} times the time of int8{beside}, measured at {row}"
+
+
+def _parts(shape: tuple[int | None, ...]) -> tuple[list[int], list[int], list[int]]:
+    sizes = [int(size or 0) for size in shape]
+    return sizes[:-2], sizes[-2:-1], sizes[-1:]
 
 
 def _pixels(output: Tensor) -> int:

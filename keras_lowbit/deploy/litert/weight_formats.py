@@ -1,8 +1,9 @@
 """In which format a layer's weights go into the file, and their bytes.
 
-LiteRT's XNNPACK delegate takes INT4 and INT2 weights in FULLY_CONNECTED only. A 1x1 convolution of stride 1
-and one group is a FULLY_CONNECTED with `keep_num_dims`, so it can go there. INT4 CONV_2D is unpacked at every
-call (four times slower) and INT2 CONV_2D gives NaN without an error: neither is ever chosen.
+LiteRT 2.3 runs what `CONTAINERS` says and refuses the rest when it loads a file. The XNNPACK delegate takes packed weights in
+FULLY_CONNECTED alone; a convolution with INT4 weights runs on the built-in kernel beside it, which unpacks them at every call:
+the codes are that kernel's for int8 weights, the time is three times that of XNNPACK or more (see `format_choice`). A 1x1
+convolution of stride 1 and one group is a FULLY_CONNECTED with `keep_num_dims`, so it goes there where its channels allow it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,19 @@ from keras_lowbit.deploy.graph.operations import operation_of
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 PACKED = ("int2", "int4")  # smallest first
+# LiteRT operator -> the packed formats of its weights.
+CONTAINERS: Mapping[str, tuple[str, ...]] = {
+    "FULLY_CONNECTED": PACKED,
+    "CONV_2D": ("int4",),
+    "DEPTHWISE_CONV_2D": ("int4",),
+    "TRANSPOSE_CONV": (),
+}
+_BUILTINS = {
+    "fully_connected": "FULLY_CONNECTED",
+    "conv2d": "CONV_2D",
+    "depthwise_conv2d": "DEPTHWISE_CONV_2D",
+    "transpose_conv": "TRANSPOSE_CONV",
+}
 
 
 class WeightFormat(NamedTuple):
@@ -52,26 +66,6 @@ def weighted_nodes(graph: IntegerGraph) -> list[Node]:
     return [node for node in graph.nodes if operation_of(node).weighted]
 
 
-def smallest_formats(graph: IntegerGraph, weights: str) -> Formats:
-    """For every node with weights the smallest format not below `weights` ("int8", "int4", "int2") that LiteRT runs exactly."""
-    return {node.name: _smallest(node, graph.tensors[node.inputs[1]], weights) for node in weighted_nodes(graph)}
-
-
-def _smallest(node: Node, kernel: Tensor, weights: str) -> WeightFormat:
-    dense = node.op == "fully_connected"
-    if weights == "int8":
-        return WeightFormat("int8", dense, "asked for")
-    if reason := not_packable(node, kernel, weights):
-        return WeightFormat("int8", False, reason)
-    refused: list[str] = []
-    for kind in PACKED[PACKED.index(weights) :]:
-        misfit = codes_misfit(kernel, BITS[kind])
-        if misfit is None:
-            return WeightFormat(kind, True, "; ".join(refused) or "asked for")
-        refused.append(f"not {kind}: {misfit}")
-    return WeightFormat("int8", dense, "; ".join(refused))
-
-
 def with_dense_pointwise(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
     """The graph that a file of these formats holds: 1x1 convolutions with `dense` are fully_connected nodes in it.
 
@@ -94,10 +88,33 @@ def with_dense_pointwise(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
     return IntegerGraph(tensors, tuple(nodes), graph.inputs, graph.outputs, graph.metadata)
 
 
-def not_packable(node: Node, kernel: Tensor, weights: str = "packed") -> str | None:
-    """Why a node's weights cannot be packed whatever they are; None if they can."""
-    reason = None if node.op == "fully_connected" else not_pointwise(node, kernel)
-    return reason and f"{reason}: LiteRT takes {weights} weights in FULLY_CONNECTED only"
+def builtin_of(node: Node, dense: bool) -> str:
+    """The LiteRT operator of a node with weights. dense: written as FULLY_CONNECTED."""
+    return "FULLY_CONNECTED" if dense else _BUILTINS[node.op]
+
+
+def dense_int8(node: Node) -> bool:
+    """Whether int8 weights of a node are written as FULLY_CONNECTED."""
+    return node.op == "fully_connected"
+
+
+def packing(
+    node: Node, kernel: Tensor, kind: str, containers: Mapping[str, tuple[str, ...]] = CONTAINERS
+) -> tuple[bool, str | None]:
+    """How weights go into `kind`: whether as FULLY_CONNECTED, and why they do not at all; None if they do."""
+    own = _BUILTINS[node.op]
+    reason = codes_misfit(kernel, BITS[kind])
+    if reason is not None:
+        return False, reason
+    shape = None if dense_int8(node) else not_pointwise(node, kernel)
+    if shape is None and kind in containers["FULLY_CONNECTED"]:
+        reason = uneven(kernel, kind)
+        if reason is None:
+            return True, None
+    if not dense_int8(node) and kind in containers[own]:
+        return False, None
+    takers = ", ".join(name for name, kinds in containers.items() if kind in kinds) or "no operator"
+    return False, reason or f"{shape or 'dense layer'}: {kind} weights are taken in {takers} only"
 
 
 def not_pointwise(node: Node, kernel: Tensor) -> str | None:
@@ -114,11 +131,16 @@ def not_pointwise(node: Node, kernel: Tensor) -> str | None:
 
 
 def codes_misfit(kernel: Tensor, bits: int) -> str | None:
-    """Why the codes of a dense kernel cannot be packed into `bits`; None if they can."""
-    codes, channels = _codes(kernel), kernel.shape[-2] or 0
-    low, high, per_byte = -(1 << (bits - 1)), (1 << (bits - 1)) - 1, 8 // bits
-    if codes.min() < low or codes.max() > high:
+    """Why codes do not fit `bits`; None if they do."""
+    codes, low, high = _codes(kernel), -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    if codes.size and (codes.min() < low or codes.max() > high):
         return f"codes from {codes.min()} to {codes.max()} exceed {low}..{high}"
+    return None
+
+
+def uneven(kernel: Tensor, kind: str) -> str | None:
+    """Why the rows of a dense kernel do not fill whole bytes; None if they do."""
+    channels, per_byte = kernel.shape[-2] or 0, 8 // BITS[kind]
     return f"{channels} input channels do not divide by {per_byte}" if channels % per_byte else None
 
 

@@ -2,7 +2,7 @@
 converter.
 
 The file is written through the schema module that `ai_edge_litert` ships rather than by patching a converted
-file: the converter chooses weight types by itself (4 bits or fewer become the slow INT4 CONV_2D), refuses a
+file: the converter chooses weight types by itself (4 bits or fewer become INT4, whatever that costs), refuses a
 dense layer with one scale per channel, and would have to be undone tensor by tensor.
 """
 
@@ -37,9 +37,9 @@ def write(
 ) -> list[Row]:
     """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
 
-    weights: format asked for: "int8", or "int4" / "int2" for dense layers and 1x1 convolutions (stride 1,
-    one group) whose codes fit; a layer that does not fit takes the next larger one and its row says why; "auto" or a
-    `LatencyTable`: the smallest that is no slower; or a `WeightFormat` for each node by name.
+    weights: format asked for: "int8"; "int4", which dense layers, convolutions and depthwise ones take, or "int2", which dense
+    layers and 1x1 convolutions (stride 1, one group) take, where codes fit; a layer that does not fit takes the next larger one
+    and its row says why; "auto" or a `LatencyTable`: the smallest that is no slower; or a `WeightFormat` for each node by name.
     io: type of the ends: "int8", "uint8", "int16" or "float32", with QUANTIZE after the inputs and QUANTIZE or DEQUANTIZE
     before the outputs; a pair for inputs and outputs, or a dict by name (see `ends`).
     batch_size: every shape in the file is static; None leaves the batch open (shape signature -1, until it is resized 1).
@@ -48,9 +48,10 @@ def write(
     "serving_default", with the names of the graph's inputs and outputs; outputs of a dict have its keys.
 
     Packed weights, measured on LiteRT 2.3: INT4 and INT2 files load on the default delegate, on the built-in kernels
-    and on BUILTIN_REF. On the first two the output has the bits of the int8 file. BUILTIN_REF rounds FULLY_CONNECTED
-    once and CONV_2D twice, so there a packed 1x1 convolution may differ from its int8 form by one step; it equals the
-    NumPy reference of `weight_formats.with_dense_pointwise(graph, formats)`.
+    and on BUILTIN_REF. On the built-in kernels the output has the bits of the int8 file; on the delegate too, but for
+    convolutions with INT4 weights: they run on the built-in kernel there, which may differ from XNNPACK's by one step.
+    BUILTIN_REF rounds FULLY_CONNECTED once and CONV_2D twice, so there a 1x1 convolution packed as a dense layer may differ
+    from its int8 form by one step; it equals the NumPy reference of `weight_formats.with_dense_pointwise(graph, formats)`.
 
     The file holds the graph's metadata (entry "keras_lowbit", JSON) and TFLite's own: input and output names, image or
     features, and from the graph's metadata its name, normalization and labels (see `metadata`).

@@ -38,9 +38,10 @@ def types(path):
     return {n.removesuffix("/kernel"): t.type for n, t in LiteRTFile(path).tensors.items() if n.endswith("/kernel")}
 
 
-def table(tmp_path, **times):
-    """A table of two rows: a dense layer and 100 pixels."""
+def table(tmp_path, convolution=None, **times):
+    """A table of two rows: a dense layer and 100 pixels. convolution: another, the time of INT4 in a CONV_2D."""
     rows = [LayerLatency(pixels, 16, 16, **{"int8": 1.0, "int4": 1.0, "int2": 1.0, **times}) for pixels in (1, 100)]
+    rows += [LayerLatency(100, 3, 16, 1.0, convolution, op="CONV_2D", taps=9)] if convolution else []
     (tmp_path / "speed.json").write_text(LatencyTable(tuple(rows), {"cpu": "test"}).to_json())
     return tmp_path / "speed.json"
 
@@ -55,7 +56,34 @@ def test_auto_takes_the_smallest_that_is_no_slower(classifier, tmp_path, times, 
     found = types(tmp_path / "m.tflite")
     assert (found["pointwise"], found["spatial"], found["strided"]) == (packed, "INT8", "INT8")
     assert "measured at 100 x 16 -> 16" in str(report)
+    assert "not int4: the time of CONV_2D with int4 weights is in no row of the table" in str(report)
     assert klb.verify(model, tmp_path / "m.tflite", images).ok
+
+
+@pytest.mark.parametrize(("time", "packed"), [(1.0, "INT4"), (3.0, "INT8")])
+def test_auto_packs_a_convolution_where_that_is_no_slower(classifier, tmp_path, time, packed):
+    model, images = classifier
+    latencies = LatencyTable.load(table(tmp_path, convolution=time))
+    report = klb.export_litert(model, tmp_path / "m.tflite", weights=latencies)
+    assert types(tmp_path / "m.tflite")["spatial"] == packed
+    why = f"{time:.2f} times the time of int8 (XNNPACK leaves it to the built-in kernel), measured at 100 x 3 -> 16, 9 taps"
+    assert next(row.why for row in report.rows if row.name == "spatial").endswith(why)
+    assert klb.verify(model, tmp_path / "m.tflite", images).ok
+
+
+def test_int4_convolutions_verify_to_the_bit(classifier, tmp_path):
+    model, images = classifier
+    report = klb.export_litert(model, tmp_path / "m.tflite", weights="int4")
+    assert {row.name: (row.op, row.weight_type) for row in report.rows} == {
+        "spatial": ("CONV_2D", "int4"),
+        "pointwise": ("FULLY_CONNECTED", "int4"),
+        "strided": ("CONV_2D", "int4"),
+        "head": ("FULLY_CONNECTED", "int4"),
+    }
+    assert "times the time of int8 (XNNPACK leaves it to the built-in kernel)" in str(report)
+    found = klb.verify(model, tmp_path / "m.tflite", images)
+    assert found.ok, found
+    assert found.reference_equal is True
 
 
 def test_auto_looks_at_the_nearest_shape(classifier, tmp_path):
@@ -89,7 +117,8 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
         report = klb.export_litert(model, tmp_path / f"{weights}.tflite", weights=weights)
         rows = {row.name: row for row in report.rows}
         sizes.append(rows["pointwise"].weight_bytes)
-        outputs.append(FileRunner(tmp_path / f"{weights}.tflite").run([images])[0])
+        runner = FileRunner(tmp_path / f"{weights}.tflite", reference=True, spare_reference=True)
+        outputs.append(runner.run([images])[0])
         assert report.size_bytes == (tmp_path / f"{weights}.tflite").stat().st_size
     assert sizes == [16 * 24, 16 * 24 // 2, 16 * 24 // 4]
     np.testing.assert_array_equal(outputs[0], outputs[1])

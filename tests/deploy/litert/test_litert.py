@@ -8,7 +8,7 @@ from keras_lowbit.deploy.litert.format_choice import plan_formats
 from keras_lowbit.deploy.litert.weight_formats import WeightFormat, pack_codes, with_dense_pointwise
 from keras_lowbit.deploy.litert.writer import to_bytes
 from keras_lowbit.deploy.reference.interpreter import run_reference
-from tests.support.litert_cases import OPERATIONS, OUT, RESOLVERS, biases, codes, graph_of, run, scales
+from tests.support.litert_cases import OPERATIONS, OUT, RESOLVERS, SHAPE, biases, codes, graph_of, model_of, run, scales
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -92,6 +92,76 @@ def test_packed_weights_give_the_bits_of_int8(layer, channels, batch_size):
         assert any("DELEGATE" in op["op_name"] for op in interpreter._get_ops_details())
 
 
+# Windows, strides, dilations, groups and channels of which LiteRT unpacks INT4 in other ways; an odd number of codes.
+CONVOLUTIONS = {
+    "3x3": ((3, 3, 8, 4), {}),
+    "3x3 same relu": ((3, 3, 8, 5), {"padding": "same", "activation": "relu"}),
+    "5x2 strides": ((5, 2, 8, 6), {"strides": (2, 1), "padding": "same"}),
+    "dilation": ((3, 3, 8, 4), {"dilation": (2, 3)}),
+    "explicit": ((3, 3, 8, 4), {"strides": (2, 2), "padding": ((1, 0), (2, 1))}),
+    "groups": ((3, 3, 4, 6), {"groups": 2, "activation": "relu6"}),
+    "groups of one": ((3, 3, 1, 8), {"groups": 8}),
+    "1x1 strides": ((1, 1, 8, 3), {"strides": (2, 2)}),
+    "odd": ((3, 3, 7, 3), {}),
+    "1x1 odd": ((1, 1, 7, 4), {"padding": "same"}),
+    "one channel": ((3, 3, 1, 1), {}),
+}
+DEPTHWISE = {
+    "3x3": ((3, 3, 8, 1), {"padding": "same", "activation": "relu6"}),
+    "multiplier": ((3, 3, 8, 3), {"strides": (2, 2)}),
+    "dilation": ((3, 3, 8, 1), {"dilation": (2, 2)}),
+    "odd": ((3, 3, 7, 1), {}),
+    "1x1": ((1, 1, 8, 1), {}),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+@pytest.mark.parametrize(
+    ("op", "shape", "arguments"),
+    [("conv2d", *case) for case in CONVOLUTIONS.values()]
+    + [("depthwise_conv2d", *case) for case in DEPTHWISE.values()],
+    ids=[*(f"conv2d {name}" for name in CONVOLUTIONS), *(f"depthwise {name}" for name in DEPTHWISE)],
+)
+def test_int4_convolutions_have_the_codes_of_the_reference(op, shape, arguments, batch_size):
+    kernel, image = codes(*shape, low=-8, high=7), (7, 9, shape[2] * arguments.get("groups", 1))
+    channels = shape[3] * (shape[2] if op == "depthwise_conv2d" else 1)
+    graph = graph_of(
+        lambda b: getattr(b, op)("x", kernel, scales(channels) * 10, biases(channels), OUT, "y", **arguments), image
+    )
+    inputs = [codes(batch_size or 1, *image, low=-128)]
+    content, [row] = to_bytes(graph, weights="int4", batch_size=batch_size)
+    assert row[1:4] == (op.upper().replace("CONV2D", "CONV_2D"), "int4", (kernel.size + 1) // 2)
+    versions = {3: 7, 4: 6}  # CONV_2D, DEPTHWISE_CONV_2D: the first with INT4 that every resolver has
+    codes_of = model_of(content).operatorCodes
+    assert [code.version for code in codes_of if code.builtinCode in versions] == [versions[3 if op == "conv2d" else 4]]
+    [got], _ = run(content, inputs)
+    np.testing.assert_array_equal(got, run_reference(graph, inputs[0]))
+    [expected], _ = run(to_bytes(graph, batch_size=batch_size)[0], inputs, RESOLVERS["builtin"])
+    assert np.abs(expected.astype(int) - got).max() <= 1  # the built-in kernels round once
+    for resolver in ("builtin", "xnnpack"):  # XNNPACK leaves the layer to the built-in kernel
+        np.testing.assert_array_equal(run(content, inputs, RESOLVERS[resolver])[0][0], expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "kind"),
+    [
+        ("conv2d", (3, 3, 8, 4), "int2"),
+        ("depthwise_conv2d", (3, 3, 8, 1), "int2"),
+        ("transpose_conv", (3, 3, 4, 8), "int4"),
+        ("transpose_conv", (3, 3, 4, 8), "int2"),
+    ],
+)
+@pytest.mark.parametrize("resolver", RESOLVERS)
+def test_litert_refuses_the_containers_that_are_never_chosen(op, shape, kind, resolver):
+    """The list of them is exact: a LiteRT that takes more should be noticed."""
+    channels = 8 if op == "depthwise_conv2d" else 4
+    kernel = codes(*shape, low=-1, high=1)
+    graph = graph_of(lambda b: getattr(b, op)("x", kernel, scales(channels), None, OUT, "y"))
+    content, _ = to_bytes(graph, weights={"y": WeightFormat(kind, False, "forced")})
+    with pytest.raises((ValueError, RuntimeError), match=r"Node number 0 \(\w+\) failed to prepare"):
+        run(content, [codes(1, *SHAPE)], RESOLVERS[resolver])
+
+
 def test_only_pointwise_convolutions_are_written_as_dense_layers():
     graph = graph_of(lambda b: b.conv2d("x", codes(3, 3, 8, 4), scales(4), None, OUT, "y"), (6, 6, 8))
     with pytest.raises(ValueError, match=r"'y' is no dense layer \(3x3 convolution\): expected a 1x1"):
@@ -124,6 +194,10 @@ def ragged(channels):
     )
 
 
+def transposed(b):
+    return b.transpose_conv("x", codes(3, 3, 4, 8, low=-1, high=1), scales(4), None, OUT, "y", (2, 2), "same")
+
+
 TERNARY = codes(1, 1, 8, 4, low=-1, high=1)
 
 
@@ -135,10 +209,23 @@ TERNARY = codes(1, 1, 8, 4, low=-1, high=1)
         (narrow(codes(1, 1, 8, 4, low=-8, high=7)), "int2", "int4", "not int2: codes from -8 to 7 exceed -2..1"),
         (narrow(codes(1, 1, 8, 4)), "int2", "int8", "not int4: codes from"),
         (narrow(codes(1, 1, 8, 4)), "int4", "int8", "exceed -8..7"),
-        (narrow(np.tile(TERNARY, (3, 3, 1, 1))), "int2", "int8", "3x3 convolution"),
-        (narrow(TERNARY, strides=(2, 2)), "int2", "int8", "convolution of strides (2, 2)"),
-        (narrow(TERNARY[:, :, :4], groups=2), "int4", "int8", "convolution of 2 groups"),
-        (lambda b: b.depthwise_conv2d("x", TERNARY[..., :1], scales(8), None, OUT, "y"), "int2", "int8", "depthwise"),
+        (
+            narrow(np.tile(TERNARY, (3, 3, 1, 1))),
+            "int2",
+            "int4",
+            "not int2: 3x3 convolution: int2 weights are taken in FULL",
+        ),
+        (
+            narrow(np.tile(TERNARY, (3, 3, 1, 1))),
+            "int4",
+            "int4",
+            "times the time of int8 (XNNPACK leaves it to the built-in",
+        ),
+        (narrow(codes(3, 3, 8, 4)), "int4", "int8", "exceed -8..7"),
+        (narrow(TERNARY, strides=(2, 2)), "int2", "int4", "convolution of strides (2, 2)"),
+        (narrow(TERNARY[:, :, :4], groups=2), "int2", "int4", "convolution of 2 groups"),
+        (lambda b: b.depthwise_conv2d("x", TERNARY[..., :1], scales(8), None, OUT, "y"), "int2", "int4", "depthwise"),
+        (transposed, "int4", "int8", "int4 weights are taken in FULLY_CONNECTED, CONV_2D, DEPTHWISE_CONV_2D only"),
         (ragged(6), "int2", "int4", "6 input channels do not divide by 4"),
         (ragged(7), "int2", "int8", "not int4: 7 input channels do not divide by 2"),
     ],

@@ -81,13 +81,14 @@ def _fully_connected_shape(attributes: Attributes, shapes: Sequence[Shape]) -> S
 
 
 def _conv2d_builtin(use: Use) -> Builtin:
-    version = 6 if use.attributes["groups"] > 1 else 3
+    version = _INT4_CONVOLUTION if use.weight_type == "int4" else 6 if use.attributes["groups"] > 1 else 3
     return Builtin("CONV_2D", version, "Conv2DOptions", litert_window(use.attributes))
 
 
 def _depthwise_builtin(use: Use) -> Builtin:
     fields = {"depthMultiplier": use.inputs[1].shape[3], **litert_window(use.attributes)}
-    return Builtin("DEPTHWISE_CONV_2D", 3, "DepthwiseConv2DOptions", fields)
+    version = _INT4_DEPTHWISE if use.weight_type == "int4" else 3
+    return Builtin("DEPTHWISE_CONV_2D", version, "DepthwiseConv2DOptions", fields)
 
 
 _INT32 = 2  # of LiteRT's TensorType
@@ -135,6 +136,9 @@ def _fully_connected_builtin(use: Use) -> Builtin:
 
 
 _DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
+_INT4_CONVOLUTION = 7
+# 7 too by LiteRT's list, but its reference kernels stop at 6; runtimes that know 6 and no INT4 refuse such a filter as they load it.
+_INT4_DEPTHWISE = 6
 # Beyond it the XNNPACK delegate fails to load the file.
 _FACTOR = Limit(
     "input scale * weight scale / output scale", lambda use: scales(use)[0] * scales(use)[1] / output_scale(use), 256.0
