@@ -137,7 +137,7 @@ def _fully_connected_builtin(use: Use) -> Builtin:
 
 _DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
 _INT4_CONVOLUTION = 7
-# 7 too by LiteRT's list, but its reference kernels are registered up to 6. A runtime that knows 6 and no INT4 refuses the filter.
+# 7 too by LiteRT's list, but its reference kernels are registered up to 6. A runtime of 6 that has no INT4 refuses the filter.
 _INT4_DEPTHWISE = 6
 # Beyond it the XNNPACK delegate fails to load the file.
 _FACTOR = Limit(
