@@ -106,7 +106,7 @@ def measure(
             runs.append(interpreter.invoke)
         inner = [calls_for(run, milliseconds) for run in runs]
         medians = np.median(interleaved(runs, repeats, 3, inner), axis=1)
-        times = {kind: round(float(value), 6) for kind, value in zip(shape.kinds, medians, strict=True)}
+        times: dict[str, Any] = {kind: round(float(value), 6) for kind, value in zip(shape.kinds, medians, strict=True)}
         rows.append(LayerLatency(**shape._asdict(), **times))
     return LatencyTable(tuple(rows), {**machine(), "threads": threads, "repeats": repeats})
 

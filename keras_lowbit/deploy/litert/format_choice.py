@@ -154,7 +154,8 @@ class _Choice(NamedTuple):
 
     def of(self, node: Node) -> WeightFormat:
         """The format of a node, with what was passed over and what it costs."""
-        kernel, said = self.graph.tensors[node.inputs[1]], []
+        kernel = self.graph.tensors[node.inputs[1]]
+        said: list[str] = []
         for kind in self.kinds:
             dense, reason = packing(node, kernel, kind)
             if reason is None:
