@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries fuzz
+.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -25,7 +25,7 @@ help:
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make metadata-schema   regenerate the Python classes of TFLite's metadata schema"
-	@echo "make phone-libraries   environments with MediaPipe and tflite-support, for the test that opens our files with them"
+	@echo "make phone-libraries   environments with MediaPipe, tflite-support and tflite-micro, for the tests that open our files with them"
 	@echo "make fuzz    thousands of damaged files of each kind: FILES=5000"
 	@echo "make clean   remove .venv and the caches"
 
@@ -120,11 +120,16 @@ FILES ?= 5000
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --files $(FILES)
 
-# What tests/deploy/litert/test_phone_libraries.py opens our files with. tflite-support needs libusb-1.0-0 and a Python below 3.12.
-phone-libraries: $(INSTALLED)
+# What tests/deploy/litert/test_phone_libraries.py and test_microcontroller.py open our files with. tflite-support needs
+# libusb-1.0-0 and a Python below 3.12.
+phone-libraries: microcontroller-library
 	$(BIN)/python -m venv build/phone/mediapipe && $(BIN)/python -m venv build/phone/tflite-support
 	build/phone/mediapipe/bin/python -m pip install --quiet --disable-pip-version-check mediapipe
 	build/phone/tflite-support/bin/python -m pip install --quiet --disable-pip-version-check tflite-support "numpy<2"
+
+microcontroller-library: $(INSTALLED)
+	$(BIN)/python -m venv build/phone/tflite-micro
+	build/phone/tflite-micro/bin/python -m pip install --quiet --disable-pip-version-check tflite-micro
 
 clean:
 	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

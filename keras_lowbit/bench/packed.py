@@ -22,7 +22,7 @@ from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import LatencyTable, LayerLatency
-from keras_lowbit.deploy.litert.weight_formats import CONTAINERS
+from keras_lowbit.deploy.litert.target import named_target
 from keras_lowbit.files import atomic_write
 
 FLAGS = flags.FlagValues()
@@ -44,7 +44,7 @@ class Shape(NamedTuple):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The formats that weights of the layer go into, int8 first."""
-        return ("int8", *(kind for kind in ("int4", "int2") if kind in CONTAINERS[self.op]))
+        return named_target("litert").weights_of(self.op)[::-1]
 
 
 # Classifiers, and the pointwise layers of MobileNets at 224 px.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from keras_lowbit.deploy.export import ExportReport, export_litert
 from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Node, Range, Tensor
 from keras_lowbit.deploy.litert.format_choice import LatencyTable
+from keras_lowbit.deploy.litert.microcontroller import arena_bytes
+from keras_lowbit.deploy.litert.target import Target
 from keras_lowbit.deploy.lowering.lower import lower
 from keras_lowbit.deploy.pack import pack
 from keras_lowbit.deploy.packed.layers import PackedTernaryConv2D, PackedTernaryDense
@@ -37,7 +39,9 @@ __all__ = [
     "Runtime",
     "Storage",
     "Summary",
+    "Target",
     "Tensor",
+    "arena_bytes",
     "export_litert",
     "lower",
     "pack",

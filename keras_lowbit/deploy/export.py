@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_lowbit.arguments import check_path
+from keras_lowbit.arguments import check_flag, check_path
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.ends import Io
 from keras_lowbit.deploy.litert.format_choice import Weights
+from keras_lowbit.deploy.litert.target import Target, target_of
+from keras_lowbit.deploy.litert.target_check import InFloat, Misfit, misfits, refusal
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.lower import Lowered, lower_model, warn_of_unrounded
@@ -21,6 +23,7 @@ from keras_lowbit.deploy.lowering.ranges import range_of
 from keras_lowbit.deploy.lowering.state import RangeOf
 from keras_lowbit.deploy.lowering.values import FloatFallback
 from keras_lowbit.files import FilePath, atomic_write, check_writable, name_of, printable
+from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.tables import table
 
 
@@ -31,6 +34,7 @@ class ExportReport:
     rows: name, LiteRT op, weight type, weight bytes, why.   float_fallbacks: operations that run in float, with reasons.
     flushed: layer -> channels whose negligible weights became zero codes (their bias would not have fitted int32).
     overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
+    target: what it was written for.   misfits: what that does not take, where `strict` is False (and it is not "litert").
     """
 
     path: str
@@ -39,12 +43,16 @@ class ExportReport:
     float_fallbacks: tuple[FloatFallback, ...]
     flushed: dict[str, tuple[int, ...]]
     overflows: dict[str, overflow_.Overflow] = dataclasses.field(default_factory=dict)
+    target: str = "litert"
+    misfits: tuple[Misfit, ...] = ()
 
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
-        lines = [f"{printable(self.path)}: {self.size_bytes:,} bytes, {len(rows)} layers with weights"]
+        size = f"{self.size_bytes:,} bytes, {len(rows)} layers with weights"
+        lines = [f"{printable(self.path)}: {size}, for {self.target}"]
         lines.append(table(("layer", "op", "weights", "kernel bytes", "why"), rows))
         lines += [f"runs in float: {found.path}: {found.reason}" for found in self.float_fallbacks]
+        lines += [f"not for {self.target}: {misfit}" for misfit in self.misfits]
         lines += [f"{path}: channels {list(channels)} flushed to zero" for path, channels in self.flushed.items()]
         lines += [f"{path}: {found}" for path, found in self.overflows.items()]
         lines += [overflow_.sentence(self.overflows)] if self.overflows else []
@@ -62,6 +70,8 @@ def export_litert(
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
     overflow: str = overflow_.DEFAULT,
+    target: str | FilePath | Target = "litert",
+    strict: bool | None = None,
 ) -> ExportReport:
     """Write a quantized model as a .tflite file whose codes and scales are the model's own, to the bit.
 
@@ -87,6 +97,11 @@ def export_litert(
     overflow: for each filter whose codes reach from 1 to 128 after what they share is divided out: "saturate" (128 -> 127),
     "drop_lowest" (a step twice as coarse, 1 -> 2), "least_error" (whichever of the two alters fewer weights), "error". The
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
+    target: "litert", "microcontroller" (tflite-micro), "edgetpu", "npu-per-tensor", or the path of a JSON like those of
+    `deploy/litert/targets`: which operators there are, how weights are stored, which types the ends may have. Weights take the
+    forms that it has; a dense layer is written as a 1x1 CONV_2D for "microcontroller", whose FULLY_CONNECTED rounds otherwise.
+    strict: whether what the target does not take is a ValueError that names every layer, operation and remedy, before anything
+    is written; else the report lists it. None for the target's own: True but for "litert", where it refuses what runs in float.
     A UserWarning says where the normalization contradicts the range that the first input was calibrated to.
     Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
@@ -103,6 +118,8 @@ def export_litert(
         labels=labels,
         normalization=normalization,
         overflow=overflow,
+        target=target,
+        strict=strict,
     )
     atomic_write(path, file.content)
     lowered = file.lowered
@@ -111,13 +128,15 @@ def export_litert(
     warn_of_unrounded(lowered)
     _warn_of_other_pixels(file.graph)
     in_float = tuple(lowered.float_fallbacks)
-    return ExportReport(name_of(path), len(file.content), file.rows, in_float, flushed, lowered.overflows)
+    about = (file.target.name, file.misfits)
+    return ExportReport(name_of(path), len(file.content), file.rows, in_float, flushed, lowered.overflows, *about)
 
 
 class FileContent(NamedTuple):
     """The bytes of a file and the rows of its report, what the model was lowered to, and the graph that is in the file.
 
     graph: the lowered one with labels and normalization.   write: makes the file with other `weights`.
+    target: what it was written for.   misfits: what that does not take.
     """
 
     content: bytes
@@ -125,6 +144,8 @@ class FileContent(NamedTuple):
     lowered: Lowered
     graph: IntegerGraph
     write: Callable[..., tuple[bytes, Any]]
+    target: Target
+    misfits: tuple[Misfit, ...] = ()
 
     def size_with(self, weights: Weights) -> int:
         """Bytes of the file with weights in another format."""
@@ -141,15 +162,35 @@ def file_content(
     labels: Sequence[str] | None = None,
     normalization: tuple[Any, Any] | None = None,
     overflow: str = overflow_.DEFAULT,
+    target: str | FilePath | Target = "litert",
+    strict: bool | None = None,
     range_of: RangeOf = range_of,
 ) -> FileContent:
     """What `export_litert` writes for the same arguments, in memory. model: checked.   range_of: as in `lower_model`."""
     check_not_packed(model, "export_litert")
+    device = target_of(target)
+    if strict is not None:
+        check_flag("export_litert", "strict", strict)
     lowered = lower_model(model, input_shapes, 1 if batch_size is None else batch_size, range_of, overflow)
     graph = lowered.graph.with_metadata(**_about(labels, normalization))
-    write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size)
+    write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size, target=device)
     content, rows = write(weights=weights)
-    return FileContent(content, tuple(rows), lowered, graph, write)
+    found = _held_against(device, strict, content, model, lowered)
+    return FileContent(content, tuple(rows), lowered, graph, write, device, found)
+
+
+def _held_against(
+    target: Target, strict: bool | None, content: bytes, model: keras.Model, lowered: Lowered
+) -> tuple[Misfit, ...]:
+    """What the target does not take. ValueError with all of it, if that is strict."""
+    if target.name == "litert" and not strict:
+        return ()  # it runs everything
+    kinds = {call.path: type(call.operation).__name__ for call in calls_of(model).calls}
+    in_float = [InFloat(each.path, kinds.get(each.path, ""), each.reason) for each in lowered.float_fallbacks]
+    found = misfits(content, lowered.graph, target, in_float)
+    if found and (target.strict if strict is None else strict):
+        raise ValueError(refusal(found, target))
+    return found
 
 
 def _about(labels: Sequence[str] | None, normalization: tuple[Any, Any] | None) -> dict[str, Any]:

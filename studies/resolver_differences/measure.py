@@ -24,7 +24,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Range
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import plan_formats
-from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
+from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.reference.interpreter import trace
 
 RESOLVERS = {
@@ -146,7 +146,7 @@ def measure(name: str, case: Case, rounds: int) -> dict[str, dict[str, float]]:
         graph = graph_of(case, random)
         inputs = {n: random.integers(-128, 128, (1, *SHAPE), np.int8) for n in graph.inputs}
         content, _ = litert.to_bytes(graph, weights=weights)
-        ours = trace(with_dense_pointwise(graph, plan_formats(graph, weights)), inputs)[graph.outputs[0]]
+        ours = trace(as_written(graph, plan_formats(graph, weights)), inputs)[graph.outputs[0]]
         for resolver, kind in RESOLVERS.items():
             theirs, delegated = run(content, inputs, kind)
             steps = np.abs(theirs.astype(int) - ours)

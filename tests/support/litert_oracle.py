@@ -8,7 +8,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import plan_formats
-from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
+from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.reference.interpreter import trace
 
 REFERENCE = OpResolverType.BUILTIN_REF
@@ -35,7 +35,7 @@ def differing_elements(graph, inputs, weights="int8"):
     """name -> number of elements in which the NumPy reference and LiteRT's reference kernels differ."""
     batch = len(next(iter(inputs.values())))
     content, _ = litert.to_bytes(graph, weights=weights, batch_size=batch)
-    ours = trace(with_dense_pointwise(graph, plan_formats(graph, weights)), inputs)
+    ours = trace(as_written(graph, plan_formats(graph, weights)), inputs)
     theirs = run_litert(content, inputs)
     assert all(ours[n].shape == theirs[n].shape and ours[n].dtype == theirs[n].dtype for n in ours)
     return {n: int(np.count_nonzero(ours[n] != theirs[n])) for n in ours}

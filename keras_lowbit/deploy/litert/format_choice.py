@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 from keras_lowbit.arguments import shown
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.litert.target import Target, named_target
 from keras_lowbit.deploy.litert.weight_formats import (
     BITS,
-    CONTAINERS,
     PACKED,
     Formats,
     WeightFormat,
     builtin_of,
-    dense_int8,
+    is_dense,
     packing,
     weighted_nodes,
 )
@@ -56,8 +56,9 @@ class LayerLatency:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.op not in CONTAINERS:
-            raise ValueError(f"op {self.op!r}, expected one of {', '.join(CONTAINERS)}")
+        known = named_target("litert").operators
+        if self.op not in known:
+            raise ValueError(f"op {self.op!r}, expected one of {', '.join(known)}")
         values = [value for value in dataclasses.astuple(self) if value is not None and value != self.op]
         if any(not value > 0 for value in values):
             raise ValueError("it needs rows of numbers above 0")
@@ -122,20 +123,21 @@ class LatencyTable:
 Weights = str | LatencyTable | Formats
 
 
-def plan_formats(graph: IntegerGraph, weights: Weights) -> Formats:
-    """The format of every node with weights.
+def plan_formats(graph: IntegerGraph, weights: Weights, target: Target | None = None) -> Formats:
+    """The format of every node with weights, of those that a target takes.
 
     weights: "int8"; "int4" or "int2", where they fit; "auto" or a `LatencyTable`, the smallest that is no slower than int8; or
-    the plan itself.   ValueError for another word.
+    the plan itself.   target: "litert" by default.   ValueError for another word.
     """
+    target = target or named_target("litert")
     if isinstance(weights, Mapping):
         return weights
     if isinstance(weights, LatencyTable) or weights == "auto":
         table = weights if isinstance(weights, LatencyTable) else LatencyTable.load()
-        choice = _Choice(graph, table, PACKED, 1 + TOLERANCE)
+        choice = _Choice(graph, target, table, PACKED, 1 + TOLERANCE)
     elif isinstance(weights, str) and weights in BITS:
         kinds = PACKED[PACKED.index(weights) :] if weights in PACKED else ()
-        choice = _Choice(graph, LatencyTable.load(), kinds)
+        choice = _Choice(graph, target, LatencyTable.load(), kinds)
     else:
         bits = f" Write weights='int{weights}'." if f"int{weights}" in BITS else ""
         raise ValueError(
@@ -148,6 +150,7 @@ class _Choice(NamedTuple):
     """The first of `kinds` that a layer's weights go into, at no more than `slowest` times the time of int8; None: at any."""
 
     graph: IntegerGraph
+    target: Target
     table: LatencyTable
     kinds: tuple[str, ...]
     slowest: float | None = None
@@ -155,18 +158,25 @@ class _Choice(NamedTuple):
     def of(self, node: Node) -> WeightFormat:
         """The format of a node, with what was passed over and what it costs."""
         kernel = self.graph.tensors[node.inputs[1]]
+        found = self._container(node, kernel)
+        if "channel" in self.target.granularity or kernel.scale is None:
+            return found
+        return found._replace(per_tensor=bool((kernel.scale == kernel.scale.flat[0]).all()))
+
+    def _container(self, node: Node, kernel: Tensor) -> WeightFormat:
         said: list[str] = []
         for kind in self.kinds:
-            dense, reason = packing(node, kernel, kind)
+            dense, reason = packing(node, kernel, kind, self.target)
             if reason is None:
                 ratio, cost = self._cost(node, kernel, kind, dense)
                 if self.slowest is None:
-                    return WeightFormat(kind, dense, "; ".join((*said, *([] if dense else [cost]))) or "asked for")
+                    told = [] if dense or self.target.name != "litert" else [cost]
+                    return WeightFormat(kind, dense, "; ".join((*said, *told)) or "asked for")
                 if ratio <= self.slowest:
                     return WeightFormat(kind, dense, cost)
                 reason = cost
             said.append(f"not {kind}: {reason}")
-        return WeightFormat("int8", dense_int8(node), "; ".join(said) or "asked for")
+        return WeightFormat("int8", is_dense(node, self.target), "; ".join(said) or "asked for")
 
     def _cost(self, node: Node, kernel: Tensor, kind: str, dense: bool) -> tuple[float, str]:
         """Time over that of int8 weights, not a number where the table knows nothing of it; and in words."""

@@ -1,14 +1,16 @@
 """In which format a layer's weights go into the file, and their bytes.
 
-LiteRT 2.3 runs what `CONTAINERS` says and refuses the rest when it loads a file. The XNNPACK delegate takes packed weights in
-FULLY_CONNECTED alone; a convolution with INT4 weights runs on the built-in kernel beside it, which unpacks them at every call:
-the codes are that kernel's for int8 weights, the time is three times that of XNNPACK or more (see `format_choice`). A 1x1
-convolution of stride 1 and one group is a FULLY_CONNECTED with `keep_num_dims`, so it goes there where its channels allow it.
+LiteRT 2.3 runs what `targets/litert.json` says and refuses the rest when it loads a file. The XNNPACK delegate takes packed
+weights in FULLY_CONNECTED alone; a convolution with INT4 weights runs on the built-in kernel beside it, which unpacks them at
+every call: the codes are that kernel's for int8 weights, the time is three times that of XNNPACK or more (see `format_choice`).
+A 1x1 convolution of stride 1 and one group is a FULLY_CONNECTED with `keep_num_dims`, so it goes there where its channels allow
+it; a dense layer is a 1x1 convolution, which it becomes for a target without FULLY_CONNECTED.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,16 +18,10 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.operations import operation_of
+from keras_lowbit.deploy.litert.target import Target
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 PACKED = ("int2", "int4")  # smallest first
-# LiteRT operator -> the packed formats of its weights.
-CONTAINERS: Mapping[str, tuple[str, ...]] = {
-    "FULLY_CONNECTED": PACKED,
-    "CONV_2D": ("int4",),
-    "DEPTHWISE_CONV_2D": ("int4",),
-    "TRANSPOSE_CONV": (),
-}
 _BUILTINS = {
     "fully_connected": "FULLY_CONNECTED",
     "conv2d": "CONV_2D",
@@ -35,11 +31,15 @@ _BUILTINS = {
 
 
 class WeightFormat(NamedTuple):
-    """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for people."""
+    """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for people.
+
+    per_tensor: written with one scale, which all its channels have.
+    """
 
     weight_type: str
     dense: bool
     why: str
+    per_tensor: bool = False
 
 
 Formats = Mapping[str, WeightFormat]  # by the name of the node
@@ -66,54 +66,90 @@ def weighted_nodes(graph: IntegerGraph) -> list[Node]:
     return [node for node in graph.nodes if operation_of(node).weighted]
 
 
-def with_dense_pointwise(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
-    """The graph that a file of these formats holds: 1x1 convolutions with `dense` are fully_connected nodes in it.
+def as_written(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
+    """The graph that a file of these formats holds.
 
-    Same names, codes and scales; only the kernels of those nodes are [IC, OC]. Compare LiteRT's reference
-    kernels with *this* graph: they round a dense layer once and a convolution twice, so the two differ by one
-    step now and then. (XNNPACK and the optimized kernels give the same for both.)
+    1x1 convolutions with `dense` are fully_connected nodes in it, dense layers without are conv2d nodes (between reshapes, but
+    where they have four axes already). Same names of results, codes and scales; kernels have the shape of the other operation,
+    and one scale with `per_tensor`. Compare LiteRT's reference kernels with *this* graph: they round a dense layer once and a
+    convolution twice, so the two differ by one step now and then. (XNNPACK and the optimized kernels give the same for both.)
     """
     tensors, nodes = dict(graph.tensors), []
     for node in graph.nodes:
-        if node.op == "conv2d" and formats[node.name].dense:
-            kernel = tensors[node.inputs[1]]
-            if reason := not_pointwise(node, kernel):
-                raise ValueError(
-                    f"{node.name!r} is no dense layer ({reason}): expected a 1x1 convolution of stride 1, one group"
-                )
-            codes = _codes(kernel).reshape(kernel.shape[2:])  # type: ignore[arg-type]
-            tensors[kernel.name] = replace(kernel, shape=codes.shape, data=codes)
-            node = replace(node, op="fully_connected", attributes={"activation": node.attributes["activation"]})
-        nodes.append(node)
+        found = formats.get(node.name)
+        if found is not None and found.per_tensor:
+            tensors |= {name: replace(tensors[name], scale=_one_scale(tensors[name])) for name in node.inputs[1:]}
+        if found is not None and node.op == "conv2d" and found.dense:
+            nodes.append(_as_dense(node, tensors))
+        elif found is not None and node.op == "fully_connected" and not found.dense:
+            nodes += _as_convolution(node, tensors)
+        else:
+            nodes.append(node)
     return IntegerGraph(tensors, tuple(nodes), graph.inputs, graph.outputs, graph.metadata)
+
+
+def _one_scale(tensor: Tensor) -> np.ndarray:
+    scale = np.asarray(tensor.scale)
+    if (scale != scale.flat[0]).any():
+        raise ValueError(
+            f"{tensor.name!r} has scales from {scale.min()} to {scale.max()}: expected one for all channels"
+        )
+    return np.asarray(scale.flat[0])
+
+
+def _as_dense(node: Node, tensors: dict[str, Tensor]) -> Node:
+    kernel = tensors[node.inputs[1]]
+    if reason := not_pointwise(node, kernel):
+        raise ValueError(
+            f"{node.name!r} is no dense layer ({reason}): expected a 1x1 convolution of stride 1, one group"
+        )
+    codes = codes_of(kernel).reshape(kernel.shape[2:])  # type: ignore[arg-type]
+    tensors[kernel.name] = replace(kernel, shape=codes.shape, data=codes)
+    return replace(node, op="fully_connected", attributes={"activation": node.attributes["activation"]})
+
+
+def _as_convolution(node: Node, tensors: dict[str, Tensor]) -> Iterator[Node]:
+    """A dense layer as a 1x1 convolution, its own name kept for what has the weights."""
+    kernel, source, made = tensors[node.inputs[1]], tensors[node.inputs[0]], tensors[node.outputs[0]]
+    codes = codes_of(kernel)[None, None]
+    tensors[kernel.name] = replace(kernel, shape=codes.shape, data=codes)
+    ones = {"strides": [1, 1], "padding": "valid", "dilation": [1, 1], "groups": 1}
+    convolution = replace(node, op="conv2d", attributes={**node.attributes, **ones})
+    if len(source.shape) == 4:
+        yield convolution
+        return
+    pixels = math.prod(int(size or 1) for size in source.shape[1:-1])
+    taken = replace(source, name=f"{node.name}/pixels", shape=(None, 1, pixels, source.shape[-1]), data=None)
+    given = replace(made, name=f"{node.name}/image", shape=(None, 1, pixels, made.shape[-1]))
+    tensors |= {each.name: each for each in (taken, given)}
+    yield Node("reshape", taken.name, (source.name,), (taken.name,), {"shape": list(taken.shape[1:])})
+    yield replace(convolution, inputs=(taken.name, *node.inputs[1:]), outputs=(given.name,))
+    yield Node("reshape", f"{node.name}/back", (given.name,), (made.name,), {"shape": list(made.shape[1:])})
+
+
+def is_dense(node: Node, target: Target) -> bool:
+    """Whether int8 weights of a node are written as FULLY_CONNECTED."""
+    return node.op == "fully_connected" and target.takes("FULLY_CONNECTED")
 
 
 def builtin_of(node: Node, dense: bool) -> str:
     """The LiteRT operator of a node with weights. dense: written as FULLY_CONNECTED."""
-    return "FULLY_CONNECTED" if dense else _BUILTINS[node.op]
+    return "FULLY_CONNECTED" if dense else "CONV_2D" if node.op == "fully_connected" else _BUILTINS[node.op]
 
 
-def dense_int8(node: Node) -> bool:
-    """Whether int8 weights of a node are written as FULLY_CONNECTED."""
-    return node.op == "fully_connected"
-
-
-def packing(
-    node: Node, kernel: Tensor, kind: str, containers: Mapping[str, tuple[str, ...]] = CONTAINERS
-) -> tuple[bool, str | None]:
+def packing(node: Node, kernel: Tensor, kind: str, target: Target) -> tuple[bool, str | None]:
     """How weights go into `kind`: whether as FULLY_CONNECTED, and why they do not at all; None if they do."""
-    own = _BUILTINS[node.op]
     reason = codes_misfit(kernel, BITS[kind])
     if reason is not None:
         return False, reason
-    shape = None if dense_int8(node) else not_pointwise(node, kernel)
-    if shape is None and kind in containers["FULLY_CONNECTED"]:
+    shape = None if node.op == "fully_connected" else not_pointwise(node, kernel)
+    if shape is None and kind in target.weights_of("FULLY_CONNECTED"):
         reason = uneven(kernel, kind)
         if reason is None:
             return True, None
-    if not dense_int8(node) and kind in containers[own]:
+    if not is_dense(node, target) and kind in target.weights_of(builtin_of(node, False)):
         return False, None
-    takers = ", ".join(name for name, kinds in containers.items() if kind in kinds) or "no operator"
+    takers = ", ".join(target.takers_of(kind)) or "no operator"
     return False, reason or f"{shape or 'dense layer'}: {kind} weights are taken in {takers} only"
 
 
@@ -132,7 +168,7 @@ def not_pointwise(node: Node, kernel: Tensor) -> str | None:
 
 def codes_misfit(kernel: Tensor, bits: int) -> str | None:
     """Why codes do not fit `bits`; None if they do."""
-    codes, low, high = _codes(kernel), -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    codes, low, high = codes_of(kernel), -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if codes.size and (codes.min() < low or codes.max() > high):
         return f"codes from {codes.min()} to {codes.max()} exceed {low}..{high}"
     return None
@@ -144,7 +180,8 @@ def uneven(kernel: Tensor, kind: str) -> str | None:
     return f"{channels} input channels do not divide by {per_byte}" if channels % per_byte else None
 
 
-def _codes(kernel: Tensor) -> np.ndarray:
+def codes_of(kernel: Tensor) -> np.ndarray:
+    """The codes of a constant. ValueError for what is computed."""
     if kernel.data is None:
         raise ValueError(f"kernel {kernel.name!r} has no codes: expected a constant")
     return kernel.data

@@ -16,7 +16,8 @@ from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert import ends
 from keras_lowbit.deploy.litert.ends import Io, ends_of, output_names
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
-from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
+from keras_lowbit.deploy.litert.target import Target
+from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.files import FilePath, atomic_write
 from keras_lowbit.sealed import strict_json
 
@@ -51,7 +52,7 @@ def write(
     and on BUILTIN_REF. On the built-in kernels the output has the bits of the int8 file; on the delegate too, but for
     convolutions with INT4 weights: they run on the built-in kernel there, which may differ from XNNPACK's by one step.
     BUILTIN_REF rounds FULLY_CONNECTED once and CONV_2D twice, so there a 1x1 convolution packed as a dense layer may differ
-    from its int8 form by one step; it equals the NumPy reference of `weight_formats.with_dense_pointwise(graph, formats)`.
+    from its int8 form by one step; it equals the NumPy reference of `weight_formats.as_written(graph, formats)`.
 
     The file holds the graph's metadata (entry "keras_lowbit", JSON) and TFLite's own: input and output names, image or
     features, and from the graph's metadata its name, normalization and labels (see `metadata`).
@@ -65,9 +66,14 @@ def write(
 
 
 def to_bytes(
-    graph: IntegerGraph, *, weights: Weights = "int8", io: Io = "int8", batch_size: int | None = 1
+    graph: IntegerGraph,
+    *,
+    weights: Weights = "int8",
+    io: Io = "int8",
+    batch_size: int | None = 1,
+    target: Target | None = None,
 ) -> tuple[bytes, list[Row]]:
-    """The bytes that `write` writes, and its rows."""
+    """The bytes that `write` writes, and its rows. target: decides the forms of layers with weights; LiteRT by default."""
     from keras_lowbit.deploy.litert.flatbuffer import FileBuilder
     from keras_lowbit.deploy.litert.metadata import append_labels, describe
     from keras_lowbit.deploy.litert.operators import Emitter
@@ -76,9 +82,9 @@ def to_bytes(
         check_whole("export_litert", "batch_size", batch_size)
     graph.validate()
     types = ends_of(graph, io)
-    formats = plan_formats(graph, weights)
+    formats = plan_formats(graph, weights, target)
     file = FileBuilder("keras_lowbit")
-    emitter = Emitter(with_dense_pointwise(graph, formats), file, formats, batch_size)
+    emitter = Emitter(as_written(graph, formats), file, formats, batch_size)
     inputs = {name: ends.read(emitter, name, kind) for name, kind in types.inputs.items()}
     for node in emitter.graph.nodes:
         emitter.emit(node)

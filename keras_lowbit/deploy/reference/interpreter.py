@@ -29,7 +29,7 @@ def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -
     inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
     scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after a float
     subgraph or dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
-    twice: run `weight_formats.with_dense_pointwise(graph, formats)` for it.
+    twice: run `weight_formats.as_written(graph, formats)` for it.
     litert: the release whose arithmetic is meant, "2.3" or "2.4", the installed one by default. From 2.4 on a few ties of mul,
     relu, relu6 and leaky_relu fall on the other side.   ValueError or TypeError, with values, for what does not fit.
 

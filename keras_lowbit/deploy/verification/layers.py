@@ -106,11 +106,17 @@ def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> di
         ours = lowered.graph.tensors
         found[layer.node] = bool(
             _same_codes(kernel.codes, layer, keras_layer, kind)
-            and np.array_equal(kernel.scale, np.asarray(ours[f"{node}/kernel"].scale))
-            and np.array_equal(bias.scale, np.asarray(ours[f"{node}/bias"].scale))
+            and _same_scales(kernel.scale, ours[f"{node}/kernel"].scale)
+            and _same_scales(bias.scale, ours[f"{node}/bias"].scale)
             and np.array_equal(np.asarray(bias.codes), np.asarray(ours[f"{node}/bias"].data))
         )
     return found
+
+
+def _same_scales(stored: np.ndarray, ours: np.ndarray | None) -> bool:
+    """Whether a file has the scales of the graph: each of them, or one where all are equal."""
+    scales = np.asarray(ours).reshape(-1)
+    return stored.size in (1, scales.size) and bool((stored == scales).all())
 
 
 def _same_codes(stored: np.ndarray | None, layer: LoweredLayer, keras_layer: Any, kind: str) -> bool:

@@ -16,7 +16,7 @@ from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile
-from keras_lowbit.deploy.litert.weight_formats import with_dense_pointwise
+from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
 from keras_lowbit.deploy.lowering.lower import LOWERING, lower_model
@@ -73,7 +73,7 @@ def verify(
     file = LiteRTFile(path)
     policy, batch = policy_of(litert.read_metadata(path)), _batch_size(file)
     lowered = lower_model(model, _input_shapes(model, file), batch, overflow=policy)
-    written = with_dense_pointwise(lowered.graph, check_same_structure(lowered.graph, file, path))
+    written = as_written(lowered.graph, check_same_structure(lowered.graph, file, path))
     first = _FirstSamples(max(layer_samples, reference_samples), batch)
     ends = EndToEnd(model, lowered.graph, FileRunner(path), reference, strict=labels is not None)
     notes = InputNotes(lowered.graph)

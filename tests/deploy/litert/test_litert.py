@@ -5,7 +5,7 @@ import pytest
 from ai_edge_litert.interpreter import OpResolverType
 
 from keras_lowbit.deploy.litert.format_choice import plan_formats
-from keras_lowbit.deploy.litert.weight_formats import WeightFormat, pack_codes, with_dense_pointwise
+from keras_lowbit.deploy.litert.weight_formats import WeightFormat, as_written, pack_codes
 from keras_lowbit.deploy.litert.writer import to_bytes
 from keras_lowbit.deploy.reference.interpreter import run_reference
 from tests.support.litert_cases import OPERATIONS, OUT, RESOLVERS, SHAPE, biases, codes, graph_of, model_of, run, scales
@@ -85,9 +85,7 @@ def test_packed_weights_give_the_bits_of_int8(layer, channels, batch_size):
             [got], _ = run(content, inputs, RESOLVERS[resolver])
             np.testing.assert_array_equal(got, expected)
         [got], _ = run(content, inputs)  # the reference kernels round a dense layer once and a convolution twice
-        np.testing.assert_array_equal(
-            got, run_reference(with_dense_pointwise(graph, plan_formats(graph, kind)), inputs[0])
-        )
+        np.testing.assert_array_equal(got, run_reference(as_written(graph, plan_formats(graph, kind)), inputs[0]))
         _, interpreter = run(content, inputs, OpResolverType.AUTO)
         assert any("DELEGATE" in op["op_name"] for op in interpreter._get_ops_details())
 
@@ -165,7 +163,7 @@ def test_litert_refuses_the_containers_that_are_never_chosen(op, shape, kind, re
 def test_only_pointwise_convolutions_are_written_as_dense_layers():
     graph = graph_of(lambda b: b.conv2d("x", codes(3, 3, 8, 4), scales(4), None, OUT, "y"), (6, 6, 8))
     with pytest.raises(ValueError, match=r"'y' is no dense layer \(3x3 convolution\): expected a 1x1"):
-        with_dense_pointwise(graph, {"y": WeightFormat("int4", True, "asked for")})
+        as_written(graph, {"y": WeightFormat("int4", True, "asked for")})
 
 
 def test_int4_takes_every_code():

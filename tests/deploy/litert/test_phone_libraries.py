@@ -1,11 +1,9 @@
 """The libraries that apps use open our files: MediaPipe Tasks, and TensorFlow Lite's task library with its metadata reader.
 
-Neither can be installed beside TensorFlow and NumPy 2. `make phone-libraries` gives each an environment of its own in
-`build/phone`; `KERAS_LOWBIT_PHONE` names another folder with the environments `mediapipe` and `tflite-support`.
+Neither can be installed beside TensorFlow and NumPy 2: see `tests.support.phone`.
 """
 
 import json
-import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -16,8 +14,8 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.litert.file_runner import FileRunner
+from tests.support.phone import environment, interpreter_of
 
-ROOT = Path(__file__).parents[3]
 LABELS = ["tench", "goldfish", "white shark"]
 MEAN, STD = 127.5, 64.0
 PIXELS = (
@@ -61,19 +59,10 @@ print("FOUND", json.dumps(found))
 """
 
 
-def interpreter_of(library):
-    """The Python of a library's environment, or a skip that says how to get it."""
-    python = Path(os.environ.get("KERAS_LOWBIT_PHONE", ROOT / "build" / "phone")) / library / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"no {library} in {python.parents[1]}: `make phone-libraries` installs it")
-    return python
-
-
 def ask(library, script, files, tmp_path):
     np.save(tmp_path / "pixels.npy", PIXELS)
     command = [interpreter_of(library), "-c", script, tmp_path / "pixels.npy", *files]
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    result = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     said = [line for line in result.stdout.splitlines() if line.startswith("FOUND ")]
     assert said, f"{library}: {result.returncode}, {result.stderr[-3000:]}"
     return json.loads(said[0].removeprefix("FOUND "))
