@@ -10,6 +10,19 @@ from keras_lowbit.layers.host import PACKAGE
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 
 
+def _convolve(layer: Any, inputs: Any, kernel: Any, padding: str) -> Any:
+    """The convolution of a layer. One of a group for each input channel is depthwise, and run so: outside a function Keras on
+    TensorFlow compiles a grouped convolution anew in each call."""
+    strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
+    options = {"strides": strides, "padding": padding, "data_format": layer.data_format, "dilation_rate": dilation}
+    # TensorFlow's depthwise kernels take one stride for all axes, no dilation beside it, and channels last.
+    plain = layer.data_format == "channels_last" and len(set(strides)) == 1 and 1 in (strides[0], max(dilation))
+    if layer.groups > 1 and kernel.shape[-2] == 1 and plain:
+        by_channel = ops.reshape(kernel, (*kernel.shape[:-2], layer.groups, kernel.shape[-1] // layer.groups))
+        return ops.depthwise_conv(inputs, by_channel, **options)
+    return ops.conv(inputs, kernel, **options)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
     """`keras.layers.Conv1D` whose kernel [k, c_in / groups, c_out] is quantized on every call.
@@ -26,7 +39,7 @@ class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
             inputs = ops.pad(inputs, self._compute_causal_padding())
         kernel = self.quantized_kernel(training)
         padding = "valid" if self.padding == "causal" else self.padding
-        return ops.conv(inputs, kernel, list(self.strides), padding, self.data_format, list(self.dilation_rate))
+        return _convolve(self, inputs, kernel, padding)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -43,7 +56,7 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """``conv(x, q(kernel))``."""
-        return self.convolution_op(inputs, self.quantized_kernel(training))
+        return _convolve(self, inputs, self.quantized_kernel(training), self.padding)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -101,8 +101,9 @@ def saturating_left_shift(x: ArrayLike, exponent: int, bits: int = 32) -> Ints:
 def round_half_away(x: ArrayLike) -> NDArray[np.floating]:
     """Nearest integer, halves away from zero, as C's `round` (0.49999999999999994 gives 0)."""
     x = np.asarray(x)
-    whole = np.trunc(x)
-    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0).astype(x.dtype)
+    # With 0.5 itself, 0.49999999999999994 would give 1. With the number below it, 0.5 still does: sums round to even.
+    below_half = np.nextafter(x.dtype.type(0.5), x.dtype.type(0))
+    return np.trunc(x + np.copysign(below_half, x))
 
 
 def divide_toward_zero(x: ArrayLike, divisor: ArrayLike) -> Ints:

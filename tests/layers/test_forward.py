@@ -207,3 +207,27 @@ def test_jit_compiled_training_runs_and_ends_in_eager_values(quantizer):
     # XLA sums in another order; a value next to a rounding tie may move one step of 8 bits.
     difference = np.abs(model.predict(values, verbose=0) - np.asarray(model(values)))
     assert difference.max() < 0.1 * np.abs(np.asarray(model(values))).max()
+
+
+@pytest.mark.parametrize("strides", [1, 2, (1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"padding": "same"}, {"dilation_rate": 2}, {"filters": 24, "use_bias": False}], ids=str
+)
+def test_a_group_for_each_channel_is_the_stock_layer(strides, options):
+    """It may run as a depthwise convolution, which adds up in another order."""
+    if strides != 1 and "dilation_rate" in options:
+        strides = 1
+    arguments = {"filters": 8, "kernel_size": 3, "strides": strides, "groups": 8, **options}
+    layer, stock, values = QuantConv2D(**arguments), keras.layers.Conv2D(**arguments), inputs_for((11, 10, 8))
+    layer(values)
+    stock.build(values.shape)
+    stock.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(values), stock(values), atol=2e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="compiles nothing")
+def test_a_group_for_each_channel_is_not_compiled_in_each_call(monkeypatch):
+    layer, values = QuantConv2D(8, 3, groups=8), inputs_for((11, 10, 8))
+    layer(values)
+    monkeypatch.setattr(keras.ops, "conv", None)
+    assert layer(values).shape == (3, 9, 8, 8)

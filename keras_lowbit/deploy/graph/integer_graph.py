@@ -38,6 +38,7 @@ class IntegerGraph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    _is_sound: bool = field(default=False, init=False, repr=False)  # but for the metadata
     _is_valid: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +49,9 @@ class IntegerGraph:
 
     def with_metadata(self, **entries: Any) -> IntegerGraph:
         """The same graph with more, or other, metadata."""
-        return IntegerGraph(self.tensors, self.nodes, self.inputs, self.outputs, {**self.metadata, **entries})
+        made = IntegerGraph(self.tensors, self.nodes, self.inputs, self.outputs, {**self.metadata, **entries})
+        object.__setattr__(made, "_is_sound", self._is_sound)
+        return made
 
     def validate(self, nodes: bool = True) -> None:
         """Check names, order, shapes, dtypes, scales, zero points, codes and biases. ValueError says what is wrong where.
@@ -58,6 +61,16 @@ class IntegerGraph:
         """
         if self._is_valid:
             return
+        if not self._is_sound:
+            self._check_parts(nodes)
+            object.__setattr__(self, "_is_sound", True)
+        try:
+            json.dumps(dict(self.metadata), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata is not plain JSON ({error}): {dict(self.metadata)!r}") from error
+        object.__setattr__(self, "_is_valid", True)
+
+    def _check_parts(self, nodes: bool) -> None:
         for key, tensor in self.tensors.items():
             if key != tensor.name:
                 raise ValueError(f"tensor {tensor.name!r} is filed under {key!r}: names must agree")
@@ -66,11 +79,6 @@ class IntegerGraph:
         self._check_order()
         for node in self.nodes if nodes else ():
             check_node(node, self.tensors)
-        try:
-            json.dumps(dict(self.metadata), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"metadata is not plain JSON ({error}): {dict(self.metadata)!r}") from error
-        object.__setattr__(self, "_is_valid", True)
 
     def _check_ends(self) -> None:
         for kind, names in (("inputs", self.inputs), ("outputs", self.outputs)):

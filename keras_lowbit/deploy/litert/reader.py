@@ -171,6 +171,8 @@ def _codes(data: np.ndarray, kind: str, shape: tuple[int, ...]) -> np.ndarray | 
     if kind not in _BITS:
         return None
     bits = _BITS[kind]
+    if bits == 8:
+        return data.view(np.int8).reshape(shape)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     fields = (data[:, None] >> shifts) & np.uint8(2**bits - 1)
     signed = fields.astype(np.int16).reshape(-1)[: int(np.prod(shape, dtype=np.int64))]

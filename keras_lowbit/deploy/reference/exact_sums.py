@@ -18,15 +18,17 @@ Pair = tuple[int, int]
 
 
 def matmul(x: np.ndarray, weights: np.ndarray) -> Sums:
-    """`x @ weights`, [..., K] times [K, N], or [G, n, K] times [G, K, N].
+    """`x @ weights`, [..., K] times [K, N].
 
     Where K products may add up to more than float32 holds, the sum is formed of blocks that may not.
     """
-    x, weights = x.astype(np.float32, copy=False), weights.astype(np.float32, copy=False)
-    return _by_blocks(x, weights, exact_terms(x, weights))
+    # One product of all rows: NumPy would form one for each row of an image, and a BLAS wakes its threads for each.
+    rows, weights = x.reshape(-1, x.shape[-1]).astype(np.float32, copy=False), weights.astype(np.float32, copy=False)
+    return _by_blocks(rows, weights, exact_terms(rows, weights)).reshape(*x.shape[:-1], weights.shape[-1])
 
 
 def _by_blocks(x: np.ndarray, weights: np.ndarray, block: int) -> Sums:
+    """[n, K] times [K, N], or [G, n, K] times [G, K, N]."""
     depth = weights.shape[-2]
     parts = (x[..., k : k + block] @ weights[..., k : k + block, :] for k in range(0, depth, block))
     total = next(parts).astype(np.int32)

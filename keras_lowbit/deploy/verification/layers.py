@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import Range
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.lowering.lower import Lowered
 from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
@@ -16,6 +17,7 @@ from keras_lowbit.deploy.verification.noise import Noise
 from keras_lowbit.layers.base import kernels_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
+from keras_lowbit.numerics.requantization import CACHED
 
 #: Steps from the nearest code at which a value is no code any more: half precision is off by 0.06.
 BETWEEN_CODES = 0.1
@@ -70,7 +72,10 @@ def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
     tensor = graph.tensors[name]
     if tensor.scale is None:
         return value
-    return (value.astype(np.float32) - tensor.zero_point) * tensor.scale
+    real = value.astype(np.float32)
+    real -= np.float32(tensor.zero_point)
+    real *= tensor.scale
+    return real
 
 
 def _difference(
@@ -79,19 +84,33 @@ def _difference(
     """Elements, largest difference in steps, share of equal ones, signal-to-noise ratio in dB, share of unrounded ones."""
     sources = segment.provenance.sources.values()
     reals = {name: keras.ops.convert_to_tensor(_real(graph, name, tensors[name])) for name in sources}
-    expected = keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))
-    grid = graph.tensors[segment.tensor].range
-    got = tensors[segment.tensor].astype(np.float64) - grid.zero_point
-    if not got.size:
-        return 0, 0, 1.0, math.inf, 0.0
-    # All in steps from zero: large tensors are gone through as few times as possible.
-    wanted = np.asarray(expected, np.float64).reshape(got.shape) / np.float32(grid.scale)
-    np.clip(wanted, -128 - grid.zero_point, 127 - grid.zero_point, out=wanted)
-    nearest, noise = np.round(wanted), Noise()
-    noise.add(wanted, got)
-    steps = np.abs(got - nearest)
-    unrounded = np.abs(wanted - nearest) > BETWEEN_CODES
-    return got.size, int(steps.max()), float(np.mean(steps == 0)), noise.snr_db, float(np.mean(unrounded))
+    expected = np.asarray(keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))).reshape(-1)
+    got, sums = tensors[segment.tensor].reshape(-1), _Sums(graph.tensors[segment.tensor].range)
+    if got.size != expected.size:
+        raise ValueError(f"{segment.tensor!r} has {got.size:,} elements, Keras gives {expected.size:,}")
+    for start in range(0, got.size, CACHED):
+        sums.add(expected[start : start + CACHED], got[start : start + CACHED])
+    count = max(got.size, 1)
+    return got.size, sums.worst, 1 - sums.different / count, sums.noise.snr_db, sums.unrounded / count
+
+
+class _Sums:
+    """What one layer's elements add up to, in steps from zero; in pieces, whose intermediate arrays fit into a cache."""
+
+    def __init__(self, grid: Range) -> None:
+        self.scale, self.zero_point, self.noise = np.float32(grid.scale), grid.zero_point, Noise()
+        self.worst, self.different, self.unrounded = 0, 0, 0
+
+    def add(self, expected: np.ndarray, codes: np.ndarray) -> None:
+        """Keras' reals and the file's codes."""
+        wanted = expected.astype(np.float64) / self.scale
+        np.clip(wanted, -128 - self.zero_point, 127 - self.zero_point, out=wanted)
+        got, nearest = codes.astype(np.float64) - self.zero_point, np.round(wanted)
+        steps = np.abs(got - nearest)
+        self.worst = max(self.worst, int(steps.max()))
+        self.different += int(np.count_nonzero(steps))
+        self.unrounded += int(np.count_nonzero(np.abs(wanted - nearest) > BETWEEN_CODES))
+        self.noise.add(wanted, got)
 
 
 def _weights_equal(model: keras.Model, lowered: Lowered, file: LiteRTFile) -> dict[str, bool]:

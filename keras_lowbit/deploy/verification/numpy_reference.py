@@ -1,12 +1,17 @@
 """The part of `verify` that has no tolerance: the file on LiteRT's reference kernels against the NumPy reference."""
 
 import dataclasses
+import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.litert.file_runner import FileRunner
+from keras_lowbit.deploy.reference.interpreter import trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,25 @@ class ReferenceParity:
     def equal(self) -> bool | None:
         """Whether no element differs; None where LiteRT could not run on its reference kernels."""
         return None if self.kernels != "reference" else not self.differing
+
+
+_LIMITING = (
+    threading.Lock()
+)  # how many threads a BLAS takes belongs to the process: two at once would put back each other's
+
+
+def trace_by_batches(graph: IntegerGraph, samples: list[np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """`trace` of inputs in the graph's order, `size` samples at a time, in as many threads as there are processors.
+
+    size: divides the number of samples, and is one that the graph's float subgraphs take.
+    """
+    batches = [[array[start : start + size] for array in samples] for start in range(0, len(samples[0]), size)]
+    if len(batches) == 1:
+        return trace(graph, dict(zip(graph.inputs, samples, strict=True)))
+    # A BLAS wakes its own threads for each product, and they look for the next one in vain for longer than it takes.
+    with _LIMITING, threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = list(threads.map(lambda batch: trace(graph, dict(zip(graph.inputs, batch, strict=True))), batches))
+    return {name: np.concatenate([values.pop(name) for values in found]) for name in list(found[0])}
 
 
 def softmax_overflows(graph: IntegerGraph, values: Mapping[str, np.ndarray]) -> bool:

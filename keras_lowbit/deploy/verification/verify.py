@@ -5,7 +5,9 @@ last bit, so that errors of earlier layers do not add up. End to end they do: th
 the NumPy reference of the integer graph there is no tolerance: every element of every tensor is equal, or it is wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,11 +21,15 @@ from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
-from keras_lowbit.deploy.lowering.lower import LOWERING, lower_model
-from keras_lowbit.deploy.reference.interpreter import trace
+from keras_lowbit.deploy.lowering.lower import LOWERING, Lowered, lower_model
 from keras_lowbit.deploy.verification.explain import InputNotes
 from keras_lowbit.deploy.verification.layers import LayerParity, compare_layers
-from keras_lowbit.deploy.verification.numpy_reference import ReferenceParity, compare_reference, softmax_overflows
+from keras_lowbit.deploy.verification.numpy_reference import (
+    ReferenceParity,
+    compare_reference,
+    softmax_overflows,
+    trace_by_batches,
+)
 from keras_lowbit.deploy.verification.outputs import EndToEnd, OutputParity
 from keras_lowbit.deploy.verification.parity import LEAST_REFERENCE_SNR_DB, Parity
 from keras_lowbit.deploy.verification.scores import Score
@@ -82,12 +88,15 @@ def verify(
         first.add(arrays)
         ends.add(arrays, own)
         notes.add(arrays)
-    ours = trace(written, dict(zip(written.inputs, first.take(), strict=True)))
+    ours = trace_by_batches(written, first.take(), batch)
     runner, coverage = FileRunner(path, True, spare_reference=softmax_overflows(written, ours)), delegate_coverage(path)
-    found = compare_reference(ours, runner, first.take(reference_samples))
-    tensors = ours if found.equal else runner.all_tensors(first.take(), set(ours))
-    with LOWERING:
-        layers = compare_layers(model, lowered, file, tensors, set(coverage.taken))
+    layers_on = partial(_layers_on, model, lowered, file, set(coverage.taken))
+    with ThreadPoolExecutor(1) as meanwhile:  # LiteRT's reference kernels take one processor
+        comparing = meanwhile.submit(compare_reference, ours, runner, first.take(reference_samples))
+        layers = layers_on(ours) if runner.resolver == "reference" else []
+        found = comparing.result()
+    if not found.equal:
+        layers = layers_on(runner.all_tensors(first.take(), set(ours)))
     return Parity(
         tuple(layers),
         *_together(ends.results()),
@@ -101,6 +110,13 @@ def verify(
         labels_note=ends.labels_note,
         min_reference_snr_db=min_reference_snr_db,
     )
+
+
+def _layers_on(
+    model: keras.Model, lowered: Lowered, file: LiteRTFile, taken: set[str], tensors: Mapping[str, np.ndarray]
+) -> list[LayerParity]:
+    with LOWERING:
+        return compare_layers(model, lowered, file, tensors, taken)
 
 
 def _as_given(array: np.ndarray) -> np.ndarray:

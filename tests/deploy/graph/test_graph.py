@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from keras_lowbit.deploy.graph import GraphBuilder, GraphFileError, IntegerGraph, Node, Range, Tensor
+from keras_lowbit.deploy.graph import GraphBuilder, GraphFileError, IntegerGraph, Node, Range, Tensor, integer_graph
 from keras_lowbit.sealed import seal
 from tests.support.litert_oracle import float_model
 
@@ -191,6 +191,16 @@ def test_unsound_graph_is_not_saved(graph, tmp_path):
     with pytest.raises(ValueError, match="metadata is not plain JSON"):
         unsound.save(tmp_path / "q.klb")
     assert os.listdir(tmp_path) == []
+
+
+def test_other_metadata_leave_a_checked_graph_checked(graph, monkeypatch):
+    """Large graphs take seconds to check; one that was never checked is, whatever its metadata."""
+    graph.validate()
+    unchecked = type(graph)(graph.tensors, graph.nodes, ("missing",), graph.outputs).with_metadata(name="other")
+    monkeypatch.setattr(integer_graph, "check_node", None)
+    graph.with_metadata(name="other").validate()
+    with pytest.raises(ValueError, match="missing"):
+        unchecked.validate()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ def test_sums_beyond_int32_wrap_as_litert_does():
     np.testing.assert_array_equal(exact_sums.matmul(x, weights), product(x, weights))
 
 
+def test_the_rows_of_images_are_those_of_one_product():
+    random = np.random.default_rng(3)
+    x, weights = random.integers(-255, 256, (2, 3, 5, 700)), random.integers(-128, 128, (700, 6))
+    np.testing.assert_array_equal(exact_sums.matmul(x, weights), product(x, weights))
+    assert exact_sums.matmul(x[:, :0], weights).shape == (2, 0, 5, 6)
+
+
 @pytest.mark.parametrize("largest", [1, 7, 127])
 def test_random_products_and_how_many_are_added_at_once(largest):
     random = np.random.default_rng(largest)

@@ -136,6 +136,18 @@ def test_round_half_away_as_c_does():
     assert fp.round_half_away(np.float32(1.5)).dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_round_half_away_of_every_kind_of_number(dtype):
+    """Of any exponent, of halves and of the numbers beside them: never away from what a fraction of whole numbers says."""
+    random = np.random.default_rng(0)
+    halves = (random.integers(-(2**30), 2**30, 2000) / 2).astype(dtype)
+    sizes = (2.0 ** random.uniform(-3, 60, 2000) * random.choice([-1, 1], 2000)).astype(dtype)
+    x = np.concatenate([halves, sizes])
+    x = np.concatenate([x, np.nextafter(x, dtype(0)), np.nextafter(x, dtype(2.0**62))])
+    exact = [(-1 if value < 0 else 1) * int(abs(Fraction(float(value))) + Fraction(1, 2)) for value in x]
+    assert [int(found) for found in fp.round_half_away(x)] == exact
+
+
 @given(st.integers(-(2**40), 2**40), st.integers(1, 2**20))
 @thorough
 def test_division_toward_zero(x, divisor):

@@ -158,6 +158,8 @@ def test_a_changed_bias_differs_from_the_reference(mixed, tmp_path):
     assert parity.reference_equal is False
     assert parity.reference.differing["point"] > 0
     assert "conv" not in parity.reference.differing
+    # Then the layers are those of the file, not of the reference.
+    assert {row.name: row.max_steps for row in parity.layers}["point"] > 1
 
 
 def test_a_changed_scale_is_noticed(mixed, tmp_path):

@@ -142,8 +142,7 @@ def bias_scale(real: Tensor, weight_scale: np.ndarray) -> np.ndarray:
 
 def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, where: str) -> None:
     """ValueError unless int32 holds `bias + sum codes * (x - zero_point)` for every int8 x. codes: [channels, ...]."""
-    plus = np.where(codes > 0, codes, 0).sum(1, dtype=np.int64)
-    minus = np.where(codes < 0, codes, 0).sum(1, dtype=np.int64)
+    plus, minus = (part(codes, 0).sum(1, dtype=np.int64) for part in (np.maximum, np.minimum))
     top, bottom = 127 - zero_point, -128 - zero_point
     reach = np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
     if reach.size and reach.max() > INT32_MAX:
