@@ -35,6 +35,7 @@ class ExportReport:
     flushed: layer -> channels whose negligible weights became zero codes (their bias would not have fitted int32).
     overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
     target: what it was written for.   misfits: what that does not take, where `strict` is False (and it is not "litert").
+    int8_size_bytes: of the file with int8 weights; None where all are int8.
     """
 
     path: str
@@ -45,10 +46,12 @@ class ExportReport:
     overflows: dict[str, overflow_.Overflow] = dataclasses.field(default_factory=dict)
     target: str = "litert"
     misfits: tuple[Misfit, ...] = ()
+    int8_size_bytes: int | None = None
 
     def __str__(self) -> str:
         rows = [tuple(row) for row in self.rows]
-        size = f"{self.size_bytes:,} bytes, {len(rows)} layers with weights"
+        other = f" ({self.int8_size_bytes:,} with int8 weights)" if self.int8_size_bytes is not None else ""
+        size = f"{self.size_bytes:,} bytes{other}, {len(rows)} layers with weights"
         lines = [f"{printable(self.path)}: {size}, for {self.target}"]
         lines.append(table(("layer", "op", "weights", "kernel bytes", "why"), rows))
         lines += [f"runs in float: {found.path}: {found.reason}" for found in self.float_fallbacks]
@@ -128,7 +131,8 @@ def export_litert(
     warn_of_unrounded(lowered)
     _warn_of_other_pixels(file.graph)
     in_float = tuple(lowered.float_fallbacks)
-    about = (file.target.name, file.misfits)
+    packed = any(row.weight_type != "int8" for row in file.rows)
+    about = (file.target.name, file.misfits, file.size_with("int8") if packed else None)
     return ExportReport(name_of(path), len(file.content), file.rows, in_float, flushed, lowered.overflows, *about)
 
 

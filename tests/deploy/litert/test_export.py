@@ -120,6 +120,9 @@ def test_sizes_fall_with_bits_and_the_output_stays(classifier, tmp_path):
         runner = FileRunner(tmp_path / f"{weights}.tflite", reference=True, spare_reference=True)
         outputs.append(runner.run([images])[0])
         assert report.size_bytes == (tmp_path / f"{weights}.tflite").stat().st_size
+        whole = (tmp_path / "int8.tflite").stat().st_size
+        assert report.int8_size_bytes == (None if weights == "int8" else whole)
+        assert (f"bytes ({whole:,} with int8 weights), 4 layers" in str(report)) == (weights != "int8")
     assert sizes == [16 * 24, 16 * 24 // 2, 16 * 24 // 4]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     np.testing.assert_array_equal(outputs[0], outputs[2])
