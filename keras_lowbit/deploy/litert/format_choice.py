@@ -187,6 +187,7 @@ class _Choice(NamedTuple):
         if row is None or math.isnan(row.ratio(kind)):
             return math.nan, f"the time of {op} with {kind} weights is in no row of the table"
         beside = "" if dense else " (XNNPACK leaves it to the built-in kernel)"
+        beside = beside if self.target.name == "litert" else " on LiteRT"
         return row.ratio(kind), f"{row.ratio(kind):.2f} times the time of int8{beside}, measured at {row}"
 
 

@@ -4,6 +4,8 @@ Skipped where tflite-micro is not installed (`make phone-libraries`). What it co
 the last tests hold that this list is true.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.litert.writer import to_bytes
 from keras_lowbit.deploy.reference.interpreter import trace
 from tests.support.litert_cases import GRID, OPERATIONS, OUT, biases, codes, graph_of, scales
-from tests.support.lowering_zoo import ZOO, trained
+from tests.support.lowering_zoo import ZOO, enliven, trained
 from tests.support.phone import interpreter_of, run_micro
 from tests.support.random_graphs import random_graph
 
@@ -99,6 +101,32 @@ def test_what_the_zoo_holds_back_runs_in_float_or_is_left_out(zoo):
     _, refused = zoo
     assert {name for name in refused if not ZOO[name].float_fallbacks} == {"activation relu6"}
     assert "RELU6 has an output of another range than its input" in refused["activation relu6"]
+
+
+APPLICATIONS = {
+    "MobileNetV2": {"alpha": 0.35, "input_shape": (64, 64, 3)},
+    "MobileNetV3Small": {"alpha": 0.75, "input_shape": (64, 64, 3)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_whole_networks_have_the_codes_of_litert(tmp_path, name):
+    python = interpreter_of("tflite-micro")
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(weights=None, include_top=False, **APPLICATIONS[name])
+    enliven(model)
+    quantized, _ = klb.quantize_model(model, "int8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the weights are random: the data fit no batch norm
+        klb.calibrate(quantized, np.random.default_rng(0).uniform(0, 255, (8, 64, 64, 3)).astype("float32"), verbose=0)
+    klb.export_litert(quantized, tmp_path / "m.tflite", target="microcontroller")
+    content = (tmp_path / "m.tflite").read_bytes()
+    inputs = random_inputs(content)
+    [found] = run_micro({name: (content, inputs, 1)}, tmp_path).values()
+    assert different(found, litert_reference(content, inputs)) == 0
+    assert len(np.unique(found[0])) > 50
+    assert 64 * 64 * 3 < klb.deploy.arena_bytes(tmp_path / "m.tflite", python=python) < len(content)
 
 
 def inputs_of(graph, seed=0):

@@ -280,6 +280,16 @@ def test_forced_weights_are_seen():
 # ------------------------------------------------------------------------------------ forms of layers with weights
 
 
+def test_times_are_those_of_litert():
+    """What they say of another target's kernels is said to be so."""
+    graph = graph_of(lambda b: b.conv2d("x", codes(3, 3, 8, 6, low=-7, high=7), scales(6), None, OUT, "y"))
+    whys = [
+        to_bytes(graph, weights="auto", target=named_target(name))[1][0].why for name in ("litert", "microcontroller")
+    ]
+    assert "times the time of int8 (XNNPACK leaves it to the built-in kernel), measured at" in whys[0]
+    assert "times the time of int8 on LiteRT, measured at" in whys[1]
+
+
 @pytest.mark.parametrize("shape", [(16,), (5, 16), (3, 5, 16), (2, 3, 5, 16)])
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_dense_layer_as_a_convolution(shape, weights):
