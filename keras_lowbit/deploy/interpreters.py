@@ -45,7 +45,7 @@ def make_interpreter(resolver: str, threads: int = 1, keep_all: bool = False, **
     """A LiteRT interpreter with its tensors allocated.
 
     resolver: "xnnpack" (the default delegate), "built-in" (optimized kernels) or "reference".
-    keep_all: every tensor stays readable.   source: model_path or model_content.
+    keep_all: every tensor stays readable.   source: model_path, or model_content, or both for the content of a file.
     Raises ValueError, with LiteRT's reason, if it refuses the file; OSError if there is none.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -71,7 +71,7 @@ def _model(model_path: Any = None, model_content: bytes = b"") -> tuple[str, byt
     """What the model is called in messages, and its bytes: LiteRT itself opens only names that are UTF-8."""
     if model_path is None:
         return f"a model of {len(model_content)} bytes", model_content
-    return repr(name_of(model_path)), read_whole(model_path)
+    return repr(name_of(model_path)), model_content or read_whole(model_path)
 
 
 def open_interpreter(reference: bool, threads: int = 1, keep_all: bool = False, **source: Any) -> tuple[Any, str]:

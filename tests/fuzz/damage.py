@@ -8,6 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_lowbit.sealed import seal, unseal
+from tests.support import bombs
 
 NUMBERS = (-1, 0, 1, 2, 255, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308)
 HOSTILE = (*NUMBERS, None, True, False, "", "x", "\ud800", [], {}, [[]])
@@ -117,6 +118,15 @@ def tables_at_random(content, random):
         return bytes(builder.Output())
     except Exception:
         return content
+
+
+def metadata_at_random(content, random):
+    """A .tflite file whose TFLite metadata are damaged or share their tables, or which is nothing but shared tables."""
+    kind, count = random.integers(0, 3), int(2 ** random.integers(0, 12))
+    if kind == 0:
+        return bombs.MODELS[random.integers(0, len(bombs.MODELS))](count)
+    bomb = bombs.METADATA[random.integers(0, len(bombs.METADATA))]
+    return bombs.with_metadata(content, lambda entry: bomb(count) if kind == 1 else bytes_at_random(entry, random))
 
 
 def _fields(table):

@@ -19,13 +19,20 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 import keras_lowbit as klb
 from keras_lowbit.deploy import Runtime
 from keras_lowbit.deploy.graph import GraphFileError, IntegerGraph
+from keras_lowbit.deploy.litert.metadata import append_labels
 from keras_lowbit.deploy.litert.metadata_schema_py_generated import ModelMetadataT
 from keras_lowbit.deploy.litert.writer import to_bytes
 from keras_lowbit.deploy.reference.interpreter import trace
 from keras_lowbit.deploy.verification import verify as verify_module
 from keras_lowbit.distill import state
 from keras_lowbit.keras_graph.variables import to_numpy
-from tests.fuzz.damage import bytes_at_random, json_at_random, sealed_at_random, tables_at_random
+from tests.fuzz.damage import (
+    bytes_at_random,
+    json_at_random,
+    metadata_at_random,
+    sealed_at_random,
+    tables_at_random,
+)
 from tests.support.distill_models import VECTORS, inflated, teacher_model
 
 FORMER = Path(__file__).parents[1] / "fixtures" / "v1" / "graph.klb"
@@ -137,7 +144,8 @@ class File:
         """Outcome and detail for one damaged file."""
         which = int(random.integers(0, len(self.contents)))
         content = self.contents[which]
-        damaged = bytes_at_random(content, random) if random.integers(0, 2) else _labelled(content, random)
+        ways = (bytes_at_random, _labelled(tables_at_random), _labelled(metadata_at_random))
+        damaged = ways[random.integers(0, len(ways))](content, random)
         self.path.write_bytes(damaged)
         try:
             parity = klb.verify(self.models[which], self.path, IMAGES, layer_samples=1)
@@ -161,15 +169,14 @@ def _remembered(lower):
     return lowered
 
 
-def _labelled(content, random):
+def _labelled(change):
     """Tables changed; the labels behind them as they were."""
-    at = content.rfind(b"PK\x03\x04")
-    changed = tables_at_random(content, random)
-    if changed == content or at < 0:
-        return changed
-    from keras_lowbit.deploy.litert.metadata import append_labels
 
-    return append_labels(changed, LABELS)
+    def changed(content, random):
+        found = change(content, random)
+        return found if found == content or content.rfind(b"PK\x03\x04") < 0 else append_labels(found, LABELS)
+
+    return changed
 
 
 def _meaning(content):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from keras_lowbit.deploy.graph.tensors import PLAIN
+from keras_lowbit.deploy.graph.unpacking import unpack
 
 
 class End(NamedTuple):
@@ -60,7 +61,7 @@ def load(model: bytes, name: str) -> Any:
             f"{where} is not a .tflite model ({len(model)} bytes): expected the bytes of a converted float model"
         )
     try:
-        found = schema.ModelT.InitFromPackedBuf(model)
+        found = unpack(schema, "Model", model)
         graph = found.subgraphs[0]
         _ = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     except Exception as error:  # the schema raises whatever the damaged bytes lead it to

@@ -30,9 +30,9 @@ class DelegateCoverage:
         return f"XNNPACK runs {len(self.taken)} of {self.operators} operators{f'; not {left}' if left else ''}"
 
 
-def delegate_coverage(path: FilePath) -> DelegateCoverage:
-    """Which operators of a .tflite file the XNNPACK delegate takes on this machine."""
-    interpreter = make_interpreter("xnnpack", model_path=path)
+def delegate_coverage(path: FilePath, content: bytes = b"") -> DelegateCoverage:
+    """Which operators of a .tflite file the XNNPACK delegate takes on this machine. content: of the file, if it has been read."""
+    interpreter = make_interpreter("xnnpack", model_path=path, model_content=content)
     # The only way to ask: a private method, which lists the file's operators and then one DELEGATE for each partition.
     operators = interpreter._get_ops_details()
     names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}

@@ -15,6 +15,7 @@ class FileRunner:
     """One interpreter. reference: LiteRT's reference kernels, every tensor kept; else the default XNNPACK delegate.
 
     spare_reference: the built-in kernels in place of the reference ones, for data that would end the process there.
+    content: of the file, if it has been read.
     resolver: the kernels it really runs on, a key of `RESOLVERS`.
     """
 
@@ -24,8 +25,9 @@ class FileRunner:
         reference: bool = False,
         threads: int = 1,
         spare_reference: bool = False,
+        content: bytes = b"",
     ) -> None:
-        source = {"model_path": path}
+        source = {"model_path": path, "model_content": content}
         if reference and spare_reference:
             self.interpreter, self.resolver = make_interpreter("built-in", threads, True, **source), "built-in"
         else:

@@ -38,24 +38,6 @@ def file_tree(model: Any, names: list[str]) -> dict[str, Any]:
     }
 
 
-def check_counts(model: Any, size: int) -> None:
-    """ValueError for a model that says it has more tables and indices than `size` bytes can hold: tables may be shared, and a
-    small file that says so at every level would unpack to more than any memory."""
-    left = size - sum(getattr(model, f"{name[0].upper()}{name[1:]}Length")() for name in _LISTS)
-    for graph in map(model.Subgraphs, range(model.SubgraphsLength() if left >= 0 else 0)):
-        left -= 4 * (graph.TensorsLength() + graph.OperatorsLength()) + graph.InputsLength() + graph.OutputsLength()
-        if left < 0:
-            break
-        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-            left -= tensor.VariantTensorsLength()
-        for operator in map(graph.Operators, range(graph.OperatorsLength())):
-            left -= operator.InputsLength() + operator.OutputsLength() + operator.IntermediatesLength()
-    for signature in map(model.SignatureDefs, range(model.SignatureDefsLength() if left >= 0 else 0)):
-        left -= signature.InputsLength() + signature.OutputsLength()
-    if left < 0:
-        raise ValueError(f"{size:,} bytes cannot hold the tables that it says it has")
-
-
 def named(indices: Any, names: list[str], optional: bool = False) -> list[str]:
     """The tensors of some indices. IndexError for one that is none; -1, a tensor left out, is "" where that is allowed."""
     found = []

@@ -7,6 +7,7 @@ multiples of 16 bytes as the format asks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,20 +31,21 @@ class SharingBuilder(flatbuffers.Builder):
 
     def __init__(self, initial_size: int) -> None:
         super().__init__(initial_size)
-        self._written: dict[tuple[str, bytes], int] = {}
+        self._written: dict[tuple[str, bytes], int] = {}  # by type and digest
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         """Offset of a vector equal to `x`, written now or before. uint8 vectors (buffers) are aligned to 16
         bytes."""
-        key = (x.dtype.str, x.tobytes())
+        content = np.ascontiguousarray(x)
+        key = (x.dtype.str, hashlib.sha256(content).digest())  # not the bytes: they are all of the file
         if key not in self._written:
-            self._written[key] = self._bytes(key[1]) if x.dtype == np.uint8 else super().CreateNumpyVector(x)
+            self._written[key] = self._bytes(content) if x.dtype == np.uint8 else super().CreateNumpyVector(x)
         return self._written[key]
 
-    def _bytes(self, content: bytes) -> int:
-        self.StartVector(1, len(content), ALIGNMENT)
-        self.head = self.head - len(content)
-        self.Bytes[self.head : self.head + len(content)] = content
+    def _bytes(self, content: np.ndarray) -> int:
+        self.StartVector(1, content.size, ALIGNMENT)
+        self.head = self.head - content.size
+        self.Bytes[self.head : self.head + content.size] = memoryview(content.reshape(-1))
         return self.EndVector()
 
 
@@ -157,13 +159,21 @@ class FileBuilder:
         ]
 
     def pack(self) -> bytes:
-        """The file. ValueError beyond 2 GB, the largest that a flatbuffer can address."""
+        """The file, once. ValueError beyond 2 GB, the largest that a flatbuffer can address."""
         size = sum(b.data.size for b in self.model.buffers if b.data is not None)
         if size > LARGEST_FILE:
             raise ValueError(
                 f"the constants take {size:,} bytes: a LiteRT file holds at most {LARGEST_FILE:,}. "
                 "Split the model, or use weights='int4' or 'int2'"
             )
-        builder = SharingBuilder(size + 65536)
+        builder = SharingBuilder(size + self._size_of_tables())
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        self.model.buffers = []
+        self._buffers.clear()  # all of it is in the builder now, and will be in the file
+        return bytes(memoryview(builder.Bytes)[builder.head :])
+
+    def _size_of_tables(self) -> int:
+        """About as many bytes as the tables take, rather more: a builder that is too small doubles."""
+        grids = [tensor.quantization for tensor in self.graph.tensors if tensor.quantization is not None]
+        scales = sum(np.asarray(grid.scale).nbytes for grid in grids if grid.scale is not None)
+        return 65536 + scales + 512 * (len(self.graph.tensors) + len(self.graph.operators))

@@ -24,6 +24,7 @@ import flatbuffers
 import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.graph.unpacking import checked, unpack
 from keras_lowbit.deploy.litert import metadata_schema_py_generated as schema
 from keras_lowbit.files import zip_member
 
@@ -55,13 +56,32 @@ def describe(graph: IntegerGraph) -> bytes:
 
 def append_labels(content: bytes, labels: Sequence[str]) -> bytes:
     """The model followed by a zip file with `labels.txt`, one label a line; unchanged without labels."""
-    if not labels:
-        return content
-    stream = io.BytesIO(content)
-    with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:  # MediaPipe reads no compressed ones
+    return content + _zip_of(labels, len(content)) if labels else content
+
+
+def _zip_of(labels: Sequence[str], start: int) -> bytes:
+    """The zip file with labels that stands behind `start` bytes."""
+    stream = _Behind(start)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # MediaPipe reads no compressed ones
         entry = zipfile.ZipInfo(LABELS_FILE)  # its fixed date keeps equal models equal files
         archive.writestr(entry, "\n".join(labels) + "\n")
     return stream.getvalue()
+
+
+class _Behind(io.BytesIO):
+    """A stream that starts behind so many bytes, which it does not hold: a zip file says where its parts stand."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self._start = start
+
+    def tell(self) -> int:
+        """The place, from the start of all."""
+        return self._start + super().tell()
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """To a place from the start of all, or as usual from elsewhere."""
+        return self._start + super().seek(place - self._start if whence == io.SEEK_SET else place, whence)
 
 
 def read_labels(content: bytes) -> list[str] | None:
@@ -87,7 +107,7 @@ def read_labels(content: bytes) -> list[str] | None:
     if [(e.compress_type, e.date_time) for e in entries] == [(zipfile.ZIP_STORED, zipfile.ZipInfo().date_time)]:
         # As we write it. What readers of zip files need and Python's does not look at: the entry's second head.
         start = entries[0].header_offset
-        if append_labels(content[:start], labels) != content:
+        if _zip_of(labels, start) != content[start:]:
             raise ValueError(f"the zip file around {LABELS_FILE} is damaged")
     return labels
 
@@ -105,11 +125,11 @@ def _model_metadata(content: bytes) -> Any:
     """The entry TFLITE_METADATA, unpacked; None without one."""
     from ai_edge_litert import schema_py_generated as litert_schema
 
-    model = litert_schema.Model.GetRootAs(content)
+    model = checked(litert_schema, "Model", content)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
         if entry.Name() == b"TFLITE_METADATA":
-            return schema.ModelMetadataT.InitFromPackedBuf(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return unpack(schema, "ModelMetadata", model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
     return None
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_lowbit.deploy.litert.file_tree import check_counts, file_tree, named
+from keras_lowbit.deploy.graph.unpacking import unpack
+from keras_lowbit.deploy.litert.file_tree import file_tree, named
 from keras_lowbit.files import FilePath, name_of, read_whole
 
 _BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
@@ -67,8 +68,7 @@ class LiteRTFile:
         from ai_edge_litert import schema_py_generated as schema
 
         self.content = content
-        check_counts(schema.Model.GetRootAs(content), len(content))
-        self.model = model = schema.ModelT.InitFromPackedBuf(content, 0)
+        self.model = model = unpack(schema, "Model", content)
         graph = model.subgraphs[0]
         types, builtins = _names(schema.TensorType), _names(schema.BuiltinOperator)
         names = [tensor.name.decode() for tensor in graph.tensors]

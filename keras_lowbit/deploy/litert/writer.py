@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from keras_lowbit.arguments import check_whole
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.graph.unpacking import checked
 from keras_lowbit.deploy.litert import ends
 from keras_lowbit.deploy.litert.ends import Io, ends_of, output_names
 from keras_lowbit.deploy.litert.format_choice import Weights, plan_formats
@@ -115,7 +116,7 @@ def metadata_of(content: bytes) -> dict[str, object] | None:
 
     from keras_lowbit.deploy.litert.metadata import read_labels
 
-    model = schema.Model.GetRootAs(content)
+    model = checked(schema, "Model", content)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
         if entry.Name() == METADATA[0].encode():

@@ -17,7 +17,7 @@ from keras_lowbit import data as klb_data
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner
-from keras_lowbit.deploy.litert.reader import LiteRTFile
+from keras_lowbit.deploy.litert.reader import LiteRTFile, parsing
 from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
@@ -77,11 +77,12 @@ def verify(
         check_model(reference, "verify(reference=)")
     _check_samples(layer_samples=layer_samples, reference_samples=reference_samples)
     file = LiteRTFile(path)
-    policy, batch = policy_of(litert.read_metadata(path)), _batch_size(file)
+    policy, batch = policy_of(_notes(file, path)), _batch_size(file)
     lowered = lower_model(model, _input_shapes(model, file), batch, overflow=policy)
     written = as_written(lowered.graph, check_same_structure(lowered.graph, file, path))
     first = _FirstSamples(max(layer_samples, reference_samples), batch)
-    ends = EndToEnd(model, lowered.graph, FileRunner(path), reference, strict=labels is not None)
+    run_by = partial(FileRunner, path, content=file.content)
+    ends = EndToEnd(model, lowered.graph, run_by(), reference, strict=labels is not None)
     notes = InputNotes(lowered.graph)
     for inputs, own in klb_data.labelled_batches(data, labels, batch_size, steps):
         arrays = [_as_given(leaf) for leaf in inputs_in_order(model, inputs)]
@@ -89,7 +90,8 @@ def verify(
         ends.add(arrays, own)
         notes.add(arrays)
     ours = trace_by_batches(written, first.take(), batch)
-    runner, coverage = FileRunner(path, True, spare_reference=softmax_overflows(written, ours)), delegate_coverage(path)
+    runner = run_by(reference=True, spare_reference=softmax_overflows(written, ours))
+    coverage = delegate_coverage(path, file.content)
     layers_on = partial(_layers_on, model, lowered, file, set(coverage.taken))
     with ThreadPoolExecutor(1) as meanwhile:  # LiteRT's reference kernels take one processor
         comparing = meanwhile.submit(compare_reference, ours, runner, first.take(reference_samples))
@@ -110,6 +112,11 @@ def verify(
         labels_note=ends.labels_note,
         min_reference_snr_db=min_reference_snr_db,
     )
+
+
+def _notes(file: LiteRTFile, path: FilePath) -> Mapping[str, Any] | None:
+    with parsing(path, file.size):
+        return litert.metadata_of(file.content)
 
 
 def _layers_on(

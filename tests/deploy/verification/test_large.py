@@ -1,7 +1,9 @@
-"""What `verify` does in pieces and in threads gives what it gives at once."""
+"""What `verify` does in pieces and in threads gives what it gives at once, and how much memory it takes."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import keras
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -62,3 +64,21 @@ def test_a_blas_keeps_its_threads(residual, monkeypatch):
     assert len(seen) > 4 * 6
     assert {count for counts in seen for count in counts} == {1}
     assert threads_of_blas() == before
+
+
+def test_the_bytes_of_the_file_are_held_once(tmp_path):
+    """Them, the lowered model (its codes, twice), and once more while the file is written anew: before, nine times in all."""
+    x = inputs = keras.Input((512,))
+    for _ in range(16):
+        x = keras.layers.Dense(512, activation="relu")(x)
+    model, _ = klb.quantize_model(keras.Model(inputs, x), "int8")
+    data = np.random.default_rng(0).normal(size=(2, 512)).astype("float32")
+    klb.calibrate(model, data, verbose=0)
+    path = tmp_path / "m.tflite"
+    klb.export_litert(model, path)
+    klb.verify(model, path, data)  # what loads late is loaded
+    tracemalloc.start()
+    assert klb.verify(model, path, data).ok
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * path.stat().st_size
