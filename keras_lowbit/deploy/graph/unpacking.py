@@ -74,7 +74,7 @@ class _Count:
 
 
 @functools.cache
-def fields_of(schema: Any, kind: type) -> tuple[tuple[str, bool], ...]:
+def fields_of(schema: Any, kind: Any) -> tuple[tuple[str, bool], ...]:
     """The accessor of each field of a table that may hold something to unpack, and whether there are several of it."""
     made = vars(getattr(schema, f"{kind.__name__}T")())
     names = [f"{name[0].upper()}{name[1:]}" for name in made]

@@ -31,7 +31,7 @@ class DelegateCoverage:
 
 
 def delegate_coverage(path: FilePath, content: bytes = b"") -> DelegateCoverage:
-    """Which operators of a .tflite file the XNNPACK delegate takes on this machine. content: of the file, if it has been read."""
+    """Which operators of a .tflite file the XNNPACK delegate takes on this machine. content: its bytes, if they are known."""
     interpreter = make_interpreter("xnnpack", model_path=path, model_content=content)
     # The only way to ask: a private method, which lists the file's operators and then one DELEGATE for each partition.
     operators = interpreter._get_ops_details()

@@ -37,7 +37,7 @@ class SharingBuilder(flatbuffers.Builder):
         """Offset of a vector equal to `x`, written now or before. uint8 vectors (buffers) are aligned to 16
         bytes."""
         content = np.ascontiguousarray(x)
-        key = (x.dtype.str, hashlib.sha256(content).digest())  # not the bytes: they are all of the file
+        key = (x.dtype.str, hashlib.sha256(content.data).digest())  # not the bytes: they are all of the file
         if key not in self._written:
             self._written[key] = self._bytes(content) if x.dtype == np.uint8 else super().CreateNumpyVector(x)
         return self._written[key]
@@ -45,7 +45,7 @@ class SharingBuilder(flatbuffers.Builder):
     def _bytes(self, content: np.ndarray) -> int:
         self.StartVector(1, content.size, ALIGNMENT)
         self.head = self.head - content.size
-        self.Bytes[self.head : self.head + content.size] = memoryview(content.reshape(-1))
+        self.Bytes[self.head : self.head + content.size] = content.reshape(-1).data
         return self.EndVector()
 
 
