@@ -40,7 +40,17 @@ ROOMS = {
         *("builder_base", "builder"),
     ),
     "convert": (
-        *("analysis", "reports", "separable", "choice", "nest", "layer_factory", "range_inserter", "rewriter"),
+        *(
+            "analysis",
+            "expansion",
+            "reports",
+            "separable",
+            "choice",
+            "nest",
+            "layer_factory",
+            "range_inserter",
+            "rewriter",
+        ),
         *("quantize_model", "weights", "post_training"),
     ),
 }

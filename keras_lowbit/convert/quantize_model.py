@@ -1,5 +1,6 @@
 """quantize_model: a whole Keras model in, a quantized copy and a report out."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from keras_lowbit import quantizers, recipes
 from keras_lowbit.arguments import check_model, patterns, shown
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
 from keras_lowbit.convert.choice import Choice
-from keras_lowbit.convert.reports.conversion import ConversionReport
+from keras_lowbit.convert.expansion.expand import Expanded, expand
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.convert.rewriter import Rewriter
 from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
@@ -46,7 +48,10 @@ def quantize_model(
     Kernels get the quantizers of the recipe's plan; 8-bit ranges
     stand where the integer pipeline stores values (see `convert.analysis.range_placement`) unless the recipe has none.
     Ranges in a frozen model, or behind a frozen layer, are frozen.
-    Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product.
+    Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Layer,
+    group, RMS and unit normalization, attention, PReLU, EinsumDense, 1-D separable, depthwise and transposed convolutions,
+    TimeDistributed, quotients of tensors and constants of every position become compositions of operations that have an integer
+    form; their parts are named after the layer ("attention_query"), and are what `overrides` can name.
     Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
     are. The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never
     stops the conversion; one that is quantized already keeps its quantizers.
@@ -68,12 +73,10 @@ def quantize_model(
     refuse_keras_quantization(model)
     warn_of_own_steps(model)
     recipe = recipes.get(recipe)
-    calls = list(_all_calls(model))
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
-    inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
-    for pattern in skip:
-        _check_pattern(pattern, [*inputs, *((call.name, path) for path, call in calls)], "layer")
+    expanded = _expanded(model, recipe, skip)
+    model, calls = expanded.model, list(_all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
@@ -83,7 +86,44 @@ def quantize_model(
     quantized = rewriter.rewrite(model)
     rewriter.layers.copies.check_apart(model, quantized)
     check_layers(model, rewriter.layers.stand_in)
-    return quantized, ConversionReport(model.name, recipe.name, rewriter.report.rows)
+    return quantized, ConversionReport(model.name, recipe.name, _with_wholes(rewriter.report.rows, expanded))
+
+
+def _expanded(model: keras.Model, recipe: Recipe, skip: list[str]) -> Expanded:
+    """The model with compositions in place of what has no integer form and is not skipped; none where activations are float."""
+    inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
+    names = [*inputs, *((call.name, path) for path, call in _all_calls(model))]
+    left = [_compiled(pattern) for pattern in skip]
+
+    def leaves(name: str, path: str) -> bool:
+        nests = [path[:at] for at, letter in enumerate(path) if letter == "/"]
+        return any(found.fullmatch(each) for found in left for each in (name, path, *nests))
+
+    expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves)
+    parts = [] if expanded.model is model else [(call.name, path) for path, call in _all_calls(expanded.model)]
+    for pattern in skip:
+        _check_pattern(pattern, [*names, *parts], "layer")
+    return expanded
+
+
+_COMPOSITION = "a composition of operations that have an integer form"
+
+
+def _with_wholes(rows: Iterable[LayerReport], expanded: Expanded) -> tuple[LayerReport, ...]:
+    """The rows, one for each composition in place of those of its parts that are kept."""
+    found: dict[str, LayerReport] = {}
+    for row in rows:
+        whole = expanded.whole.get(row.path)
+        if whole is not None and whole not in found:
+            kind = type(expanded.operations[whole]).__name__
+            found[whole] = LayerReport(whole, kind, "rewritten", _COMPOSITION)
+        if row.path == whole and row.outcome != "kept":
+            found[whole] = dataclasses.replace(
+                found[whole], outcome=row.outcome, detail=f"{_COMPOSITION}, its last: {row.detail}"
+            )
+        elif whole is None or row.outcome != "kept":
+            found[row.path] = row
+    return tuple(found.values())
 
 
 def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
@@ -137,11 +177,15 @@ def _check_model(model: Any) -> None:
         raise TypeError(_SUBCLASSED.format(name=model.name, kind=type(model).__name__)) from error
 
 
-def _check_pattern(pattern: str, paths: list[tuple[str, str]], noun: str) -> None:
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
-        compiled = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error
+
+
+def _check_pattern(pattern: str, paths: list[tuple[str, str]], noun: str) -> None:
+    compiled = _compiled(pattern)
     if not any(compiled.fullmatch(name) or compiled.fullmatch(path) for name, path in paths):
         near = [path for name, path in paths if compiled.search(path)] or [path for _, path in paths]
         raise ValueError(

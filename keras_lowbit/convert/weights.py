@@ -9,8 +9,9 @@ from keras_lowbit.convert.analysis.operations import QUANTIZED_CLASSES
 from keras_lowbit.keras_graph.calls import Call, find_layers, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
-from keras_lowbit.keras_graph.variables import refuse_keras_quantization, weight_value
-from keras_lowbit.layers import KeepFloat, QuantActivation, QuantizedLayer
+from keras_lowbit.keras_graph.variables import refuse_keras_quantization, to_numpy, weight_value
+from keras_lowbit.layers import AddConstant, ChannelAffine, InverseRoot, KeepFloat, QuantActivation, QuantizedLayer
+from keras_lowbit.layers.constants import Plain
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
@@ -59,7 +60,7 @@ def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | No
 
 def _refuse_packed_layers(model: keras.Model) -> None:
     """ValueError for layers of this library that hold no quantizers any more, as those of a packed model."""
-    known = (KeepFloat, QuantizedLayer, QuantActivation, QuantizerHost)
+    known = (KeepFloat, Plain, QuantizedLayer, QuantActivation, QuantizerHost)
     own = [layer for layer in find_layers(model, keras.layers.Layer) if type(layer).__module__.startswith(_LIBRARY)]
     if foreign := [layer for layer in own if not isinstance(layer, known)]:
         raise ValueError(
@@ -72,11 +73,31 @@ def _dequantized(sequence: Any, copies: Copies) -> keras.Model:
     def compute(call: Call, values: dict[int, Any]) -> list[Any]:
         if _is_bare_range(call.operation):
             return [values[call.inputs[0]]]
+        if isinstance(call.operation, Plain):
+            return [_in_stock_operations(call.operation, values[call.inputs[0]])]
         if isinstance(call.operation, (QuantizedLayer, QuantActivation)) or is_graph_model(call.operation):
             return call.run(values, copies.get(call.operation, lambda: _stock_layer(call.operation, copies)))
         return copies.call(call, values)[0]
 
     return clone_model(sequence, compute)
+
+
+def _in_stock_operations(layer: Plain, x: Any) -> Any:
+    """What a layer of constants computes; scale and offset of channels by a batch norm with statistics of 0 and 1 for good."""
+    options = {"name": layer.name, "dtype": layer.dtype_policy}
+    if isinstance(layer, InverseRoot):
+        return keras.ops.rsqrt(keras.layers.Rescaling(layer.factor, layer.epsilon, **options)(x))
+    if not isinstance(layer, ChannelAffine):
+        constant = to_numpy(layer.rounded())
+        return keras.ops.add(x, constant) if isinstance(layer, AddConstant) else keras.ops.multiply(x, constant)
+    norm = keras.layers.BatchNormalization(
+        epsilon=0.0, scale=layer.use_scale, center=layer.use_offset, trainable=False, **options
+    )
+    result = norm(x)
+    for own, stock in ((layer.scale, norm.gamma), (layer.offset, norm.beta)):
+        if own is not None:
+            stock.assign(own)
+    return result
 
 
 def _is_bare_range(operation: Any) -> bool:

@@ -97,6 +97,16 @@ class KernelLayout:
         return tuple(axis % self.rank for axis in self.output_axes)
 
 
+def dilated(kernel: np.ndarray, dilation: tuple[int, int]) -> np.ndarray:
+    """A kernel [kh, kw, ...] with zeros between its rows and columns: without a dilation it does what `kernel` does with it."""
+    rows, columns = dilation
+    found = np.zeros(
+        ((kernel.shape[0] - 1) * rows + 1, (kernel.shape[1] - 1) * columns + 1, *kernel.shape[2:]), kernel.dtype
+    )
+    found[::rows, ::columns] = kernel
+    return found
+
+
 #: Class name of a stock layer -> the layout of its kernel. A SeparableConv2D has two: its depthwise kernel is one of
 #: DepthwiseConv2D, its pointwise kernel one of Conv2D.
 LAYOUTS: dict[str, KernelLayout] = {

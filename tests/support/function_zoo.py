@@ -89,7 +89,7 @@ FUNCTIONS: dict[str, Case] = {
     "gelu": case(conv(activation="gelu", name="c")),
     "elu in float": case(
         conv(),
-        lambda: kl.LayerNormalization(name="n"),
+        lambda: kl.LayerNormalization((1, 2), name="n"),
         lambda: kl.ELU(name="e"),
         conv(),
         float_fallbacks=("n", "e"),

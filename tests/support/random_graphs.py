@@ -67,6 +67,7 @@ class Growing:
     def __init__(self, draw):
         self.source, self.builder = Source(draw), GraphBuilder(metadata={"made": "at random"})
         self.live, self.read, self.count = [], set(), 0
+        self.ends, self.ids = [], {}  # tensors that no operation reads; whole numbers by the name of their input
         self.batch = self.source.integer(1, 2)
 
     def tensor(self, name):
@@ -104,9 +105,9 @@ def random_graph(draw, most=7):
         if made is not None:
             growing.live.append(made)
     outputs = growing.unread()
-    made = [n for n in outputs if not n.startswith("input_")]
+    made = [n for n in outputs if not n.startswith("input_")] + growing.ends
     graph = growing.builder.build(made or [growing.builder.relu(growing.live[0], source.range(), "only")])
-    inputs = {n: source.codes((growing.batch, *shape)) for n in graph.inputs}
+    inputs = {n: growing.ids[n] if n in growing.ids else source.codes((growing.batch, *shape)) for n in graph.inputs}
     return graph, inputs, source.pick(["int8", "int8", "int4", "int2"])
 
 
@@ -264,6 +265,47 @@ def _mean(g):
     return g.builder.mean(x, s.range_near(g.tensor(x).range.scale), g.name("mean"), axes, keepdims)
 
 
+def _extremum_over_axes(g):
+    x, s = g.take(), g.source
+    axes = [a for a in range(1, len(g.shape(x)) + 1) if s.integer(0, 1)] or [1]
+    attributes = {"axes": axes, "keepdims": len(axes) == len(g.shape(x)) or s.integer(0, 1) == 1}
+    operation = s.pick(["reduce_max", "reduce_min"])
+    return g.builder.operation(operation, (x,), g.name(operation), attributes=attributes)
+
+
+def _batch_matmul(g):
+    """A stack of matrices with itself, one of them transposed, or with another that fits."""
+    x, s = g.take(), g.source
+    if len(g.shape(x)) < 2:
+        return None
+    shape, pairs = g.shape(x), [(x, True)]
+    for name in g.live:
+        other = g.shape(name)
+        if len(other) == len(shape) and other[:-2] == shape[:-2]:
+            pairs += [(name, True)] * (other[-1] == shape[-1]) + [(name, False)] * (other[-2] == shape[-1])
+    other, turned = s.pick(pairs)
+    g.read.add(other)
+    swap = s.integer(0, 3) == 0 and g.shape(other)[-2:] == shape[-2:]
+    scale = g.tensor(x).range.scale * g.tensor(other).range.scale * 128 * shape[-1] ** 0.5
+    attributes = {"transpose_a": bool(swap), "transpose_b": bool(turned and not swap)}
+    return g.builder.operation("batch_matmul", (x, other), g.name("matmul"), s.range_near(scale), attributes)
+
+
+def _argmax(g):
+    """Places: nothing reads them."""
+    x, s = g.take(), g.source
+    g.ends.append(g.builder.argmax(x, g.name("argmax"), s.integer(1, len(g.shape(x)))))
+
+
+def _embedding(g):
+    """Rows of a table, by ids that are an input of their own."""
+    s, rows = g.source, g.source.integer(1, 9)
+    shape, grid = [s.integer(1, 4) for _ in range(s.integer(1, 2))], s.range()
+    ids = g.builder.input(g.name("ids"), shape, "int32")
+    g.ids[ids] = s.random.integers(0, rows, (g.batch, *shape)).astype(np.int32)
+    return g.builder.embedding(ids, s.codes((rows, s.integer(1, 6))), grid, g.name("embedding"))
+
+
 def _move(g):
     """Operations that only move codes."""
     x, s = g.take(), g.source
@@ -331,9 +373,14 @@ OPERATIONS = (
     _pool,
     _pool,
     _mean,
+    _extremum_over_axes,
+    _batch_matmul,
+    _argmax,
+    _embedding,
     _move,
     _move,
     _resize,
+    _activation,
     _activation,
     _activation,
     _float_subgraph,

@@ -202,8 +202,10 @@ class _Able:
         return all(self._value(level, key) for key in call.inputs)
 
     def bends(self, level: Level, call: Call) -> bool:
-        """Whether a call is a function of what could be a float value, but for ``a x + b``."""
+        """Whether a call is a function of what could be a float value, but for ``a x + b`` and the root of a normalization."""
         if level.categories[call] is not Category.FUNCTION or not self._value(level, call.inputs[0]):
+            return False
+        if stock_kind(call.operation) == "InverseRoot":
             return False
         return not functions.is_affine(call)
 

@@ -18,7 +18,7 @@ OPERATIONS = set(
     "Absolute Arccos Arccosh Arcsin Arcsinh Arctan Arctanh Cos Cosh Erf Erfinv Exp Exp2 Expm1 Log Log10 Log1p Log2 Negative "
     "Power Reciprocal Rsqrt Sin Sinh Sqrt Square Tan Clip "
     "Celu Elu Gelu HardShrink HardTanh LogSigmoid Mish Selu SoftShrink Softplus Softsign SparsePlus SparseSigmoid Squareplus "
-    "TanhShrink Threshold ELU".split()
+    "TanhShrink Threshold ELU InverseRoot".split()
 )
 # Activation functions, by the name Keras serialises them under.
 ACTIVATIONS = set(

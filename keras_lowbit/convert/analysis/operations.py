@@ -7,7 +7,7 @@ import keras
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis import functions, picks
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, SPLITS, unsupported_reason
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, RESIZES, SPLITS, unsupported_reason
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
 
@@ -24,6 +24,7 @@ class Category(enum.Enum):
     ROUNDS_IN_RANGE = "makes new values inside the range of its input: that range stands behind it once more"
     SHARES_RANGE = "its inputs and its result share one range"
     FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
+    LOOKUP = "rows of a table by whole numbers: the table has 8 bits and a range of its own"
     MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
@@ -53,7 +54,8 @@ _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
         (
             "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
-            "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D"
+            "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D Matmul Argmax "
+            "ChannelAffine AddConstant MultiplyConstant"
         ).split(),
         Category.NEEDS_RANGE,
     ),
@@ -61,15 +63,16 @@ _SIMPLE: dict[str, Category] = {
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
             "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
-            "GetItem Squeeze ExpandDims Transpose Pad RepeatVector"
+            "GetItem Squeeze ExpandDims Transpose Pad RepeatVector Max Min CenterCrop"
         ).split(),
         Category.KEEPS_RANGE,
     ),
-    **dict.fromkeys(DROPOUTS + AUGMENTATIONS + SPLITS + picks.KINDS, Category.KEEPS_RANGE),
+    **dict.fromkeys(DROPOUTS + AUGMENTATIONS + SPLITS + RESIZES + picks.KINDS, Category.KEEPS_RANGE),
     **dict.fromkeys(("Concatenate", "Stack", "Maximum", "Minimum"), Category.SHARES_RANGE),
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
     **dict.fromkeys(functions.DIVISIONS, Category.NEEDS_RANGE),
     "Average": Category.MANY,
+    "Embedding": Category.LOOKUP,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,
@@ -113,14 +116,14 @@ FIXED_RANGES = {
 
 
 def stock_kind(operation: Any) -> str:
-    """The class name of a stock layer or op, "Conv2D" for a QuantConv2D too; "?" for a class that is not Keras' own.
+    """The class name of a stock layer or op, "Conv2D" for a QuantConv2D too; "?" for a class of somebody else's.
 
     A user's layer may have any name, "Dense" or "Identity" too, and compute something else.
     """
     name = type(operation).__name__
     if isinstance(operation, klb_layers.QuantizedLayer):
         return name.removeprefix("Quant")
-    return name if type(operation).__module__.startswith("keras.") else "?"
+    return name if type(operation).__module__.startswith(("keras.", "keras_lowbit.layers.")) else "?"
 
 
 def activation_name(operation: Any) -> str:
@@ -174,7 +177,9 @@ def _has_too_many_outputs(call: Call, kind: str) -> bool:
 
 def _other_types(call: Call) -> str | None:
     """Which values of a call are no reals: whole numbers and masks have no range."""
-    for does, tensors in (("reads", call.tensors), ("makes", call.results)):
+    kind = stock_kind(call.operation)
+    reads, makes = () if kind == "Embedding" else call.tensors, () if kind == "Argmax" else call.results
+    for does, tensors in (("reads", reads), ("makes", makes)):
         for tensor in tensors:
             if "float" not in str(tensor.dtype):
                 return f"it {does} {tensor.dtype} values"
@@ -196,7 +201,7 @@ def _usual_category(operation: Any) -> Category:
         if functions.is_bent_relu(operation):
             return Category.FUNCTION
         return Category.NEEDS_RANGE if operation.negative_slope else Category.RELU
-    if kind == "UpSampling2D" and operation.interpolation == "bilinear":
+    if kind in ("UpSampling2D", *RESIZES) and operation.interpolation == "bilinear":
         return Category.ROUNDS_IN_RANGE
     if picks_pixels(operation):
         return Category.KEEPS_RANGE

@@ -25,7 +25,7 @@ from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 # Operations whose integer form can carry a relu at its end.
-_TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization"}
+_TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization", "ChannelAffine"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _MASK = ActivationRange(minimum=0.0, maximum=1.0)  # also where the data show one of the two values only
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)

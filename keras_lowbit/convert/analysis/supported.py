@@ -13,7 +13,15 @@ from keras_lowbit.convert.analysis.functions import starts_with_tensor
 from keras_lowbit.keras_graph.calls import Call
 
 # Each draws at random in training and hands its input on in inference.
-DROPOUTS = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout")
+DROPOUTS = (
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "AlphaDropout",
+    "StochasticDepth",
+)
 # So do these. RandomCrop is none of them: it resizes.
 AUGMENTATIONS = (
     *"AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast".split(),
@@ -22,9 +30,11 @@ AUGMENTATIONS = (
     *"RandomTranslation RandomZoom".split(),
 )
 
+RESIZES = ("Resizing", "Resize")
 SPLITS = ("Split", "ArraySplit", "Unstack")  # the only operations in integers that have several results
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
+MOST_SUMMED = 2**31 // 255**2  # products of differences of codes that int32 holds the sum of
 _MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
 
@@ -140,6 +150,37 @@ def _mean(call: Call) -> str | None:
     return "it mixes the samples of a batch" if 0 in [a % rank for a in axes] else None
 
 
+def _matmul(call: Call) -> str | None:
+    left, right = (tuple(tensor.shape) for tensor in (call.tensors[0], call.tensors[-1]))
+    if len(call.inputs) != 2 or _given(call):
+        return "it multiplies by a constant that is no matrix"
+    fits = (
+        3 <= len(left) == len(right) <= _MOST_AXES + 1 and left[:-2] == right[:-2] and None not in left[1:] + right[1:]
+    )
+    if not fits:
+        return (
+            f"its shapes {left} and {right} are no stacks of matrices of known sizes, all but the last two axes equal"
+        )
+    return None if left[-1] <= MOST_SUMMED else f"it sums {left[-1]} products, {MOST_SUMMED} at most in int32"
+
+
+def _extremum_over_axes(call: Call) -> str | None:
+    return _mean(call) or ("it starts from a value of its own" if call.operation.initial is not None else None)
+
+
+def _embedding(call: Call) -> str | None:
+    if str(call.tensors[0].dtype) != "int32":
+        return f"its ids are {call.tensors[0].dtype} values: int32 ids pick rows of an int8 table"
+    return "it makes a mask" if call.operation.mask_zero else None
+
+
+def _argmax(call: Call) -> str | None:
+    axis, rank = call.operation.axis, _rank(call)
+    if axis is None or axis % rank == 0 or call.operation.keepdims:
+        return "it looks for one place of all, mixes the samples of a batch or keeps the axis"
+    return None
+
+
 def _concatenate(call: Call) -> str | None:
     if _given(call):
         return "it joins constants to tensors"
@@ -194,10 +235,43 @@ def _upsample(call: Call) -> str | None:
         return None
     if layer.interpolation != "bilinear":
         return f"its interpolation is {layer.interpolation!r}"
-    # A size of 1 is repeated. Elsewhere a position off by a part of 1/1024 adds up over the image.
-    image = call.tensors[0].shape[1:3]
-    exact = all(size == 1 or _POSITIONS % factor == 0 for size, factor in zip(image, layer.size, strict=True))
-    return None if exact else f"its factors {tuple(layer.size)} are no powers of two: int8 positions would drift"
+    image, odd = call.tensors[0].shape[1:3], all(factor % 2 for factor in layer.size)
+    exact = all(_is_exact(size, size and size * factor) for size, factor in zip(image, layer.size, strict=True))
+    whole = all(size is None and _POSITIONS % factor == 0 for size, factor in zip(image, layer.size, strict=True))
+    if exact or whole or (odd and None not in image):
+        return None
+    return f"its factors {tuple(layer.size)} are neither odd nor powers of two: int8 positions would drift"
+
+
+def _is_exact(size: int | None, made: int | None) -> bool:
+    """Whether int8 bilinear resizing meets the positions between pixels exactly along an axis.
+
+    One pixel is repeated. Elsewhere a position off by a part of 1/1024 adds up over the image.
+    """
+    return size == 1 or (size is not None and made is not None and _POSITIONS * size % made == 0)
+
+
+def _resize(call: Call) -> str | None:
+    """A `Resizing` layer or `keras.ops.image.resize`, to any size."""
+    layer, before, after = call.operation, call.tensors[0].shape, call.results[0].shape
+    if len(before) != 4 or None in (*before[1:3], *after[1:3]):
+        return f"it resizes images of shape {tuple(before)}, whose sizes are not known"
+    ratios_stay = before[1] * after[2] == before[2] * after[1]
+    cuts = (layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio) and not ratios_stay
+    if layer.antialias or cuts:
+        return "it smooths, cuts or pads"
+    if layer.interpolation == "nearest":
+        return None
+    if layer.interpolation != "bilinear":
+        return f"its interpolation is {layer.interpolation!r}"
+    exact = all(map(_is_exact, before[1:3], after[1:3]))
+    return None if exact else f"from {before[1:3]} to {after[1:3]} int8 positions would drift: they are parts of 1/1024"
+
+
+def _center_crop(call: Call) -> str | None:
+    before, after = (side[0].shape[-3:-1] for side in (call.tensors, call.results))
+    fits = None not in (*before, *after) and all(a >= b for a, b in zip(before, after, strict=True))
+    return None if fits else f"it enlarges images of {tuple(before)}, or of unknown sizes, to {tuple(after)}"
 
 
 def _average_pool(call: Call) -> str | None:
@@ -215,8 +289,9 @@ def _average_pool(call: Call) -> str | None:
 
 def _transposed_convolution(call: Call) -> str | None:
     layer = call.operation
-    plain = layer.output_padding is None and set(layer.dilation_rate) == {1}
-    return None if plain else "its output padding or dilation has no integer form here"
+    if set(layer.dilation_rate) == {1} or set(layer.strides) == {1}:
+        return None
+    return "it has strides and dilation at once"
 
 
 _RULES: dict[str, Callable[[Call], str | None]] = {
@@ -229,6 +304,10 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     **dict.fromkeys(functions.OPERATIONS, _function),
     "Softmax": _softmax,
     "Mean": _mean,
+    "Matmul": _matmul,
+    "Embedding": _embedding,
+    "Argmax": _argmax,
+    **dict.fromkeys(("Max", "Min"), _extremum_over_axes),
     "Concatenate": _concatenate,
     "Stack": _stack,
     "Average": _same_shapes,
@@ -238,6 +317,8 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Pad": _pad,
     "GetItem": _get_item,
     "UpSampling2D": _upsample,
+    **dict.fromkeys(RESIZES, _resize),
+    "CenterCrop": _center_crop,
     **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _average_pool),
     "Conv2DTranspose": _transposed_convolution,
 }

@@ -10,6 +10,7 @@ import numpy as np
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.convert.analysis.supported import DROPOUTS
+from keras_lowbit.convert.expansion.expand import expand
 from keras_lowbit.guard import Samples, Verdict, guarded, noise, outputs_of, say_left_out
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 
@@ -87,11 +88,14 @@ def layer_by_layer(
 ) -> None:
     """Run all batches through the float model, then through the quantized one, and stop at the layers that match.
 
+    What is a composition in the quantized model is one in the float model too.
+
     remember: sees a layer of `reference` before it runs.   change: the same of `quantized`; it may change the layer, which the
     next ones then see.   ValueError if no layer of the two models matches.
     """
     batches = list(samples)
-    quantized_graph, float_graph = (calls_of(model, inline=True) for model in (quantized, reference))
+    expanded = expand(reference).model
+    quantized_graph, float_graph = (calls_of(model, inline=True) for model in (quantized, expanded))
     targets = correctable(quantized_graph, float_graph)
     if not targets:
         raise ValueError(

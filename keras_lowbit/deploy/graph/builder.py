@@ -248,6 +248,15 @@ class GraphBuilder(BaseBuilder):
         axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
         return self._node("gather", name, (x,), {"axis": axis, "indices": [int(i) for i in indices]})
 
+    def embedding(self, ids: str, codes: np.ndarray, out: Range, name: str) -> str:
+        """Rows of a table by int32 ids. codes: [number of ids, size of a row], on the grid `out`."""
+        return self._node("embedding", name, (ids, self.constant(f"{name}/table", codes, *out)), {}, out)
+
+    def argmax(self, x: str, name: str, axis: int = -1) -> str:
+        """Place (int32) of the largest code along an axis, the first of several; a negative axis counts from the end."""
+        axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
+        return self._node("argmax", name, (x,), {"axis": axis}, None)
+
     def resize_nearest(
         self, x: str, name: str, size: Pair, half_pixel_centers: bool = True, align_corners: bool = False
     ) -> str:

@@ -38,8 +38,9 @@ class BaseBuilder:
         return name
 
     def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0) -> str:
-        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full
-        shape."""
+        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full shape; one number
+        gets the shape (1,)."""
+        codes = np.atleast_1d(codes)
         return self._add(
             Tensor(
                 name,
@@ -90,8 +91,9 @@ class BaseBuilder:
             raise ValueError(f"{op} {name!r} has weights or a model: call its own method of GraphBuilder")
         if not inputs:
             raise ValueError(f"{op} {name!r} has no inputs: expected {OPERATIONS[op].inputs or 'one or more'}")
-        kept = OPERATIONS[op].range
-        found = out if out is not None else kept if isinstance(kept, Range) else "keep"
+        kept: Range | str | None = OPERATIONS[op].range
+        kept = None if "int8" not in OPERATIONS[op].writes else kept if isinstance(kept, Range) else "keep"
+        found = kept if out is None else out
         plain: dict[str, Any] = {"activation": None} if OPERATIONS[op].fuses_activation else {}
         return self._node(op, name, tuple(inputs), {**plain, **(attributes or {})}, found)
 
@@ -160,7 +162,7 @@ class BaseBuilder:
             shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
-        made = self._activation(name, shape, Range(*out) if out is not None else None)
+        made = self._activation(name, shape, Range(*out) if out is not None else None, OPERATIONS[op].writes[0])
         self._insert(Node(op, name, inputs, (name,), attributes), [*constants, made])
         return name
 

@@ -114,10 +114,13 @@ def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
     sees = builder.tensor(tensor).range
     values = np.float32(sees.scale) * (np.arange(-128, 128) - sees.zero_point).astype(np.float32)
     made = np.nan_to_num(functions.table(deferred.attributes["function"], deferred.attributes["shape"], values))
-    codes = to_numpy(
-        encode_affine(keras.ops.convert_to_tensor(made), np.float32(grid.scale), float(grid.zero_point), 8)
-    )
-    return builder.table(tensor, codes.astype(np.int8), grid, state.name(deferred.path))
+    return builder.table(tensor, rounded_codes(made, grid), grid, state.name(deferred.path))
+
+
+def rounded_codes(real: np.ndarray, grid: Range) -> np.ndarray:
+    """int8 codes of reals as the model's own ranges round them."""
+    codes = encode_affine(keras.ops.convert_to_tensor(real), np.float32(grid.scale), float(grid.zero_point), 8)
+    return to_numpy(codes).astype(np.int8)
 
 
 @emits("silu")

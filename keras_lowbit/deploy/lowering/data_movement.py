@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_lowbit.convert.analysis import picks
 from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, SPLITS, index_of
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, RESIZES, SPLITS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor
@@ -63,6 +63,16 @@ def _permute(state: Lowering, call: Call, tensor: str) -> str:
     operation, rank = call.operation, len(call.tensors[0].shape)
     perm = [0, *operation.dims] if hasattr(operation, "dims") else [axis % rank for axis in operation.axes]
     return state.builder.transpose(tensor, state.name(call.path), perm)
+
+
+@moves("Max", "Min")
+def _extremum_over_axes(state: Lowering, call: Call, tensor: str) -> str:
+    """`keras.ops.max` and `min` over any axes but the batch."""
+    axis, rank = call.operation.axis, len(call.tensors[0].shape)
+    axes = sorted(a % rank for a in ([axis] if isinstance(axis, int) else axis))
+    attributes = {"axes": axes, "keepdims": bool(call.operation.keepdims)}
+    kind = f"reduce_{stock_kind(call.operation).lower()}"
+    return state.builder.operation(kind, (tensor,), state.name(call.path), attributes=attributes)
 
 
 @moves("ZeroPadding1D", "ZeroPadding2D", "Pad")
@@ -204,4 +214,23 @@ def _upsample(state: Lowering, call: Call, tensor: str) -> str:
     if layer.interpolation == "nearest":
         # Whole factors: without half-pixel centers this repeats every pixel, as Keras does.
         return builder.resize_nearest(tensor, state.name(call.path), size, half_pixel_centers=False)
+    if all(each % 2 for each in factor):
+        # Every pixel repeated, then means of as many neighbours: the same weights, in whole numbers.
+        repeated = builder.resize_nearest(tensor, state.name(f"{call.path}/repeated"), size, half_pixel_centers=False)
+        return builder.average_pool2d(repeated, state.name(call.path), factor, (1, 1), "same")
     return builder.resize_bilinear(tensor, state.name(call.path), size)
+
+
+@moves(*RESIZES)
+def _resize(state: Lowering, call: Call, tensor: str) -> str:
+    builder = state.builder
+    resize = builder.resize_nearest if call.operation.interpolation == "nearest" else builder.resize_bilinear
+    return resize(tensor, state.name(call.path), call.results[0].shape[1:3])
+
+
+@moves("CenterCrop")
+def _center_crop(state: Lowering, call: Call, tensor: str) -> str:
+    (*sizes, channels), wanted = state.static_shape(tensor), call.results[0].shape[1:3]
+    begin = [(size - want) // 2 for size, want in zip(sizes, wanted, strict=True)]
+    end = [start + want for start, want in zip(begin, wanted, strict=True)]
+    return state.builder.strided_slice(tensor, state.name(call.path), [*begin, 0], [*end, channels])

@@ -136,7 +136,7 @@ def _reason(call: Call) -> str:
     category = category_of(call)
     if category is Category.FLOAT:
         return fallback_reason(call)
-    if category is Category.FUNCTION:
+    if category in (Category.FUNCTION, Category.LOOKUP):
         return f"{kind} is a table between two ranges only, and one is missing: it stays in float"
     if category is Category.MANY:
         return f"{kind} joins {len(call.inputs)} tensors, and no range stands behind each sum of two: it stays in float"

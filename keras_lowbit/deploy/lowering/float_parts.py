@@ -39,7 +39,8 @@ def float_calls(graph: CallGraph) -> set[Call]:
             runs = _runs_in_float(call, values, kept) or _lacks_range(graph, call)
         if runs:
             found.add(call)
-        if runs or isinstance(call.operation, KeepFloat) or _ends_in_float(call):
+        whole = any("float" not in str(result.dtype) for result in call.results)
+        if runs or whole or isinstance(call.operation, KeepFloat) or _ends_in_float(call):
             values |= set(call.outputs)
     return found
 
@@ -52,12 +53,12 @@ def _runs_in_float(call: Call, values: set[int], kept: set[int]) -> bool:
         return operation.kernel_host is None or not has_range or not kept.isdisjoint(call.inputs)
     if category in (Category.WEIGHTED, Category.FLOAT):
         return True
-    return category is not Category.RANGE_LAYER and not values.isdisjoint(call.inputs)
+    return category not in (Category.RANGE_LAYER, Category.LOOKUP) and not values.isdisjoint(call.inputs)
 
 
 def _lacks_range(graph: CallGraph, call: Call) -> bool:
-    """Whether a function of one value has no range behind it: what reads it needs it exactly."""
-    return category_of(call) is Category.FUNCTION and not _has_range(graph, call.outputs[0])
+    """Whether a function of one value, or a row of a table, has no range behind it: what reads it needs it exactly."""
+    return category_of(call) in (Category.FUNCTION, Category.LOOKUP) and not _has_range(graph, call.outputs[0])
 
 
 def _has_range(graph: CallGraph, key: int) -> bool:

@@ -9,7 +9,7 @@ from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tenso
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.lowering import averages, data_movement
-from keras_lowbit.deploy.lowering.activations import activate, fuse_relu, lower_table
+from keras_lowbit.deploy.lowering.activations import activate, fuse_relu, lower_table, rounded_codes
 from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
@@ -24,6 +24,7 @@ from keras_lowbit.deploy.lowering.values import (
 )
 from keras_lowbit.deploy.lowering.weighted import defer_affine
 from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
 
 _HANDLER_FILES = (averages, data_movement)  # importing them registers their handlers
@@ -85,6 +86,73 @@ def lower_activation(state: Lowering, call: Call) -> bool:
 def lower_batch_norm(state: Lowering, call: Call) -> bool:
     """A per-channel affine of the moving statistics."""
     return _affine(state, call, batch_norm_affine(call.operation))
+
+
+@lowers("ChannelAffine")
+def lower_channel_affine(state: Lowering, call: Call) -> bool:
+    """``scale * x + offset`` of each channel."""
+    layer, channels = call.operation, call.results[0].shape[-1]
+    scale = np.ones(channels) if layer.scale is None else _per_channel(call, to_numpy(layer.scale))
+    offset = 0 * scale if layer.offset is None else _per_channel(call, to_numpy(layer.offset))
+    return _affine(state, call, Affine(scale, offset))
+
+
+_WITH_CONSTANT = {"AddConstant": "add", "MultiplyConstant": "mul"}
+
+
+@lowers(*_WITH_CONSTANT)
+def lower_constant(state: Lowering, call: Call) -> bool:
+    """A sum or product with the codes of a constant."""
+    if isinstance(state.values[call.inputs[0]], FloatTensor):
+        return False
+    source, found = state.stored(call.inputs[0], call), call.operation.quantized()
+    codes, scale = to_numpy(found.codes).astype(np.int8)[None], float(to_numpy(found.scale).reshape(())) or 1.0
+    constant = state.builder.constant(state.name(f"{call.path}/constant"), codes, scale)
+    deferred = DeferredOp(
+        _WITH_CONSTANT[stock_kind(call.operation)],
+        call.path,
+        (source.tensor, constant),
+        source.provenance.add(call=call),
+        fuses_activation=True,
+    )
+    state.values[call.outputs[0]] = deferred
+    return True
+
+
+@lowers("Matmul")
+def lower_matmul(state: Lowering, call: Call) -> bool:
+    """The product of two stacks of matrices."""
+    left, right = (state.stored(source, call) for source in (call.inputs[0], call.inputs[-1]))
+    return state.defer(call, "batch_matmul", left, right, attributes={"transpose_a": False, "transpose_b": False})
+
+
+@lowers("Embedding")
+def lower_embedding(state: Lowering, call: Call) -> bool:
+    """Rows of a table, whose codes are those of the range behind it."""
+    ids = state.as_float(call.inputs[0])
+    table = {"table": to_numpy(call.operation.embeddings)}
+    provenance = ids.provenance.add(call=call)
+    state.values[call.outputs[0]] = DeferredOp("embedding", call.path, (ids.tensor,), provenance, table)
+    return True
+
+
+@emits("embedding")
+def emit_embedding(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
+    """The table as codes of the grid, as Keras rounds what it picks."""
+    codes = rounded_codes(deferred.attributes["table"], grid)
+    return state.builder.embedding(deferred.inputs[0], codes, grid, state.name(deferred.path))
+
+
+@lowers("Argmax")
+def lower_argmax(state: Lowering, call: Call) -> bool:
+    """Places of the largest codes: whole numbers, which have no range."""
+    if isinstance(state.values[call.inputs[0]], FloatTensor):
+        return False
+    source = state.stored(call.inputs[0], call)
+    axis = call.operation.axis % len(call.tensors[0].shape)
+    made = state.builder.argmax(source.tensor, state.name(call.path), axis)
+    state.values[call.outputs[0]] = FloatTensor(made, source.provenance.add(call=call))
+    return True
 
 
 @lowers("Rescaling")

@@ -17,6 +17,7 @@ from keras_lowbit.deploy.lowering.values import DeferredOp, LoweredLayer, Partia
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import QuantizedLayer
 from keras_lowbit.layers.kernels import kernel_codes
+from keras_lowbit.numerics.kernel_layouts import dilated
 from keras_lowbit.quantizers import Quantized
 
 
@@ -144,7 +145,15 @@ def _depthwise(state: Lowering, layer: Any, given: Given, activation: str | None
 
 
 def _transpose(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:
-    return state.builder.transpose_conv(*given, strides=layer.strides, padding=layer.padding, activation=activation)
+    """The output's size decides what an output padding means; a dilated kernel is one with zeros in between."""
+    shape = layer.compute_output_shape((None, *state.static_shape(given.tensor)))
+    return state.builder.transpose_conv(
+        *given._replace(codes=dilated(given.codes, layer.dilation_rate)),
+        strides=layer.strides,
+        padding=layer.padding,
+        output_shape=shape[1:3],
+        activation=activation,
+    )
 
 
 def _dense(state: Lowering, layer: Any, given: Given, activation: str | None) -> str:

@@ -5,7 +5,7 @@ Activations are NHWC, kernels have Keras layouts. Sums are int32, exact as in `e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,23 @@ def fully_connected(call: NodeCall) -> NDArray[np.int8]:
     return fp.by_rows(once, _with_bias(call, exact_sums.matmul(_centered(call), call.arrays[1])))
 
 
+@kernel("batch_matmul")
+def batch_matmul(call: NodeCall) -> NDArray[np.int8]:
+    """`sum_k (a - z_a) * (b - z_b)` for the last two axes, each transposed or not; requantised by `s_a * s_b / s_out`."""
+    first, second = (
+        np.swapaxes(call.centered(index), -1, -2) if call.attributes[key] else call.centered(index)
+        for index, key in enumerate(("transpose_a", "transpose_b"))
+    )
+    total = exact_sums.stacked(first, second)
+    return fp.requantize(total, fp.quantize_multiplier(product_scale(call)), call.output.zero_point)
+
+
+def product_scale(call: NodeCall) -> np.float64:
+    """`s_a * s_b / s_out`, the product of the scales in float32, as LiteRT has it."""
+    first, second = map(scale_of, call.inputs)
+    return np.float64(first * second) / np.float64(scale_of(call.output))
+
+
 @kernel("max_pool2d")
 def max_pool2d(call: NodeCall) -> NDArray[np.int8]:
     """Largest code of each window; padding never wins."""
@@ -99,6 +116,22 @@ def mean(call: NodeCall) -> NDArray[np.int8]:
         total = total.squeeze(axes)
     count = int(np.prod([call.arrays[0].shape[a] for a in axes]))
     return fp.requantize(total, mean_factor(call, count), call.output.zero_point)
+
+
+@kernel("reduce_max")
+def reduce_max(call: NodeCall) -> NDArray[np.int8]:
+    """The largest code over `axes`."""
+    return _extremum(call, np.max)
+
+
+@kernel("reduce_min")
+def reduce_min(call: NodeCall) -> NDArray[np.int8]:
+    """The smallest code over `axes`."""
+    return _extremum(call, np.min)
+
+
+def _extremum(call: NodeCall, of: Callable[..., np.ndarray]) -> NDArray[np.int8]:
+    return of(call.arrays[0], axis=tuple(call.attributes["axes"]), keepdims=call.attributes["keepdims"])
 
 
 def mean_factor(call: NodeCall, count: int) -> fp.Multiplier:

@@ -48,6 +48,23 @@ def gather(call: NodeCall) -> np.ndarray:
     return np.take(call.arrays[0], call.attributes["indices"], call.attributes["axis"])
 
 
+@kernel("embedding")
+def embedding(call: NodeCall) -> np.ndarray:
+    """Row by row of the table."""
+    ids, table = call.arrays
+    if ids.size and not (ids.min() >= 0 and ids.max() < len(table)):
+        raise ValueError(
+            f"ids from {ids.min()} to {ids.max()} are not in the table of {len(table)} rows: give ids from 0 on"
+        )
+    return table[ids]
+
+
+@kernel("argmax")
+def argmax(call: NodeCall) -> np.ndarray:
+    """Place of the largest code, the first of several."""
+    return call.arrays[0].argmax(axis=call.attributes["axis"]).astype(np.int32)
+
+
 @kernel("resize_nearest")
 def resize_nearest(call: NodeCall) -> np.ndarray:
     """Copies the nearest pixel; float32 positions, `floor((i + 0.5) * in / out)` with half-pixel centres."""

@@ -27,8 +27,14 @@ def matmul(x: np.ndarray, weights: np.ndarray) -> Sums:
     return _by_blocks(rows, weights, exact_terms(rows, weights)).reshape(*x.shape[:-1], weights.shape[-1])
 
 
+def stacked(x: np.ndarray, y: np.ndarray) -> Sums:
+    """`x @ y` of two stacks of matrices, [..., n, K] times [..., K, N]."""
+    x, y = x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
+    return _by_blocks(x, y, exact_terms(x, y))
+
+
 def _by_blocks(x: np.ndarray, weights: np.ndarray, block: int) -> Sums:
-    """[n, K] times [K, N], or [G, n, K] times [G, K, N]."""
+    """[n, K] times [K, N], or stacks of such matrices."""
     depth = weights.shape[-2]
     parts = (x[..., k : k + block] @ weights[..., k : k + block, :] for k in range(0, depth, block))
     total = next(parts).astype(np.int32)

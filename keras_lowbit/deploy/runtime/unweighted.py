@@ -15,10 +15,11 @@ from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.graph.operations.windows import same_padding
 from keras_lowbit.deploy.reference import float_subgraph as reference_subgraph
 from keras_lowbit.deploy.reference.call import KERNELS, NodeCall, scale_of
-from keras_lowbit.deploy.reference.convolution import mean_factor
+from keras_lowbit.deploy.reference.convolution import mean_factor, product_scale
 from keras_lowbit.deploy.reference.data_movement import linear_pixels, nearest_pixels
 from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.deploy.runtime.softmax import softmax_of
+from keras_lowbit.numerics import requantization as fp
 from keras_lowbit.ops import functions, tf_fallback
 from keras_lowbit.ops.epilogue import Requantize
 
@@ -156,6 +157,32 @@ def _image_mean(call: NodeCall, factor: Any, shape: tuple[int, ...], keepdims: b
     return run
 
 
+@runs("reduce_max", "reduce_min")
+def extremum_over_axes(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The largest or smallest code over axes."""
+    reduce = {"reduce_max": tf.reduce_max, "reduce_min": tf.reduce_min}[node.op]
+    axes, keepdims = tuple(node.attributes["axes"]), bool(node.attributes["keepdims"])
+    return lambda values: reduce(values[0], axes, keepdims)
+
+
+@runs("batch_matmul")
+def batch_matmul(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The product of two stacks of matrices, summed in a type that holds every partial sum."""
+    call, attributes = static_call(graph, node), node.attributes
+    turned = attributes["transpose_a"], attributes["transpose_b"]
+    depth = call.inputs[0].static_shape(1)[-2 if turned[0] else -1]
+    dtype = tf.float32 if depth * 255**2 < 2**24 else tf.float64
+    factor = fp.quantize_multiplier(product_scale(call))
+    zeros = [source.zero_point for source in call.inputs]
+
+    def run(values: list[Any]) -> Any:
+        first, second = (tf.cast(value, dtype) - zero for value, zero in zip(values, zeros, strict=True))
+        total = tf.cast(tf.matmul(first, second, *turned), tf.int32)
+        return tf_fallback.requantize(total, factor.multiplier, factor.shift, call.output.zero_point)
+
+    return run
+
+
 @runs("concatenation")
 def concatenation(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """The inputs one after the other."""
@@ -195,6 +222,19 @@ def strided_slice(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
 def gather(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Some places of an axis."""
     return lambda values: tf.gather(values[0], node.attributes["indices"], axis=node.attributes["axis"])
+
+
+@runs("embedding")
+def embedding(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """Row by row of the table."""
+    table = keep(np.asarray(graph.tensors[node.inputs[1]].data), f"{node.name}/table")
+    return lambda values: tf.gather(table, values[0])
+
+
+@runs("argmax")
+def argmax(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """Place of the largest code."""
+    return lambda values: tf.argmax(values[0], node.attributes["axis"], tf.int32)
 
 
 @runs("resize_nearest")

@@ -16,7 +16,7 @@ from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
 from keras_lowbit.deploy.verification.noise import Noise
 from keras_lowbit.layers.base import kernels_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
-from keras_lowbit.numerics.kernel_layouts import LAYOUTS
+from keras_lowbit.numerics.kernel_layouts import LAYOUTS, dilated
 from keras_lowbit.numerics.requantization import CACHED
 
 #: Steps from the nearest code at which a value is no code any more: half precision is off by 0.06.
@@ -140,6 +140,8 @@ def _same_scales(stored: np.ndarray, ours: np.ndarray | None) -> bool:
 
 def _same_codes(stored: np.ndarray | None, layer: LoweredLayer, keras_layer: Any, kind: str) -> bool:
     codes, layout, flushed = layer.weights.codes, LAYOUTS[kind], list(layer.flushed)
+    if kind == "Conv2DTranspose":  # LiteRT's has no dilation
+        codes = dilated(np.asarray(codes), keras_layer.dilation_rate)
     if stored is None or stored.size != codes.size:
         return False
     right = layout.by_output(codes * layout.per_output(layer.factors, codes.shape))

@@ -73,13 +73,12 @@ FLOAT = {
     "by zero": (lambda x: x / np.float32([1, 2, 0, 4, 5, 6]), ROW, "it divides by zero"),
     "several by one": (lambda x: ops.divide(np.ones(6, "float32"), x), ROW, "it divides several numbers by a tensor"),
     "new last axis": (lambda x: x[..., None], ROW, "new axes"),
-    "bilinear by 3": (
-        bilinear((2, 3)),
+    "bilinear by 6": (
+        bilinear((2, 6)),
         IMAGE,
-        r"its factors \(2, 3\) are no powers of two: int8 positions would drift",
+        r"its factors \(2, 6\) are neither odd nor powers of two: int8 positions would drift",
     ),
     "bicubic": (L.UpSampling2D(2, interpolation="bicubic"), IMAGE, "its interpolation is 'bicubic'"),
-    "transposed": (L.Conv2DTranspose(3, 3, strides=2, output_padding=1), IMAGE, "output padding or dilation"),
     "maximum of three": (lambda x: L.Maximum()([x, x, x[:, :1]]), ROW, "it joins tensors of several shapes"),
     "split the batch": (lambda x: ops.split(x, [1], axis=0)[0], ROW, "it cuts the batch"),
     "stack batches": (lambda x: ops.stack([x, x]), ROW, "it joins batches"),

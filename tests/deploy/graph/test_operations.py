@@ -4,7 +4,15 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.deploy.graph import GraphBuilder, Node, Range, Tensor
-from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node, data_movement, elementwise, weighted, windows
+from keras_lowbit.deploy.graph.operations import (
+    OPERATIONS,
+    check_node,
+    data_movement,
+    elementwise,
+    matrices,
+    weighted,
+    windows,
+)
 from keras_lowbit.deploy.graph.operations.operation import Operation, Use
 from keras_lowbit.deploy.lowering import lower  # noqa: F401 - registers the handlers
 from keras_lowbit.deploy.lowering.registry import HANDLERS
@@ -26,7 +34,7 @@ def test_no_kernel_is_for_an_operation_without_a_record():
 
 
 def test_every_record_is_filed_under_its_name():
-    rooms = (weighted, elementwise, windows, data_movement)
+    rooms = (weighted, matrices, elementwise, windows, data_movement)
     records = [record for room in rooms for record in vars(room).values() if isinstance(record, Operation)]
     assert len({record.name for record in records}) == len(records)
     assert {record.name for record in records} | {"float_subgraph"} == set(OPERATIONS)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_lowbit.deploy.graph.operations.attributes import PAIRS, whole, wholes
-from keras_lowbit.deploy.graph.operations.operation import Attributes, Builtin, Operation, Shape, Use
+from keras_lowbit.deploy.graph.operations.operation import FREE, INT32, Attributes, Builtin, Operation, Shape, Use
 
 
 def _concatenation_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
@@ -109,11 +109,53 @@ def _gather_builtin(use: Use) -> Builtin:
     return Builtin("GATHER", 2, "GatherOptions", {"axis": use.attributes["axis"]}, constants)
 
 
+def _embedding_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    ids, table = shapes
+    if len(table) != 2:
+        raise ValueError(f"the table has shape {table}: expected [number of ids, size of each row]")
+    return (*ids, table[1])
+
+
+def _check_embedding(use: Use) -> None:
+    ids, table = use.inputs
+    fits = ids.dtype == "int32" and not ids.is_constant and table.dtype == "int8" and table.is_constant
+    if not fits or table.range != use.outputs[0].range:
+        raise ValueError(
+            f"{use.where} reads {ids.name!r} of dtype {ids.dtype} from {table.name!r} of dtype {table.dtype}: expected "
+            f"computed int32 ids, and a constant int8 table in the range of {use.outputs[0].name!r}"
+        )
+
+
+def _embedding_builtin(use: Use) -> Builtin:
+    return Builtin("GATHER", 2, "GatherOptions", {"axis": 0}, operands=(1, 0))
+
+
+def _argmax_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    axis, shape = attributes["axis"], shapes[0]
+    if not 1 <= axis < len(shape):
+        raise ValueError(f"axis {axis} does not fit shape {shape}: expected 1 to {len(shape) - 1} (0 is the batch)")
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _argmax_builtin(use: Use) -> Builtin:
+    return Builtin("ARG_MAX", 2, "ArgMaxOptions", {"outputType": INT32}, {"axis": [use.attributes["axis"]]})
+
+
 CONCATENATION = Operation(
     "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}
 )
 PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS})
 GATHER = Operation("gather", _gather_shape, _gather_builtin, takes={"axis": whole(0), "indices": wholes(0)})
+EMBEDDING = Operation(
+    "embedding",
+    _embedding_shape,
+    _embedding_builtin,
+    inputs=2,
+    range=FREE,
+    reads=("int32", "int8"),
+    check=_check_embedding,
+)
+ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
 RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)})
 TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)})
 STRIDED_SLICE = Operation(

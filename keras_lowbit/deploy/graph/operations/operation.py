@@ -13,6 +13,7 @@ from keras_lowbit.numerics.kernel_layouts import KernelLayout
 Shape = tuple[int | None, ...]
 Attributes = Mapping[str, Any]
 
+INT32 = 2  # of LiteRT's TensorType
 FREE = "free"  # the output has a range of its own
 KEEP = "keep"  # the output has the range of the inputs
 

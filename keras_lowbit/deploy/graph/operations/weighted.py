@@ -8,6 +8,7 @@ from typing import Any
 from keras_lowbit.deploy.graph.operations.attributes import PADDING, whole, wholes
 from keras_lowbit.deploy.graph.operations.operation import (
     FREE,
+    INT32,
     Attributes,
     Builtin,
     Limit,
@@ -91,9 +92,6 @@ def _depthwise_builtin(use: Use) -> Builtin:
     return Builtin("DEPTHWISE_CONV_2D", version, "DepthwiseConv2DOptions", fields)
 
 
-_INT32 = 2  # of LiteRT's TensorType
-
-
 def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
     size = use.outputs[0].static_shape(use.batch_size or 1)
     written = Builtin(
@@ -107,7 +105,7 @@ def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
     if use.batch_size is not None:
         return written
     return [  # the output's shape, from that of the input
-        Builtin("SHAPE", 1, "ShapeOptions", {"outType": _INT32}, operands=(0,), result="shape", result_shape=(4,)),
+        Builtin("SHAPE", 1, "ShapeOptions", {"outType": INT32}, operands=(0,), result="shape", result_shape=(4,)),
         Builtin(
             "STRIDED_SLICE",
             1,

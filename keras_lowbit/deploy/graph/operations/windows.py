@@ -66,7 +66,7 @@ def _pool_builtin(kind: str) -> Callable[[Use], Builtin]:
     return lambda use: Builtin(kind, 2, "Pool2DOptions", litert_window(use.attributes))
 
 
-def _mean_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+def _reduced_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     shape, axes = shapes[0], attributes["axes"]
     if not axes or len(set(axes)) != len(axes) or not all(1 <= a < len(shape) for a in axes):
         raise ValueError(
@@ -77,8 +77,12 @@ def _mean_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
 
 
 def _mean_builtin(use: Use) -> Builtin:
+    return _reducer("MEAN", use)
+
+
+def _reducer(kind: str, use: Use) -> Builtin:
     constants = {"axes": use.attributes["axes"]}
-    return Builtin("MEAN", 2, "ReducerOptions", {"keepDims": use.attributes["keepdims"]}, constants)
+    return Builtin(kind, 2, "ReducerOptions", {"keepDims": use.attributes["keepdims"]}, constants)
 
 
 def _resize_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
@@ -105,13 +109,14 @@ _POOL: dict[str, Any] = {
     "takes": {"pool_size": wholes(1, 2), "strides": wholes(1, 2), "padding": PADDING},
     "fuses_activation": True,
 }
+_OVER_AXES = {"axes": wholes(0), "keepdims": FLAG}
 _RESIZE = {"size": wholes(1, 2), "half_pixel_centers": FLAG, "align_corners": FLAG}
 
 MAX_POOL2D = Operation("max_pool2d", _pool_shape, _pool_builtin("MAX_POOL_2D"), **_POOL)
 AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), **_POOL)
-MEAN = Operation(
-    "mean", _mean_shape, _mean_builtin, range=FREE, takes={"axes": wholes(0), "keepdims": FLAG}, limits=(_FACTOR,)
-)
+MEAN = Operation("mean", _reduced_shape, _mean_builtin, range=FREE, takes=_OVER_AXES, limits=(_FACTOR,))
+REDUCE_MAX = Operation("reduce_max", _reduced_shape, lambda use: _reducer("REDUCE_MAX", use), takes=_OVER_AXES)
+REDUCE_MIN = Operation("reduce_min", _reduced_shape, lambda use: _reducer("REDUCE_MIN", use), takes=_OVER_AXES)
 RESIZE_NEAREST = Operation(
     "resize_nearest",
     _resize_shape,

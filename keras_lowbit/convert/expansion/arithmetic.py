@@ -1,0 +1,146 @@
+"""Arithmetic as products, sums and averages: quotients, sums over axes, variances, constants of every position, slopes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tensor
+from keras_lowbit.convert.analysis.supported import MOST_SUMMED
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
+
+
+@expands(*DIVISIONS)
+def quotient(call: Call) -> Compose | None:
+    """``a / b`` of two tensors: a times the reciprocal of b."""
+    if len(call.inputs) != 2:
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        first, second = (values[key] for key in call.inputs)
+        return parts.named(ops.multiply(first, parts.named(ops.reciprocal(second), "reciprocal")))
+
+    return compose
+
+
+@expands("CustomScaleLayer")
+def scaled_residual(call: Call) -> Compose | None:
+    """``a + scale * b``, as the blocks of `keras.applications.InceptionResNetV2` end."""
+    scale = float(call.operation.scale)
+    if len(call.inputs) != 2:
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        first, second = (values[key] for key in call.inputs)
+        scaled = parts.named(ops.multiply(second, scale), "scaled")
+        return parts.layer("", lambda **options: keras.layers.Add(**options))([first, scaled])
+
+    return compose
+
+
+@expands("Sum")
+def total(call: Call) -> Compose | None:
+    """The mean over some axes, times the number of values."""
+    axes, sizes = _axes(call), sizes_of(call.tensors[0])
+    if axes is None or sizes is None:
+        return None
+    count, keepdims = math.prod(sizes[axis - 1] for axis in axes), call.operation.keepdims
+
+    def compose(parts: Parts, values: Values) -> Any:
+        mean = parts.named(ops.mean(values[call.inputs[0]], axis=axes, keepdims=keepdims), "mean")
+        return parts.named(ops.multiply(mean, float(count)))
+
+    return compose
+
+
+@expands("Var")
+def variance(call: Call) -> Compose | None:
+    """Of the last axis: the exact sum of squares of what differs from the mean, divided."""
+    axes, sizes = _axes(call), sizes_of(call.tensors[0])
+    if sizes is None or axes != (len(sizes),) or sizes[-1] > MOST_SUMMED or len(sizes) > 3:
+        return None
+    *outer, size = sizes
+    shape = (-1, *outer, 1) if call.operation.keepdims else (-1, *outer)
+
+    def compose(parts: Parts, values: Values) -> Any:
+        x = values[call.inputs[0]]
+        centered = parts.named(ops.subtract(x, parts.named(ops.mean(x, axis=-1, keepdims=True), "mean")), "centered")
+        row = parts.named(ops.reshape(centered, (-1, *outer, 1, size)), "row")
+        column = parts.named(ops.reshape(centered, (-1, *outer, size, 1)), "column")
+        found = parts.named(ops.reshape(parts.named(ops.matmul(row, column), "square"), shape), "sum")
+        return parts.named(ops.multiply(found, 1 / size))
+
+    return compose if outer else None
+
+
+def _axes(call: Call) -> tuple[int, ...] | None:
+    """The axes of a reduction, the batch being 0; None if it is one of them."""
+    axis, rank = call.operation.axis, len(call.tensors[0].shape)
+    given = () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(sorted(a % rank for a in given))
+    return None if not axes or 0 in axes else axes
+
+
+@expands("Add", "Subtract", "Multiply")
+def constant_of_every_position(call: Call) -> Compose | None:
+    """A tensor and a constant that is neither one number nor one for each channel."""
+    constants = [np.asarray(value) for value in call.constants() if value is not None]
+    sizes = sizes_of(call.tensors[0])
+    if len(call.inputs) != 1 or len(constants) != 1 or sizes is None or call.results[0].shape != call.tensors[0].shape:
+        return None
+    constant, kind = constants[0].astype(np.float32), type(call.operation).__name__
+    constant = constant.reshape((1,) * (len(sizes) + 1 - constant.ndim) + constant.shape)[0]
+    if math.prod(constant.shape[:-1]) == 1 or (kind == "Subtract" and not starts_with_tensor(call)):
+        return None
+    made = MultiplyConstant if kind == "Multiply" else AddConstant
+    constant = -constant if kind == "Subtract" else constant
+    return lambda parts, values: parts.layer(
+        "", lambda **options: made(constant.shape, **options), {"constant": constant}
+    )(values[call.inputs[0]])
+
+
+@expands("PReLU")
+def prelu(call: Call) -> Compose | None:
+    """``max(x, 0) + alpha * min(x, 0)``, alpha one for each channel, or for every position."""
+    alpha, sizes = array(call.operation.alpha), sizes_of(call.tensors[0])
+    if sizes is None:
+        return None
+    by_channel = math.prod(alpha.shape[:-1]) == 1 and alpha.shape[-1] in (1, sizes[-1])
+
+    def compose(parts: Parts, values: Values) -> Any:
+        x = values[call.inputs[0]]
+        above = parts.named(ops.relu(x), "above")
+        below = parts.named(ops.minimum(x, 0.0), "below")
+        if by_channel:
+            slopes = {"scale": np.broadcast_to(alpha.reshape(-1), sizes[-1:])}
+            slope = parts.layer("slope", lambda **options: ChannelAffine(use_offset=False, **options), slopes)
+        else:
+            slope = parts.layer(
+                "slope", lambda **options: MultiplyConstant(alpha.shape, **options), {"constant": alpha}
+            )
+        last = parts.layer("", lambda **options: keras.layers.Add(**options))
+        return last([above, slope(below)])
+
+    return compose
+
+
+@expands("Softmax")
+def softmax(call: Call) -> Compose | None:
+    """Of another axis than the last, which is moved there and back."""
+    axis, rank = getattr(call.operation, "axis", -1), len(call.tensors[0].shape)
+    if not isinstance(axis, int) or axis % rank in (0, rank - 1) or len(call.inputs) != 1:
+        return None
+    order = list(range(rank))
+    order[axis % rank], order[-1] = order[-1], order[axis % rank]
+
+    def compose(parts: Parts, values: Values) -> Any:
+        turned = parts.named(ops.transpose(values[call.inputs[0]], order), "turn")
+        return parts.named(ops.transpose(parts.named(ops.softmax(turned, axis=-1), "last_axis"), order))
+
+    return compose

@@ -1,0 +1,217 @@
+"""Attention and other products of tensors, and dense layers over several axes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.copies import function_name
+
+
+@expands("EinsumDense")
+def einsum_dense(call: Call) -> Compose | None:
+    """A dense layer over the last axes: ``"abc,cde->abde"``."""
+    layer = call.operation
+    form = _dense_form(layer, call.tensors[0])
+    mixes = form is not None and len(form.outputs) > 1 and function_name(layer.activation) == "softmax"
+    if form is None or mixes or not _bias_is_of_units(layer, form):
+        return None
+    return lambda parts, values: _dense(parts, values[call.inputs[0]], call.operation, form, "")
+
+
+class _Form:
+    """kernel: [inputs, outputs].   outer, outputs: sizes of the result.   outer, inputs: those of what it reads."""
+
+    def __init__(self, kernel: np.ndarray, outer: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        self.kernel, self.outer, self.outputs = kernel, outer, outputs
+
+
+def _dense_form(layer: Any, tensor: Any) -> _Form | None:
+    """An einsum that contracts the last axes of its input and puts the others of the kernel last; None for any other."""
+    sizes = sizes_of(tensor)
+    left, _, result = layer.equation.replace(" ", "").partition("->")
+    source, _, weights = left.partition(",")
+    if sizes is None or getattr(layer, "lora_enabled", False):
+        return None
+    if "..." in source:
+        missing = len(sizes) + 1 - len(source.replace("...", ""))
+        letters = [letter for letter in "ABCDEFGH" if letter not in layer.equation][:missing]
+        source, result = (side.replace("...", "".join(letters)) for side in (source, result))
+    inputs = [letter for letter in source if letter in weights]
+    outputs = [letter for letter in weights if letter not in source]
+    kept = source[: len(source) - len(inputs)]
+    fits = len(source) == len(sizes) + 1 and source == kept + "".join(inputs) and result == kept + "".join(outputs)
+    if not fits or not kept or not inputs:
+        return None
+    shape = dict(zip(weights, array(layer.kernel).shape, strict=True))
+    kernel = array(layer.kernel).transpose([weights.index(letter) for letter in (*inputs, *outputs)])
+    found = tuple(shape[letter] for letter in outputs)
+    return _Form(kernel.reshape(math.prod(shape[letter] for letter in inputs), -1), sizes[: len(kept) - 1], found)
+
+
+def _dense(parts: Parts, x: Any, layer: Any, form: _Form, part: str, factor: float = 1.0) -> Any:
+    """The layer as reshape, Dense, reshape; several axes of outputs stay one. factor: of its result."""
+    inputs, units = form.kernel.shape
+    if tuple(x.shape[1:]) != (*form.outer, inputs):
+        x = parts.named(ops.reshape(x, (-1, *form.outer, inputs)), f"{part}_rows".lstrip("_"))
+    bias = None if layer.bias is None else np.broadcast_to(array(layer.bias), (*form.outer, *form.outputs))
+    if bias is not None:
+        bias = bias.reshape(-1, units)[0]
+    weights = {"kernel": form.kernel * factor} | ({} if bias is None else {"bias": bias * factor})
+    several = len(form.outputs) != 1
+    made = parts.layer(
+        f"{part}_units".lstrip("_") if several and not part else part,
+        lambda **options: keras.layers.Dense(
+            units,
+            use_bias=bias is not None,
+            activation=layer.activation,
+            kernel_regularizer=layer.kernel_regularizer,
+            kernel_constraint=layer.kernel_constraint,
+            **options,
+        ),
+        weights,
+    )(x)
+    if not several or part:
+        return made
+    return parts.named(ops.reshape(made, (-1, *form.outer, *form.outputs)), part)
+
+
+def _bias_is_of_units(layer: Any, form: _Form) -> bool:
+    """Whether every position has the same bias."""
+    if layer.bias is None:
+        return True
+    shape = tuple(layer.bias.shape)
+    return all(size == 1 for size in shape[: len(shape) - len(form.outputs)])
+
+
+def _arguments(call: Call, values: Values) -> dict[str, Any]:
+    """The arguments of a call by the names of the layer's `call`, the tensors among them from `values`."""
+    args, kwargs = call.fill(values)
+    bound = inspect.signature(type(call.operation).call).bind(call.operation, *args, **kwargs)
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
+
+
+def _is_plain(arguments: dict[str, Any], takes: tuple[str, ...]) -> bool:
+    """Whether nothing is asked for beside the tensors `takes`: no mask, no scores, no causality."""
+    return not any(value is not None and value is not False for name, value in arguments.items() if name not in takes)
+
+
+@expands("MultiHeadAttention")
+def multi_head_attention(call: Call) -> Compose | None:
+    """Heads of ``softmax(q k^T / sqrt(d)) v``; the factor goes into the weights of q."""
+    layer = call.operation
+    given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
+    if not _is_plain(given, ("query", "value", "key", "training")) or not _are_sequences(call):
+        return None
+    projections = {"query": layer.query_dense, "key": layer.key_dense, "value": layer.value_dense}
+    forms = {name: _dense_form(projections[name], source) for name, source in _sources(given).items()}
+    known = {name: form for name, form in forms.items() if form is not None}
+    fits = len(known) == 3 and all(_bias_is_of_units(projections[name], form) for name, form in known.items())
+    if not fits or len(layer.output_dense.kernel.shape) != 3:
+        return None
+    factors = {"query": 1 / math.sqrt(layer.key_dim), "key": 1.0, "value": 1.0}
+
+    def compose(parts: Parts, values: Values) -> Any:
+        projected = {}
+        for name, source in _sources(_arguments(call, values)).items():
+            units = _dense(parts, source, projections[name], known[name], name, factors[name])
+            projected[name] = _by_heads(parts, units, layer.num_heads, name, turned=name == "key")
+        mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed")
+        turned = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
+        _, positions, heads, depth = turned.shape
+        rows = parts.named(ops.reshape(turned, (-1, positions, heads * depth)), "joined")
+        kernel = array(layer.output_dense.kernel)
+        form = _Form(kernel.reshape(-1, kernel.shape[-1]), (positions,), kernel.shape[-1:])
+        return _dense(parts, rows, layer.output_dense, form, "")
+
+    return compose
+
+
+def _sources(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What is projected to queries, keys and values."""
+    key = arguments.get("key")
+    return {
+        "query": arguments["query"],
+        "key": arguments["value"] if key is None else key,
+        "value": arguments["value"],
+    }
+
+
+def _are_sequences(call: Call) -> bool:
+    """Whether every tensor of a call is [batch, positions, channels] of known sizes."""
+    return all(len(tensor.shape) == 3 and sizes_of(tensor) is not None for tensor in call.tensors)
+
+
+def _mixed(parts: Parts, query: Any, turned_key: Any, value: Any, part: str) -> Any:
+    """``softmax(q k^T) v``. part: name of the last operation."""
+    scores = parts.named(ops.matmul(query, turned_key), "scores")
+    weights = parts.named(ops.softmax(scores, axis=-1), "weights")
+    return parts.named(ops.matmul(weights, value), part)
+
+
+def _by_heads(parts: Parts, x: Any, heads: int, name: str, turned: bool) -> Any:
+    """[positions, heads * d] as [heads, positions, d], or turned [heads, d, positions]."""
+    positions, units = int(x.shape[1]), int(x.shape[2])
+    split = parts.named(ops.reshape(x, (-1, positions, heads, units // heads)), f"{name}_heads")
+    return parts.named(ops.transpose(split, (0, 2, 3, 1) if turned else (0, 2, 1, 3)), f"{name}_turn")
+
+
+@expands("Attention")
+def attention(call: Call) -> Compose | None:
+    """``softmax(q k^T) v`` of `keras.layers.Attention`, dot products without a trained scale."""
+    layer = call.operation
+    given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
+    plain = layer.score_mode == "dot" and not layer.use_scale and _is_plain(given, ("inputs", "training"))
+    if not plain or not _are_sequences(call):
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        query, value, *rest = _arguments(call, values)["inputs"]
+        turned = parts.named(ops.transpose(rest[0] if rest else value, (0, 2, 1)), "turn")
+        return _mixed(parts, query, turned, value, "")
+
+    return compose
+
+
+@expands("Dot")
+def dot(call: Call) -> Compose | None:
+    """The product of two tensors over one axis of each, as a product of matrices."""
+    layer, ranks = call.operation, [len(tensor.shape) for tensor in call.tensors]
+    if layer.normalize or ranks not in ([2, 2], [3, 3]) or any(sizes_of(tensor) is None for tensor in call.tensors):
+        return None
+    axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
+    first, second = (axis % rank for axis, rank in zip(axes, ranks, strict=True))
+
+    def compose(parts: Parts, values: Values) -> Any:
+        left, right = (values[key] for key in (call.inputs[0], call.inputs[-1]))
+        if ranks == [2, 2]:
+            left = parts.named(ops.expand_dims(left, 1), "row")
+            right = parts.named(ops.expand_dims(right, 2), "column")
+            return parts.named(ops.reshape(parts.named(ops.matmul(left, right), "product"), (-1, 1)))
+        left = left if first == 2 else parts.named(ops.transpose(left, (0, 2, 1)), "turn_first")
+        right = right if second == 1 else parts.named(ops.transpose(right, (0, 2, 1)), "turn_second")
+        return parts.named(ops.matmul(left, right))
+
+    return compose if 0 not in (first, second) else None
+
+
+@expands("Matmul")
+def matmul(call: Call) -> Compose | None:
+    """A tensor times a constant matrix: a dense layer without a bias."""
+    constants = [value for value in call.constants() if value is not None]
+    if len(call.inputs) != 1 or len(constants) != 1 or np.ndim(constants[0]) != 2:
+        return None
+    rank, kernel = len(call.tensors[0].shape), np.asarray(constants[0], np.float32)
+    fits = rank >= 2 and call.tensors[0].shape[-1] == kernel.shape[0] and call.results[0].shape[-1] == kernel.shape[1]
+    if not fits or len(call.results[0].shape) != rank:
+        return None
+    return lambda parts, values: parts.layer(
+        "", lambda **options: keras.layers.Dense(kernel.shape[1], use_bias=False, **options), {"kernel": kernel}
+    )(values[call.inputs[0]])

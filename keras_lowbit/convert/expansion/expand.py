@@ -1,0 +1,95 @@
+"""A copy of a model in which stock layers without an integer form stand as compositions of operations that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+from keras import tree
+
+from keras_lowbit.convert.analysis.operations import stock_kind
+from keras_lowbit.convert.expansion import arithmetic, attention, normalizations, recurrent, signals
+from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
+from keras_lowbit.keras_graph.calls import Call, calls_of, is_graph_model
+from keras_lowbit.keras_graph.comparison import check_layers
+from keras_lowbit.keras_graph.copies import Copies, clone_model
+from keras_lowbit.layers.constants import unrounded
+
+_RULE_FILES = (arithmetic, attention, normalizations, recurrent, signals)  # importing them registers their rules
+Leaves = Callable[[str, str], bool]  # of name and path: whether a call stays as it is
+
+
+class Expanded(NamedTuple):
+    """model: the copy, or the model itself where there was nothing to do.   whole: path of each of its operations that is part
+    of a composition -> path of what it is part of.   operations: by that path, what is a composition now."""
+
+    model: keras.Model
+    whole: dict[str, str]
+    operations: dict[str, Any]
+
+
+def expand(model: keras.Model, leaves: Leaves = lambda name, path: False) -> Expanded:
+    """Expand what has an expansion and no integer form of its own; the model computes the same.
+
+    leaves: which calls stay as they are.   ValueError if a composition computes something else than its layer.
+    """
+    walk = _Walk(leaves)
+    if not any(walk.rule(call, path) for path, call in _all_calls(model)):
+        return Expanded(model, {}, {})
+    copy = walk.copied(model)
+    check_layers(model, walk.stand_in)
+    return Expanded(copy, walk.whole, walk.operations)
+
+
+def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
+    for call in calls_of(model).calls:
+        yield prefix + call.path, call
+        if is_graph_model(call.operation):
+            yield from _all_calls(call.operation, f"{prefix}{call.path}/")
+
+
+class _Walk:
+    """The copy on its way. whole, operations: as in `Expanded`."""
+
+    def __init__(self, leaves: Leaves) -> None:
+        self.leaves = leaves
+        self.whole: dict[str, str] = {}
+        self.operations: dict[str, Any] = {}
+        self._copies, self._layers = Copies(), dict[tuple[int, str], Any]()
+
+    def rule(self, call: Call, path: str) -> Compose | None:
+        """What stands for a call; None if it stays as it is."""
+        kind = stock_kind(call.operation)
+        if kind not in EXPANSIONS or self.leaves(call.name, path):
+            return None
+        reals = all("float" in str(tensor.dtype) for tensor in (*call.tensors, *call.results))
+        return EXPANSIONS[kind](call) if reals and len(call.results) == 1 else None
+
+    def copied(self, model: Any, prefix: str = "") -> keras.Model:
+        """The copy of a model, or of one inside it."""
+        calls = calls_of(model).calls
+        names = {call.name: call for call in calls if not self.rule(call, prefix + call.path)}
+        others = set(names)
+
+        def emit(call: Call, values: dict[int, Any]) -> list[Any]:
+            path = prefix + call.path
+            if is_graph_model(call.operation):
+                nested = self._copies.get(call.operation, lambda: self.copied(call.operation, f"{path}/"))
+                return call.run(values, nested)
+            if (compose := self.rule(call, path)) is None:
+                return self._copies.call(call, values)[0]
+            self.operations[path] = call.operation
+            return tree.flatten(compose(Parts(call, self._layers, names), values))
+
+        copy = clone_model(model, emit)
+        self.whole |= {prefix + name: prefix + call.path for name, call in names.items() if name not in others}
+        return copy
+
+    def stand_in(self, call: Call, values: dict[int, Any]) -> list[Any] | None:
+        """The outputs of the composition of a call, None if it has none."""
+        compose = self.rule(call, call.path)
+        if compose is None:
+            return None
+        with unrounded(part.made for part in self._layers.values()):
+            return tree.flatten(compose(Parts(call, self._layers, {}), values))

@@ -1,0 +1,134 @@
+"""Normalizations over the values of one sample: mean, deviations, their exact sum of squares, one table, a product.
+
+The sum of squares is a product of matrices, [1, K] times [K, 1], which int32 holds exactly. Squares of 8-bit codes rounded to
+8 bits each would lose nearly everything where a few values are large: with one channel in a hundred 20 times as large as the
+others the result had -21 dB, with the exact sum 17, as with a float variance.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras import ops
+
+from keras_lowbit.convert.analysis.supported import MOST_SUMMED
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.layers import ChannelAffine, InverseRoot
+
+_MOST_AXES = 4  # of a tensor whose values LiteRT multiplies by another's
+
+
+@expands("LayerNormalization")
+def layer_normalization(call: Call) -> Compose | None:
+    """``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` over the last axis."""
+    layer = call.operation
+    if not _fits(call) or getattr(layer, "rms_scaling", False):
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        centered = _centered(parts, values[call.inputs[0]])
+        found = _normalized(parts, centered, layer.epsilon, _before(layer.gamma, layer.beta))
+        return _scaled(parts, found, layer.gamma, layer.beta)
+
+    return compose
+
+
+@expands("RMSNormalization")
+def rms_normalization(call: Call) -> Compose | None:
+    """``scale * x / sqrt(mean of squares + epsilon)`` over the last axis."""
+    layer = call.operation
+    if not _fits(call):
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        return _scaled(
+            parts, _normalized(parts, values[call.inputs[0]], layer.epsilon, "normalized"), layer.scale, None
+        )
+
+    return compose
+
+
+@expands("UnitNormalization")
+def unit_normalization(call: Call) -> Compose | None:
+    """``x / sqrt(sum of squares)`` over the last axis."""
+    if not _fits(call):
+        return None
+    return lambda parts, values: _normalized(parts, values[call.inputs[0]], 1e-12, "", mean=False)
+
+
+@expands("GroupNormalization")
+def group_normalization(call: Call) -> Compose | None:
+    """Of every group of channels over all positions: its values in a row are normalized as by a layer normalization."""
+    layer, sizes = call.operation, sizes_of(call.tensors[0])
+    if sizes is None or len(sizes) < 2 or layer.axis not in (-1, len(sizes)):
+        return None
+    *image, channels = sizes
+    groups = channels if layer.groups == -1 else layer.groups
+    pixels, each = math.prod(image), channels // groups
+    if pixels * each > MOST_SUMMED:
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        split = parts.named(ops.reshape(values[call.inputs[0]], (-1, pixels, groups, each)), "split")
+        turned = parts.named(ops.transpose(split, (0, 2, 1, 3)), "turn")
+        rows = parts.named(ops.reshape(turned, (-1, groups, pixels * each)), "rows")
+        found = _normalized(parts, _centered(parts, rows), layer.epsilon, "normalized")
+        back = parts.named(ops.reshape(found, (-1, groups, pixels, each)), "unsplit")
+        turned = parts.named(ops.transpose(back, (0, 2, 1, 3)), "turn_back")
+        joined = parts.named(ops.reshape(turned, (-1, *sizes)), _before(layer.gamma, layer.beta, "image"))
+        return _scaled(parts, joined, layer.gamma, layer.beta)
+
+    return compose
+
+
+def _fits(call: Call) -> bool:
+    """Whether a call normalizes over the last axis, and no other."""
+    layer, sizes = call.operation, sizes_of(call.tensors[0])
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    rank = len(call.tensors[0].shape)
+    last = len(axes) == 1 and axes[0] % rank == rank - 1
+    return last and sizes is not None and rank <= _MOST_AXES and sizes[-1] <= MOST_SUMMED
+
+
+def _centered(parts: Parts, x: Any) -> Any:
+    mean = parts.named(ops.mean(x, axis=-1, keepdims=True), "mean")
+    return parts.named(ops.subtract(x, mean), "centered")
+
+
+def _normalized(parts: Parts, x: Any, epsilon: float, part: str, mean: bool = True) -> Any:
+    """``x / sqrt(sum x^2 / K + epsilon)``; without `mean` K is 1. part: name of the last operation."""
+    *outer, size = (int(length) for length in x.shape[1:])
+    row = parts.named(ops.reshape(x, (-1, *outer, 1, size)), "row")
+    column = parts.named(ops.reshape(x, (-1, *outer, size, 1)), "column")
+    square = parts.named(ops.matmul(row, column), "square")
+    total = parts.named(ops.reshape(square, (-1, *outer, 1)), "sum")
+    factor = 1 / size if mean else 1.0
+    root = parts.layer("inverse", lambda **options: InverseRoot(factor, epsilon, **options))
+    return parts.named(ops.multiply(x, root(total)), part)
+
+
+def _before(scale: Any, offset: Any, part: str = "normalized") -> str:
+    """The name of what stands before scale and offset, "" where there are none and it is the last."""
+    return "" if scale is None and offset is None else part
+
+
+def _scaled(parts: Parts, x: Any, scale: Any, offset: Any) -> Any:
+    """Scale and offset of each channel, where there are any."""
+    if scale is None and offset is None:
+        return x
+    found = {"scale": scale, "offset": offset}
+    layer = parts.layer(
+        "",
+        lambda **options: ChannelAffine(scale is not None, offset is not None, **options),
+        {name: array(variable) for name, variable in found.items() if variable is not None},
+    )
+    return layer(x)
+
+
+@expands("LayerScale")
+def layer_scale(call: Call) -> Compose | None:
+    """The factor of each channel that ConvNeXt's blocks end with."""
+    gamma = call.operation.gamma
+    return lambda parts, values: _scaled(parts, values[call.inputs[0]], gamma, None)

@@ -1,0 +1,96 @@
+"""What stands for a call, and the register of those who know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from keras_lowbit.keras_graph.calls import Call, fresh_name
+from keras_lowbit.keras_graph.variables import to_numpy
+
+Values = dict[int, Any]
+Compose = Callable[
+    ["Parts", Values], Any
+]  # the outputs of what stands for a call (one, or a list), from the values by key
+Rule = Callable[[Call], "Compose | None"]  # None: there is nothing for this call
+EXPANSIONS: dict[str, Rule] = {}  # by the class name of a stock layer or operation
+R = TypeVar("R", bound=Rule)
+
+
+def expands(*kinds: str) -> Callable[[R], R]:
+    """Decorator: the function says what stands for calls of these stock classes."""
+
+    def register(rule: R) -> R:
+        EXPANSIONS.update(dict.fromkeys(kinds, rule))
+        return rule
+
+    return register
+
+
+class Parts:
+    """Makes the layers and names the operations that stand for one call. layers: those of all calls of the same layer.
+
+    names: taken in the new model, with the calls that took them; added to.
+    """
+
+    def __init__(self, call: Call, layers: dict[tuple[int, str], Any], names: dict[str, Call]) -> None:
+        self.call, self.operation = call, call.operation
+        self._layers, self._names = layers, names
+
+    def layer(self, part: str, make: Callable[..., Any], weights: dict[str, Any] | None = None) -> Any:
+        """The layer of a part, made once for all calls. make: takes name and dtype.   weights: by attribute, once it is built.
+
+        part: "" for the one that has the name of the original.
+        """
+        key = (id(self.operation), part)
+        if key not in self._layers:
+            policy = getattr(self.operation, "dtype_policy", None)
+            made = make(name=self._name(part), **({} if policy is None else {"dtype": policy}))
+            self._layers[key] = _Filled(made, weights or {}, getattr(self.operation, "trainable", True))
+        return self._layers[key]
+
+    def known(self, part: str) -> Any:
+        """A layer that is made already."""
+        return self._layers[id(self.operation), part]
+
+    def named(self, value: Any, part: str = "") -> Any:
+        """The same value, the operation that made it named after the original."""
+        if isinstance(value, keras.KerasTensor):
+            value._keras_history.operation.name = self._name(part)
+        return value
+
+    def _name(self, part: str) -> str:
+        own = self.call.name
+        wanted = fresh_name(f"{own}_{part}" if part else own, self._names.keys())
+        self._names[wanted] = self.call
+        return wanted
+
+
+class _Filled:
+    """A layer that gets its weights when it has been called for the first time."""
+
+    def __init__(self, layer: Any, weights: dict[str, Any], trainable: bool) -> None:
+        self.made, self._weights, self._trainable = layer, weights, trainable
+
+    def __call__(self, *args: Any) -> Any:
+        made = self.made(*args)
+        for name, value in self._weights.items():
+            getattr(self.made, name).assign(value)
+        if self._weights:
+            self.made.trainable = self._trainable
+            self._weights = {}
+        return made
+
+
+def array(variable: Any) -> np.ndarray:
+    """The value of a variable."""
+    return to_numpy(variable)
+
+
+def sizes_of(tensor: Any) -> tuple[int, ...] | None:
+    """The sizes of a tensor without its batch; None if one of them is open."""
+    sizes = tuple(tensor.shape[1:])
+    return None if None in sizes else sizes

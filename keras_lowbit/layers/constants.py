@@ -1,0 +1,150 @@
+"""Layers of what a model computes with beside kernels: factors and offsets of channels, constants of every position."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lowbit.layers.host import PACKAGE, require_float_policy
+from keras_lowbit.quantizers import Quantized, Uniform
+
+
+class Plain(keras.layers.Layer):
+    """A layer of float weights whose result has the shape of its input."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        require_float_policy(self)
+        self.supports_masking = True
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ChannelAffine(Plain):
+    """``y = scale * x + offset``, one trainable scale and offset for each channel (the last axis); both stay float.
+
+    The integer graph has them in the factors and biases of a depthwise convolution, so nothing is rounded but the result.
+    use_scale, use_offset: what there is of the two. scale [C] starts as ones, offset [C] as zeros. Any shape in, the same out.
+
+    >>> layer = keras_lowbit.layers.ChannelAffine(name="gamma_and_beta")
+    """
+
+    def __init__(self, use_scale: bool = True, use_offset: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_scale, self.use_offset = use_scale, use_offset
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights."""
+        channels = (input_shape[-1],)
+        self.scale = self.add_weight(name="scale", shape=channels, initializer="ones") if self.use_scale else None
+        self.offset = self.add_weight(name="offset", shape=channels, initializer="zeros") if self.use_offset else None
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """``scale * x + offset`` in the compute dtype."""
+        scaled = inputs if self.scale is None else ops.multiply(inputs, ops.cast(self.scale, self.compute_dtype))
+        return scaled if self.offset is None else ops.add(scaled, ops.cast(self.offset, self.compute_dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """What there is of scale and offset."""
+        return super().get_config() | {"use_scale": self.use_scale, "use_offset": self.use_offset}
+
+
+_EIGHT_BITS = Uniform(bits=8, granularity="tensor")
+
+
+class _Constant(Plain):
+    """Holds the constant of `AddConstant` or `MultiplyConstant`."""
+
+    _START = "zeros"
+
+    def __init__(self, shape: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape = tuple(int(size) for size in shape)
+        self.quantizer: Uniform | None = _EIGHT_BITS
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the constant."""
+        self.constant = self.add_weight(name="constant", shape=self.shape, initializer=self._START)
+        self.built = True
+
+    def quantized(self) -> Quantized:
+        """Codes and scale of the constant."""
+        return _EIGHT_BITS.encode(ops.convert_to_tensor(self.constant), {}, ())
+
+    def rounded(self) -> Any:
+        """The constant as the file has it, in the compute dtype, with a batch axis."""
+        real = ops.convert_to_tensor(self.constant)
+        return ops.cast(real if self.quantizer is None else self.quantizer(real, {}), self.compute_dtype)[None]
+
+    def get_config(self) -> dict[str, Any]:
+        """The shape of the constant."""
+        return super().get_config() | {"shape": self.shape}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AddConstant(_Constant):
+    """``y = x + c`` for a trainable constant of every position, such as an embedding of places.
+
+    The constant is held to 8 bits with one scale, as the file has it: ``s * clip(round(c / s), -127, 127)`` with
+    ``s = max|c| / 127``; its gradient passes through.
+    shape: of the constant, without the batch: as many axes as the input has behind its batch, each of the input's size or of
+    size 1. It starts as zeros.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """``x + c``."""
+        return ops.add(inputs, self.rounded())
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class MultiplyConstant(_Constant):
+    """``y = x * c`` for a trainable constant of every position, such as the slopes of a PReLU.
+
+    The constant is held to 8 bits as that of `AddConstant`. shape: as there. It starts as ones.
+    """
+
+    _START = "ones"
+
+    def call(self, inputs: Any) -> Any:
+        """``x * c``."""
+        return ops.multiply(inputs, self.rounded())
+
+
+@contextlib.contextmanager
+def unrounded(layers: Iterable[Any]) -> Iterator[None]:
+    """Inside of it the constants among `layers` are not rounded."""
+    constants = [layer for layer in layers if isinstance(layer, _Constant)]
+    try:
+        for layer in constants:
+            layer.quantizer = None
+        yield
+    finally:
+        for layer in constants:
+            layer.quantizer = _EIGHT_BITS
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class InverseRoot(Plain):
+    """``y = 1 / sqrt(factor * x + epsilon)``, as a normalization has it of a sum of squares: one table in the integer graph.
+
+    factor, epsilon: numbers above 0. Any shape in, the same out; x below 0 counts as 0.
+    """
+
+    def __init__(self, factor: float = 1.0, epsilon: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.factor, self.epsilon = float(factor), float(epsilon)
+
+    def call(self, inputs: Any) -> Any:
+        """``1 / sqrt(factor * x + epsilon)`` in float32."""
+        real = ops.maximum(ops.cast(inputs, "float32"), 0.0)
+        return ops.cast(ops.rsqrt(ops.add(ops.multiply(real, self.factor), self.epsilon)), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Factor and epsilon."""
+        return super().get_config() | {"factor": self.factor, "epsilon": self.epsilon}

@@ -1,0 +1,171 @@
+"""Layers without an integer form of their own become compositions that compute the same, and that train."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import keras_lowbit as klb
+from keras_lowbit.convert.expansion.expand import expand
+from keras_lowbit.keras_graph.calls import calls_of
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.constants import unrounded
+from tests.support.expansion_zoo import EXPANSIONS, block
+from tests.support.lowering_zoo import samples
+
+NATIVE = ("attention with a mask", "einsum that mixes positions", "layer normalization over two axes")
+
+
+def randomized(model, seed=0):
+    """The model with weights that are all different, scales, offsets and slopes too."""
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        variable.assign(variable + 0.3 * rng.normal(size=variable.shape))
+    return model
+
+
+def data_for(model, count=8):
+    return samples(model, count)[0]
+
+
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_a_composition_computes_what_the_layer_does(name):
+    model = randomized(EXPANSIONS[name].make())
+    made = expand(model)
+    data = data_for(model)
+    with unrounded(made.model._flatten_layers()):  # 8-bit constants aside
+        both = [keras.tree.flatten(one(data)) for one in (model, made.model)]
+    for want, got in zip(*both, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    if name in NATIVE:
+        assert made.model is model
+
+
+def test_a_model_without_such_layers_is_itself():
+    entry = keras.Input((4, 4, 2))
+    model = keras.Model(entry, L.Conv2D(2, 3)(entry))
+    assert expand(model).model is model
+
+
+def transformer():
+    entry = keras.Input((6, 8), name="x")
+    return randomized(keras.Model(entry, L.Dense(3, name="head")(L.Flatten()(block(L.Dense(8)(entry)))), name="t"))
+
+
+def test_a_transformer_runs_in_integers_alone_close_to_the_float_model(tmp_path):
+    model = transformer()
+    data = data_for(model, 64)
+    quantized, report = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    assert klb.export_litert(quantized, tmp_path / "m.tflite").float_fallbacks == ()
+    verdict = klb.verify(quantized, tmp_path / "m.tflite", data, reference=model)
+    assert verdict.ok
+    assert report["heads"].layer == "MultiHeadAttention"
+    assert report["heads_query"].outcome == "quantized"
+    want, got = model.predict(data, verbose=0), quantized.predict(data, verbose=0)
+    assert 10 * np.log10(np.mean(want**2) / np.mean((want - got) ** 2)) > 25
+
+
+def test_the_quantized_model_saves_loads_and_dequantizes(tmp_path):
+    model = transformer()
+    data = data_for(model)
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    quantized.save(tmp_path / "q.keras")
+    again = keras.saving.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(np.asarray(again(data)), np.asarray(quantized(data)))
+    stock = klb.dequantize(quantized)
+    assert not [layer for layer in stock._flatten_layers() if type(layer).__module__.startswith("keras_lowbit")]
+    again, _ = klb.quantize_model(stock)
+    codes = [klb.quantized_weights(one) for one in (quantized, again)]
+    assert codes[0].keys() == codes[1].keys()
+    for path, found in codes[0].items():
+        np.testing.assert_array_equal(found.codes, codes[1][path].codes)
+
+
+def test_scales_offsets_and_constants_train():
+    model = transformer()
+    data = data_for(model, 16)
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    kinds = (klb.layers.ChannelAffine, klb.layers.AddConstant)
+    trained = {
+        v.path: to_numpy(v) for k in kinds for layer in klb.layers.find_layers(quantized, k) for v in layer.weights
+    }
+    assert len(trained) == 5
+    quantized.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    quantized.fit(data, np.ones((16, 3), np.float32), verbose=0)
+    after = {v.path: to_numpy(v) for v in quantized.trainable_variables}
+    assert all(not np.array_equal(value, after[path]) for path, value in trained.items())
+
+
+def test_what_is_skipped_or_has_float_activations_stays_itself():
+    model = transformer()
+    quantized, report = klb.quantize_model(model, skip=["heads", "layer_normalization.*"])
+    assert {report[name].outcome for name in ("heads",)} == {"skipped"}
+    kinds = {call.kind for call in calls_of(quantized).calls}
+    assert {"MultiHeadAttention", "LayerNormalization"} <= kinds
+    weights_alone = klb.recipes.get("int8").replace(activations=None)
+    copy, _ = klb.quantize_model(model, weights_alone)
+    assert {"MultiHeadAttention", "LayerNormalization"} <= {call.kind for call in calls_of(copy).calls}
+
+
+def test_parts_can_be_skipped_and_overridden_by_name():
+    model = transformer()
+    quantized, report = klb.quantize_model(model, overrides={"heads_query": "ternary"}, skip=["heads_value"])
+    assert quantized.get_layer("heads_query").kernel_quantizer == klb.quantizers.Ternary()
+    assert report["heads_value"].outcome == "skipped"
+    with pytest.raises(ValueError, match="'heads_nothing' matches no layer"):
+        klb.quantize_model(model, skip=["heads_nothing"])
+
+
+def test_a_layer_called_twice_is_expanded_with_the_same_weights():
+    entry = keras.Input((6, 8))
+    norm = L.LayerNormalization(name="norm")
+    model = randomized(keras.Model(entry, L.Add()([norm(entry), norm(L.Dense(8)(entry))])))
+    made = expand(model).model
+    assert len(klb.layers.find_layers(made, klb.layers.ChannelAffine)) == 1
+    data = data_for(model)
+    np.testing.assert_allclose(np.asarray(made(data)), np.asarray(model(data)), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_in_nested_models_are_expanded():
+    inner_in = keras.Input((6, 8))
+    inner = keras.Model(inner_in, L.LayerNormalization(name="norm")(inner_in), name="inner")
+    entry = keras.Input((6, 8))
+    model = randomized(keras.Model(entry, L.Dense(2)(inner(L.Dense(8)(entry)))))
+    made = expand(model)
+    assert set(made.operations) == {"inner/norm"}
+    assert "inner/norm_mean" in made.whole
+    data = data_for(model)
+    np.testing.assert_allclose(np.asarray(made.model(data)), np.asarray(model(data)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_sum_of_squares_is_exact_where_a_few_channels_are_large():
+    """Squares of codes rounded to 8 bits each would lose all but the large channel."""
+    entry = keras.Input((6, 64))
+    model = keras.Model(entry, L.LayerNormalization()(entry))
+    data = data_for(model, 32)
+    data[..., 5] *= 20
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    want, got = model.predict(data, verbose=0), quantized.predict(data, verbose=0)
+    assert 10 * np.log10(np.mean(want**2) / np.mean((want - got) ** 2)) > 12
+
+
+@pytest.mark.parametrize("layer", [klb.layers.AddConstant((3, 2)), klb.layers.MultiplyConstant((1, 2))])
+def test_a_constant_is_held_to_eight_bits(layer):
+    x = np.ones((1, 3, 2), np.float32)
+    layer(x)
+    layer.constant.assign(np.linspace(-1, 0.7, layer.constant.shape[0] * 2).reshape(layer.constant.shape))
+    steps = np.asarray(layer.rounded())[0] * 127  # the largest is 1
+    np.testing.assert_allclose(steps, np.round(np.asarray(layer.constant) * 127), atol=1e-4)
+
+
+def test_corrections_find_the_parts_in_the_float_model():
+    model = transformer()
+    data = data_for(model, 32)
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    report = klb.correct_biases(quantized, model, data, check=False, verbose=0)
+    assert {"heads_query", "heads", "head"} <= set(report.shifts)

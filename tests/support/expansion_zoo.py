@@ -1,0 +1,116 @@
+"""Small Keras models of layers that become compositions of integer operations: name -> `Case`."""
+
+import keras
+import numpy as np
+from keras import layers as kl
+
+from tests.support.zoo_case import SIGNAL, VECTOR, Case, case, conv, function
+
+SEQUENCE = (6, 8)
+POSITIONS = np.sin(np.arange(48)).reshape(SEQUENCE).astype("float32")
+
+
+def normalized(layer, shape=SEQUENCE):
+    return function(lambda x: kl.Dense(3)(layer()(kl.Dense(8)(x))), shape)
+
+
+def time_series(layer):
+    return case(layer, lambda: kl.Dense(3), shape=SEQUENCE)
+
+
+def block(x):
+    """A block of a vision transformer."""
+    x = x + POSITIONS
+    x = kl.Add()([x, kl.MultiHeadAttention(2, 4, name="heads")(y := kl.LayerNormalization()(x), y)])
+    return kl.Add()([x, kl.Dense(8)(kl.Dense(16, activation="gelu")(kl.LayerNormalization()(x)))])
+
+
+def text():
+    """Ids of tokens in, a class out."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    found = kl.Dense(3)(kl.GlobalAveragePooling1D()(kl.Conv1D(5, 3, activation="relu")(kl.Embedding(9, 8)(ids))))
+    return keras.Model(ids, [found, keras.ops.argmax(found, axis=-1)], name="text")
+
+
+EXPANSIONS: dict[str, Case] = {
+    "embedding and argmax": Case(text),
+    "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
+    "layer normalization": normalized(kl.LayerNormalization),
+    "layer normalization of an image": function(lambda x: conv()()(kl.LayerNormalization()(conv()()(x)))),
+    "layer normalization of a vector": normalized(lambda: kl.LayerNormalization(center=False), VECTOR),
+    "layer normalization alone": normalized(lambda: kl.LayerNormalization(center=False, scale=False)),
+    "layer normalization over two axes": function(
+        lambda x: kl.Dense(2)(kl.LayerNormalization((1, 2), name="n")(kl.Dense(3)(x))), SEQUENCE, float_fallbacks=("n",)
+    ),
+    "rms normalization": normalized(kl.RMSNormalization),
+    "unit normalization": normalized(kl.UnitNormalization),
+    "group normalization": function(lambda x: kl.ReLU()(kl.GroupNormalization(2)(conv()()(x)))),
+    "instance normalization": function(
+        lambda x: conv()()(kl.GroupNormalization(-1, center=False, scale=False)(conv()()(x)))
+    ),
+    "multi-head attention": function(lambda x: kl.Add()([x, kl.MultiHeadAttention(2, 4)(x, x)]), SEQUENCE),
+    "attention of other values": function(
+        lambda x: kl.MultiHeadAttention(2, 4, value_dim=3, output_shape=5, use_bias=False)(
+            kl.Dense(6)(x), x[:, :4], x[:, 1:5]
+        ),
+        SEQUENCE,
+    ),
+    "attention with a mask": function(
+        lambda x: kl.Dense(3)(kl.MultiHeadAttention(2, 4, name="a")(x, x, use_causal_mask=True)),
+        SEQUENCE,
+        float_fallbacks=("a",),
+    ),
+    "attention": function(lambda x: kl.Attention()([kl.Dense(4)(x), kl.Dense(4)(x)]), SEQUENCE),
+    "transformer": function(block, SEQUENCE),
+    "einsum": time_series(lambda: kl.EinsumDense("abc,cd->abd", (6, 5), bias_axes="d", activation="relu")),
+    "einsum of two axes": function(
+        lambda x: kl.Flatten()(kl.EinsumDense("...cd,cde->...e", (2, 5), bias_axes="e")(kl.Reshape((6, 4, 2))(x))),
+        SEQUENCE,
+    ),
+    "einsum that makes two axes": time_series(lambda: kl.EinsumDense("abc,dec->abde", (6, 2, 3), bias_axes="de")),
+    "einsum that mixes positions": case(
+        lambda: kl.EinsumDense("abc,bd->adc", (5, 8), name="e"),
+        lambda: kl.Dense(3),
+        shape=SEQUENCE,
+        float_fallbacks=("e",),
+    ),
+    "a constant matrix": function(lambda x: keras.ops.matmul(x, POSITIONS.T), SEQUENCE),
+    "product of tensors": function(
+        lambda x: keras.ops.matmul(kl.Dense(4)(x), keras.ops.transpose(kl.Dense(4)(x), (0, 2, 1))), SEQUENCE
+    ),
+    "dot": function(lambda x: kl.Dot((2, 2))([kl.Dense(4)(x), kl.Dense(4)(x)]), SEQUENCE),
+    "dot of vectors": function(lambda x: kl.Dot(1)([kl.Dense(4)(x), kl.Dense(4)(x)]), VECTOR),
+    "plus positions": function(lambda x: kl.ReLU()(kl.Dense(8)(x) + POSITIONS), SEQUENCE),
+    "minus positions": function(lambda x: kl.Dense(3)(kl.Dense(8)(x) - POSITIONS[None]), SEQUENCE),
+    "times positions": function(lambda x: kl.Dense(3)(kl.Dense(8)(x) * POSITIONS[:, :1]), SEQUENCE),
+    "prelu": case(conv(), lambda: kl.PReLU("he_normal"), conv()),
+    "prelu of channels": case(conv(), lambda: kl.PReLU("he_normal", shared_axes=(1, 2)), conv()),
+    "softmax of an axis": function(lambda x: conv()()(kl.Softmax(1)(conv()()(x)))),
+    "two tensors divided": function(
+        lambda x: kl.Conv2D(2, 1)(kl.Conv2D(4, 1)(x) / (kl.ReLU()(kl.Conv2D(4, 1)(x)) + 1.0))
+    ),
+    "sum over axes": function(lambda x: kl.Dense(3)(keras.ops.sum(conv()()(x), axis=(1, 2)))),
+    "variance": function(lambda x: kl.Conv2D(2, 1)(keras.ops.var(conv()()(x), axis=-1, keepdims=True))),
+    "largest over axes": function(lambda x: kl.Dense(3)(keras.ops.max(conv()()(x), axis=(1, 2)))),
+    "smallest over an axis": function(lambda x: conv(2, 1)()(keras.ops.min(conv()()(x), axis=1, keepdims=True))),
+    "separable 1-d": case(lambda: kl.SeparableConv1D(5, 3, activation="relu"), shape=SIGNAL),
+    "depthwise 1-d": case(lambda: kl.DepthwiseConv1D(3, 2, padding="same", depth_multiplier=2), shape=SIGNAL),
+    "transposed 1-d": case(lambda: kl.Conv1DTranspose(3, 4, 2, padding="same", activation="relu"), shape=SIGNAL),
+    "dense at every step": time_series(lambda: kl.TimeDistributed(kl.Dense(4, activation="relu"))),
+    "convolution at every step": function(
+        lambda x: kl.TimeDistributed(kl.Conv1D(2, 2))(kl.Reshape((3, 4, 4))(x)), SEQUENCE
+    ),
+    "lstm": time_series(lambda: kl.LSTM(4, unroll=True)),
+    "lstm backwards": time_series(lambda: kl.LSTM(4, unroll=True, go_backwards=True, return_sequences=True)),
+    "gru": time_series(lambda: kl.GRU(4, unroll=True)),
+    "simple rnn": time_series(lambda: kl.SimpleRNN(4, unroll=True, use_bias=False)),
+    "bilinear to three times": case(conv(), lambda: kl.UpSampling2D((3, 5), interpolation="bilinear"), conv()),
+    "resizing": case(lambda: kl.Resizing(7, 13, "nearest"), conv()),
+    "bilinear resizing": case(conv(4, 3, padding="same"), lambda: kl.Resizing(9, 4, "bilinear"), conv()),
+    "bilinear resizing that drifts": case(
+        conv(), lambda: kl.Resizing(5, 4, "bilinear", name="r"), conv(), float_fallbacks=("r",)
+    ),
+    "centre crop": case(lambda: kl.CenterCrop(4, 5), conv()),
+    "transposed with an output padding": case(lambda: kl.Conv2DTranspose(3, 3, 2, padding="same", output_padding=1)),
+    "transposed and dilated": case(lambda: kl.Conv2DTranspose(3, (3, 2), dilation_rate=(2, 1))),
+}
