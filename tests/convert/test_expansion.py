@@ -6,7 +6,9 @@ import pytest
 from keras import layers as L
 
 import keras_lowbit as klb
+from keras_lowbit.convert.analysis.supported import EXPANDABLE
 from keras_lowbit.convert.expansion.expand import expand
+from keras_lowbit.convert.expansion.registry import EXPANSIONS as EXPANSIONS_OF
 from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.constants import unrounded
@@ -169,3 +171,16 @@ def test_corrections_find_the_parts_in_the_float_model():
     klb.calibrate(quantized, data, verbose=0)
     report = klb.correct_biases(quantized, model, data, check=False, verbose=0)
     assert {"heads_query", "heads", "head"} <= set(report.shifts)
+
+
+def test_the_reasons_know_what_can_be_expanded():
+    known = {
+        "Add",
+        "Divide",
+        "Matmul",
+        "Multiply",
+        "Softmax",
+        "Subtract",
+        "TrueDivide",
+    }  # integer operations in other forms
+    assert set(EXPANSIONS_OF) - known == set(EXPANDABLE)

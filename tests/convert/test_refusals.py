@@ -196,7 +196,7 @@ def test_channels_first_is_skipped_with_its_reason():
 def test_a_recurrent_layer_that_is_not_unrolled_is_skipped_with_its_reason():
     _, report = klb.quantize_model(model_zoo.recurrent())
     assert (report["lstm"].outcome, report["lstm"].layer) == ("skipped", "LSTM")
-    assert report["lstm"].detail == "LSTM has no integer form here; runs in float"
+    assert report["lstm"].detail == "this call of LSTM has no integer form; runs in float"
 
 
 class WithConfig(L.Layer):

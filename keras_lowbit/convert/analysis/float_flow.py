@@ -24,6 +24,7 @@ _WHOLE = set(
     "OneHot MultiHot CategoryEncoding Discretization Hashing HashedCrossing IntegerLookup StringLookup "
     "Floor Ceil Round Rint Trunc Sign FloorDivide Bincount Histogram".split()
 )
+_READS_IDS = ("Embedding",)  # of reals too
 # Reasons. A layer whose weights alone are float reads int8 inputs: a recipe of activations puts ranges there.
 NO_RULE = "no rule of the recipe gives it a quantizer"
 EXACT = "a function of a value that is float: of its 8-bit codes it could be another"
@@ -84,7 +85,8 @@ class Level:
         if category is not Category.FLOAT:
             return False
         if exactly:
-            return call in self.chosen or self.reasons[call] in (BETWEEN, EXACT) or not is_known(call.operation)
+            unknown = not is_known(call.operation) or stock_kind(call.operation) in _READS_IDS
+            return call in self.chosen or self.reasons[call] in (BETWEEN, EXACT) or unknown
         maker = self.graph.producers.get(key)
         behind_float = maker is not None and self.categories[maker] is Category.FLOAT
         return behind_float or self.reasons[call] != NO_RULE

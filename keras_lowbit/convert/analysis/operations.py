@@ -7,7 +7,14 @@ import keras
 
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis import functions, picks
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, RESIZES, SPLITS, unsupported_reason
+from keras_lowbit.convert.analysis.supported import (
+    AUGMENTATIONS,
+    DROPOUTS,
+    EXPANDABLE,
+    RESIZES,
+    SPLITS,
+    unsupported_reason,
+)
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
 
@@ -236,4 +243,6 @@ def fallback_reason(call: Call) -> str:
         if known == "?":
             return f"its function {getattr(function, '__qualname__', type(function).__name__)!r} is none of Keras'"
         return f"its function {known!r} has no integer form here"
+    if stock_kind(operation) in EXPANDABLE:
+        return f"this call of {name} has no integer form"
     return f"{name} has no integer form here"

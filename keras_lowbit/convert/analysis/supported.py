@@ -33,6 +33,13 @@ AUGMENTATIONS = (
 RESIZES = ("Resizing", "Resize")
 SPLITS = ("Split", "ArraySplit", "Unstack")  # the only operations in integers that have several results
 
+# What `convert.expansion` makes compositions of, where a call has a form that it knows.
+EXPANDABLE = (
+    *"Attention CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU GroupNormalization LSTM".split(),
+    *"LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization SeparableConv1D SimpleRNN Sum".split(),
+    *"TimeDistributed UnitNormalization Var".split(),
+)
+
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 MOST_SUMMED = 2**31 // 255**2  # products of differences of codes that int32 holds the sum of
 _MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders

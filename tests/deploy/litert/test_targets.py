@@ -45,9 +45,9 @@ def plain():
 def mixed():
     """One with two operations in float."""
     return network(
-        lambda: kl.LayerNormalization(name="norm"),
+        lambda: kl.LayerNormalization((2, 3), name="norm"),
         lambda: kl.Conv2D(8, 3, name="more"),
-        lambda: kl.LayerNormalization(name="rows"),
+        lambda: kl.LayerNormalization((2, 3), name="rows"),
     )
 
 
@@ -166,7 +166,8 @@ def test_all_that_does_not_fit_is_in_one_message(mixed, tmp_path, name, strict):
     text = str(caught.value)
     for layer in ("norm", "rows"):
         assert (
-            f"- {layer}: LayerNormalization runs in float: LayerNormalization has no integer form here. Use a" in text
+            f"- {layer}: LayerNormalization runs in float: this call of LayerNormalization has no integer form. Use a"
+            in text
         )
     assert ("input 'x/float32': float32 is no type of an end" in text) == (name != "litert")
     assert ("Give io='int8'" in text) == (name != "litert")

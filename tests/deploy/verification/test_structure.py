@@ -239,7 +239,7 @@ def test_labels_of_a_former_file_are_compressed(exported, graph, tmp_path):
 
 
 def test_constants_inside_float_subgraphs_count(tmp_path):
-    model, _ = trained(case(lambda: kl.Dense(4), lambda: kl.LayerNormalization(), lambda: kl.Dense(3), shape=(6,)))
+    model, _ = trained(case(lambda: kl.Dense(4), lambda: kl.GroupNormalization(2), lambda: kl.Dense(3), shape=(6,)))
     klb.export_litert(model, tmp_path / "m.tflite")
     graph, content = lower_model(model).graph, (tmp_path / "m.tflite").read_bytes()
     check(graph, content, tmp_path)
