@@ -175,8 +175,10 @@ def test_corrections_find_the_parts_in_the_float_model():
 
 def test_the_reasons_know_what_can_be_expanded():
     known = {
+        "Activation",
         "Add",
         "Divide",
+        "Lambda",
         "Matmul",
         "Multiply",
         "Softmax",

@@ -75,6 +75,28 @@ EXPANSIONS: dict[str, Case] = {
         float_fallbacks=("e",),
     ),
     "a constant matrix": function(lambda x: keras.ops.matmul(x, POSITIONS.T), SEQUENCE),
+    "einsum of two tensors": function(
+        lambda x: keras.ops.einsum(
+            "bqhd,bkhd->bhqk", kl.Reshape((6, 2, 3))(kl.Dense(6)(x)), kl.Reshape((6, 2, 3))(kl.Dense(6)(x))
+        ),
+        SEQUENCE,
+    ),
+    "einsum back": function(
+        lambda x: keras.ops.einsum("bqk,bkd->bqd", kl.Softmax()(kl.Dense(6)(x)), kl.Dense(3)(x)), SEQUENCE
+    ),
+    "log softmax": function(lambda x: kl.Activation("log_softmax")(kl.Dense(5)(x)), SEQUENCE),
+    "log softmax alone": function(lambda x: keras.ops.log_softmax(kl.Dense(5)(x)), SEQUENCE),
+    "a lambda of operations": case(
+        conv(), lambda: kl.Lambda(lambda x: keras.ops.max(x, axis=1) + keras.ops.mean(x, axis=1)), shape=(9, 8, 4)
+    ),
+    "a new axis": function(lambda x: kl.Conv2D(2, (3, 1))(kl.Dense(4)(x)[:, 1:, None]), SEQUENCE),
+    "a new axis behind a place": function(
+        lambda x: kl.Conv1D(2, 3)(kl.Dense(4)(x)[:, 1, ..., None]), SEQUENCE, float_fallbacks=()
+    ),
+    "mirrored": function(lambda x: kl.Conv2D(2, 3)(keras.ops.pad(x, ((0, 0), (1, 1), (2, 1), (0, 0)), mode="reflect"))),
+    "mirrored with its border": function(
+        lambda x: kl.Conv2D(2, 3)(keras.ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), mode="symmetric"))
+    ),
     "product of tensors": function(
         lambda x: keras.ops.matmul(kl.Dense(4)(x), keras.ops.transpose(kl.Dense(4)(x), (0, 2, 1))), SEQUENCE
     ),

@@ -142,7 +142,7 @@ class Level:
 
 def settle(top: Level) -> None:
     """Have the calls that stand between float values and float readers run in float, in all levels."""
-    levels, able = list(_levels(top, set())), _Able()
+    levels, able, given = list(_levels(top, set())), _Able(), _Able(dequantizes=False)
     changed = True
     while changed:
         changed = False
@@ -152,7 +152,7 @@ def settle(top: Level) -> None:
                     level.categories[call] = Category.FLOAT
                     level.reasons[call] = BETWEEN
                     changed = True
-                elif able.bends(level, call):
+                elif given.bends(level, call):
                     level.categories[call] = Category.FLOAT
                     level.reasons[call] = EXACT
                     changed = True
@@ -190,16 +190,20 @@ def _is_probability(level: Level, call: Call) -> bool:
 
 
 class _Able:
-    """Which calls could run in float: they have no weights, and nothing stored as int8 comes into them."""
+    """Which calls could run in float: they have no weights, and nothing stored as int8 comes into them.
 
-    def __init__(self) -> None:
+    dequantizes: but for functions of one value, which can be had of any value behind a dequantize.
+    """
+
+    def __init__(self, dequantizes: bool = True) -> None:
+        self.dequantizes = dequantizes
         self._values: dict[tuple[int, int], bool] = {}  # by level and key
 
     def call(self, level: Level, call: Call) -> bool:
         """Whether a call that runs in integers so far could run in float."""
         if level.categories[call] in _STAYS_INT8 or not call.inputs:
             return False
-        if level.categories[call] is Category.FUNCTION:  # of any value, also behind a dequantize
+        if self.dequantizes and level.categories[call] is Category.FUNCTION:
             return True
         return all(self._value(level, key) for key in call.inputs)
 

@@ -37,7 +37,7 @@ SPLITS = ("Split", "ArraySplit", "Unstack")  # the only operations in integers t
 EXPANDABLE = (
     *"Attention CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU GroupNormalization LSTM".split(),
     *"LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization SeparableConv1D SimpleRNN Sum".split(),
-    *"TimeDistributed UnitNormalization Var".split(),
+    *"Einsum LogSoftmax TimeDistributed UnitNormalization Var".split(),
 )
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
@@ -63,9 +63,9 @@ def unsupported_reason(call: Call, kind: str) -> str | None:
 
 
 def index_of(call: Call) -> list[int | slice] | None:
-    """What ``x[...]`` picks on each axis; None for new axes, tensors and parts of a batch."""
+    """What ``x[...]`` picks on each axis of x, new axes aside; None for tensors and parts of a batch."""
     key = [*call.arguments.args, *call.arguments.kwargs.values()][1]
-    parts = list(key) if isinstance(key, (tuple, list)) else [key]
+    parts = [part for part in (key if isinstance(key, (tuple, list)) else [key]) if part is not None]
     if not all(part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
         return None
     rank = len(call.tensors[0].shape)
@@ -221,13 +221,20 @@ def _transpose(call: Call) -> str | None:
 def _pad(call: Call) -> str | None:
     widths = np.broadcast_to(call.operation.pad_width, (_rank(call), 2))
     zeros = len(call.inputs) == 1 and not any(np.any(np.asarray(value)) for value in _given(call))
-    if call.operation.mode != "constant" or not zeros:
-        return "it pads with other values than zeros"
+    if call.operation.mode not in ("constant", "reflect", "symmetric") or not zeros:
+        return "it pads with other values than zeros or the image's own"
+    if call.operation.mode != "constant" and None in call.tensors[0].shape[1:]:
+        return "it mirrors an axis of unknown size"
     return "it pads the batch axis" if np.any(widths[0]) else None
 
 
 def _get_item(call: Call) -> str | None:
-    return "its index has new axes, tensors or parts of the batch" if index_of(call) is None else None
+    kept = call.results[0].shape[0] == call.tensors[0].shape[0]  # a new axis in front would move the batch
+    return (
+        None
+        if index_of(call) is not None and kept
+        else "its index has tensors, parts of the batch or an axis before it"
+    )
 
 
 def _pick(call: Call) -> str | None:

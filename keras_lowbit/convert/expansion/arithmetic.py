@@ -9,11 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tensor
+from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
+
+_MOST_AXES = 4  # of tensors of which LiteRT takes one from the other
 
 
 @expands(*DIVISIONS)
@@ -144,3 +147,46 @@ def softmax(call: Call) -> Compose | None:
         return parts.named(ops.transpose(parts.named(ops.softmax(turned, axis=-1), "last_axis"), order))
 
     return compose
+
+
+@expands("LogSoftmax", "Activation")
+def log_softmax(call: Call) -> Compose | None:
+    """``d - log(sum(exp(d)))`` of the last axis with ``d = x - max(x)``, so that nothing is lost in a softmax of 8 bits."""
+    operation, sizes = call.operation, sizes_of(call.tensors[0])
+    rank = len(call.tensors[0].shape)
+    function = getattr(operation, "activation", None)
+    if sizes is None or (function is not None and function_name(function) != "log_softmax"):
+        return None
+    axis = getattr(operation, "axis", -1)
+    if not isinstance(axis, int) or axis % rank != rank - 1 or rank > _MOST_AXES:
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        x = values[call.inputs[0]]
+        below = parts.named(ops.subtract(x, parts.named(ops.max(x, axis=-1, keepdims=True), "largest")), "below")
+        powers = parts.named(ops.exp(below), "powers")
+        mean = parts.named(ops.mean(powers, axis=-1, keepdims=True), "mean")
+        rest = parts.named(ops.log(mean), "log")
+        level = parts.named(ops.add(rest, math.log(sizes[-1])), "level")
+        return parts.named(ops.subtract(below, level))
+
+    return compose
+
+
+@expands("Lambda")
+def function_of_operations(call: Call) -> Compose | None:
+    """A Lambda of one tensor that is written in `keras.ops`: the operations themselves."""
+    layer = call.operation
+    if len(call.inputs) != 1 or sizes_of(call.tensors[0]) is None or is_function(call, "Lambda"):
+        return None
+    try:
+        traced = layer.function(
+            keras.KerasTensor(call.tensors[0].shape, call.tensors[0].dtype), **(layer.arguments or {})
+        )
+    except (
+        Exception
+    ):  # whatever a function of TensorFlow, or of shapes, says of a symbolic tensor: it runs in float, as it is
+        return None
+    if not isinstance(traced, keras.KerasTensor) or getattr(traced, "_keras_history", None) is None:
+        return None
+    return lambda parts, values: parts.named(layer.function(values[call.inputs[0]], **(layer.arguments or {})))

@@ -80,6 +80,14 @@ def _pad(state: Lowering, call: Call, tensor: str) -> str:
     operation, rank = call.operation, len(state.static_shape(tensor))
     if hasattr(operation, "pad_width"):
         widths = np.broadcast_to(operation.pad_width, (rank + 1, 2)).tolist()
+        if operation.mode != "constant":
+            sizes = state.static_shape(tensor)
+            places = {
+                axis: np.pad(np.arange(size), widths[axis], mode=operation.mode).tolist()
+                for axis, size in enumerate(sizes, 1)
+                if any(widths[axis])
+            }
+            return _gather(state, tensor, places, state.name(call.path), last=True)
         return state.builder.pad(tensor, state.name(call.path), widths[1:])
     padding = operation.padding
     pairs = [padding] if isinstance(padding[0], int) else list(padding)
@@ -98,9 +106,10 @@ def _crop(state: Lowering, call: Call, tensor: str) -> str:
 
 @moves("GetItem")
 def _get_item(state: Lowering, call: Call, tensor: str) -> str:
-    """``x[:, a:b:c, i, ...]``: slices and whole numbers, the batch whole."""
+    """``x[:, a:b:c, i, None, ...]``: slices, whole numbers and new axes, the batch whole."""
     parts, sizes = (index_of(call) or [])[1:], state.static_shape(tensor)
-    name, drops = state.name(call.path), any(isinstance(part, int) for part in parts)
+    name, axes = state.name(call.path), len(call.results[0].shape) - 1
+    drops = any(isinstance(part, int) for part in parts) or axes > len(parts)
     places = {axis: _backwards(cut, sizes[axis - 1]) for axis, cut in enumerate(parts, 1) if _goes_back(cut)}
     tensor = _gather(state, tensor, places, name, last=False)
     cuts = [_forwards(part) for part in parts]
@@ -114,7 +123,9 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str:
     if not drops:
         return whole
     kept = zip(parts, state.static_shape(whole), strict=True)
-    return state.builder.reshape(whole, name, [size for part, size in kept if isinstance(part, slice)])
+    cut_sizes = [size for part, size in kept if isinstance(part, slice)]
+    wanted = call.results[0].shape[1:]
+    return state.builder.reshape(whole, name, cut_sizes if len(cut_sizes) == axes else wanted)
 
 
 def _goes_back(part: int | slice) -> bool:

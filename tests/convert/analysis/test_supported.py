@@ -72,7 +72,6 @@ FLOAT = {
     "two divided": (lambda x: ops.divide(x, x), ROW, "LiteRT has no int8 division"),
     "by zero": (lambda x: x / np.float32([1, 2, 0, 4, 5, 6]), ROW, "it divides by zero"),
     "several by one": (lambda x: ops.divide(np.ones(6, "float32"), x), ROW, "it divides several numbers by a tensor"),
-    "new last axis": (lambda x: x[..., None], ROW, "new axes"),
     "bilinear by 6": (
         bilinear((2, 6)),
         IMAGE,
