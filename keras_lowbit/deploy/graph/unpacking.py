@@ -51,7 +51,7 @@ class _Count:
             self._spend(_LEAST + len(value))
         elif hasattr(value, "_tab"):
             self._spend(_LEAST)
-            for name, is_list in fields_of(self.schema, type(value)):
+            for name, is_list in fields_of(self.schema, value.__class__):
                 if is_list:
                     for place in range(getattr(value, f"{name}Length")()):
                         self.add(getattr(value, name)(place))

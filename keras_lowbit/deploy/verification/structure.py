@@ -31,7 +31,8 @@ def formats_of(graph: IntegerGraph, file: LiteRTFile) -> Formats:
         kernel = file.tensors.get(f"{node.name}/kernel")
         kind = kernel.type.lower() if kernel is not None else "int8"
         dense = file.operator_of(node.outputs[0]) == "FULLY_CONNECTED"
-        one_scale = kernel is not None and kernel.scale.size == 1 and np.size(graph.tensors[node.inputs[1]].scale) > 1
+        channels = np.asarray(graph.tensors[node.inputs[1]].scale).size
+        one_scale = kernel is not None and kernel.scale.size == 1 and channels > 1
         found[node.name] = WeightFormat(kind if kind in BITS else "int8", dense, "read back", one_scale)
     return found
 
