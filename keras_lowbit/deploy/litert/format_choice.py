@@ -159,7 +159,7 @@ class _Choice(NamedTuple):
         """The format of a node, with what was passed over and what it costs."""
         kernel = self.graph.tensors[node.inputs[1]]
         found = self._container(node, kernel)
-        if "channel" in self.target.granularity or kernel.scale is None:
+        if "channel" in self.target.granularity or kernel.scale is None or kernel.scale.size < 2:
             return found
         return found._replace(per_tensor=bool((kernel.scale == kernel.scale.flat[0]).all()))
 

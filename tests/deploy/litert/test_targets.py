@@ -364,6 +364,22 @@ def test_a_model_of_one_scale_verifies(tmp_path):
     assert LiteRTFile.of_bytes(content).tensors["conv/kernel"].scale.size == 1
 
 
+@pytest.mark.parametrize("name", ["litert", "npu-per-tensor"])
+def test_layers_of_one_channel_verify(tmp_path, name):
+    """One scale is one for each channel, too."""
+    keras.utils.set_random_seed(0)
+    stack = (
+        lambda: kl.Conv2D(1, 3, name="one"),
+        lambda: kl.DepthwiseConv2D(3, name="deep"),
+        lambda: kl.Dense(1, name="dense"),
+    )
+    model, images = trained(case(*stack, shape=(12, 12, 1)))
+    klb.export_litert(model, tmp_path / "m.tflite", target=name)
+    found = klb.verify(model, tmp_path / "m.tflite", images)
+    assert found.ok, found
+    assert found.reference_equal is True
+
+
 def test_a_file_of_another_scale_is_not_the_models(tmp_path):
     """One scale for all channels is looked at, not only counted."""
     rules = (klb.recipes.Rule(klb.quantizers.Uniform(8, granularity="tensor")),)
