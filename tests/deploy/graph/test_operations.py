@@ -2,7 +2,6 @@
 
 import pytest
 
-import keras_lowbit as klb
 from keras_lowbit.deploy.graph import GraphBuilder, Node, Range, Tensor
 from keras_lowbit.deploy.graph.operations import (
     OPERATIONS,
@@ -20,7 +19,8 @@ from keras_lowbit.deploy.reference import trace  # noqa: F401 - registers the ke
 from keras_lowbit.deploy.reference.call import KERNELS
 from keras_lowbit.deploy.runtime.node_kernels import MAKERS
 from keras_lowbit.deploy.runtime.runtime import Runtime  # noqa: F401 - registers the kernels
-from tests.support.lowering_zoo import ZOO, trained
+from tests.support import operator_table
+from tests.support.lowering_zoo import ZOO
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -40,12 +40,12 @@ def test_every_record_is_filed_under_its_name():
     assert {record.name for record in records} | {"float_subgraph"} == set(OPERATIONS)
 
 
-def test_every_operation_is_made_by_lowering_some_model_of_the_zoo():
-    made = set()
-    for entry in ZOO.values():
-        model, _ = trained(entry)
-        made |= {node.op for node in klb.deploy.lower(model, entry.input_shapes).nodes}
+def test_the_zoo_makes_every_operation_and_the_table_of_operators():
+    text, made = operator_table.of_zoo(ZOO.values())
     assert made == set(OPERATIONS)
+    assert text == operator_table.PATH.read_text(encoding="utf-8"), (
+        "python -m tests.support.operator_table writes it anew"
+    )
 
 
 def test_every_kind_with_an_integer_form_has_a_handler():

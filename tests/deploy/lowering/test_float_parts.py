@@ -30,7 +30,7 @@ def picked(x):
 
 
 REASONS = {
-    "a table": (lambda x: L.LayerNormalization()(L.Activation("gelu")(x)), "is a table between two ranges only"),
+    "a table": (lambda x: L.LayerNormalization((1, 2))(L.Activation("gelu")(x)), "is a table between two ranges only"),
     "a sum of many": (
         lambda x: klb.layers.QuantActivation()(L.Add()([x, x, x])),
         "joins 3 tensors, and no range stands",
@@ -59,9 +59,9 @@ BODIES = {
     "logic": (lambda x: x * ops.cast(ops.logical_and(x > 0, ops.logical_not(x > 1)), "float32"), 1),
     "argsort": (lambda x: ops.cast(ops.argsort(x, axis=-1), "float32"), 1),
     "a mask across integers": (crossing, 2),
-    "moved between": (lambda x: L.ELU()(L.Reshape((12, 3, 4))(L.LayerNormalization()(x))), 1),
+    "moved between": (lambda x: L.ELU()(L.Reshape((12, 3, 4))(L.LayerNormalization((1, 2))(x))), 1),
     "a branch in float": (lambda x: ops.where(x > 0, conv()(x), x), 1),
-    "two branches": (lambda x: L.Add()([L.LayerNormalization()(x), L.UnitNormalization()(x)]), 2),
+    "two branches": (lambda x: L.Add()([L.LayerNormalization((1, 2))(x), L.UnitNormalization((1, 2))(x)]), 2),
 }
 
 
@@ -136,7 +136,7 @@ def test_operations_of_one_name_in_models_inside_one_another_are_one_part(tmp_pa
     entry = keras.Input((6,), name="x")
 
     def inner(name):
-        return keras.Sequential([keras.Input((6,)), L.ELU(name="act"), L.LayerNormalization(name="norm")], name=name)
+        return keras.Sequential([keras.Input((6,)), L.ELU(name="act"), L.GroupNormalization(2, name="norm")], name=name)
 
     value = L.ELU(name="act")(inner("second")(inner("first")(L.Dense(6)(entry))))
     model, _ = klb.quantize_model(keras.Model(entry, L.Dense(2)(value)))
@@ -168,7 +168,7 @@ def test_what_mixes_the_samples_of_a_batch_is_refused_inside_a_part_too():
 
 def test_an_error_names_the_one_of_several_that_cannot_be_in_a_file():
     entry = keras.Input((4, 3), name="x")
-    value = L.LayerNormalization(name="norm")(L.LSTM(3, name="lstm")(L.Masking(-1.0, name="mask")(entry)))
+    value = L.GroupNormalization(3, name="norm")(L.LSTM(3, name="lstm")(L.Masking(-1.0, name="mask")(entry)))
     model, _ = klb.quantize_model(keras.Model(entry, L.Dense(2)(value)))
     klb.calibrate(model, np.ones((4, 4, 3), "float32"), verbose=0)
     with pytest.raises(ValueError, match=r"'lstm' has \d subgraphs, .* has no loop with unroll=True"):
