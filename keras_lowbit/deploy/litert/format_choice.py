@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from keras_lowbit.arguments import shown
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.target import Target, named_target
 from keras_lowbit.deploy.litert.weight_formats import (
     BITS,
@@ -143,7 +144,18 @@ def plan_formats(graph: IntegerGraph, weights: Weights, target: Target | None = 
         raise ValueError(
             f"weights={shown(weights)}: expected 'auto', one of {', '.join(map(repr, BITS))}, or a LatencyTable.{bits}"
         )
-    return {node.name: choice.of(node) for node in weighted_nodes(graph)}
+    return {**{node.name: choice.of(node) for node in weighted_nodes(graph)}, **_as_tables(graph, target)}
+
+
+def _as_tables(graph: IntegerGraph, target: Target) -> Formats:
+    """The sigmoids and tanhs that the target computes in fixed point, on ranges where that gives other codes than LiteRT."""
+    found = {}
+    for node in graph.nodes:
+        if node.op in ("logistic", "tanh") and target.operators.get(node.op.upper(), {}).get("fixed_point"):
+            litert, own = tables(node.op, graph.tensors[node.inputs[0]].range)
+            if (litert != own).any():
+                found[node.name] = WeightFormat("int8", False, "fixed point gives other codes", table=True)
+    return found
 
 
 class _Choice(NamedTuple):

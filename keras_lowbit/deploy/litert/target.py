@@ -27,6 +27,7 @@ LIMITS: Mapping[str, type] = {
     "fused_activation": bool,
     "equal_dilation": bool,
     "equal_ranges": bool,
+    "fixed_point": bool,
     "unit_strides": bool,
     "strides": int,
     "filter_widths": list,

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.graph import IntegerGraph, Range
+from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.reader import FileOperator, FileTensor, LiteRTFile
 from keras_lowbit.deploy.litert.target import Target
 
@@ -185,6 +186,13 @@ def _equal_ranges(seen: _Seen, needed: bool) -> str:
     return "has an output of another range than its input" if needed and grids[0] != grids[1] else ""
 
 
+def _fixed_point(seen: _Seen, needed: bool) -> str:
+    given = seen.file.tensors[seen.operator.inputs[0]]
+    litert, own = tables(seen.operator.builtin.lower(), Range(float(given.scale[0]), int(given.zero_point[0])))
+    other = int((litert != own).sum()) if needed else 0
+    return f"gives {other} of the 256 codes otherwise than LiteRT" if other else ""
+
+
 def _constant(seen: _Seen, place: int) -> np.ndarray:
     names = seen.operator.inputs[place : place + 1]
     codes = seen.file.tensors[names[0]].codes if names else None
@@ -238,6 +246,7 @@ CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
     "fused_activation": _fused_activation,
     "equal_dilation": _equal_dilation,
     "equal_ranges": _equal_ranges,
+    "fixed_point": _fixed_point,
     "unit_strides": _unit_strides,
     "strides": _strides,
     "filter_widths": _filter_widths,
@@ -252,6 +261,7 @@ _REMEDIES: Mapping[str, str] = {
     "fused_activation": "Put a range (QuantActivation) between the layer and its activation",
     "equal_dilation": "Use one dilation for both axes",
     "equal_ranges": "Put the activation right behind a layer with weights, so that it is part of it",
+    "fixed_point": "Export it for this target: its codes are then in the file as a table",
     "unit_strides": "Take every place, or use a pooling layer",
     "strides": "Use smaller strides",
     "filter_widths": "Use another window",

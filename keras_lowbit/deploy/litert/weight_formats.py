@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.operations import operation_of
+from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.target import Target
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
@@ -33,13 +34,14 @@ _BUILTINS = {
 class WeightFormat(NamedTuple):
     """weight_type: "int8", "int4" or "int2".   dense: written as FULLY_CONNECTED.   why: the reason, for people.
 
-    per_tensor: written with one scale, which all its channels have.
+    per_tensor: written with one scale, which all its channels have.   table: a sigmoid or tanh, written as its 256 codes.
     """
 
     weight_type: str
     dense: bool
     why: str
     per_tensor: bool = False
+    table: bool = False
 
 
 Formats = Mapping[str, WeightFormat]  # by the name of the node
@@ -70,9 +72,10 @@ def as_written(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
     """The graph that a file of these formats holds.
 
     1x1 convolutions with `dense` are fully_connected nodes in it, dense layers without are conv2d nodes (between reshapes, but
-    where they have four axes already). Same names of results, codes and scales; kernels have the shape of the other operation,
-    and one scale with `per_tensor`. Compare LiteRT's reference kernels with *this* graph: they round a dense layer once and a
-    convolution twice, so the two differ by one step now and then. (XNNPACK and the optimized kernels give the same for both.)
+    where they have four axes already), what has a `table` is a look-up. Same names of results, codes and scales; kernels have
+    the shape of the other operation, and one scale with `per_tensor`. Compare LiteRT's reference kernels with *this* graph:
+    they round a dense layer once and a convolution twice, so the two differ by one step now and then. (XNNPACK and the
+    optimized kernels give the same for both.)
     """
     tensors, nodes = dict(graph.tensors), []
     for node in graph.nodes:
@@ -81,6 +84,8 @@ def as_written(graph: IntegerGraph, formats: Formats) -> IntegerGraph:
             tensors |= {name: replace(tensors[name], scale=_one_scale(tensors[name])) for name in node.inputs[1:]}
         if found is not None and node.op == "conv2d" and found.dense:
             nodes.append(_as_dense(node, tensors))
+        elif found is not None and found.table:
+            nodes.append(_as_table(node, tensors))
         elif found is not None and node.op == "fully_connected" and not found.dense:
             nodes += _as_convolution(node, tensors)
         else:
@@ -125,6 +130,13 @@ def _as_convolution(node: Node, tensors: dict[str, Tensor]) -> Iterator[Node]:
     yield Node("reshape", taken.name, (source.name,), (taken.name,), {"shape": list(taken.shape[1:])})
     yield replace(convolution, inputs=(taken.name, *node.inputs[1:]), outputs=(given.name,))
     yield Node("reshape", f"{node.name}/back", (given.name,), (made.name,), {"shape": list(made.shape[1:])})
+
+
+def _as_table(node: Node, tensors: dict[str, Tensor]) -> Node:
+    codes, _ = tables(node.op, tensors[node.inputs[0]].range)
+    made, name = tensors[node.outputs[0]], f"{node.name}/table"
+    tensors[name] = replace(made, name=name, shape=codes.shape, data=codes)
+    return Node("table", node.name, (*node.inputs, name), node.outputs)
 
 
 def is_dense(node: Node, target: Target) -> bool:

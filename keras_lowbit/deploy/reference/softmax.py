@@ -59,14 +59,19 @@ def exponentials(difference: fp.Ints, scale: np.float64) -> tuple[fp.Ints, fp.In
     return exponential, fp.rounding_divide_by_power_of_two(exponential, SUM_BITS)
 
 
-def exp_of_negative(x: fp.Ints) -> fp.Ints:
-    """exp(x) in Q0.31 for x <= 0 in Q5.26: a polynomial on [-1/4, 0), then a product per bit of the rest."""
-    fraction = 31 - _INPUT_BITS
+def exp_of_negative(x: fp.Ints, input_bits: int = _INPUT_BITS) -> fp.Ints:
+    """exp(x) in Q0.31 for x <= 0 in Q5.26: a polynomial on [-1/4, 0), then a product per bit of the rest.
+
+    input_bits: integer bits of x, up to 5.
+    """
+    fraction = 31 - input_bits
     quarter = 1 << (fraction - 2)
     rest = (x & (quarter - 1)) - quarter
-    result = _exp_of_last_quarter(fp.saturating_left_shift(rest, _INPUT_BITS))
+    result = _exp_of_last_quarter(fp.saturating_left_shift(rest, input_bits))
     remainder = fp.wrap(rest - x)
     for power, multiplier in _Q0_EXP_MINUS_POWER.items():
+        if power >= input_bits:
+            break
         product = fp.saturating_rounding_doubling_high_mul(result, multiplier)
         result = np.where(remainder & (1 << (fraction + power)), product, result)
     return np.where(x == 0, fp.INT32_MAX, result)
@@ -91,11 +96,16 @@ def _reciprocal(total: fp.Ints) -> tuple[fp.Ints, fp.Ints]:
 
 
 def one_over_one_plus(x: fp.Ints) -> fp.Ints:
-    """`1 / (1 + x)` in Q0.31 for x in [0, 1): three Newton steps on half the denominator."""
+    """`1 / (1 + x)` in Q0.31 for x in [0, 1)."""
+    return fp.saturating_left_shift(newton_reciprocal(x), 1)
+
+
+def newton_reciprocal(x: fp.Ints) -> fp.Ints:
+    """`2 / (1 + x)` in Q2.29 for x in [0, 1): three Newton steps on half the denominator."""
     times = fp.saturating_rounding_doubling_high_mul
     half = (x + fp.INT32_MAX + 1) >> 1
     guess = Q2_48_17 + times(half, Q2_MINUS_32_17)
     for _ in range(3):
         error = Q2_ONE - times(half, guess)
         guess = fp.wrap(guess + fp.saturating_left_shift(times(guess, error), 2))
-    return fp.saturating_left_shift(guess, 1)
+    return guess

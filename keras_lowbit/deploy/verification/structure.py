@@ -34,6 +34,9 @@ def formats_of(graph: IntegerGraph, file: LiteRTFile) -> Formats:
         channels = np.asarray(graph.tensors[node.inputs[1]].scale).size
         one_scale = kernel is not None and kernel.scale.size == 1 and channels > 1
         found[node.name] = WeightFormat(kind if kind in BITS else "int8", dense, "read back", one_scale)
+    for node in graph.nodes:
+        if node.op in ("logistic", "tanh") and file.operator_of(node.outputs[0]) == "GATHER":
+            found[node.name] = WeightFormat("int8", False, "read back", table=True)
     return found
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import keras_lowbit as klb
 from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.interpreters import make_interpreter
+from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.format_choice import plan_formats
 from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.litert.target import named_target
@@ -281,6 +282,45 @@ def test_its_dense_layers_take_no_int4(tmp_path):
     assert row[1:3] == ("FULLY_CONNECTED", "int4")
     [found] = run_micro({"m": (content, list(inputs_of(graph).values()), 1)}, tmp_path).values()
     assert "failed to allocate tensors" in found
+
+
+SIGMOIDS = [
+    (op, 2.0**-power, zero_point)
+    for op in ("logistic", "tanh")
+    for power, zero_point in enumerate(range(-128, 128, 20))
+]
+SIGMOIDS += [(op, 0.37 / 1.31**place, 7 * place - 90) for op in ("logistic", "tanh") for place in range(20)]
+ALL = np.arange(-128, 128).astype(np.int8).reshape(1, 16, 16, 1)
+
+
+def curve(op, scale, zero_point):
+    builder = GraphBuilder()
+    x = builder.input("x", (16, 16, 1), range=Range(float(np.float32(scale)), zero_point))
+    return builder.build([getattr(builder, op)(x, "y")])
+
+
+def test_its_sigmoid_and_tanh_are_known(tmp_path):
+    """In fixed point; a tie may go the other way than in LiteRT: such a layer is written as a table of its codes."""
+    interpreter_of("tflite-micro")
+    graphs = [curve(*case) for case in SIGMOIDS]
+    files = {place: (to_bytes(graph)[0], [ALL], 1) for place, graph in enumerate(graphs)}
+    other = {}
+    for place, [found] in run_micro(files, tmp_path).items():
+        op, *_ = SIGMOIDS[place]
+        litert, own = tables(op, graphs[place].tensors["x"].range)
+        np.testing.assert_array_equal(found.reshape(-1), own, err_msg=str(SIGMOIDS[place]))
+        np.testing.assert_array_equal(litert_reference(files[place][0], [ALL])[0].reshape(-1), litert)
+        other[place] = int((litert != own).sum())
+    assert {SIGMOIDS[place][0] for place in other if other[place]} == {"logistic", "tanh"}
+    assert sum(count > 0 for count in other.values()) < len(other) / 2
+    written = {place: (*graph_file(graph), {"x": ALL}) for place, graph in enumerate(graphs)}
+    for place, (_, graph, _) in written.items():
+        assert [node.op for node in graph.nodes] == ["table" if other[place] else SIGMOIDS[place][0]]
+        wrong = misfits(files[place][0], graphs[place], MICRO)
+        assert [misfit.problem for misfit in wrong] == (
+            [f"gives {other[place]} of the 256 codes otherwise than LiteRT"] if other[place] else []
+        )
+    assert set(run_graphs(written, tmp_path).values()) == {0}
 
 
 def test_its_relu6_keeps_the_range_of_its_input(tmp_path):

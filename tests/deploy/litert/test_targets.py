@@ -364,6 +364,32 @@ def test_a_model_of_one_scale_verifies(tmp_path):
     assert LiteRTFile.of_bytes(content).tensors["conv/kernel"].scale.size == 1
 
 
+def test_a_sigmoid_as_a_table_verifies(tmp_path):
+    """On a range whose ties tflite-micro's fixed point breaks otherwise, the codes themselves are in the file."""
+    keras.utils.set_random_seed(0)
+    stack = (
+        lambda: kl.Conv2D(4, 3, name="conv"),
+        lambda: kl.Activation("sigmoid", name="gate"),
+        lambda: kl.Dense(3, name="head"),
+    )
+    model, images = trained(case(*stack, shape=(9, 8, 4)))
+    ends = {"conv_range/output_quantizer/minimum": -128 / 512, "conv_range/output_quantizer/maximum": 127 / 512}
+    for variable in model.variables:
+        if variable.path in ends:
+            variable.assign(ends[variable.path])
+    klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller")
+    operators = [operator.builtin for operator in LiteRTFile(tmp_path / "m.tflite").operators]
+    assert "GATHER" in operators
+    assert "LOGISTIC" not in operators
+    assert klb.deploy.lower(model).tensors["conv"].range == (1 / 512, 0)
+    found = klb.verify(model, tmp_path / "m.tflite", images)
+    assert found.ok, found
+    assert found.reference_equal is True
+    klb.export_litert(model, tmp_path / "m.tflite")
+    assert "LOGISTIC" in [operator.builtin for operator in LiteRTFile(tmp_path / "m.tflite").operators]
+    assert klb.verify(model, tmp_path / "m.tflite", images).ok
+
+
 @pytest.mark.parametrize("name", ["litert", "npu-per-tensor"])
 def test_layers_of_one_channel_verify(tmp_path, name):
     """One scale is one for each channel, too."""
