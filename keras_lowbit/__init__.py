@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from keras_lowbit import bench, callbacks, deploy, layers, ops, plot, quantizers, recipes, schedules
+from keras_lowbit import bench, callbacks, data, deploy, layers, ops, plot, quantizers, recipes, schedules
 from keras_lowbit.convert import (
     calibrate,
     correct_biases,
@@ -32,6 +32,7 @@ __all__ = [
     "calibrate",
     "callbacks",
     "correct_biases",
+    "data",
     "deploy",
     "dequantize",
     "distill",

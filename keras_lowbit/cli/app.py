@@ -1,15 +1,21 @@
 """Finds the command, reads its flags, runs it.
 
 A command is a module with a docstring (its help, with an example), `FLAGS` (an absl `FlagValues` of its own, so importing
-a command changes no other command's flags) and `run(flags) -> exit status`. A group is a table of commands. To add one:
-the module, a line in a table, a test.
+a command changes no other command's flags), `ARGUMENTS` if it has some (the names of what stands beside the flags, those in
+brackets may be left out) and `run(flags, *arguments) -> exit status`. A group is a table of commands. To add one: the module,
+a line in a table, a test.
 """
 
+import contextlib
 import copy
 import importlib
+import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from absl import flags
 
@@ -39,6 +45,11 @@ BENCH: dict[str, Entry] = {
     "train_step": Command("keras_lowbit.bench.train_step", "training steps: Keras 3 and TFMOT, quantized and float"),
 }
 COMMANDS: dict[str, Entry] = {
+    "recipes": Command("keras_lowbit.cli.recipes", "list the recipes, or show one as JSON"),
+    "summary": Command(
+        "keras_lowbit.cli.summary", "bits, bytes and multiply-accumulates of every layer, and the file's size"
+    ),
+    "export": Command("keras_lowbit.cli.export", "write a quantized model as a .tflite file"),
     "bench": Group(BENCH, "measure this machine; every benchmark writes a JSON file"),
     "demo": Command(
         "keras_lowbit.cli.demo", "train, quantize, export and verify a small network on real handwritten digits"
@@ -46,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Command("keras_lowbit.cli.doctor", "show whether the compiled ops run here, and why not"),
 }
 HELP = ("-h", "--help", "help")
+VERBOSE = "--verbose"  # of every command; keras_lowbit_command looks for it too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "keras-lowbit"
     entry: Entry = Group(COMMANDS, "")
     arguments = list(sys.argv if argv is None else argv)[1:]
+    verbose = VERBOSE in arguments
+    arguments = [argument for argument in arguments if argument != VERBOSE]
     while isinstance(entry, Group):
         if not arguments or arguments[0] in HELP:
             print(_usage(name, entry))
@@ -66,22 +80,54 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: unknown command {chosen!r}.\n\n{_usage(name, entry)}", file=sys.stderr)
             return 2
         name, entry = f"{name} {chosen}", entry.commands[chosen]
-    return _run(name, importlib.import_module(entry.module), arguments)
+    return _run(name, importlib.import_module(entry.module), arguments, verbose)
 
 
-def _run(name, command, arguments) -> int:
+def _run(name: str, command: Any, arguments: list[str], verbose: bool) -> int:
     values = copy.deepcopy(command.FLAGS)  # flags keep what they are given: a second call starts anew
+    values.set_gnu_getopt(True)  # flags may stand behind arguments
+    wanted = getattr(command, "ARGUMENTS", ())
     if "-h" in arguments or "--help" in arguments:
-        print(f"{command.__doc__}\nFlags:\n{values.get_help(include_special_flags=False)}")
+        usage = " ".join([name, *wanted, "[flags]"])
+        print(f"{command.__doc__}\nusage: {usage}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+        print(f"  {VERBOSE}: show TensorFlow's own messages, and where an error was raised")
         return 0
     try:
-        left_over = values([name, *arguments])[1:]
-        if left_over:
-            raise flags.Error(f"unexpected {' '.join(left_over)!r}")
-        return command.run(values)
-    except (flags.Error, OSError, ImportError) as error:
-        print(f"{name}: {error}\n{name} --help shows the flags.", file=sys.stderr)
+        given = values([name, *arguments])[1:]
+        _check_count(wanted, given)
+        with _plain_warnings(name):
+            status = command.run(values, *given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (flags.Error, OSError, ImportError, ValueError, TypeError) as error:
+        if verbose:
+            traceback.print_exc()
+        reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        print(f"{name}: {reason}\n{name} --help shows the flags.", file=sys.stderr)
         return 2
+
+
+def _check_count(wanted: Sequence[str], given: Sequence[str]) -> None:
+    least = sum(not word.startswith("[") for word in wanted)
+    if len(given) > len(wanted):
+        raise flags.Error(f"unexpected {' '.join(given[len(wanted) :])!r}")
+    if len(given) < least:
+        raise flags.Error(f"expected {' '.join(wanted)}, got {' '.join(given) or 'nothing'}")
+
+
+@contextlib.contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Warnings as sentences, without the line of source that raised them."""
+
+    def show(message: Any, *about: Any, **more: Any) -> None:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _usage(name: str, group: Group) -> str:

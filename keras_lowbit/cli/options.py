@@ -1,0 +1,117 @@
+"""What several commands share: their flags, what they ask of files before they work, and how they show a result."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from keras_lowbit import recipes
+from keras_lowbit.files import atomic_write, check_writable, printable, read_whole
+
+flags.disclaim_key_flags()  # --help shows these among the flags of the command that asks for them
+
+
+def define_json(values: flags.FlagValues) -> None:
+    """Defines --json."""
+    flags.DEFINE_bool(
+        "json", False, "print the result as JSON, and nothing else on standard output", flag_values=values
+    )
+
+
+def define_output(values: flags.FlagValues, what: str) -> None:
+    """Defines --output, needed, and --force. what: is written, for the help."""
+    flags.DEFINE_string("output", None, what, required=True, flag_values=values)
+    flags.DEFINE_bool("force", False, "replace a file that is there already", flag_values=values)
+
+
+def define_file(values: flags.FlagValues) -> None:
+    """Defines what a .tflite file is like: --io, --pack, --target and --labels."""
+    kinds = ["int8", "uint8", "int16", "float32"]
+    flags.DEFINE_enum(
+        "io", "int8", kinds, "type of inputs and outputs; float32 takes and gives reals", flag_values=values
+    )
+    packs = ["auto", "int8", "int4", "int2"]
+    text = "smallest format of weights; int4 and int2 where codes and LiteRT allow, auto where it is no slower"
+    flags.DEFINE_enum("pack", "int8", packs, text, flag_values=values)
+    targets = "device: litert, microcontroller, edgetpu, npu-per-tensor, or the path of a JSON"
+    flags.DEFINE_string("target", "litert", targets, flag_values=values)
+    flags.DEFINE_string(
+        "labels", None, "text file with the name of a class on each line, for the file", flag_values=values
+    )
+
+
+def file_arguments(values: Any) -> dict[str, Any]:
+    """The keyword arguments of `export_litert` that the flags of `define_file` say."""
+    found = {"weights": values.pack, "io": values.io, "target": values.target}
+    return found if values.labels is None else {**found, "labels": read_labels(values.labels)}
+
+
+def read_labels(path: str) -> list[str]:
+    """The lines of a text file; empty ones at its end do not count. ValueError for what is no UTF-8 text."""
+    try:
+        text = read_whole(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--labels={printable(path)} is no text in UTF-8: {error}") from error
+    return text.rstrip().splitlines()
+
+
+def recipe_of(text: str) -> recipes.Recipe:
+    """A recipe by its name, or from a JSON file (a path that ends in .json). ValueError or OSError."""
+    if not text.endswith(".json"):
+        return recipes.get(text)
+    try:
+        return recipes.Recipe.from_json(read_whole(text).decode())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{printable(text)}: {error}") from error
+
+
+def check_output(path: str, force: bool) -> None:
+    """Before anything else: flags.Error for a file that is there already unless `force`, OSError where none can be written."""
+    if os.path.lexists(path) and not os.path.isdir(path) and not force:
+        raise flags.Error(f"--output={printable(path)} exists already. Choose another name, or replace it with --force")
+    check_writable(path)
+
+
+def wants_progress(values: Any) -> int:
+    """`verbose` of long functions: progress on a terminal, nothing in a file or beside JSON."""
+    return int(sys.stdout.isatty() and not values.json)
+
+
+@contextlib.contextmanager
+def working(values: Any) -> Iterator[None]:
+    """What libraries print meanwhile goes to standard error, if standard output is for JSON."""
+    with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext():
+        yield
+
+
+def say(values: Any, text: str) -> None:
+    """A sentence beside the result."""
+    print(text, file=sys.stderr if values.json else sys.stdout, flush=True)
+
+
+def show(values: Any, text: Any, fields: Mapping[str, Any]) -> None:
+    """The result: `text` for people, or `fields` as JSON."""
+    print(json.dumps(plain(fields), indent=2) if values.json else text)
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON takes it: NumPy numbers as numbers, what is infinite or NaN as a word, other things as texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else str(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def write_output(path: str, content: bytes, force: bool) -> None:
+    """Writes a file whole; what has come into being there since `check_output` stays, too."""
+    check_output(path, force)
+    atomic_write(path, content)

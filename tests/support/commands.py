@@ -1,0 +1,52 @@
+"""Commands of `keras-lowbit`: within this process, which has imported TensorFlow already, or as a shell runs them."""
+
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+from keras_lowbit.cli import main
+from tests.support.process import ROOT
+
+
+class Result(NamedTuple):
+    """Exit status, standard output and standard error of a command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def fields(self):
+        """The output as strict JSON: nothing stands beside it."""
+
+        def refuse(word):
+            raise ValueError(f"{word} is no JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+    def refused(self, *words):
+        """Whether it is a sentence with these words on standard error, and status 2."""
+        sentence = self.err.splitlines()[0] if self.err else ""
+        assert (self.status, self.out) == (2, ""), self
+        assert "Traceback" not in self.err
+        assert all(word in sentence for word in words), self.err
+        return True
+
+
+def caller(capsys):
+    """A function that runs a command in this process."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = main(["keras-lowbit", *map(str, arguments)])
+        return Result(status, *capsys.readouterr())
+
+    return call
+
+
+def program(*arguments):
+    """`keras-lowbit` as the shell runs it: a process of its own, standard error filtered."""
+    command = [sys.executable, "-m", "keras_lowbit_command", *map(str, arguments)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    return Result(found.returncode, found.stdout, found.stderr)
