@@ -100,6 +100,17 @@ EXPANSIONS: dict[str, Case] = {
     "product of tensors": function(
         lambda x: keras.ops.matmul(kl.Dense(4)(x), keras.ops.transpose(kl.Dense(4)(x), (0, 2, 1))), SEQUENCE
     ),
+    "product in float": function(
+        lambda x: kl.Dense(2)(
+            keras.ops.matmul(kl.LayerNormalization((1, 2), name="n")(x), keras.ops.transpose(kl.Dense(8)(x), (0, 2, 1)))
+        ),
+        SEQUENCE,
+        float_fallbacks=("n",),
+    ),
+    "product of what is turned twice": function(
+        lambda x: kl.Add()([keras.ops.matmul(x, y := keras.ops.transpose(kl.Dense(8)(x), (0, 2, 1))), y[:, :6]]),
+        SEQUENCE,
+    ),
     "dot": function(lambda x: kl.Dot((2, 2))([kl.Dense(4)(x), kl.Dense(4)(x)]), SEQUENCE),
     "dot of vectors": function(lambda x: kl.Dot(1)([kl.Dense(4)(x), kl.Dense(4)(x)]), VECTOR),
     "plus positions": function(lambda x: kl.ReLU()(kl.Dense(8)(x) + POSITIONS), SEQUENCE),

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
-from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
@@ -75,8 +75,8 @@ def variance(call: Call) -> Compose | None:
         x = values[call.inputs[0]]
         centered = parts.named(ops.subtract(x, parts.named(ops.mean(x, axis=-1, keepdims=True), "mean")), "centered")
         row = parts.named(ops.reshape(centered, (-1, *outer, 1, size)), "row")
-        column = parts.named(ops.reshape(centered, (-1, *outer, size, 1)), "column")
-        found = parts.named(ops.reshape(parts.named(ops.matmul(row, column), "square"), shape), "sum")
+        square = parts.named(ops.matmul(row, turned(parts, row, "column")), "square")
+        found = parts.named(ops.reshape(square, shape), "sum")
         return parts.named(ops.multiply(found, 1 / size))
 
     return compose if outer else None
@@ -143,8 +143,8 @@ def softmax(call: Call) -> Compose | None:
     order[axis % rank], order[-1] = order[-1], order[axis % rank]
 
     def compose(parts: Parts, values: Values) -> Any:
-        turned = parts.named(ops.transpose(values[call.inputs[0]], order), "turn")
-        return parts.named(ops.transpose(parts.named(ops.softmax(turned, axis=-1), "last_axis"), order))
+        moved = parts.named(ops.transpose(values[call.inputs[0]], order), "turn")
+        return parts.named(ops.transpose(parts.named(ops.softmax(moved, axis=-1), "last_axis"), order))
 
     return compose
 

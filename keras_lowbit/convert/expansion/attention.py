@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import function_name
 
@@ -122,11 +122,11 @@ def multi_head_attention(call: Call) -> Compose | None:
         projected = {}
         for name, source in _sources(_arguments(call, values)).items():
             units = _dense(parts, source, projections[name], known[name], name, factors[name])
-            projected[name] = _by_heads(parts, units, layer.num_heads, name, turned=name == "key")
+            projected[name] = _by_heads(parts, units, layer.num_heads, name)
         mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed")
-        turned = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
-        _, positions, heads, depth = turned.shape
-        rows = parts.named(ops.reshape(turned, (-1, positions, heads * depth)), "joined")
+        apart = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
+        _, positions, heads, depth = apart.shape
+        rows = parts.named(ops.reshape(apart, (-1, positions, heads * depth)), "joined")
         kernel = array(layer.output_dense.kernel)
         form = _Form(kernel.reshape(-1, kernel.shape[-1]), (positions,), kernel.shape[-1:])
         return _dense(parts, rows, layer.output_dense, form, "")
@@ -149,18 +149,18 @@ def _are_sequences(call: Call) -> bool:
     return all(len(tensor.shape) == 3 and sizes_of(tensor) is not None for tensor in call.tensors)
 
 
-def _mixed(parts: Parts, query: Any, turned_key: Any, value: Any, part: str) -> Any:
+def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str) -> Any:
     """``softmax(q k^T) v``. part: name of the last operation."""
-    scores = parts.named(ops.matmul(query, turned_key), "scores")
+    scores = parts.named(ops.matmul(query, turned(parts, key, "key_columns")), "scores")
     weights = parts.named(ops.softmax(scores, axis=-1), "weights")
     return parts.named(ops.matmul(weights, value), part)
 
 
-def _by_heads(parts: Parts, x: Any, heads: int, name: str, turned: bool) -> Any:
-    """[positions, heads * d] as [heads, positions, d], or turned [heads, d, positions]."""
+def _by_heads(parts: Parts, x: Any, heads: int, name: str) -> Any:
+    """[positions, heads * d] as [heads, positions, d]."""
     positions, units = int(x.shape[1]), int(x.shape[2])
     split = parts.named(ops.reshape(x, (-1, positions, heads, units // heads)), f"{name}_heads")
-    return parts.named(ops.transpose(split, (0, 2, 3, 1) if turned else (0, 2, 1, 3)), f"{name}_turn")
+    return parts.named(ops.transpose(split, (0, 2, 1, 3)), f"{name}_turn")
 
 
 @expands("Attention")
@@ -174,8 +174,7 @@ def attention(call: Call) -> Compose | None:
 
     def compose(parts: Parts, values: Values) -> Any:
         query, value, *rest = _arguments(call, values)["inputs"]
-        turned = parts.named(ops.transpose(rest[0] if rest else value, (0, 2, 1)), "turn")
-        return _mixed(parts, query, turned, value, "")
+        return _mixed(parts, query, rest[0] if rest else value, value, "")
 
     return compose
 
@@ -195,8 +194,8 @@ def dot(call: Call) -> Compose | None:
             left = parts.named(ops.expand_dims(left, 1), "row")
             right = parts.named(ops.expand_dims(right, 2), "column")
             return parts.named(ops.reshape(parts.named(ops.matmul(left, right), "product"), (-1, 1)))
-        left = left if first == 2 else parts.named(ops.transpose(left, (0, 2, 1)), "turn_first")
-        right = right if second == 1 else parts.named(ops.transpose(right, (0, 2, 1)), "turn_second")
+        left = left if first == 2 else turned(parts, left, "turn_first")
+        right = right if second == 1 else turned(parts, right, "turn_second")
         return parts.named(ops.matmul(left, right))
 
     return compose if 0 not in (first, second) else None
@@ -229,8 +228,8 @@ def einsum(call: Call) -> Compose | None:
         rows, columns = form.sizes(form.rows), form.sizes(form.columns)
         summed, outer = math.prod(form.sizes(form.summed)), form.sizes(form.stacks[1:])
         left = _matrices(parts, first, form.order(0), (*outer, math.prod(rows), summed), "first")
-        right = _matrices(parts, second, form.order(1), (*outer, summed, math.prod(columns)), "second")
-        made = parts.named(ops.matmul(left, right), "product")
+        right = _matrices(parts, second, form.order(1), (*outer, math.prod(columns), summed), "second")
+        made = parts.named(ops.matmul(left, turned(parts, right, "second_columns")), "product")
         made = parts.named(ops.reshape(made, (-1, *outer, *rows, *columns)), "apart")
         order = form.stacks + form.rows + form.columns
         return parts.named(ops.transpose(made, [order.index(label) for label in form.result]))
@@ -255,8 +254,8 @@ class _EinsumForm(NamedTuple):
         return tuple(self.known[label] for label in labels)
 
     def order(self, place: int) -> list[int]:
-        """The axes of a tensor as those of stacks of matrices."""
-        inner = self.rows + self.summed if place == 0 else self.summed + self.columns
+        """The axes of a tensor as those of stacks of matrices, what is summed last."""
+        inner = (self.rows if place == 0 else self.columns) + self.summed
         return [self.terms[place].index(label) for label in self.stacks + inner]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from keras import ops
 
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
-from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import ChannelAffine, InverseRoot
 
@@ -72,12 +72,12 @@ def group_normalization(call: Call) -> Compose | None:
 
     def compose(parts: Parts, values: Values) -> Any:
         split = parts.named(ops.reshape(values[call.inputs[0]], (-1, pixels, groups, each)), "split")
-        turned = parts.named(ops.transpose(split, (0, 2, 1, 3)), "turn")
-        rows = parts.named(ops.reshape(turned, (-1, groups, pixels * each)), "rows")
+        groupwise = parts.named(ops.transpose(split, (0, 2, 1, 3)), "turn")
+        rows = parts.named(ops.reshape(groupwise, (-1, groups, pixels * each)), "rows")
         found = _normalized(parts, _centered(parts, rows), layer.epsilon, "normalized")
         back = parts.named(ops.reshape(found, (-1, groups, pixels, each)), "unsplit")
-        turned = parts.named(ops.transpose(back, (0, 2, 1, 3)), "turn_back")
-        joined = parts.named(ops.reshape(turned, (-1, *sizes)), _before(layer.gamma, layer.beta, "image"))
+        pixelwise = parts.named(ops.transpose(back, (0, 2, 1, 3)), "turn_back")
+        joined = parts.named(ops.reshape(pixelwise, (-1, *sizes)), _before(layer.gamma, layer.beta, "image"))
         return _scaled(parts, joined, layer.gamma, layer.beta)
 
     return compose
@@ -101,8 +101,7 @@ def _normalized(parts: Parts, x: Any, epsilon: float, part: str, mean: bool = Tr
     """``x / sqrt(sum x^2 / K + epsilon)``; without `mean` K is 1. part: name of the last operation."""
     *outer, size = (int(length) for length in x.shape[1:])
     row = parts.named(ops.reshape(x, (-1, *outer, 1, size)), "row")
-    column = parts.named(ops.reshape(x, (-1, *outer, size, 1)), "column")
-    square = parts.named(ops.matmul(row, column), "square")
+    square = parts.named(ops.matmul(row, turned(parts, row, "column")), "square")
     total = parts.named(ops.reshape(square, (-1, *outer, 1)), "sum")
     factor = 1 / size if mean else 1.0
     root = parts.layer("inverse", lambda **options: InverseRoot(factor, epsilon, **options))

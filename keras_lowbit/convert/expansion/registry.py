@@ -94,3 +94,9 @@ def sizes_of(tensor: Any) -> tuple[int, ...] | None:
     """The sizes of a tensor without its batch; None if one of them is open."""
     sizes = tuple(tensor.shape[1:])
     return None if None in sizes else sizes
+
+
+def turned(parts: Parts, value: Any, part: str) -> Any:
+    """Matrices with rows and columns in each other's place; in front of a product it costs nothing."""
+    *outer, rows, columns = range(len(value.shape))
+    return parts.named(keras.ops.transpose(value, (*outer, columns, rows)), part)

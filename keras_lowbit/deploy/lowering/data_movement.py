@@ -58,11 +58,31 @@ def _reshape(state: Lowering, call: Call, tensor: str) -> str:
     return state.builder.reshape(tensor, state.name(call.path), sizes)
 
 
-@moves("Permute", "Transpose")
-def _permute(state: Lowering, call: Call, tensor: str) -> str:
+@lowers("Permute", "Transpose")
+def lower_permute(state: Lowering, call: Call) -> bool:
+    """A transpose; where it only turns matrices for a product, the product does."""
+    if turns_for_product(state, call):
+        return pass_on(state, call)
+    return mover(lambda state, call, tensor: state.builder.transpose(tensor, state.name(call.path), _perm(call)))(
+        state, call
+    )
+
+
+def turns_for_product(state: Lowering, call: Call | None) -> bool:
+    """Whether a call turns matrices of which only a product of two tensors reads the result, as its second."""
+    if call is None or call in state.in_float or stock_kind(call.operation) not in ("Permute", "Transpose"):
+        return False
+    *outer, rows, columns = range(len(call.tensors[0].shape))
+    reader = state.calls.only_consumer(call.outputs[0])
+    turned = bool(outer) and _perm(call) == [*outer, columns, rows]
+    if reader is None or reader in state.in_float or stock_kind(reader.operation) != "Matmul":
+        return False
+    return turned and reader.inputs[1:] == call.outputs
+
+
+def _perm(call: Call) -> list[int]:
     operation, rank = call.operation, len(call.tensors[0].shape)
-    perm = [0, *operation.dims] if hasattr(operation, "dims") else [axis % rank for axis in operation.axes]
-    return state.builder.transpose(tensor, state.name(call.path), perm)
+    return [0, *operation.dims] if hasattr(operation, "dims") else [axis % rank for axis in operation.axes]
 
 
 @moves("Max", "Min")

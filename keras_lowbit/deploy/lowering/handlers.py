@@ -123,7 +123,8 @@ def lower_constant(state: Lowering, call: Call) -> bool:
 def lower_matmul(state: Lowering, call: Call) -> bool:
     """The product of two stacks of matrices."""
     left, right = (state.stored(source, call) for source in (call.inputs[0], call.inputs[-1]))
-    return state.defer(call, "batch_matmul", left, right, attributes={"transpose_a": False, "transpose_b": False})
+    turned = data_movement.turns_for_product(state, state.calls.producers.get(call.inputs[-1]))
+    return state.defer(call, "batch_matmul", left, right, attributes={"transpose_a": False, "transpose_b": turned})
 
 
 @lowers("Embedding")

@@ -109,7 +109,9 @@ def lower_model(
 def _lowered(model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str) -> Lowered:
     _check_inference(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
-    for step in schedule(state.calls):
+    steps = schedule(state.calls)
+    state.in_float.update(call for step in steps if isinstance(step, FloatPart) for call in step.calls)
+    for step in steps:
         if isinstance(step, FloatPart):
             lower_part(state, step)
         else:

@@ -58,6 +58,7 @@ class Lowering:
         self.float_fallbacks: list[FloatFallback] = []
         self.unrounded: dict[str, str] = {}  # path of a call whose result only the graph rounds -> of one that reads it
         self.input_keys: dict[str, int] = {}
+        self.in_float: set[Call] = set()  # the calls that run in float
         self.stored_inputs = stored_inputs(calls)
         self._names: set[str] = set()
         self._floats: dict[str, str] = {}  # stored tensor -> the float one behind its dequantize
