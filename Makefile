@@ -14,13 +14,14 @@ WORKERS ?= 2
 # Quieter TensorFlow: errors only.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help test pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
+.PHONY: help test docs pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under sanitizers (threads too), under qemu"
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
+	@echo "make docs    build the documentation into docs/_build/html; every warning is an error"
 	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
@@ -98,6 +99,16 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 
 ops: $(OPS)
 
+# Every warning and every reference without a target is an error. Its libraries are not those of the tests: they come when asked for.
+DOCS := $(VENV)/.docs
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[docs]"
+	@touch $(DOCS)
+
 # The classes of TFLite's metadata, from the schema that TensorFlow Lite Support publishes. flatc is needed for this alone.
 SCHEMA := keras_lowbit/deploy/litert/metadata_schema.fbs
 metadata-schema: $(INSTALLED)
@@ -132,4 +143,4 @@ microcontroller-library: $(INSTALLED)
 	build/phone/tflite-micro/bin/python -m pip install --quiet --disable-pip-version-check tflite-micro
 
 clean:
-	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build docs/_build docs/reference/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,46 @@
+"""Sphinx configuration: `make docs` builds docs/_build/html. No network is needed."""
+
+import builtins
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "_ext")]
+
+project = "keras_lowbit"
+author = "The keras_lowbit authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton", "house"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "keras_lowbit"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_show_sourcelink = False
+
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+default_role = "code"
+
+autosummary_generate = True
+autosummary_generate_overwrite = True
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+
+nitpicky = True
+# Third parties whose inventory would have to be fetched.
+nitpick_ignore_regex = [
+    ("py:.*", r"(keras|tf|tensorflow|numpy|np|collections|os|types|typing|pathlib|abc|dataclasses|random)\b.*"),
+    ("py:.*", "|".join(sorted(name for name in dir(builtins) if name[0] != "_"))),
+    (
+        "py:.*",
+        r"(Any|Callable|Callback|History|Iterable|Iterator|Mapping|Model|PathLike|Sequence|TypeGuard|ndarray|optional)",
+    ),
+    ("py:class", r"keras_lowbit\.quantizers\.base\.Q"),  # a type variable
+]
