@@ -102,7 +102,8 @@ def export_litert(
     report counts the altered weights, a UserWarning sums them up, the file notes the policy and `verify` repeats it.
     target: "litert", "microcontroller" (tflite-micro), "edgetpu", "npu-per-tensor", or the path of a JSON like those of
     `deploy/litert/targets`: which operators there are, how weights are stored, which types the ends may have. Weights take the
-    forms that it has; a dense layer is written as a 1x1 CONV_2D for "microcontroller", whose FULLY_CONNECTED rounds otherwise.
+    forms that it has; a dense layer is a 1x1 CONV_2D for "microcontroller", whose FULLY_CONNECTED rounds otherwise, and for
+    "edgetpu", whose has one scale for all weights. `deploy.arena_bytes` says how much memory tflite-micro needs for a file.
     strict: whether what the target does not take is a ValueError that names every layer, operation and remedy, before anything
     is written; else the report lists it. None for the target's own: True but for "litert", where it refuses what runs in float.
     A UserWarning says where the normalization contradicts the range that the first input was calibrated to.

@@ -154,7 +154,9 @@ def _as_tables(graph: IntegerGraph, target: Target) -> Formats:
         if node.op in ("logistic", "tanh") and target.operators.get(node.op.upper(), {}).get("fixed_point"):
             litert, own = tables(node.op, graph.tensors[node.inputs[0]].range)
             if (litert != own).any():
-                found[node.name] = WeightFormat("int8", False, "fixed point gives other codes", table=True)
+                found[node.name] = WeightFormat(
+                    "int8", False, f"as a table: {node.op} of {target.name} gives other codes than LiteRT", table=True
+                )
     return found
 
 

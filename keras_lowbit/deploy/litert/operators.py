@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """One layer as written.
 
     name: the node.   op: the LiteRT builtin.   weight_type: "int8", "int4" or "int2".   weight_bytes: of the
-    kernel alone.
+    kernel alone, or of the table of a function that is written as one.
     why: why this format.
     """
 
@@ -76,6 +76,9 @@ class Emitter:
         steps = found if isinstance(found, list) else [found]
         if operation.kernel is not None:
             self._place_kernel(node, steps[-1].kind, operation.kernel)
+        elif node.name in self.formats:  # written as a table of its codes
+            table = self.graph.tensors[node.inputs[1]]
+            self.rows.append(Row(node.name, steps[-1].kind, "int8", table.shape[0] or 0, self.formats[node.name].why))
         made: dict[str, int] = {}
         for step in steps:
             self._operator(node, step, made)

@@ -151,6 +151,7 @@ def test_a_network_of_integers_is_written_and_verifies(plain, tmp_path, name):
     model, images = plain
     report = klb.export_litert(model, tmp_path / "m.tflite", target=name)
     assert (report.target, report.misfits) == (name, ())
+    assert {row.name: row.op for row in report.rows} == {"conv": "CONV_2D", "head": "CONV_2D"}
     assert f"2 layers with weights, for {name}" in str(report)
     found = klb.verify(model, tmp_path / "m.tflite", images)
     assert found.ok, found
@@ -377,7 +378,9 @@ def test_a_sigmoid_as_a_table_verifies(tmp_path):
     for variable in model.variables:
         if variable.path in ends:
             variable.assign(ends[variable.path])
-    klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller")
+    report = klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller")
+    why = "as a table: logistic of microcontroller gives other codes than LiteRT"
+    assert [tuple(row) for row in report.rows if row.op == "GATHER"] == [("gate", "GATHER", "int8", 256, why)]
     operators = [operator.builtin for operator in LiteRTFile(tmp_path / "m.tflite").operators]
     assert "GATHER" in operators
     assert "LOGISTIC" not in operators
