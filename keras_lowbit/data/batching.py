@@ -6,6 +6,7 @@ front end accepts the same things and refuses the same mistakes in the same word
 
 import dataclasses
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -104,7 +105,7 @@ def _raw_batches(data, labels, batch_size, steps):
     if _is_tf_dataset(data):
         if steps is None and int(data.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
             raise ValueError(f"{_describe(data)} never ends. Give steps=..., or leave out its .repeat().")
-        return _own_pairs(data, labels, data)
+        return _own_pairs(_read(data), labels, data)
     if _is_py_dataset(data):
         return _own_pairs(_py_dataset_batches(data, steps), labels, data)
     if _is_structure(data) or _is_array(data):
@@ -129,6 +130,23 @@ def _checked(raw, data, steps):
             f"No data: {_describe(data)} gave no batch with a sample in it. Give at least one sample; a generator that "
             "was already read to its end must be made anew (pass the function that makes it)."
         )
+
+
+def _read(dataset):
+    """The elements of a tf.data.Dataset; ValueError where its functions fail, as for a picture that cannot be decoded."""
+    import tensorflow as tf
+
+    elements = iter(dataset)
+    while True:
+        try:
+            element = next(elements)
+        except StopIteration:
+            return
+        except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter: a message that quotes bytes
+            said = getattr(error, "message", "") or getattr(error, "object", b"").decode(errors="backslashreplace")
+            raised = re.search(r"ValueError: (.*)", said)  # in a py_function: TensorFlow adds a traceback to its words
+            raise ValueError(f"The data cannot be read: {raised[1] if raised else said.splitlines()[0]}") from error
+        yield element
 
 
 def _array_batches(arrays, labels, batch_size, data):

@@ -1,0 +1,126 @@
+"""Pictures in folders, and in TFRecord files."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.data.images import Images
+from keras_lowbit.files import FilePath, name_of, printable
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def class_names(folder: FilePath) -> list[str]:
+    """The subfolders with pictures in them, sorted: the place of each in the list is its class."""
+    root = name_of(folder)
+    return [
+        name for name in _listed(root) if os.path.isdir(os.path.join(root, name)) and pictures(os.path.join(root, name))
+    ]
+
+
+def pictures(folder: FilePath) -> list[str]:
+    """The paths of the pictures right in a folder, sorted by name."""
+    root = name_of(folder)
+    return [os.path.join(root, name) for name in _listed(root) if name.lower().endswith(ENDINGS)]
+
+
+def folder_by_class(folder: FilePath, images: Images) -> Any:
+    """A tf.data.Dataset of (pictures, classes) from a folder with a subfolder for each class, see `class_names`.
+
+    Raises ValueError for a folder without such subfolders.
+    """
+    root, names = name_of(folder), class_names(folder)
+    if not names:
+        raise ValueError(f"{printable(root)} has no subfolder with pictures ({', '.join(ENDINGS)}) in it.")
+    paths = [pictures(os.path.join(root, name)) for name in names]
+    labels = np.repeat(np.arange(len(names)), list(map(len, paths)))
+    return _of_files([path for part in paths for path in part], labels, images)
+
+
+def flat_folder(folder: FilePath, images: Images) -> Any:
+    """A tf.data.Dataset of the pictures right in a folder, without labels. ValueError if there are none."""
+    if not (paths := pictures(folder)):
+        raise ValueError(f"{printable(folder)} has no pictures ({', '.join(ENDINGS)}) in it.")
+    return _of_files(paths, None, images)
+
+
+def _of_files(paths: Sequence[str], labels: np.ndarray | None, images: Images) -> Any:
+    import tensorflow as tf
+
+    order = images.order(len(paths))
+    names = np.array([os.fsencode(paths[row]) for row in order], object)
+    parts = (names,) if labels is None else (names, labels[order].astype(np.int64))
+    return images.encoded_batches(
+        tf.data.Dataset.from_tensor_slices(parts).map(lambda name, *label: (tf.io.read_file(name), name, *label))
+    )
+
+
+def record_files(pattern: FilePath) -> list[str]:
+    """The files of a path, a pattern (train-*) or a folder of TFRecord files, sorted. FileNotFoundError if there are none."""
+    text = name_of(pattern)
+    if os.path.isdir(text):
+        found = [os.path.join(text, name) for name in _listed(text) if looks_like_records(name)]
+    else:
+        found = [text] if os.path.isfile(text) else sorted(filter(os.path.isfile, glob.glob(text)))
+    if not found:
+        raise FileNotFoundError(f"no TFRecord file {printable(text)!r}")
+    return found
+
+
+def looks_like_records(name: str) -> bool:
+    """Whether a file is called as TFRecord files are."""
+    return bool(re.search(r"tfrecords?\b|tfrecord-|-\d{5}-of-\d{5}$", os.path.basename(name)))
+
+
+def tfrecords(pattern: FilePath, images: Images) -> Any:
+    """A tf.data.Dataset of (pictures, classes) from TFRecord files of tf.train.Example, in the files' order.
+
+    Their features are "image/encoded" and "image/class/label", which may be missing everywhere: then there are no labels.
+    Labels are as stored: many ImageNet files count from 1.
+    Raises FileNotFoundError, and ValueError for what are no such records.
+    """
+    import tensorflow as tf
+
+    paths = record_files(pattern)
+    labelled = _has_labels(paths[0])
+    features: dict[str, Any] = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
+    if labelled:
+        features["image/class/label"] = tf.io.FixedLenFeature((), tf.int64)
+
+    def sample(place: Any, record: Any) -> Any:
+        found = tf.io.parse_single_example(record, features)
+        name = tf.strings.join(["record ", tf.strings.as_string(place), f" of {printable(pattern)}"])
+        return (found["image/encoded"], name, *([found["image/class/label"]] if labelled else []))
+
+    return images.encoded_batches(tf.data.TFRecordDataset(paths).enumerate().map(sample))
+
+
+def _has_labels(path: str) -> bool:
+    """Whether the first record has a label. ValueError if it has no picture, or the file no record."""
+    import tensorflow as tf
+
+    try:
+        record = next(iter(tf.data.TFRecordDataset(path).take(1)), None)
+        if record is None:
+            raise ValueError(f"{printable(path)} holds no record.")
+        found = tf.train.Example.FromString(record.numpy()).features.feature
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
+        raise ValueError(f"{printable(path)} is no TFRecord file, or a damaged one: {error.message}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # protobuf's DecodeError, of whichever implementation is installed
+        raise ValueError(f"The records of {printable(path)} are no tf.train.Example: {error}") from error
+    if "image/encoded" not in found:
+        raise ValueError(
+            f"The records of {printable(path)} have the features {sorted(found)}; expected 'image/encoded' and "
+            "'image/class/label'."
+        )
+    return "image/class/label" in found
+
+
+def _listed(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))

@@ -1,0 +1,102 @@
+"""Pictures to batches: decoded, resized, prepared, batched and prefetched by tf.data, a few batches in memory at a time."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.arguments import check_seed, check_whole, nearest_first, shown
+from keras_lowbit.data.preprocessing import MODES, apply_mode
+
+RESIZE = {
+    "crop": "the largest centred part of the model's proportions, then resized",
+    "stretch": "the whole picture, resized",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """How the pictures of a source become batches of what a model takes, float32 [batch, height, width, channels].
+
+    size: (height, width) of the model's input.   channels: 3 (RGB) or 1.   preprocess: a mode of `preprocessing.MODES`.
+    resize: "crop" or "stretch"; both bilinear, with antialiasing. A picture that has the size stays as it is.
+    batch_size: samples in a batch.   limit: use so many samples at most.   seed: of the order of files and arrays, and so of
+    the choice under a limit; every reading gives the same order. None keeps that of the source.
+    Orientation that cameras note in EXIF is not applied: TensorFlow does not read it.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    preprocess: str = "none"
+    resize: str = "crop"
+    batch_size: int = 32
+    limit: int | None = None
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        for name, value in zip(("height", "width"), self.size, strict=True):
+            check_whole("Images", name, value)
+        check_whole("Images", "batch_size", self.batch_size)
+        check_whole("Images", "limit", 1 if self.limit is None else self.limit)
+        check_seed("Images", self.seed)
+        for name, known in (("preprocess", MODES), ("resize", RESIZE)):
+            if (given := getattr(self, name)) not in known:
+                raise ValueError(f"Images got {name}={shown(given)}; choose one of {nearest_first(str(given), known)}.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"Images got channels={shown(self.channels)}; pictures have 1 (grey) or 3 (RGB).")
+        if self.channels == 1 and self.preprocess in ("torch", "caffe"):
+            raise ValueError(f"preprocess={self.preprocess!r} is for pictures of 3 channels; this model takes 1.")
+
+    def order(self, count: int) -> np.ndarray:
+        """Which of `count` samples are used, in which order."""
+        rows = np.arange(count) if self.seed is None else np.random.default_rng(self.seed).permutation(count)
+        return rows[: self.limit]
+
+    def decoded(self, content: Any, name: Any) -> Any:
+        """The uint8 pixels of an encoded picture, in a tf.data function. name: what it is called if it cannot be decoded."""
+        import tensorflow as tf
+
+        def decode(content: Any, name: Any) -> Any:
+            try:
+                return tf.io.decode_image(content, channels=self.channels, expand_animations=False)
+            except tf.errors.OpError as error:
+                said = str(error.message).split(" [Op:")[0].splitlines()[0].split("}} ")[-1]
+                raise ValueError(f"cannot decode {name.numpy().decode(errors='replace')}: {said}") from None
+
+        pixels = tf.py_function(decode, [content, name], tf.uint8)
+        pixels.set_shape((None, None, self.channels))
+        return pixels
+
+    def prepared(self, pixels: Any) -> Any:
+        """One picture [height, width, channels] as the model takes it."""
+        import tensorflow as tf
+
+        pixels = tf.cast(pixels, tf.float32)
+        if self.resize == "crop":
+            height, width = (tf.cast(length, tf.float64) for length in tf.unstack(tf.shape(pixels)[:2]))
+            tall, wide = self.size
+            kept = tf.minimum(height, tf.round(width * tall / wide)), tf.minimum(width, tf.round(height * wide / tall))
+            rows, columns = (tf.cast(tf.maximum(length, 1.0), tf.int32) for length in kept)
+            top, left = (tf.cast(height, tf.int32) - rows) // 2, (tf.cast(width, tf.int32) - columns) // 2
+            pixels = pixels[top : top + rows, left : left + columns]
+        pixels = tf.image.resize(pixels, self.size, antialias=True)
+        return apply_mode(self.preprocess, tf.ensure_shape(pixels, (*self.size, self.channels)))
+
+    def encoded_batches(self, samples: Any) -> Any:
+        """Batches of a tf.data.Dataset of (encoded picture, its name[, label]), in its order."""
+
+        def read(content: Any, name: Any, *label: Any) -> Any:
+            return (self.prepared(self.decoded(content, name)), *label)
+
+        return self.batches_of(samples, read)
+
+    def batches_of(self, samples: Any, read: Any) -> Any:
+        """Batches of a tf.data.Dataset, each sample mapped; (x,) becomes x."""
+        import tensorflow as tf
+
+        def alone(*parts: Any) -> Any:
+            return parts if len(parts) > 1 else parts[0]
+
+        samples = samples if self.limit is None else samples.take(self.limit)
+        mapped = samples.map(lambda *parts: alone(*read(*parts)), num_parallel_calls=tf.data.AUTOTUNE)
+        return mapped.batch(self.batch_size).prefetch(2)

@@ -1,0 +1,178 @@
+"""DATA of the command line: a word that names a source becomes batches of what a model takes."""
+
+import dataclasses
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from keras_lowbit.arguments import check_model
+from keras_lowbit.data import array_files, folders, named_sets
+from keras_lowbit.data.images import Images
+from keras_lowbit.data.preprocessing import MODES, found_mode
+from keras_lowbit.files import printable
+
+KINDS = (
+    "a folder of pictures by class, a folder of pictures, a .npz or .npy file, TFRecord files (image/encoded, "
+    "image/class/label), or tfds:NAME[:SPLIT]"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelData:
+    """Data for a model. dataset: batched.   preprocess: the mode.   about: sentences, what was found and decided.
+
+    class_names: of the folders or the data set; empty where nothing says.
+    """
+
+    dataset: Any
+    preprocess: str
+    about: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+
+def for_model(
+    model: Any,
+    source: str,
+    *,
+    preprocess: str = "auto",
+    size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    **options: Any,
+) -> ModelData:
+    """The data that a word names, of the model's input size.
+
+    source: a folder of pictures by class (or without classes), a .npz or .npy file, TFRecord files (a path, a pattern or a
+    folder), a folder that tensorflow-datasets wrote, or "tfds:NAME[:SPLIT]", with `data_dir`.
+    preprocess: a mode of `MODES`, or "auto": what `found_mode` finds in the model; arrays of floats are taken as they are.
+    size: (height, width) for a model that takes any.   options: of `Images`: resize, batch_size, limit, seed.
+    Warns where a mode is given and the model says another.
+    Raises ValueError where "auto" finds nothing, for data that do not fit the model, and what the sources raise.
+
+    >>> data = klb.data.for_model(model, "photos/", limit=100)
+    >>> klb.calibrate(quantized, data.dataset)
+    """
+    check_model(model, "for_model")
+    if source.startswith(named_sets.PREFIX):
+        name, _, split = source.removeprefix(named_sets.PREFIX).partition(":")
+        images, said = _images(model, size, preprocess, options)
+        dataset, split, names = named_sets.tfds(name, images, split, data_dir)
+        return ModelData(dataset, images.preprocess, (*said, f"split {split!r}"), tuple(names))
+    if source.endswith((".npz", ".npy")):
+        return _of_arrays(model, source, size, preprocess, options)
+    images, said = _images(model, size, preprocess, options)
+    return _of_files(source, images, said)
+
+
+def _of_files(source: str, images: Images, said: tuple[str, ...]) -> ModelData:
+    mode = images.preprocess
+    if not os.path.isdir(source):
+        if os.path.isfile(source) and not folders.looks_like_records(source):
+            raise ValueError(f"{printable(source)} is no data. Give {KINDS}.")
+        if not os.path.isfile(source) and "*" not in source:
+            raise FileNotFoundError(f"no data at {printable(source)!r}. Give {KINDS}")
+        return ModelData(folders.tfrecords(source, images), mode, said)
+    if os.path.exists(os.path.join(source, named_sets.DESCRIBED_BY)):
+        dataset, split, found = named_sets.tfds("", images, data_dir=source)
+        return ModelData(dataset, mode, (*said, f"split {split!r}"), tuple(found))
+    names, loose = folders.class_names(source), folders.pictures(source)
+    if names and loose:
+        raise ValueError(
+            f"{printable(source)} has pictures in it, such as {os.path.basename(loose[0])!r}, and folders with pictures, "
+            f"such as {names[0]!r}: it is neither a folder of pictures nor one of classes."
+        )
+    if names:
+        return ModelData(folders.folder_by_class(source, images), mode, (*said, f"{len(names)} classes"), tuple(names))
+    if loose or not any(map(folders.looks_like_records, os.listdir(source))):
+        return ModelData(folders.flat_folder(source, images), mode, said)
+    return ModelData(folders.tfrecords(source, images), mode, said)
+
+
+def _of_arrays(model: Any, source: str, size: Any, preprocess: str, options: Any) -> ModelData:
+    inputs, labels = array_files.stored_arrays(source, [tensor.name for tensor in model.inputs])
+    if isinstance(inputs, dict) or not _takes_pictures(model):
+        _check_rows(model, source, inputs, preprocess)
+        dataset = array_files.arrays(inputs, labels, Images((1, 1), **options), pictures=False)
+        return ModelData(dataset, "none", ("arrays as they are stored",))
+    shape, channels = inputs.shape[1:], model.inputs[0].shape[-1]
+    if not (len(shape) == 3 and shape[-1] == channels) and not (len(shape) == 2 and channels == 1):
+        raise _misfit(model, source, shape)
+    if preprocess in ("auto", "none") and inputs.dtype != np.uint8:
+        images, said = _sized(model, size, "none", options, shape[:2]), ("arrays as they are stored",)
+    else:
+        images, said = _images(model, size, preprocess, options, shape[:2])
+    return ModelData(array_files.arrays(inputs, labels, images, pictures=True), images.preprocess, said)
+
+
+def _check_rows(model: Any, source: str, inputs: Any, preprocess: str) -> None:
+    """ValueError unless the rows of arrays are what the model takes."""
+    if preprocess not in ("auto", "none"):
+        raise ValueError(f"preprocess={preprocess!r} is for pictures; {model.name!r} takes {_shapes(model)}.")
+    given = inputs if isinstance(inputs, dict) else {model.inputs[0].name: inputs}
+    for tensor in model.inputs:
+        wanted, found = tensor.shape[1:], given[tensor.name].shape[1:] if tensor.name in given else None
+        fits = found is not None and len(found) == len(wanted)
+        if not fits or any(w not in (None, f) for w, f in zip(wanted, found or (), strict=False)):
+            raise _misfit(model, source, found)
+
+
+def _misfit(model: Any, source: str, shape: Any) -> ValueError:
+    return ValueError(f"{printable(source)} holds samples of shape {shape}; {model.name!r} takes {_shapes(model)}.")
+
+
+def _shapes(model: Any) -> str:
+    return ", ".join(f"{tensor.name!r} of shape {tuple(tensor.shape[1:])}" for tensor in model.inputs)
+
+
+def _takes_pictures(model: Any) -> bool:
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    return len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][-1] in (1, 3)
+
+
+def _images(
+    model: Any, size: Any, preprocess: str, options: Any, own_size: Any = None
+) -> tuple[Images, tuple[str, ...]]:
+    """How the pictures become the model's input, and how that was decided. own_size: where the model takes any."""
+    if not _takes_pictures(model):
+        raise ValueError(
+            f"Pictures need a model with one input of 1 or 3 channels; {model.name!r} takes {_shapes(model)}."
+        )
+    mode, said = _mode(model, preprocess)
+    return _sized(model, size, mode, options, own_size), said
+
+
+def _sized(model: Any, size: Any, mode: str, options: Any, own_size: Any) -> Images:
+    _, *own, channels = model.inputs[0].shape
+    if None in own:
+        found = size or own_size
+    elif size is not None and tuple(size) != tuple(own):
+        raise ValueError(f"size={tuple(size)}, but {model.name!r} takes {_shapes(model)}.")
+    else:
+        found = own
+    if found is None:
+        raise ValueError(
+            f"{model.name!r} takes pictures of any size. Say which: size=(224, 224), on the command line --input_size."
+        )
+    return Images(tuple(found), channels, mode, **options)
+
+
+def _mode(model: Any, preprocess: str) -> tuple[str, tuple[str, ...]]:
+    """The mode, and how it was decided. Warns where the model contradicts one that is given."""
+    found = found_mode(model)
+    if preprocess != "auto":
+        if found is not None and preprocess in MODES and found[0] != preprocess:
+            given, wanted = (MODES[mode].split(" (")[0] for mode in (preprocess, found[0]))
+            warnings.warn(
+                f"preprocess={preprocess!r} gives {model.name!r} pixels as {given}, but it seems to want {found[0]!r}, "
+                f"{wanted}: {found[1]}. Ranges found on other numbers than the model was trained on are wrong.",
+                stacklevel=5,
+            )
+        return preprocess, (f"preprocess {preprocess!r}, as given",)
+    if found is None:
+        modes = "; ".join(f"{mode!r}: {meaning}" for mode, meaning in MODES.items())
+        raise ValueError(
+            f"Nothing in {model.name!r} says which numbers it wants for pixels of 0 to 255. Say how the training data were "
+            f"prepared, preprocess=... ({modes})."
+        )
+    return found[0], (f"preprocess {found[0]!r}: {found[1]}",)
