@@ -37,6 +37,9 @@ class Group(NamedTuple):
 Entry: TypeAlias = Command | Group
 
 BENCH: dict[str, Entry] = {
+    "applications": Command(
+        "keras_lowbit.bench.applications", "which networks of keras.applications become integers alone"
+    ),
     "verify": Command("keras_lowbit.bench.verify", "time of converting, exporting and verifying large networks"),
     "clusters": Command("keras_lowbit.bench.clusters", "time and memory of clustering the weights of a ResNet-101"),
     "kernels": Command("keras_lowbit.bench.kernels", "single layers: compiled ops, TensorFlow and LiteRT"),

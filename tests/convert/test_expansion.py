@@ -186,3 +186,17 @@ def test_the_reasons_know_what_can_be_expanded():
         "TrueDivide",
     }  # integer operations in other forms
     assert set(EXPANSIONS_OF) - known == set(EXPANDABLE)
+
+
+def test_a_mean_of_nothing_but_rounding_errors_gets_a_range_that_litert_can_form(tmp_path):
+    entry = keras.Input((6, 8))
+    centred = L.LayerNormalization(center=False, scale=False, name="first")(L.Dense(8)(entry))
+    model = keras.Model(entry, L.Dense(2)(L.LayerNormalization(name="second")(centred)))
+    quantized, _ = klb.quantize_model(model)
+    found = klb.calibrate(quantized, data_for(model), verbose=0)
+    low, high = found["second_mean_range/output_quantizer"]
+    whole = np.ptp(found["first_range/output_quantizer"])
+    assert low == -high
+    assert high - low == pytest.approx(whole * 2**-15)
+    klb.export_litert(quantized, tmp_path / "m.tflite")
+    assert klb.verify(quantized, tmp_path / "m.tflite", data_for(model)).ok

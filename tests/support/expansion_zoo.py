@@ -42,6 +42,9 @@ EXPANSIONS: dict[str, Case] = {
     "layer normalization over two axes": function(
         lambda x: kl.Dense(2)(kl.LayerNormalization((1, 2), name="n")(kl.Dense(3)(x))), SEQUENCE, float_fallbacks=("n",)
     ),
+    "layer normalization of what is normalized": normalized(
+        lambda: lambda x: kl.LayerNormalization()(kl.LayerNormalization(center=False, scale=False)(x))
+    ),
     "rms normalization": normalized(kl.RMSNormalization),
     "unit normalization": normalized(kl.UnitNormalization),
     "group normalization": function(lambda x: kl.ReLU()(kl.GroupNormalization(2)(conv()()(x)))),

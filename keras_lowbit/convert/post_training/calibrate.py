@@ -15,6 +15,7 @@ from keras_lowbit.convert.post_training.input_checks import (
     lost_features,
     warn_of_other_scale,
 )
+from keras_lowbit.convert.post_training.narrow_means import widened_means
 from keras_lowbit.convert.post_training.observers import make_observer
 from keras_lowbit.data import Batches
 from keras_lowbit.keras_graph.calls import as_taken, find_layers, layers_of
@@ -75,6 +76,7 @@ def calibrate(
                 raise ValueError(
                     f"The range {path!r} saw no values: nothing in the model calls its layer. Remove the layer."
                 )
+    found = widened_means(model, found)
     for path, host in ranges.items():
         for variable, value in _range_values(host, *found[path], count):
             variable.assign(value)
