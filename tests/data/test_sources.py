@@ -133,7 +133,9 @@ def test_every_source_gives_the_same_calibration_ranges(places, tfds_folder):
         assert given.preprocess == "tf"
         quantized, _ = klb.quantize_model(model, "int8")
         found.append(klb.calibrate(quantized, given.dataset, verbose=0))
-    assert found[0]["image_range/output_quantizer"] == pytest.approx((PICTURES.min() / 127.5 - 1, PICTURES.max() / 127.5 - 1))
+    assert found[0]["image_range/output_quantizer"] == pytest.approx(
+        (PICTURES.min() / 127.5 - 1, PICTURES.max() / 127.5 - 1)
+    )
     assert all(ranges == found[0] for ranges in found[1:])
 
 
