@@ -15,6 +15,7 @@ PUBLIC = [
     "recipes",
     "callbacks",
     "schedules",
+    "data",
     "distill",
     "deploy",
     "tfmot",
@@ -22,7 +23,7 @@ PUBLIC = [
     "bench",
     "plot",
 ]
-MODULES = {"bench", "callbacks", "deploy", "layers", "ops", "plot", "quantizers", "recipes", "schedules"}
+MODULES = {"bench", "callbacks", "data", "deploy", "layers", "ops", "plot", "quantizers", "recipes", "schedules"}
 
 
 def public_names(module):

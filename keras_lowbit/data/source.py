@@ -98,8 +98,9 @@ def _of_arrays(model: Any, source: str, size: Any, preprocess: str, options: Any
     shape, channels = inputs.shape[1:], model.inputs[0].shape[-1]
     if not (len(shape) == 3 and shape[-1] == channels) and not (len(shape) == 2 and channels == 1):
         raise _misfit(model, source, shape)
+    said: tuple[str, ...] = ("arrays as they are stored",)
     if preprocess in ("auto", "none") and inputs.dtype != np.uint8:
-        images, said = _sized(model, size, "none", options, shape[:2]), ("arrays as they are stored",)
+        images = _sized(model, size, "none", options, shape[:2])
     else:
         images, said = _images(model, size, preprocess, options, shape[:2])
     return ModelData(array_files.arrays(inputs, labels, images, pictures=True), images.preprocess, said)
