@@ -7,8 +7,8 @@ from keras_lowbit.keras_graph.calls import CallGraph, calls_of, is_graph_model
 from keras_lowbit.layers import QuantActivation
 
 _MEANS = ("Mean", "GlobalAveragePooling1D", "GlobalAveragePooling2D")
-# Of the range of what is averaged. A mean of K codes is a whole number of K-th parts of a step: up to K = 128 nothing but zero lies
-# below it, and of more codes nothing that another 8-bit operation on what is averaged could show.
+# Of the range of what is averaged. A mean of K codes is a whole number of K-th parts of a step: up to K = 128 nothing but zero
+# lies below it, and of more codes nothing that another 8-bit operation on what is averaged could show.
 LEAST = 2.0**-15
 
 Ranges = dict[str, tuple[float, float]]
