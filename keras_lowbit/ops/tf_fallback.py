@@ -24,6 +24,7 @@ from keras_lowbit.ops.packing import (
 
 EXACT_FLOAT32, EXACT_FLOAT64 = 2**24, 2**53
 CPU = "/device:CPU:0"
+_CODES = np.arange(-128, 128).astype(np.int8)
 Pair = Sequence[int]
 Padding = str | Sequence[Sequence[int]]  # "SAME", "VALID" or ((top, bottom), (left, right))
 
@@ -165,8 +166,7 @@ def quantize(real: Any, scale: Any, zero_point: Any) -> tf.Tensor:
     with tf.control_dependencies([tf.debugging.assert_equal(count, tf.zeros_like(count), "the input has NaN values")]):
         # Not x / scale: the graph optimizer turns that into x * (1 / scale), which rounds differently.
         steps = tf.math.divide_no_nan(real, tf.cast(scale, tf.float32))
-    steps = round_half_away(tf.clip_by_value(steps, -1e6, 1e6)) + tf.cast(zero_point, tf.float32)
-    return tf.cast(tf.clip_by_value(steps, -128.0, 127.0), tf.int8)
+    return to_int8(round_half_away(tf.clip_by_value(steps, -1e6, 1e6)) + tf.cast(zero_point, tf.float32))
 
 
 def round_half_away(x: tf.Tensor) -> tf.Tensor:
@@ -201,6 +201,17 @@ def rounding_right_shift(x: tf.Tensor, exponent: Any) -> tf.Tensor:
     threshold = tf.bitwise.right_shift(mask, tf.ones_like(mask)) + tf.cast(x < 0, tf.int64)
     up = tf.bitwise.bitwise_and(x, mask) > threshold
     return tf.bitwise.right_shift(x, exponent) + tf.cast(up, tf.int64)
+
+
+def to_int8(values: Any, low: int = -128, high: int = 127) -> tf.Tensor:
+    """int8 `clip(values)` of whole numbers, which wrap where int32 does. Every tensor of codes is made here, by looking it up.
+
+    Not by a cast: on AVX512 processors, what XLA of TensorFlow 2.21 compiles may store the last code of a row of 4 n + 1 with
+    all bytes of the int32 or int64 that it was, over the codes of the next row, which another thread has written, or over
+    memory behind the tensor. Bits that are masked or cast instead end in the same truncation.
+    """
+    place = tf.clip_by_value(tf.cast(values, tf.int32), low, high) + 128
+    return tf.gather(tf.constant(_CODES), place)
 
 
 def wrap_int32(x: tf.Tensor) -> tf.Tensor:
@@ -313,4 +324,4 @@ def _zero_insert(images: tf.Tensor, strides: Pair) -> tf.Tensor:
 
 
 def _codes(scaled: tf.Tensor, zero_point: int, low: int, high: int) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(wrap_int32(scaled + zero_point), low, high), tf.int8)
+    return to_int8(scaled + zero_point, low, high)

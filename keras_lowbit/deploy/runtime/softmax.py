@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_lowbit.deploy.reference import softmax as reference
 from keras_lowbit.deploy.runtime.node_kernels import Run
 from keras_lowbit.numerics.requantization import INT32_MAX
-from keras_lowbit.ops.tf_fallback import rounding_right_shift, saturating_high_mul, wrap_int32
+from keras_lowbit.ops.tf_fallback import rounding_right_shift, saturating_high_mul, to_int8, wrap_int32
 
 
 def softmax_of(scale: np.float32) -> Run:
@@ -27,7 +27,7 @@ def softmax_of(scale: np.float32) -> Run:
         exponential, total = tf.gather(exponentials, place), tf.reduce_sum(tf.gather(terms, place), -1, keepdims=True)
         reciprocal, exponent = _reciprocal(total)
         share = rounding_right_shift(saturating_high_mul(reciprocal, exponential), exponent + 31 - 8)
-        return tf.cast(tf.clip_by_value(share - 128, -128, 127), tf.int8)
+        return to_int8(share - 128)
 
     return run
 

@@ -121,7 +121,7 @@ def average_pool2d(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
         mean = tf.nn.avg_pool2d(padded, window, strides, "VALID")
         total = tf.cast(tf.round(mean * area), tf.int32)
         half = tf.where(total > 0, count // 2, -(count // 2))
-        return tf.cast(tf.clip_by_value(tf.truncatediv(total + half, count), low, high), tf.int8)
+        return tf_fallback.to_int8(tf.truncatediv(total + half, count), low, high)
 
     return run
 
@@ -260,7 +260,7 @@ def resize_bilinear(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
             for column, column_weight in columns:
                 weight = (row_weight[:, None, None] * column_weight[:, None]).astype(np.int32)
                 total += tf.gather(tf.gather(image, row, axis=1), column, axis=2) * weight
-        return tf.cast(tf.truncatediv(total + tf.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20), tf.int8)
+        return tf_fallback.to_int8(tf.truncatediv(total + tf.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20))
 
     return run
 
