@@ -27,7 +27,7 @@ ranges meet, DEQUANTIZE where a part in float begins: both are left out. "None o
 the tensor itself. A call whose form has no integers runs in float; the report of `quantize_model` says which, and why.
 
 `python -m tests.support.operator_table` writes this table. yes: every operator of the row is one that the target takes in some
-form (`export_litert(target=)` checks sizes, types and strides too; FULLY_CONNECTED is CONV_2D in files for a microcontroller).
+form (`export_litert(target=)` checks sizes, types and strides too; FULLY_CONNECTED is CONV_2D in files for the first two).
 
 | Keras | LiteRT operators | """
 
