@@ -85,20 +85,21 @@ def test_the_quantized_model_saves_loads_and_dequantizes(tmp_path):
         np.testing.assert_array_equal(found.codes, codes[1][path].codes)
 
 
-def test_scales_offsets_and_constants_train():
+def test_scales_and_offsets_train_and_constants_stay():
     model = transformer()
     data = data_for(model, 16)
     quantized, _ = klb.quantize_model(model)
     klb.calibrate(quantized, data, verbose=0)
-    kinds = (klb.layers.ChannelAffine, klb.layers.AddConstant)
-    trained = {
-        v.path: to_numpy(v) for k in kinds for layer in klb.layers.find_layers(quantized, k) for v in layer.weights
-    }
-    assert len(trained) == 5
+    [positions] = klb.layers.find_layers(quantized, klb.layers.AddConstant)
+    fixed = to_numpy(positions.constant)
+    affines = klb.layers.find_layers(quantized, klb.layers.ChannelAffine)
+    trained = {variable.path: to_numpy(variable) for layer in affines for variable in layer.weights}
+    assert len(trained) == 4
     quantized.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     quantized.fit(data, np.ones((16, 3), np.float32), verbose=0)
     after = {v.path: to_numpy(v) for v in quantized.trainable_variables}
     assert all(not np.array_equal(value, after[path]) for path, value in trained.items())
+    np.testing.assert_array_equal(to_numpy(positions.constant), fixed)  # the model adds a constant: it stays one
 
 
 def test_what_is_skipped_or_has_float_activations_stays_itself():
@@ -200,3 +201,48 @@ def test_a_mean_of_nothing_but_rounding_errors_gets_a_range_that_litert_can_form
     assert high - low == pytest.approx(whole * 2**-15)
     klb.export_litert(quantized, tmp_path / "m.tflite")
     assert klb.verify(quantized, tmp_path / "m.tflite", data_for(model)).ok
+
+
+def test_slopes_of_a_prelu_train():
+    entry = keras.Input((4, 4, 3))
+    model = randomized(keras.Model(entry, L.Flatten()(L.PReLU()(L.Conv2D(3, 1)(entry)))))
+    quantized, _ = klb.quantize_model(model)
+    [slopes] = klb.layers.find_layers(quantized, klb.layers.MultiplyConstant)
+    assert slopes.constant.trainable
+    assert (
+        not klb.quantize_model(keras.Model(model.inputs, keras.ops.add(model.output, np.arange(48.0, dtype="f"))))[0]
+        .layers[-2]
+        .trainable_variables
+    )
+
+
+def test_dropout_inside_attention_stays_in_training():
+    entry = keras.Input((6, 8))
+    model = keras.Model(entry, L.MultiHeadAttention(2, 4, dropout=0.5, name="heads")(entry, entry))
+    quantized, _ = klb.quantize_model(model)
+    assert quantized.get_layer("heads_dropout").rate == 0.5
+    data = data_for(model)
+    klb.calibrate(quantized, data, verbose=0)
+    first, second = (np.asarray(quantized(data, training=True)) for _ in range(2))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(np.asarray(quantized(data)), np.asarray(quantized(data)))
+
+
+def test_a_lambda_around_a_layer_of_the_users_is_not_taken_apart():
+    entry = keras.Input((6, 8))
+    inner = L.Dense(8)
+    inner.build((None, 6, 8))
+    table = keras.Variable(np.ones((6, 8), "float32"))
+    for function in (lambda x: keras.ops.max(inner(x), axis=1), lambda x: keras.ops.max(x + table, axis=1)):
+        model = keras.Model(entry, L.Dense(2)(L.Lambda(function, name="own")(L.Dense(8)(entry))))
+        assert expand(model).model is model
+
+
+def test_squares_that_float16_cannot_hold_are_left_to_the_layer():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        entry = keras.Input((6, 8))
+        model = keras.Model(entry, L.Dense(2)(L.LayerNormalization()(L.Dense(8)(entry))))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert expand(model).model is model

@@ -12,7 +12,7 @@ from keras import ops
 from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
-from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
 
@@ -179,14 +179,18 @@ def function_of_operations(call: Call) -> Compose | None:
     layer = call.operation
     if len(call.inputs) != 1 or sizes_of(call.tensors[0]) is None or is_function(call, "Lambda"):
         return None
+    entry = keras.Input(batch_shape=call.tensors[0].shape, dtype=call.tensors[0].dtype)
     try:
-        traced = layer.function(
-            keras.KerasTensor(call.tensors[0].shape, call.tensors[0].dtype), **(layer.arguments or {})
-        )
+        traced = keras.Model(entry, layer.function(entry, **(layer.arguments or {})))
     except (
         Exception
     ):  # whatever a function of TensorFlow, or of shapes, says of a symbolic tensor: it runs in float, as it is
         return None
-    if not isinstance(traced, keras.KerasTensor) or getattr(traced, "_keras_history", None) is None:
+    if not isinstance(traced.output, keras.KerasTensor) or not all(map(_is_function_alone, calls_of(traced).calls)):
         return None
     return lambda parts, values: parts.named(layer.function(values[call.inputs[0]], **(layer.arguments or {})))
+
+
+def _is_function_alone(call: Call) -> bool:
+    """Whether a call computes with nothing that trains: a layer or variable would be the user's own."""
+    return not call.is_layer and not any(isinstance(constant, keras.Variable) for constant in call.constants())

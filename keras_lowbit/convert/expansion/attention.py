@@ -153,6 +153,8 @@ def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str) -> Any:
     """``softmax(q k^T) v``. part: name of the last operation."""
     scores = parts.named(ops.matmul(query, turned(parts, key, "key_columns")), "scores")
     weights = parts.named(ops.softmax(scores, axis=-1), "weights")
+    if rate := parts.operation.dropout:
+        weights = parts.layer("dropout", lambda **options: keras.layers.Dropout(rate, **options))(weights)
     return parts.named(ops.matmul(weights, value), part)
 
 

@@ -67,7 +67,7 @@ def group_normalization(call: Call) -> Compose | None:
     *image, channels = sizes
     groups = channels if layer.groups == -1 else layer.groups
     pixels, each = math.prod(image), channels // groups
-    if pixels * each > MOST_SUMMED:
+    if pixels * each > MOST_SUMMED or not _holds_squares(call):
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
@@ -89,7 +89,13 @@ def _fits(call: Call) -> bool:
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     rank = len(call.tensors[0].shape)
     last = len(axes) == 1 and axes[0] % rank == rank - 1
-    return last and sizes is not None and rank <= _MOST_AXES and sizes[-1] <= MOST_SUMMED
+    fits = sizes is not None and rank <= _MOST_AXES and sizes[-1] <= MOST_SUMMED
+    return last and fits and _holds_squares(call)
+
+
+def _holds_squares(call: Call) -> bool:
+    """Whether Keras computes in a type that holds sums of squares: float16 ends at 65,504."""
+    return str(call.tensors[0].dtype) != "float16"
 
 
 def _centered(parts: Parts, x: Any) -> Any:

@@ -49,7 +49,8 @@ class Parts:
         if key not in self._layers:
             policy = getattr(self.operation, "dtype_policy", None)
             made = make(name=self._name(part), **({} if policy is None else {"dtype": policy}))
-            self._layers[key] = _Filled(made, weights or {}, getattr(self.operation, "trainable", True))
+            # What a bare operation computes with are constants, and stay so.
+            self._layers[key] = _Filled(made, weights or {}, getattr(self.operation, "trainable", False))
         return self._layers[key]
 
     def known(self, part: str) -> Any:
