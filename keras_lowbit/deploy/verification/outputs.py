@@ -5,6 +5,7 @@ Nothing is kept of a batch but sums, so that data may be as large as they like.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -132,7 +133,12 @@ class EndToEnd:
 
     def add(self, batch: list[np.ndarray], labels: Any) -> None:
         """One batch of inputs in the model's order, and its labels or None."""
-        found, reals = self.runner.run(batch), self.predict(batch)
+        with ThreadPoolExecutor(1) as meanwhile:  # LiteRT takes one processor
+            running = meanwhile.submit(self.runner.run, batch)
+            try:
+                reals = self.predict(batch)
+            finally:
+                found = running.result()  # what the file does not take is said first
         wanted = self._wanted(batch, reals)
         for output, real, got, reference, own in zip(
             self.outputs, reals, found, wanted, self._labels(labels), strict=True
