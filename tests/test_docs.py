@@ -1,13 +1,18 @@
-"""The documentation: the reference has every public name. Sphinx is not needed here; `make docs` builds the pages."""
+"""The documentation: the reference has every public name, and the programs in the pages run. Sphinx is not needed here;
+`make docs` builds the pages."""
 
 import ast
 import re
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
+import keras_lowbit as klb
+from tests.support.pages import DOCS, program, run_page
 from tests.support.process import ROOT
 
-DOCS = ROOT / "docs"
 PUBLIC = [
     "",
     "layers",
@@ -59,3 +64,60 @@ def test_every_module_has_a_page_in_the_table_of_contents():
     assert pages == [module or "keras_lowbit" for module in PUBLIC]
     assert set(pages) == {page.stem for page in (DOCS / "reference").glob("*.md")} - {"index"}
     assert set(pages) >= MODULES
+
+
+GUIDES = ["quick_start.md", *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers"))]
+# These begin with a trained network and data of the reader's.
+PIECES = [
+    *(f"methods/{name}.md" for name in ("sq", "inq", "clustered", "fat", "corrections", "learned_steps")),
+    *("index.md", "troubleshooting.md"),
+]
+TFMOT = "guides/tfmot.md"  # tests/tfmot/test_docs.py
+
+
+def test_every_page_with_a_program_is_run():
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "_build" not in page.parts}
+    assert {page for page in pages if program(page).strip()} == {*GUIDES, *PIECES, TFMOT}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_guide_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network and images that it knows something about."""
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).normal(size=(96, 8, 8, 3)).astype("float32")
+    labels = (images.mean((1, 2, 3)) > 0).astype("int32")
+    layers = keras.layers
+    inputs = features = keras.Input((8, 8, 3), name="image")
+    features = layers.Conv2D(8, 3, padding="same", use_bias=False, name="first")(features)
+    features = layers.ReLU(6.0)(layers.BatchNormalization(momentum=0.5)(features))
+    features = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(features)
+    features = layers.ReLU(6.0)(layers.BatchNormalization(momentum=0.5)(features))
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 1)(features))
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax", name="digit")(features))
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(images, labels, epochs=10, verbose=0)
+    return model, images, labels
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*did not help:UserWarning")  # the data are drawn
+@pytest.mark.filterwarnings(
+    "ignore:Even though the `tf.config:UserWarning"
+)  # eager: tracing takes longer than the steps
+@pytest.mark.parametrize("page", PIECES)
+def test_the_programs_of_a_page_run(page, network, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    model, images, labels = network
+    tf.config.run_functions_eagerly(True)
+    request.addfinalizer(lambda: tf.config.run_functions_eagerly(False))
+    names = run_page(page, keras=keras, np=np, klb=klb, model=model, images=images, labels=labels)
+    for file in tmp_path.glob("*.tflite"):
+        parity = klb.verify(names["quantized"], file, images[:4])
+        assert parity.max_layer_steps <= 1, parity
