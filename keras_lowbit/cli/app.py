@@ -49,10 +49,18 @@ BENCH: dict[str, Entry] = {
 }
 COMMANDS: dict[str, Entry] = {
     "recipes": Command("keras_lowbit.cli.recipes", "list the recipes, or show one as JSON"),
+    "inspect": Command(
+        "keras_lowbit.cli.inspect", "what a recipe would do to a model, layer by layer, and the file's size"
+    ),
+    "convert": Command(
+        "keras_lowbit.cli.convert", "from a float model and a folder of images to a verified .tflite file"
+    ),
+    "export": Command("keras_lowbit.cli.export", "write a quantized model as a .tflite file"),
+    "verify": Command("keras_lowbit.cli.verify", "is a .tflite file what the quantized model is?"),
+    "compare": Command("keras_lowbit.cli.compare", "two models or files side by side: agreement, error, size, latency"),
     "summary": Command(
         "keras_lowbit.cli.summary", "bits, bytes and multiply-accumulates of every layer, and the file's size"
     ),
-    "export": Command("keras_lowbit.cli.export", "write a quantized model as a .tflite file"),
     "bench": Group(BENCH, "measure this machine; every benchmark writes a JSON file"),
     "demo": Command(
         "keras_lowbit.cli.demo", "train, quantize, export and verify a small network on real handwritten digits"

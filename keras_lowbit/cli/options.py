@@ -44,6 +44,14 @@ def define_file(values: flags.FlagValues) -> None:
     )
 
 
+def define_recipe(values: flags.FlagValues) -> None:
+    """Defines --recipe and --skip."""
+    text = "its name (keras-lowbit recipes lists them), or the path of a JSON that ends in .json"
+    flags.DEFINE_string("recipe", "int8", text, flag_values=values)
+    text = "regular expression of layers that stay in float; may be given several times"
+    flags.DEFINE_multi_string("skip", [], text, flag_values=values)
+
+
 def file_arguments(values: Any) -> dict[str, Any]:
     """The keyword arguments of `export_litert` that the flags of `define_file` say."""
     found = {"weights": values.pack, "io": values.io, "target": values.target}
@@ -72,7 +80,7 @@ def recipe_of(text: str) -> recipes.Recipe:
 def check_output(path: str, force: bool) -> None:
     """Before anything else: flags.Error for a file that is there already unless `force`, OSError where none can be written."""
     if os.path.lexists(path) and not os.path.isdir(path) and not force:
-        raise flags.Error(f"--output={printable(path)} exists already. Choose another name, or replace it with --force")
+        raise flags.Error(f"{printable(path)} exists already. Choose another name, or replace it with --force")
     check_writable(path)
 
 
@@ -88,9 +96,9 @@ def working(values: Any) -> Iterator[None]:
         yield
 
 
-def say(values: Any, text: str) -> None:
-    """A sentence beside the result."""
-    print(text, file=sys.stderr if values.json else sys.stdout, flush=True)
+def say(text: str) -> None:
+    """A sentence beside the result, on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(values: Any, text: Any, fields: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,28 +55,40 @@ def for_model(
     >>> klb.calibrate(quantized, data.dataset)
     """
     check_model(model, "for_model")
-    if source.startswith(named_sets.PREFIX):
-        name, _, split = source.removeprefix(named_sets.PREFIX).partition(":")
-        images, said = _images(model, size, preprocess, options)
-        dataset, split, names = named_sets.tfds(name, images, split, data_dir)
-        return ModelData(dataset, images.preprocess, (*said, f"split {split!r}"), tuple(names))
     if source.endswith((".npz", ".npy")):
         return _of_arrays(model, source, size, preprocess, options)
+    read = _reader(source, data_dir)  # first: a source that is none is more than one that cannot be prepared
     images, said = _images(model, size, preprocess, options)
-    return _of_files(source, images, said)
+    dataset, more, names = read(images)
+    return ModelData(dataset, images.preprocess, (*said, *more), tuple(names))
 
 
-def _of_files(source: str, images: Images, said: tuple[str, ...]) -> ModelData:
-    mode = images.preprocess
+Read = tuple[Any, tuple[str, ...], list[str]]  # a data set, what is said of it, names of its classes
+
+
+def _reader(source: str, data_dir: str | None) -> Callable[[Images], Read]:
+    """What reads a source of pictures. OSError or ValueError where there is none."""
+    if source.startswith(named_sets.PREFIX):
+        name, _, split = source.removeprefix(named_sets.PREFIX).partition(":")
+        return lambda images: _named(name, images, split, data_dir)
     if not os.path.isdir(source):
         if os.path.isfile(source) and not folders.looks_like_records(source):
             raise ValueError(f"{printable(source)} is no data. Give {KINDS}.")
         if not os.path.isfile(source) and "*" not in source:
             raise FileNotFoundError(f"no data at {printable(source)!r}. Give {KINDS}")
-        return ModelData(folders.tfrecords(source, images), mode, said)
+        folders.record_files(source)
+        return lambda images: (folders.tfrecords(source, images), (), [])
     if os.path.exists(os.path.join(source, named_sets.DESCRIBED_BY)):
-        dataset, split, found = named_sets.tfds("", images, data_dir=source)
-        return ModelData(dataset, mode, (*said, f"split {split!r}"), tuple(found))
+        return lambda images: _named("", images, "", source)
+    return _folder_reader(source)
+
+
+def _named(name: str, images: Images, split: str, data_dir: str | None) -> Read:
+    dataset, split, names = named_sets.tfds(name, images, split, data_dir)
+    return dataset, (f"split {split!r}",), names
+
+
+def _folder_reader(source: str) -> Callable[[Images], Read]:
     names, loose = folders.class_names(source), folders.pictures(source)
     if names and loose:
         raise ValueError(
@@ -83,10 +96,12 @@ def _of_files(source: str, images: Images, said: tuple[str, ...]) -> ModelData:
             f"such as {names[0]!r}: it is neither a folder of pictures nor one of classes."
         )
     if names:
-        return ModelData(folders.folder_by_class(source, images), mode, (*said, f"{len(names)} classes"), tuple(names))
-    if loose or not any(map(folders.looks_like_records, os.listdir(source))):
-        return ModelData(folders.flat_folder(source, images), mode, said)
-    return ModelData(folders.tfrecords(source, images), mode, said)
+        return lambda images: (folders.folder_by_class(source, images), (f"{len(names)} classes",), names)
+    if loose:
+        return lambda images: (folders.flat_folder(source, images), (), [])
+    if any(map(folders.looks_like_records, os.listdir(source))):
+        return lambda images: (folders.tfrecords(source, images), (), [])
+    raise ValueError(f"{printable(source)} has no pictures ({', '.join(folders.ENDINGS)}) and no TFRecord files in it.")
 
 
 def _of_arrays(model: Any, source: str, size: Any, preprocess: str, options: Any) -> ModelData:

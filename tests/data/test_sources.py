@@ -311,6 +311,7 @@ def test_for_model_takes_rows_for_models_without_pictures(tmp_path):
     np.savez(tmp_path / "wrong.npz", x=np.ones((7, 4), np.float32))
     with pytest.raises(ValueError, match=r"samples of shape \(4,\); .* of shape \(5,\)"):
         data.for_model(model, str(tmp_path / "wrong.npz"))
+    (tmp_path / "a.png").write_bytes(png(PICTURES[0]))
     with pytest.raises(ValueError, match="Pictures need a model with one input"):
         data.for_model(model, str(tmp_path))
 

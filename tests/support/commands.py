@@ -25,12 +25,18 @@ class Result(NamedTuple):
 
         return json.loads(self.out, parse_constant=refuse)
 
+    @property
+    def sentences(self):
+        """What it says against its input, without warnings and the reference to the help."""
+        lines = [line for line in self.err.splitlines() if line.startswith("keras-lowbit ")]
+        return [line for line in lines if ": warning: " not in line and not line.endswith("--help shows the flags.")]
+
     def refused(self, *words):
-        """Whether it is a sentence with these words on standard error, and status 2."""
-        sentence = self.err.splitlines()[0] if self.err else ""
+        """Whether it says one sentence, with these words, and has status 2 and no result."""
         assert (self.status, self.out) == (2, ""), self
         assert "Traceback" not in self.err
-        assert all(word in sentence for word in words), self.err
+        assert len(self.sentences) == 1, self.err
+        assert all(word in self.sentences[0] for word in words), self.err
         return True
 
 

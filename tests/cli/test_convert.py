@@ -1,0 +1,139 @@
+"""`keras-lowbit convert`: from a float model and images to a verified file, with every kind of recipe."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowbit.cli.conversion import wants_equal_ranges
+from keras_lowbit.recipes import get
+from tests.support.commands import program
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Pictures of two classes, larger than the model's input."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for place in range(12):
+        target = folder / ("bright" if place % 2 else "dark")
+        target.mkdir(exist_ok=True)
+        pixels = rng.normal(180 if place % 2 else 70, 30, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+        (target / f"{place}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    return folder
+
+
+@pytest.mark.slow
+def test_the_program_converts_verifies_and_prints_one_table(files, photos, tmp_path):
+    path, saved = tmp_path / "m.tflite", tmp_path / "q.keras"
+    flags = ("--data", photos, "--preprocess=unit", "--output", path, "--save", saved, "--labels", files.names)
+    found = program("convert", files.model, "--recipe", "int8", *flags)
+    assert (found.status, found.err) == (0, "data: preprocess 'unit', as given; 2 classes\n")
+    lines = found.out.splitlines()
+    steps = [line.split("  ")[0] for line in lines[2:8]]
+    assert steps == ["fold batch norms", "quantize", "calibrate", "correct biases", "export", "verify"]
+    assert f"{path.stat().st_size:,} bytes" in lines[8]
+    assert sorted(os.listdir(tmp_path)) == ["m.tflite", "q.keras"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "steps"),
+    [
+        ("int8", ["fold batch norms", "quantize", "calibrate", "correct biases"]),
+        ("fat", ["fold batch norms", "quantize", "calibrate", "correct biases", "tune"]),
+        ("fat-w4", ["fold batch norms", "equalize", "quantize", "calibrate", "correct biases", "tune"]),
+        ("dfp-4w8a-n4", ["quantize", "calibrate", "batch norms", "calibrate"]),
+    ],
+)
+@pytest.mark.filterwarnings("default")  # corrections of so few samples may be taken back, with a warning
+def test_every_method_without_training_becomes_a_file_that_verifies(call, files, tmp_path, recipe, steps):
+    path, saved = tmp_path / "m.tflite", tmp_path / "q.keras"
+    flags = ("--data", files.data, "--batch_size=4", "--output", path, "--save", saved, "--json")
+    found = call("convert", files.model, "--recipe", recipe, *flags)
+    fields = found.fields
+    assert [step["step"] for step in fields["steps"]] == [*steps, "export", "verify"]
+    assert (found.status, fields["ok"], fields["problems"]) == (0, True, [])
+    assert (fields["size_bytes"], fields["output"]) == (path.stat().st_size, str(path))
+    assert fields["outputs"][0]["reference_snr_db"] > 10
+    again = call("verify", saved, path, "--data", files.data, "--json")
+    assert (again.status, again.fields["ok"]) == (0, True)
+
+
+def test_which_recipes_want_equal_ranges():
+    names = ("int8", "fat", "fat-w4", "fat-scalar", "dfp-4w8a-n4", "sq-twn")
+    assert [wants_equal_ranges(get(name)) for name in names] == [False, False, True, True, False, False]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_recipe_that_is_made_for_training_is_said_before_the_work(call, files, tmp_path):
+    found = call("convert", files.model, "--recipe=sq-twn", "--data=none", "--output", tmp_path / "m.tflite")
+    assert found.status == 2
+    assert "warning: sq-twn is made for training" in found.err
+
+
+BAD = {
+    "no data": (["{model}"], "--data"),
+    "no model": (["none.keras", "--data={data}"], "no file 'none.keras'"),
+    "a quantized model": (["{quantized}", "--data={data}"], "is quantized already"),
+    "an unknown recipe": (["{model}", "--data={data}", "--recipe=w5"], "Unknown recipe 'w5'"),
+    "data that are not there": (["{model}", "--data=none"], "no data at"),
+    "data that are none": (["{model}", "--data={names}"], "is no data"),
+    "a folder without pictures": (["{model}", "--data={empty}"], "has no pictures"),
+    "an unknown preprocess": (["{model}", "--data={data}", "--preprocess=tff"], "tff"),
+    "a model that does not say what it takes": (["{model}", "--data={broken}"], "which numbers it wants"),
+    "a picture that is broken": (["{model}", "--data={broken}", "--preprocess=tf"], "b.png"),
+    "labels that do not fit": (["{model}", "--data={data}", "--labels={empty}/one.txt"], "label"),
+    "an unknown target": (["{model}", "--data={data}", "--target=toaster"], "toaster"),
+    "a layer that is not there": (["{model}", "--data={data}", "--skip=nothing"], "nothing"),
+    "a named set that is not there": (
+        ["{model}", "--data=tfds:no_such_set", "--data_dir={empty}", "--preprocess=tf"],
+        "no_such_set",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.filterwarnings("default")
+def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path, case):
+    empty, broken, output = (tmp_path / name for name in ("empty", "broken", "output"))
+    for folder in (empty, broken, output):
+        folder.mkdir()
+    (empty / "one.txt").write_text("one\n")
+    (broken / "a.png").write_bytes(tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy())
+    (broken / "b.png").write_bytes(b"no picture")
+    arguments, words = BAD[case]
+    places = {**vars(files), "empty": empty, "broken": broken}
+    given = [argument.format(**places) for argument in arguments]
+    found = call("convert", *given, "--output", output / "m.tflite", "--save", output / "q.keras", "--json")
+    assert found.refused(words)
+    assert os.listdir(output) == []
+
+
+def test_files_that_are_there_are_said_first(call, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"mine")
+    flags = ("--data=none", "--output")
+    assert call("convert", "none.keras", *flags, tmp_path / "m.tflite").refused("exists already", "--force")
+    assert call("convert", "none.keras", *flags, tmp_path / "n.tflite", "--save", tmp_path / "m.tflite").refused(
+        "exists"
+    )
+    assert call("convert", "none.keras", *flags, tmp_path / "none" / "m.tflite").refused("cannot write")
+    assert (tmp_path / "m.tflite").read_bytes() == b"mine"
+
+
+@pytest.mark.filterwarnings("default")
+def test_data_of_another_range_than_the_model_was_trained_on_are_warned_of(call, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(64, 8, 8, 3)).astype(np.float32)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.BatchNormalization(), keras.layers.Conv2D(4, 3)])
+    model.layers[0].moving_mean.assign(images.mean((0, 1, 2)))
+    model.layers[0].moving_variance.assign(images.var((0, 1, 2)))
+    model.save(tmp_path / "m.keras")
+    for name, scale in (("right", 1), ("wrong", 255)):
+        np.save(tmp_path / f"{name}.npy", images * scale)
+        found = call(
+            "convert", tmp_path / "m.keras", "--data", tmp_path / f"{name}.npy", "--output", tmp_path / f"{name}.tflite"
+        )
+        assert ("The calibration data do not fit" in found.err) == (name == "wrong")
