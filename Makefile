@@ -99,10 +99,11 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 
 ops: $(OPS)
 
-# Every warning and every reference without a target is an error. Its libraries are not those of the tests: they come when asked for.
+# Every warning and every reference without a target is an error. From the start each time (-E): a new page of the reference has no
+# pages of its names otherwise. Its libraries are not those of the tests: they come when asked for.
 DOCS := $(VENV)/.docs
 docs: $(DOCS)
-	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 $(DOCS): $(INSTALLED)
