@@ -66,7 +66,10 @@ def test_every_module_has_a_page_in_the_table_of_contents():
     assert set(pages) >= MODULES
 
 
-GUIDES = ["quick_start.md", *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers"))]
+GUIDES = [
+    "quick_start.md",
+    *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers", "runtime")),
+]
 # These begin with a trained network and data of the reader's.
 PIECES = [
     *(f"methods/{name}.md" for name in ("sq", "inq", "clustered", "fat", "corrections", "learned_steps")),
