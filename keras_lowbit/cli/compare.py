@@ -71,7 +71,7 @@ class Sums:
             return
         tops = first.argmax(-1), second.argmax(-1)
         self.agreed += int((tops[0] == tops[1]).sum())
-        if labels is not None and labels.shape == tops[0].shape:
+        if labels is not None and labels.shape == tops[0].shape and labels.max(initial=0) < first.shape[-1]:
             self.labelled += len(labels)
             self.right = (
                 self.right[0] + int((tops[0] == labels).sum()),

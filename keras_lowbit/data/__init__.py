@@ -6,7 +6,7 @@ What every function here takes as data becomes batches in `batching`. Sources on
 
 from keras_lowbit.data.array_files import arrays, stored_arrays
 from keras_lowbit.data.batching import Batches, batch_count, batches, labelled_batches, samples_in, take
-from keras_lowbit.data.folders import class_names, flat_folder, folder_by_class, tfrecords
+from keras_lowbit.data.folders import classes, flat_folder, folder_by_class, tfrecords
 from keras_lowbit.data.images import Images
 from keras_lowbit.data.named_sets import tfds
 from keras_lowbit.data.preprocessing import MODES, found_mode
@@ -20,7 +20,7 @@ __all__ = [
     "arrays",
     "batch_count",
     "batches",
-    "class_names",
+    "classes",
     "flat_folder",
     "folder_by_class",
     "for_model",

@@ -14,12 +14,17 @@ from keras_lowbit.files import FilePath, name_of, printable
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
-def class_names(folder: FilePath) -> list[str]:
-    """The subfolders with pictures in them, sorted: the place of each in the list is its class."""
+def classes(folder: FilePath) -> dict[str, int]:
+    """Name -> class number of the subfolders with pictures in them.
+
+    The number that the name is, where all names are numbers ("0", "1", ..., "10"); else the place in sorted order.
+    """
     root = name_of(folder)
-    return [
-        name for name in _listed(root) if os.path.isdir(os.path.join(root, name)) and pictures(os.path.join(root, name))
-    ]
+    subfolders = (name for name in _listed(root) if os.path.isdir(os.path.join(root, name)))
+    names = [name for name in subfolders if pictures(os.path.join(root, name))]
+    if all(name.isdecimal() for name in names):
+        return {name: int(name) for name in sorted(names, key=int)}
+    return {name: place for place, name in enumerate(names)}
 
 
 def pictures(folder: FilePath) -> list[str]:
@@ -29,15 +34,15 @@ def pictures(folder: FilePath) -> list[str]:
 
 
 def folder_by_class(folder: FilePath, images: Images) -> Any:
-    """A tf.data.Dataset of (pictures, classes) from a folder with a subfolder for each class, see `class_names`.
+    """A tf.data.Dataset of (pictures, class numbers) from a folder with a subfolder for each class, see `classes`.
 
     Raises ValueError for a folder without such subfolders.
     """
-    root, names = name_of(folder), class_names(folder)
-    if not names:
+    root, numbers = name_of(folder), classes(folder)
+    if not numbers:
         raise ValueError(f"{printable(root)} has no subfolder with pictures ({', '.join(ENDINGS)}) in it.")
-    paths = [pictures(os.path.join(root, name)) for name in names]
-    labels = np.repeat(np.arange(len(names)), list(map(len, paths)))
+    paths = [pictures(os.path.join(root, name)) for name in numbers]
+    labels = np.repeat(list(numbers.values()), list(map(len, paths)))
     return _of_files([path for part in paths for path in part], labels, images)
 
 

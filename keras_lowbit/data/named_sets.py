@@ -10,8 +10,8 @@ PREFIX = "tfds:"
 DESCRIBED_BY = "features.json"  # in every folder that tensorflow-datasets wrote
 
 
-def tfds(name: str, images: Images, split: str = "", data_dir: str | None = None) -> tuple[Any, str, list[str]]:
-    """(a tf.data.Dataset of (pictures, labels), the split, the names of the classes) of a data set by its name.
+def tfds(name: str, images: Images, split: str = "", data_dir: str | None = None) -> tuple[Any, str, dict[str, int]]:
+    """(a tf.data.Dataset of (pictures, labels), the split, name -> number of the classes) of a data set by its name.
 
     name: as for `tfds.load`; "" for a folder that says what it is.   split: as "test" or "train[:500]"; by default "test",
     "validation" or "train", the first there is.   data_dir: where tensorflow-datasets keeps its data sets, or the folder of
@@ -40,7 +40,8 @@ def tfds(name: str, images: Images, split: str = "", data_dir: str | None = None
         return (found["image"], about, *([found["label"]] if labelled else []))
 
     names = getattr(features["label"], "names", None) if labelled else None
-    return images.encoded_batches(samples.map(sample)), split, list(names or [])
+    classes = {name: number for number, name in enumerate(names or [])}
+    return images.encoded_batches(samples.map(sample)), split, classes
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

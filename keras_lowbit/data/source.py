@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,14 @@ KINDS = (
 class ModelData:
     """Data for a model. dataset: batched.   preprocess: the mode.   about: sentences, what was found and decided.
 
-    class_names: of the folders or the data set; empty where nothing says.
+    classes: name -> number, of the folders or the data set; empty where nothing says. If they are not the model's the data
+    have no labels.
     """
 
     dataset: Any
     preprocess: str
     about: tuple[str, ...]
-    class_names: tuple[str, ...] = ()
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def for_model(
@@ -59,11 +60,28 @@ def for_model(
         return _of_arrays(model, source, size, preprocess, options)
     read = _reader(source, data_dir)  # first: a source that is none is more than one that cannot be prepared
     images, said = _images(model, size, preprocess, options)
-    dataset, more, names = read(images)
-    return ModelData(dataset, images.preprocess, (*said, *more), tuple(names))
+    dataset, more, classes = read(images)
+    if misfit := _other_classes(model, classes):
+        dataset, more = dataset.map(lambda pictures, labels: pictures), (*more, misfit)
+    return ModelData(dataset, images.preprocess, (*said, *more), classes)
 
 
-Read = tuple[Any, tuple[str, ...], list[str]]  # a data set, what is said of it, names of its classes
+def _other_classes(model: Any, classes: Mapping[str, int]) -> str:
+    """Why class numbers of a source are not those of the model's output; "" where they may be."""
+    shapes = [tuple(tensor.shape) for tensor in model.outputs]
+    if not classes or len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][-1] in (None, 1):
+        return ""
+    count, numbered = shapes[0][-1], all(name.isdecimal() for name in classes)
+    if max(classes.values()) < count if numbered else len(classes) == count:
+        return ""
+    some = ", ".join(map(repr, list(classes)[:3]))
+    return (
+        f"left without labels: which of the model's {count} classes the {len(classes)} of the data are ({some}, ...) nothing "
+        "says; folders named by the classes' numbers would"
+    )
+
+
+Read = tuple[Any, tuple[str, ...], dict[str, int]]  # a data set, what is said of it, its classes
 
 
 def _reader(source: str, data_dir: str | None) -> Callable[[Images], Read]:
@@ -77,30 +95,30 @@ def _reader(source: str, data_dir: str | None) -> Callable[[Images], Read]:
         if not os.path.isfile(source) and "*" not in source:
             raise FileNotFoundError(f"no data at {printable(source)!r}. Give {KINDS}")
         folders.record_files(source)
-        return lambda images: (folders.tfrecords(source, images), (), [])
+        return lambda images: (folders.tfrecords(source, images), (), {})
     if os.path.exists(os.path.join(source, named_sets.DESCRIBED_BY)):
         return lambda images: _named("", images, "", source)
     return _folder_reader(source)
 
 
 def _named(name: str, images: Images, split: str, data_dir: str | None) -> Read:
-    dataset, split, names = named_sets.tfds(name, images, split, data_dir)
-    return dataset, (f"split {split!r}",), names
+    dataset, split, classes = named_sets.tfds(name, images, split, data_dir)
+    return dataset, (f"split {split!r}",), classes
 
 
 def _folder_reader(source: str) -> Callable[[Images], Read]:
-    names, loose = folders.class_names(source), folders.pictures(source)
-    if names and loose:
+    classes, loose = folders.classes(source), folders.pictures(source)
+    if classes and loose:
         raise ValueError(
             f"{printable(source)} has pictures in it, such as {os.path.basename(loose[0])!r}, and folders with pictures, "
-            f"such as {names[0]!r}: it is neither a folder of pictures nor one of classes."
+            f"such as {next(iter(classes))!r}: it is neither a folder of pictures nor one of classes."
         )
-    if names:
-        return lambda images: (folders.folder_by_class(source, images), (f"{len(names)} classes",), names)
+    if classes:
+        return lambda images: (folders.folder_by_class(source, images), (f"{len(classes)} classes",), classes)
     if loose:
-        return lambda images: (folders.flat_folder(source, images), (), [])
+        return lambda images: (folders.flat_folder(source, images), (), {})
     if any(map(folders.looks_like_records, os.listdir(source))):
-        return lambda images: (folders.tfrecords(source, images), (), [])
+        return lambda images: (folders.tfrecords(source, images), (), {})
     raise ValueError(f"{printable(source)} has no pictures ({', '.join(folders.ENDINGS)}) and no TFRecord files in it.")
 
 

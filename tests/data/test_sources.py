@@ -103,8 +103,8 @@ def test_a_source_gives_the_pixels_in_its_order(places):
 
 def test_every_source_gives_the_same_pictures_with_the_same_labels(places, tfds_folder):
     inputs, labels = data.stored_arrays(places / "all.npz")
-    named, split, names = data.tfds("insects", IN_ORDER, data_dir=str(tfds_folder))
-    assert (split, tuple(names)) == ("train", CLASSES)
+    named, split, classes = data.tfds("insects", IN_ORDER, data_dir=str(tfds_folder))
+    assert (split, classes) == ("train", {"ant": 0, "bee": 1, "cat": 2})
     found = [
         data.folder_by_class(places / "classes", IN_ORDER),
         data.arrays(inputs, labels, IN_ORDER, pictures=True),
@@ -114,13 +114,13 @@ def test_every_source_gives_the_same_pictures_with_the_same_labels(places, tfds_
     wanted = by_bytes(PICTURES.astype(np.float32), LABELS)
     assert len(wanted) == COUNT
     assert all(by_bytes(*read(dataset)) == wanted for dataset in found)
-    assert data.class_names(places / "classes") == list(CLASSES)
+    assert data.classes(places / "classes") == classes
 
 
-def network(name="mobilenetv2_mine", channels=3, size=SIZE):
+def network(name="mobilenetv2_mine", channels=3, size=SIZE, classes=3):
     inputs = keras.Input((*size, channels), name="image")
     x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(inputs)
-    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
 
 
 def test_every_source_gives_the_same_calibration_ranges(places, tfds_folder):
@@ -286,7 +286,7 @@ def test_arrays_by_the_names_of_inputs(tmp_path):
 
 def test_for_model_resizes_and_says_what_it_decided(places):
     found = data.for_model(network(size=(6, 4)), str(places / "classes"), batch_size=5)
-    assert found.class_names == CLASSES
+    assert found.classes == {"ant": 0, "bee": 1, "cat": 2}
     assert "preprocess 'tf'" in found.about[0]
     assert read(found.dataset)[0].shape == (COUNT, 6, 4, 3)
     floats = places / "floats.npz"
@@ -296,6 +296,31 @@ def test_for_model_resizes_and_says_what_it_decided(places):
     assert np.array_equal(read(ready.dataset)[0], PICTURES.astype(np.float32) / 255)
     given = data.for_model(network("mine"), str(floats), preprocess="unit", batch_size=5, seed=None)
     np.testing.assert_allclose(read(given.dataset)[0], PICTURES / 255**2, rtol=1e-6)
+
+
+def test_folders_named_by_numbers_are_these_classes(tmp_path):
+    for number in (10, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.png").write_bytes(png(PICTURES[number]))
+    assert data.classes(tmp_path) == {"2": 2, "10": 10}
+    pictures, labels = read_one(data.folder_by_class(tmp_path, IN_ORDER))
+    assert np.array_equal(labels, [2, 10])
+    assert np.array_equal(pictures, PICTURES[[2, 10]])
+
+
+def test_classes_that_are_not_the_models_are_left_out_and_said(places, tmp_path):
+    def given(classes, folder):
+        found = data.for_model(network(classes=classes), str(folder))
+        return read_one(found.dataset)[1] is not None, found.about[-1]
+
+    assert given(3, places / "classes") == (True, "3 classes")
+    has_labels, said = given(4, places / "classes")
+    assert not has_labels
+    assert "which of the model's 4 classes the 3 of the data are ('ant', 'bee', 'cat', ...) nothing says" in said
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "a.png").write_bytes(png(PICTURES[0]))
+    assert given(4, tmp_path)[0]
+    assert not given(3, tmp_path)[0]
 
 
 def test_for_model_takes_grey_arrays_without_channels(tmp_path):
