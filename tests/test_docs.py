@@ -66,21 +66,28 @@ def test_every_module_has_a_page_in_the_table_of_contents():
     assert set(pages) >= MODULES
 
 
+def test_what_the_readme_links_to_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")}
+    assert links
+    assert {link for link in links if not (ROOT / link).exists()} == set()
+
+
 GUIDES = [
     "quick_start.md",
     *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers", "runtime")),
 ]
 # These begin with a trained network and data of the reader's.
 PIECES = [
-    *(f"methods/{name}.md" for name in ("sq", "inq", "clustered", "fat", "corrections", "learned_steps")),
+    *(f"methods/{name}.md" for name in ("sq", "clustered", "fat", "corrections", "learned_steps")),
     *("index.md", "troubleshooting.md"),
 ]
-TFMOT = "guides/tfmot.md"  # tests/tfmot/test_docs.py
+ELSEWHERE = ["guides/tfmot.md", "methods/inq.md"]  # tests/tfmot/test_docs.py, tests/recipes/test_inq.py
 
 
 def test_every_page_with_a_program_is_run():
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "_build" not in page.parts}
-    assert {page for page in pages if program(page).strip()} == {*GUIDES, *PIECES, TFMOT}
+    assert {page for page in pages if program(page).strip()} == {*GUIDES, *PIECES, *ELSEWHERE}
 
 
 @pytest.mark.slow

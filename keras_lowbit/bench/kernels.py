@@ -283,7 +283,7 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The README's table: geometric means by network, and the machine."""
+    """The table of docs/benchmarks.md: geometric means by network, and the machine."""
     about = report["machine"]
     heads = "| layers | x TensorFlow float32 | x LiteRT int8 | x our int8 |\n|---|---|---|---|"
     lines = [

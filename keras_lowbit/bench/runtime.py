@@ -168,7 +168,7 @@ def _spread(ratios: np.ndarray) -> list[float]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The README's tables."""
+    """The tables of docs/benchmarks.md."""
     about = report["machine"]
     lines = ["| threads | runtime ms | x TensorFlow float32 | x LiteRT int8 |", "|---|---|---|---|"]
     for row in report["rows"]:

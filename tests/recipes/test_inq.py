@@ -1,7 +1,6 @@
 """INQ from a float network to a verified file: as its users write it, on pruned networks, under every optimizer."""
 
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,12 +13,14 @@ from keras_lowbit.callbacks import freeze_portion
 from keras_lowbit.distill import losses
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental, PowerOfTwo, Ternary
+from tests.support.pages import DOCS
 
 kl = keras.layers
 RNG = np.random.default_rng(51)
 IMAGES = RNG.normal(size=(48, 8, 8, 3)).astype("float32")
 LABELS = RNG.integers(0, 5, 48)
 
+PAGE = DOCS / "methods" / "inq.md"
 SNIPPET = """
 recipe = klb.recipes.get("inq-5")
 quantized, report = klb.quantize_model(model, recipe)
@@ -44,10 +45,10 @@ def float_network(width=8, ending="softmax"):
     return keras.Model(inputs, kl.Dense(5, ending, name="head")(kl.Flatten()(hidden)), name="small")
 
 
-def test_the_readme_shows_it():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assert SNIPPET in readme
-    plan = re.search(r"`(recipe\.replace\(plan=.*int8_exact.*)`", readme).group(1)
+def test_the_documentation_shows_it():
+    page = PAGE.read_text(encoding="utf-8")
+    assert SNIPPET in page
+    plan = re.search(r"`(recipe\.replace\(plan=.*int8_exact.*)`", page).group(1)
     exact = eval(plan, {"klb": klb, "recipe": klb.recipes.get("inq-5")})
     assert exact.plan[0].kernel == Incremental(PowerOfTwo(5, int8_exact=True))
 
@@ -71,9 +72,9 @@ def test_it_runs_as_written(tmp_path, monkeypatch):
     assert parity.overflows
 
 
-def test_taught_by_the_float_network_as_the_readme_says():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    mapped, loss = (re.search(f"`({start}[^`]*)`", readme).group(1) for start in ("data\\.map", "losses\\.get"))
+def test_taught_by_the_float_network_as_the_documentation_says():
+    page = PAGE.read_text(encoding="utf-8")
+    mapped, loss = (re.search(f"`({start}[^`]*)`", page).group(1) for start in ("data\\.map", "losses\\.get"))
     model = float_network(ending=None)
     klb.reestimate_batch_norms(model, IMAGES, verbose=0)  # as a trained network's are
     model.get_layer("head").kernel.assign(20 * model.get_layer("head").kernel)

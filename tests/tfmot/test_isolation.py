@@ -1,4 +1,4 @@
-"""What importing does to a process: the library alone nothing, its TFMOT front end what TFMOT does; and the snippet."""
+"""What importing does to a process: the library alone nothing, its front end what TFMOT does; two methods in one model."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_another_backend_is_refused_in_words(monkeypatch):
 
 # Five-bit powers of two reach 128, which does not fit int8: export says what became of them.
 @pytest.mark.filterwarnings("ignore:.*codes beyond 127:UserWarning")
-def test_the_snippet_of_the_readme_runs_as_written(tmp_path, monkeypatch):
+def test_layers_of_two_methods_train_together_and_export(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images, labels = rng.random((64, 32, 32, 3), dtype="float32"), rng.integers(0, 10, 64)
