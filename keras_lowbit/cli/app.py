@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from absl import flags
 
+from keras_lowbit.data.batching import words_of
+
 
 class Command(NamedTuple):
     """A line of a table. purpose: for the usage of its group."""
@@ -55,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "convert": Command(
         "keras_lowbit.cli.convert", "from a float model and a folder of images to a verified .tflite file"
     ),
+    "train": Command("keras_lowbit.cli.train", "quantize a float model by a recipe and train it, stage by stage"),
     "export": Command("keras_lowbit.cli.export", "write a quantized model as a .tflite file"),
     "verify": Command("keras_lowbit.cli.verify", "is a .tflite file what the quantized model is?"),
     "compare": Command("keras_lowbit.cli.compare", "two models or files side by side: agreement, error, size, latency"),
@@ -113,12 +116,23 @@ def _run(name: str, command: Any, arguments: list[str], verbose: bool) -> int:
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (flags.Error, OSError, ImportError, ValueError, TypeError) as error:
+    except Exception as error:
+        if not isinstance(error, _REFUSALS) and not _of_tensorflow(error):
+            raise
         if verbose:
             traceback.print_exc()
-        reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        reason = words_of(error) if _of_tensorflow(error) else re.sub(r"^\[Errno \d+\] ", "", str(error))
         print(f"{name}: {reason}\n{name} --help shows the flags.", file=sys.stderr)
         return 2
+
+
+_REFUSALS = (flags.Error, OSError, ImportError, ValueError, TypeError)
+
+
+def _of_tensorflow(error: Exception) -> bool:
+    """Whether TensorFlow raised it while it ran: about data, such as a picture that is none or a label out of range."""
+    errors = getattr(sys.modules.get("tensorflow"), "errors", None)
+    return errors is not None and isinstance(error, errors.OpError)
 
 
 def _check_count(wanted: Sequence[str], given: Sequence[str]) -> None:

@@ -30,12 +30,15 @@ def define_data(values: flags.FlagValues, limit: int | None = None) -> None:
     )
 
 
-def open_data(model: Any, values: Any) -> ModelData:
-    """The data for a model; what was decided about them is said."""
+def open_data(model: Any, values: Any, source: str | None = None, quiet: bool = False, epoch: Any = None) -> ModelData:
+    """The data for a model; what was decided about them is said.
+
+    source: in place of --data.   quiet: it was said already.   epoch: as for `Images`.
+    """
     size = None if values.input_size is None else (values.input_size, values.input_size)
     found = for_model(
         model,
-        values.data,
+        source or values.data,
         preprocess=values.preprocess,
         size=size,
         data_dir=values.data_dir,
@@ -43,6 +46,8 @@ def open_data(model: Any, values: Any) -> ModelData:
         batch_size=values.batch_size,
         limit=values.limit,
         seed=values.seed,
+        epoch=epoch,
     )
-    say(f"data: {'; '.join(found.about)}")
+    if not quiet:
+        say(f"data: {'; '.join(found.about)}")
     return found

@@ -68,8 +68,7 @@ def arrays(inputs: Any, labels: np.ndarray | None, images: Images, pictures: boo
     import tensorflow as tf
 
     parts = (inputs,) if labels is None else (inputs, labels)
-    flat = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-    rows = images.order(len(flat[0]))
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
 
     def row_of(part: Any, row: int) -> Any:
         return {key: array[row] for key, array in part.items()} if isinstance(part, dict) else part[row]
@@ -79,13 +78,11 @@ def arrays(inputs: Any, labels: np.ndarray | None, images: Images, pictures: boo
             return {key: spec_of(array) for key, array in part.items()}
         return tf.TensorSpec(part.shape[1:], part.dtype)
 
-    def samples() -> Any:
-        return (tuple(row_of(part, row) for part in parts) for row in rows)
-
     def read(pixels: Any, *label: Any) -> Any:
         if not pictures:
             return (pixels, *label)
         return (images.prepared(pixels if inputs.ndim == 4 else pixels[..., None]), *label)
 
-    dataset = tf.data.Dataset.from_generator(samples, output_signature=tuple(map(spec_of, parts)))
-    return images.batches_of(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))), read)
+    signature = tuple(map(spec_of, parts))
+    samples = images.samples(len(first), lambda row: tuple(row_of(part, row) for part in parts), signature)
+    return images.batches_of(samples, read)

@@ -143,10 +143,19 @@ def _read(dataset):
         except StopIteration:
             return
         except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter: a message that quotes bytes
-            said = getattr(error, "message", "") or getattr(error, "object", b"").decode(errors="backslashreplace")
-            raised = re.search(r"ValueError: (.*)", said)  # in a py_function: TensorFlow adds a traceback to its words
-            raise ValueError(f"The data cannot be read: {raised[1] if raised else said.splitlines()[0]}") from error
+            raise ValueError(f"The data cannot be read: {words_of(error)}") from error
         yield element
+
+
+def words_of(error: Any) -> str:
+    """What an error of TensorFlow says, without its account of the graph; of a function of ours in tf.data, our words."""
+    said = getattr(error, "message", "") or getattr(error, "object", b"").decode(errors="backslashreplace")
+    reason = re.search(
+        r"ValueError: (.*)|(.+)\n\s*\[\[\{\{node", said
+    )  # of ours; or before the node where it was raised
+    if reason:
+        return reason[1] or reason[2]
+    return next(iter(said.splitlines()), type(error).__name__)
 
 
 def _array_batches(arrays, labels, batch_size, data):

@@ -56,12 +56,14 @@ def flat_folder(folder: FilePath, images: Images) -> Any:
 def _of_files(paths: Sequence[str], labels: np.ndarray | None, images: Images) -> Any:
     import tensorflow as tf
 
-    order = images.order(len(paths))
-    names = np.array([os.fsencode(paths[row]) for row in order], object)
-    parts = (names,) if labels is None else (names, labels[order].astype(np.int64))
-    return images.encoded_batches(
-        tf.data.Dataset.from_tensor_slices(parts).map(lambda name, *label: (tf.io.read_file(name), name, *label))
-    )
+    names = [os.fsencode(path) for path in paths]
+    signature = (tf.TensorSpec((), tf.string), *([] if labels is None else [tf.TensorSpec((), tf.int64)]))
+
+    def sample(row: int) -> tuple[Any, ...]:
+        return (names[row],) if labels is None else (names[row], int(labels[row]))
+
+    samples = images.samples(len(names), sample, signature)
+    return images.encoded_batches(samples.map(lambda name, *label: (tf.io.read_file(name), name, *label)))
 
 
 def record_files(pattern: FilePath) -> list[str]:

@@ -1,6 +1,7 @@
 """Pictures to batches: decoded, resized, prepared, batched and prefetched by tf.data, a few batches in memory at a time."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ class Images:
     resize: "crop" or "stretch"; both bilinear, with antialiasing. A picture that has the size stays as it is.
     batch_size: samples in a batch.   limit: use so many samples at most.   seed: of the order of files and arrays, and so of
     the choice under a limit; every reading gives the same order. None keeps that of the source.
+    epoch: for training: gives a number with which the order of files and arrays is drawn anew at every reading, so that an
+    epoch has its own order, also in a process that goes on behind it.
     Orientation that cameras note in EXIF is not applied: TensorFlow does not read it.
     """
 
@@ -32,6 +35,7 @@ class Images:
     batch_size: int = 32
     limit: int | None = None
     seed: int | None = 0
+    epoch: Callable[[], int] | None = None
 
     def __post_init__(self) -> None:
         for name, value in zip(("height", "width"), self.size, strict=True):
@@ -50,7 +54,16 @@ class Images:
     def order(self, count: int) -> np.ndarray:
         """Which of `count` samples are used, in which order."""
         rows = np.arange(count) if self.seed is None else np.random.default_rng(self.seed).permutation(count)
-        return rows[: self.limit]
+        rows = rows[: self.limit]
+        return rows if self.epoch is None else np.random.default_rng((self.seed or 0, self.epoch())).permutation(rows)
+
+    def samples(self, count: int, row: Callable[[int], Any], signature: Any) -> Any:
+        """A tf.data.Dataset of `row(place)` for the places of `order`, asked for at every reading."""
+        import tensorflow as tf
+
+        dataset = tf.data.Dataset.from_generator(lambda: map(row, self.order(count)), output_signature=signature)
+        length = count if self.limit is None else min(count, self.limit)
+        return dataset.apply(tf.data.experimental.assert_cardinality(length))
 
     def decoded(self, content: Any, name: Any) -> Any:
         """The uint8 pixels of an encoded picture, in a tf.data function. name: what it is called if it cannot be decoded."""

@@ -1,0 +1,173 @@
+"""keras-lowbit train: quantizes a float model by a recipe and trains it, stage by stage; it goes on where it was killed.
+
+    keras-lowbit train digits.keras --recipe sq-twn --data digits.npz --epochs 8 --output q.keras --checkpoint state/
+
+The model learns the labels of the data, or with --teacher the outputs of another model, for which the data need none. With
+--checkpoint the state is kept there after every epoch; the same command then goes on where it was, to the same bits. Folders
+and arrays are read in another order in each epoch, TFRecord files and tfds: sets in their own. The result is a .keras file for
+keras-lowbit export and verify.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import flags
+
+from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
+from keras_lowbit.cli import options
+from keras_lowbit.cli.convert import check_float
+from keras_lowbit.cli.dataset import define_data, open_data
+from keras_lowbit.cli.models import define_model, load_model, read_model
+from keras_lowbit.cli.recipes import needs
+from keras_lowbit.convert.post_training.calibrate import calibrate
+from keras_lowbit.convert.quantize_model import quantize_model
+from keras_lowbit.data import batch_count
+from keras_lowbit.distill import losses
+from keras_lowbit.distill.logits import logits_model
+from keras_lowbit.files import atomic_write, printable, read_whole
+from keras_lowbit.recipes import Recipe
+
+FLAGS = flags.FlagValues()
+options.define_json(FLAGS)
+options.define_output(FLAGS, "the .keras file to write")
+options.define_recipe(FLAGS)
+define_data(FLAGS)
+define_model(FLAGS)
+flags.DEFINE_integer("epochs", 8, "epochs, of all stages together", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float(
+    "learning_rate", 1e-3, "of Adam, where a stage begins; to 0 along a cosine", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_string("validation", None, "data to evaluate on after every epoch, as --data", flag_values=FLAGS)
+flags.DEFINE_string("teacher", None, "model whose outputs are learnt in place of labels", flag_values=FLAGS)
+flags.DEFINE_float("temperature", 4.0, "of the teacher's outputs", lower_bound=0.01, flag_values=FLAGS)
+flags.DEFINE_string("checkpoint", None, "folder for the state, to go on from after a kill", flag_values=FLAGS)
+ARGUMENTS = ("MODEL",)
+SETTINGS = "settings.json"  # of the run whose state a folder holds
+_CALIBRATED_FROM = 256  # samples
+
+
+def run(values: Any, model: str) -> int:
+    """Trains and writes the quantized model."""
+    options.check_output(values.output, values.force)
+    recipe = options.recipe_of(values.recipe)
+    if needs(recipe) == "distill":
+        raise flags.Error(f"--recipe={values.recipe} is tuned without training: keras-lowbit convert does it")
+    if values.checkpoint is not None:
+        check_settings(values, recipe, model)
+    with options.working(values):
+        quantized, history = _trained(values, recipe, model)
+        with tempfile.TemporaryDirectory() as folder:
+            quantized.save(Path(folder, "q.keras"))
+            options.write_output(values.output, Path(folder, "q.keras").read_bytes(), values.force)
+    last = {name: series[-1] for name, series in history.items()}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+    text = f"{printable(values.output)}: {recipe.name}, {values.epochs} epochs; last: {shown or 'done before'}"
+    options.show(
+        values, text, {"output": values.output, "recipe": recipe.name, "epochs": values.epochs, "history": history}
+    )
+    return 0
+
+
+class Epoch(keras.callbacks.Callback):
+    """Knows which epoch `fit` is in: the order of the data is drawn with its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Before the data are read for the epoch."""
+        self.number = epoch
+
+
+def _trained(values: Any, recipe: Recipe, name: str) -> tuple[keras.Model, dict[str, list[float]]]:
+    keras.utils.set_random_seed(values.seed)
+    float_model, epoch = load_model(name, values), Epoch()
+    check_float(float_model, name)
+    fixed = open_data(float_model, values).dataset
+    data = open_data(float_model, values, quiet=True, epoch=lambda: epoch.number).dataset
+    held = None if values.validation is None else open_data(float_model, values, values.validation).dataset
+    quantized, _ = quantize_model(float_model, recipe, skip=values.skip)
+    verbose = options.wants_progress(values)
+    calibrate(quantized, fixed, steps=_first(values), verbose=verbose)
+    student = logits_model(quantized)
+    learnt, loss, metrics = _objective(values, student, data)
+    steps = batch_count(data)
+    if steps is None:
+        steps = sum(1 for _ in data)
+    callbacks: list[Any] = recipe.callbacks(epochs=values.epochs)
+    stages = len(callbacks[0].values) if callbacks else 1
+    decay = keras.optimizers.schedules.CosineDecay(values.learning_rate, steps * max(1, values.epochs // stages))
+    student.compile(keras.optimizers.Adam(decay), loss, metrics=metrics)
+    callbacks.append(epoch)
+    if values.checkpoint is not None:
+        callbacks.append(
+            keras.callbacks.BackupAndRestore(os.path.join(values.checkpoint, "state"), double_checkpoint=True)
+        )
+    validation = None if held is None else _objective(values, student, held)[0]
+    history = student.fit(
+        learnt,
+        shuffle=False,
+        epochs=values.epochs,
+        callbacks=callbacks,
+        validation_data=validation,
+        verbose=2 * verbose,
+    )
+    if "portions" in recipe.schedule:  # nothing but batch norms follows the last frozen weights
+        reestimate_batch_norms(quantized, fixed, reference=float_model, verbose=verbose)
+        calibrate(quantized, fixed, steps=_first(values), verbose=verbose)
+    if values.checkpoint is not None:
+        os.unlink(os.path.join(values.checkpoint, SETTINGS))
+    return quantized, {key: [float(value) for value in series] for key, series in history.history.items()}
+
+
+def _first(values: Any) -> int:
+    return max(1, _CALIBRATED_FROM // values.batch_size)
+
+
+def _objective(values: Any, student: keras.Model, data: Any) -> tuple[Any, Any, list[Any]]:
+    """The data as pairs, the loss on logits, and the metrics: of labels, or of a teacher's logits."""
+    if len(student.outputs) != 1:
+        raise ValueError(f"train is for models with one output; {student.name!r} has {len(student.outputs)}. Use fit")
+    if values.teacher is not None:
+        teacher = logits_model(read_model(values.teacher))
+        taught = data.map(lambda x, *labels: (x, teacher(x, training=False)))
+        return taught, losses.get("kl", values.temperature), []
+    if not isinstance(data.element_spec, tuple):
+        raise ValueError(f"--data={values.data} has no labels. Give data by class, or a model to learn from: --teacher")
+    if student.output_shape[-1] == 1:
+        return (
+            data,
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
+        )
+    metric = keras.metrics.SparseCategoricalAccuracy("accuracy")
+    return data, keras.losses.SparseCategoricalCrossentropy(from_logits=True), [metric]
+
+
+def check_settings(values: Any, recipe: Recipe, model: str) -> None:
+    """flags.Error if a folder holds the state of another run; else its settings are written there."""
+    names = (
+        "data data_dir preprocess resize batch_size limit seed skip epochs learning_rate validation teacher temperature"
+    )
+    wanted = {"model": model, "recipe": recipe.get_config(), **{name: getattr(values, name) for name in names.split()}}
+    os.makedirs(values.checkpoint, exist_ok=True)
+    path = os.path.join(values.checkpoint, SETTINGS)
+    if not os.path.exists(path):
+        atomic_write(path, json.dumps(wanted, indent=1).encode())
+        return
+    try:
+        found = json.loads(read_whole(path))
+    except ValueError as error:
+        raise flags.Error(
+            f"{printable(path)} holds no settings of a run ({error}). Give another --checkpoint"
+        ) from error
+    if other := [name for name in wanted if found.get(name) != json.loads(json.dumps(wanted[name]))]:
+        raise flags.Error(
+            f"--checkpoint={printable(values.checkpoint)} holds a run with other {', '.join(other)}. Give the same flags to "
+            "go on, or another folder"
+        )
