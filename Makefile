@@ -99,10 +99,11 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 
 ops: $(OPS)
 
-# Every warning and every reference without a target is an error. From the start each time (-E): a new page of the reference has no
-# pages of its names otherwise. Its libraries are not those of the tests: they come when asked for.
+# Every warning and every reference without a target is an error. From the start each time: pages of new names would be missing,
+# those of former ones would stay. The libraries are not those of the tests: they come when asked for.
 DOCS := $(VENV)/.docs
 docs: $(DOCS)
+	rm -rf docs/reference/generated
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
@@ -144,4 +145,4 @@ microcontroller-library: $(INSTALLED)
 	build/phone/tflite-micro/bin/python -m pip install --quiet --disable-pip-version-check tflite-micro
 
 clean:
-	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build docs/_build docs/reference/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build docs/_build docs/_static/figures docs/reference/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

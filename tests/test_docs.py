@@ -75,7 +75,7 @@ def test_what_the_readme_links_to_is_there():
 
 GUIDES = [
     "quick_start.md",
-    *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers", "runtime")),
+    *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers", "runtime", "own_quantizer")),
 ]
 # These begin with a trained network and data of the reader's.
 PIECES = [
