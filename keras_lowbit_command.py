@@ -12,7 +12,8 @@ import sys
 
 _OPENINGS = (
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR",
-    rb"[IWE]\d{4} [\d:.]+ +\d+ (port|cudart_stub|cpu_feature_guard|computation_placer|cuda_\w+|gpu_\w+)\.cc:\d+\]",
+    rb"[IWE]\d{4} [\d:.]+ +\d+ "
+    rb"(port|cudart_stub|cpu_feature_guard|generator_dataset_op|computation_placer|cuda_\w+|gpu_\w+)\.cc:\d+\]",
     rb"To enable the following instructions: .* rebuild TensorFlow with the appropriate compiler flags\.",
     rb"INFO: (Created TensorFlow Lite|Initialized TensorFlow Lite)",
 )

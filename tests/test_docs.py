@@ -131,3 +131,11 @@ def test_the_programs_of_a_page_run(page, network, tmp_path, monkeypatch, reques
     for file in tmp_path.glob("*.tflite"):
         parity = klb.verify(names["quantized"], file, images[:4])
         assert parity.max_layer_steps <= 1, parity
+
+
+def test_the_page_on_the_command_line_has_every_command():
+    page = (DOCS / "command_line.md").read_text(encoding="utf-8")
+    tree = ast.parse((ROOT / "keras_lowbit" / "cli" / "app.py").read_text(encoding="utf-8"))
+    tables = {getattr(node.target, "id", ""): node.value for node in tree.body if isinstance(node, ast.AnnAssign)}
+    commands = [ast.literal_eval(key) for key in tables["COMMANDS"].keys]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == sorted(commands)

@@ -19,6 +19,7 @@ from absl import flags
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.cli import options
+from keras_lowbit.cli.backup import Backup
 from keras_lowbit.cli.convert import check_float
 from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import define_model, load_model, read_model
@@ -58,11 +59,14 @@ def run(values: Any, model: str) -> int:
         raise flags.Error(f"--recipe={values.recipe} is tuned without training: keras-lowbit convert does it")
     if values.checkpoint is not None:
         check_settings(values, recipe, model)
-    with options.working(values):
-        quantized, history = _trained(values, recipe, model)
-        with tempfile.TemporaryDirectory() as folder:
-            quantized.save(Path(folder, "q.keras"))
-            options.write_output(values.output, Path(folder, "q.keras").read_bytes(), values.force)
+    backup = None if values.checkpoint is None else Backup(values.checkpoint)
+    with options.working(values), tempfile.TemporaryDirectory() as folder:
+        quantized, history = _trained(values, recipe, model, backup)
+        quantized.save(Path(folder, "q.keras"))
+        options.write_output(values.output, Path(folder, "q.keras").read_bytes(), values.force)
+    if backup is not None:
+        backup.clear()
+        os.unlink(os.path.join(values.checkpoint, SETTINGS))
     last = {name: series[-1] for name, series in history.items()}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
     text = f"{printable(values.output)}: {recipe.name}, {values.epochs} epochs; last: {shown or 'done before'}"
@@ -84,7 +88,9 @@ class Epoch(keras.callbacks.Callback):
         self.number = epoch
 
 
-def _trained(values: Any, recipe: Recipe, name: str) -> tuple[keras.Model, dict[str, list[float]]]:
+def _trained(
+    values: Any, recipe: Recipe, name: str, backup: Backup | None
+) -> tuple[keras.Model, dict[str, list[float]]]:
     keras.utils.set_random_seed(values.seed)
     float_model, epoch = load_model(name, values), Epoch()
     check_float(float_model, name)
@@ -104,14 +110,15 @@ def _trained(values: Any, recipe: Recipe, name: str) -> tuple[keras.Model, dict[
     decay = keras.optimizers.schedules.CosineDecay(values.learning_rate, steps * max(1, values.epochs // stages))
     student.compile(keras.optimizers.Adam(decay), loss, metrics=metrics)
     callbacks.append(epoch)
-    if values.checkpoint is not None:
-        callbacks.append(
-            keras.callbacks.BackupAndRestore(os.path.join(values.checkpoint, "state"), double_checkpoint=True)
-        )
+    done = 0
+    if backup is not None:
+        done = backup.restore(student)
+        callbacks.append(backup)
     validation = None if held is None else _objective(values, student, held)[0]
     history = student.fit(
         learnt,
         shuffle=False,
+        initial_epoch=done,
         epochs=values.epochs,
         callbacks=callbacks,
         validation_data=validation,
@@ -120,8 +127,6 @@ def _trained(values: Any, recipe: Recipe, name: str) -> tuple[keras.Model, dict[
     if "portions" in recipe.schedule:  # nothing but batch norms follows the last frozen weights
         reestimate_batch_norms(quantized, fixed, reference=float_model, verbose=verbose)
         calibrate(quantized, fixed, steps=_first(values), verbose=verbose)
-    if values.checkpoint is not None:
-        os.unlink(os.path.join(values.checkpoint, SETTINGS))
     return quantized, {key: [float(value) for value in series] for key, series in history.history.items()}
 
 

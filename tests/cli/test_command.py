@@ -14,6 +14,7 @@ STARTING = """\
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
 I0000 00:00:1795962571.553554   23023 port.cc:153] oneDNN custom operations are on. You may see slightly different
 E0000 00:00:1795962968.292433   29467 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call
+I0000 00:00:1795965618.941217   15082 generator_dataset_op.cc:213] Memory patch applied: M_TRIM_THRESHOLD=128 kb was set.
 To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with the appropriate compiler flags.
 INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
 """

@@ -3,12 +3,18 @@
 import functools
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
 import pytest
 
 from keras_lowbit.keras_graph.variables import to_numpy
+from tests.support.commands import program
+from tests.support.process import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +78,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(call, files, tmp_path, monkeypatc
     assert call("train", files.model, *arguments).status == 0
     whole, resumed = (weights(tmp_path / name / "q.keras") for name in ("whole", "killed"))
     assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
-    assert "settings.json" not in os.listdir(tmp_path / "state")
+    assert os.listdir(tmp_path / "state") == []
+
+
+@pytest.mark.slow
+def test_the_program_goes_on_after_sigkill(files, tmp_path):
+    arguments = ["train", files.model, "--recipe=sq-twn", "--epochs=4", f"--checkpoint={tmp_path / 'state'}"]
+    arguments += flags(files, tmp_path)
+    command = [sys.executable, "-m", "keras_lowbit_command", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun, state = time.monotonic(), tmp_path / "state"
+    while (
+        not (state.exists() and any(state.glob("epoch-*")))
+        and process.poll() is None
+        and time.monotonic() < begun + 120
+    ):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert os.listdir(tmp_path) == ["state"]
+    found = program(*arguments, "--json")
+    assert found.status == 0, found
+    assert len(found.fields["history"]["loss"]) < 4
+    assert sorted(os.listdir(tmp_path)) == ["q.keras", "state"]
 
 
 def _raise_if(condition):
@@ -107,6 +135,30 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
     refused("label value", "valid range of [0, 4)", data=outside, recipe="twn")
     (tmp_path / "q.keras").write_bytes(b"mine")
     assert call("train", files.model, *flags(files, tmp_path)).refused("exists already")
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_model_needs_no_epoch(call, files, tmp_path, monkeypatch):
+    given = flags(files, tmp_path, recipe="twn", epochs=2, checkpoint=tmp_path / "state")
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keras_lowbit.cli.options.write_output", killed)
+        with pytest.raises(Killed):
+            call("train", files.model, *given)
+    assert sorted(os.listdir(tmp_path / "state")) == ["epoch-2.weights.h5", "settings.json"]
+    found = call("train", files.model, *given, "--json")
+    assert (found.status, found.fields["history"]) == (0, {})
+    assert (tmp_path / "q.keras").exists()
+
+
+def test_a_damaged_state_is_named(call, files, tmp_path):
+    given = flags(files, tmp_path, recipe="twn", epochs=2, checkpoint=tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "epoch-1.weights.h5").write_bytes(b"half")
+    assert call("train", files.model, *given).refused("epoch-1.weights.h5", "delete it to begin anew")
+    assert not (tmp_path / "q.keras").exists()
 
 
 def test_the_state_of_another_run_is_refused(call, files, tmp_path):
