@@ -145,4 +145,4 @@ microcontroller-library: $(INSTALLED)
 	build/phone/tflite-micro/bin/python -m pip install --quiet --disable-pip-version-check tflite-micro
 
 clean:
-	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build docs/_build docs/_static/figures docs/reference/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) keras_lowbit/ops/native custom_ops/build docs/_build docs/_static/figures docs/notebooks/*.ipynb docs/reference/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

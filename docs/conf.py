@@ -10,7 +10,16 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "_ex
 
 project = "keras_lowbit"
 author = "The keras_lowbit authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton", "house", "figures"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton", "house", "figures"]
+# Notebooks are pages too: executed when they have changed, with an error where a cell fails.
+for notebook in Path(__file__).parents[1].glob("colab/*.ipynb"):
+    (Path(__file__).parent / "notebooks" / notebook.name).write_bytes(notebook.read_bytes())
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parents[1] / "build" / "notebooks")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_output_stderr = "remove"
+
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
