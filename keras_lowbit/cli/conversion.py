@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.convert.post_training.calibrate import calibrate
@@ -17,6 +18,7 @@ from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.data import batch_count
 from keras_lowbit.distill.train import distill
 from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import AdjustableThreshold, Clustered, Uniform
 from keras_lowbit.recipes import Recipe
 
@@ -105,13 +107,17 @@ class Conversion:
     def _tuned(self, quantized: keras.Model, teacher: keras.Model) -> None:
         """FAT: thresholds learn the teacher's outputs, judged on every fourth batch."""
         with self.step("tune") as words:
+            before = [np.array(to_numpy(variable)) for variable in quantized.variables]
             training, judging = self._parts()
             epochs = int(self.recipe.training.get("epochs", 6))
             history = distill(
                 quantized, teacher, training, epochs=epochs, validation_data=judging, verbose=self.verbose
             ).history
-            losses = history.get("val_loss") or history["loss"]
-            words.append(f"{epochs} epochs, loss {losses[0]:.4g} -> {min(losses):.4g}")
+            same = all(np.array_equal(old, to_numpy(now)) for old, now in zip(before, quantized.variables, strict=True))
+            loss = min(history.get("val_loss") or history["loss"])
+            words.append(
+                f"{epochs} epochs, {'none better than the start' if same else f'loss {loss:.4g} at best, kept'}"
+            )
 
     def _parts(self) -> tuple[Any, Any]:
         """What trains and what judges; a single batch does both."""

@@ -1,6 +1,7 @@
 """`keras-lowbit convert`: from a float model and images to a verified file, with every kind of recipe."""
 
 import os
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -60,6 +61,23 @@ def test_every_method_without_training_becomes_a_file_that_verifies(call, files,
     assert fields["outputs"][0]["reference_snr_db"] > 10
     again = call("verify", saved, path, "--data", files.data, "--json")
     assert (again.status, again.fields["ok"]) == (0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.filterwarnings("default")
+def test_what_came_of_tuning_is_said(call, files, tmp_path, monkeypatch, better):
+    def distill(student, *arguments, **options):
+        variable = student.trainable_variables[0]
+        variable.assign(variable + (0.01 if better else 0.0))
+        return SimpleNamespace(history={"loss": [3.0, 2.0], "val_loss": [3.0, 2.5]})
+
+    monkeypatch.setattr("keras_lowbit.cli.conversion.distill", distill)
+    flags = ("--data", files.data, "--batch_size=4", "--output", tmp_path / "m.tflite", "--json")
+    steps = {
+        step["step"]: step["outcome"] for step in call("convert", files.model, "--recipe=fat", *flags).fields["steps"]
+    }
+    assert steps["tune"] == ("6 epochs, loss 2.5 at best, kept" if better else "6 epochs, none better than the start")
 
 
 def test_which_recipes_want_equal_ranges():
