@@ -3,7 +3,8 @@
 A schedule here derives what it does from the epoch and from saved variables, in `on_epoch_begin`. So it works
 before or after `keras.callbacks.BackupAndRestore` in the list, and a killed training resumes where it was. Conditions of that
 callback: a backup an epoch, its default (with `save_freq` in batches Keras resumes inside an epoch, with other batches), and
-`double_checkpoint=True` against a kill while it writes.
+`double_checkpoint=True`, which keeps the backup before. A kill while Keras writes its first backup, or between weights and
+epoch, may still leave one that does not resume; `keras-lowbit train` writes one whole file for each epoch.
 """
 
 from keras_lowbit.callbacks.batch_norms import ReestimateBatchNorms, reestimate_batch_norms
