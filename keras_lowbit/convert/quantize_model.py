@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.convert.rewriter import Rewriter
-from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of, is_graph_model
+from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, functional_of
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import warn_of_own_steps
 from keras_lowbit.keras_graph.variables import not_finite, refuse_keras_quantization
@@ -76,7 +76,7 @@ def quantize_model(
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
     expanded = _expanded(model, recipe, skip)
-    model, calls = expanded.model, list(_all_calls(expanded.model))
+    model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
     _check_finite(model)
@@ -92,7 +92,7 @@ def quantize_model(
 def _expanded(model: keras.Model, recipe: Recipe, skip: list[str]) -> Expanded:
     """The model with compositions in place of what has no integer form and is not skipped; none where activations are float."""
     inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
-    names = [*inputs, *((call.name, path) for path, call in _all_calls(model))]
+    names = [*inputs, *((call.name, path) for path, call in all_calls(model))]
     left = [_compiled(pattern) for pattern in skip]
 
     def leaves(name: str, path: str) -> bool:
@@ -100,7 +100,7 @@ def _expanded(model: keras.Model, recipe: Recipe, skip: list[str]) -> Expanded:
         return any(found.fullmatch(each) for found in left for each in (name, path, *nests))
 
     expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves)
-    parts = [] if expanded.model is model else [(call.name, path) for path, call in _all_calls(expanded.model)]
+    parts = [] if expanded.model is model else [(call.name, path) for path, call in all_calls(expanded.model)]
     for pattern in skip:
         _check_pattern(pattern, [*names, *parts], "layer")
     return expanded
@@ -124,14 +124,6 @@ def _with_wholes(rows: Iterable[LayerReport], expanded: Expanded) -> tuple[Layer
         elif whole is None or row.outcome != "kept":
             found[row.path] = row
     return tuple(found.values())
-
-
-def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
-    """Path and call of everything in running order: nested models, then what is in them."""
-    for call in calls_of(model).calls:
-        yield prefix + call.path, call
-        if is_graph_model(call.operation):
-            yield from _all_calls(call.operation, f"{prefix}{call.path}/")
 
 
 def _kernels(calls: list[tuple[str, Call]]) -> list[tuple[str, str]]:

@@ -190,6 +190,14 @@ def calls_of(model: keras.Model, inline: bool = False) -> CallGraph:
     return _Walker(inline).walk(functional_of(model))
 
 
+def all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
+    """Path and call of everything in running order: nested models, then what is in them."""
+    for call in calls_of(model).calls:
+        yield prefix + call.path, call
+        if is_graph_model(call.operation):
+            yield from all_calls(call.operation, f"{prefix}{call.path}/")
+
+
 def functional_of(model: Any) -> Any:
     """The Functional form of a Functional or built Sequential model; a ValueError with the remedy otherwise."""
     if isinstance(model, keras.Sequential) and _calls_as_keras(model):

@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
-from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
+from keras_lowbit.convert.expansion.normalizations import centered, sum_of_squares
+from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
@@ -68,18 +69,12 @@ def variance(call: Call) -> Compose | None:
     axes, sizes = _axes(call), sizes_of(call.tensors[0])
     if sizes is None or axes != (len(sizes),) or sizes[-1] > MOST_SUMMED or len(sizes) > 3:
         return None
-    *outer, size = sizes
-    shape = (-1, *outer, 1) if call.operation.keepdims else (-1, *outer)
 
     def compose(parts: Parts, values: Values) -> Any:
-        x = values[call.inputs[0]]
-        centered = parts.named(ops.subtract(x, parts.named(ops.mean(x, axis=-1, keepdims=True), "mean")), "centered")
-        row = parts.named(ops.reshape(centered, (-1, *outer, 1, size)), "row")
-        square = parts.named(ops.matmul(row, turned(parts, row, "column")), "square")
-        found = parts.named(ops.reshape(square, shape), "sum")
-        return parts.named(ops.multiply(found, 1 / size))
+        apart = centered(parts, values[call.inputs[0]])
+        return parts.named(ops.multiply(sum_of_squares(parts, apart, call.operation.keepdims), 1 / sizes[-1]))
 
-    return compose if outer else None
+    return compose if len(sizes) > 1 else None
 
 
 def _axes(call: Call) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +11,7 @@ from keras import tree
 from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.expansion import arithmetic, attention, normalizations, recurrent, signals
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
-from keras_lowbit.keras_graph.calls import Call, calls_of, is_graph_model
+from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model
 from keras_lowbit.layers.constants import unrounded
@@ -35,18 +35,11 @@ def expand(model: keras.Model, leaves: Leaves = lambda name, path: False) -> Exp
     leaves: which calls stay as they are.   ValueError if a composition computes something else than its layer.
     """
     walk = _Walk(leaves)
-    if not any(walk.rule(call, path) for path, call in _all_calls(model)):
+    if not any(walk.rule(call, path) for path, call in all_calls(model)):
         return Expanded(model, {}, {})
     copy = walk.copied(model)
     check_layers(model, walk.stand_in)
     return Expanded(copy, walk.whole, walk.operations)
-
-
-def _all_calls(model: Any, prefix: str = "") -> Iterator[tuple[str, Call]]:
-    for call in calls_of(model).calls:
-        yield prefix + call.path, call
-        if is_graph_model(call.operation):
-            yield from _all_calls(call.operation, f"{prefix}{call.path}/")
 
 
 class _Walk:

@@ -28,8 +28,8 @@ def layer_normalization(call: Call) -> Compose | None:
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        centered = _centered(parts, values[call.inputs[0]])
-        found = _normalized(parts, centered, layer.epsilon, _before(layer.gamma, layer.beta))
+        apart = centered(parts, values[call.inputs[0]])
+        found = _normalized(parts, apart, layer.epsilon, _before(layer.gamma, layer.beta))
         return _scaled(parts, found, layer.gamma, layer.beta)
 
     return compose
@@ -74,7 +74,7 @@ def group_normalization(call: Call) -> Compose | None:
         split = parts.named(ops.reshape(values[call.inputs[0]], (-1, pixels, groups, each)), "split")
         groupwise = parts.named(ops.transpose(split, (0, 2, 1, 3)), "turn")
         rows = parts.named(ops.reshape(groupwise, (-1, groups, pixels * each)), "rows")
-        found = _normalized(parts, _centered(parts, rows), layer.epsilon, "normalized")
+        found = _normalized(parts, centered(parts, rows), layer.epsilon, "normalized")
         back = parts.named(ops.reshape(found, (-1, groups, pixels, each)), "unsplit")
         pixelwise = parts.named(ops.transpose(back, (0, 2, 1, 3)), "turn_back")
         joined = parts.named(ops.reshape(pixelwise, (-1, *sizes)), _before(layer.gamma, layer.beta, "image"))
@@ -98,18 +98,24 @@ def _holds_squares(call: Call) -> bool:
     return str(call.tensors[0].dtype) != "float16"
 
 
-def _centered(parts: Parts, x: Any) -> Any:
+def centered(parts: Parts, x: Any) -> Any:
+    """What differs from the mean of the last axis."""
     mean = parts.named(ops.mean(x, axis=-1, keepdims=True), "mean")
     return parts.named(ops.subtract(x, mean), "centered")
 
 
-def _normalized(parts: Parts, x: Any, epsilon: float, part: str, mean: bool = True) -> Any:
-    """``x / sqrt(sum x^2 / K + epsilon)``; without `mean` K is 1. part: name of the last operation."""
+def sum_of_squares(parts: Parts, x: Any, keepdims: bool = True) -> Any:
+    """Over the last axis, exact in int32."""
     *outer, size = (int(length) for length in x.shape[1:])
     row = parts.named(ops.reshape(x, (-1, *outer, 1, size)), "row")
     square = parts.named(ops.matmul(row, turned(parts, row, "column")), "square")
-    total = parts.named(ops.reshape(square, (-1, *outer, 1)), "sum")
-    factor = 1 / size if mean else 1.0
+    return parts.named(ops.reshape(square, (-1, *outer, 1) if keepdims else (-1, *outer)), "sum")
+
+
+def _normalized(parts: Parts, x: Any, epsilon: float, part: str, mean: bool = True) -> Any:
+    """``x / sqrt(sum x^2 / K + epsilon)``; without `mean` K is 1. part: name of the last operation."""
+    factor = 1 / int(x.shape[-1]) if mean else 1.0
+    total = sum_of_squares(parts, x)
     root = parts.layer("inverse", lambda **options: InverseRoot(factor, epsilon, **options))
     return parts.named(ops.multiply(x, root(total)), part)
 
