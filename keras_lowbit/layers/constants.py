@@ -69,7 +69,15 @@ class _Constant(Plain):
         self.quantizer: Uniform | None = _EIGHT_BITS
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create the constant."""
+        """Create the constant. ValueError if its shape does not fit the input's."""
+        sizes = tuple(input_shape[1:])
+        if len(self.shape) != len(sizes) or any(
+            own not in (1, size) for own, size in zip(self.shape, sizes, strict=True)
+        ):
+            raise ValueError(
+                f"{type(self).__name__} {self.name!r} has the shape {self.shape}, its input {sizes} without the batch: give as "
+                "many axes, each of the input's size or of size 1."
+            )
         self.constant = self.add_weight(name="constant", shape=self.shape, initializer=self._START)
         self.built = True
 
@@ -94,7 +102,7 @@ class AddConstant(_Constant):
     The constant is held to 8 bits with one scale, as the file has it: ``s * clip(round(c / s), -127, 127)`` with
     ``s = max|c| / 127``; its gradient passes through.
     shape: of the constant, without the batch: as many axes as the input has behind its batch, each of the input's size or of
-    size 1. It starts as zeros.
+    size 1; ValueError for another. It starts as zeros.
     """
 
     def call(self, inputs: Any) -> Any:

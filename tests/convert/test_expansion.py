@@ -246,3 +246,9 @@ def test_squares_that_float16_cannot_hold_are_left_to_the_layer():
     finally:
         keras.config.set_dtype_policy("float32")
     assert expand(model).model is model
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 3), (2, 1, 2)])
+def test_a_constant_of_another_shape_is_refused_with_both(shape):
+    with pytest.raises(ValueError, match=r"input \(3, 2\) without the batch: give as many axes"):
+        klb.layers.AddConstant(shape)(np.ones((1, 3, 2), np.float32))

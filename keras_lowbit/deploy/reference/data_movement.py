@@ -53,8 +53,9 @@ def embedding(call: NodeCall) -> np.ndarray:
     """Row by row of the table."""
     ids, table = call.arrays
     if ids.size and not (ids.min() >= 0 and ids.max() < len(table)):
+        least, most = ids.min(), ids.max()
         raise ValueError(
-            f"ids from {ids.min()} to {ids.max()} are not in the table of {len(table)} rows: give ids from 0 on"
+            f"ids from {least} to {most} are not in the table, whose rows are ids from 0 to {len(table) - 1}"
         )
     return table[ids]
 
