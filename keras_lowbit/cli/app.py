@@ -2,8 +2,9 @@
 
 A command is a module with a docstring (its help, with an example), `FLAGS` (an absl `FlagValues` of its own, so importing
 a command changes no other command's flags), `ARGUMENTS` if it has some (the names of what stands beside the flags, those in
-brackets may be left out) and `run(flags, *arguments) -> exit status`. A group is a table of commands. To add one: the module,
-a line in a table, a test.
+brackets may be left out, one with dots at its end may come several times), `SEVERAL` if flags take several numbers
+(`--threads 1 2`), and `run(flags, *arguments) -> exit status`. A group is a table of commands. To add one: the module, a line
+in a table, a test.
 """
 
 import contextlib
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Entry] = {
     "export": Command("keras_lowbit.cli.export", "write a quantized model as a .tflite file"),
     "verify": Command("keras_lowbit.cli.verify", "is a .tflite file what the quantized model is?"),
     "compare": Command("keras_lowbit.cli.compare", "two models or files side by side: agreement, error, size, latency"),
+    "benchmark": Command("keras_lowbit.cli.benchmark", "latency of .tflite files, on this machine or on a phone"),
     "summary": Command(
         "keras_lowbit.cli.summary", "bits, bytes and multiply-accumulates of every layer, and the file's size"
     ),
@@ -107,7 +109,7 @@ def _run(name: str, command: Any, arguments: list[str], verbose: bool) -> int:
         print(f"  {VERBOSE}: show TensorFlow's own messages, and where an error was raised")
         return 0
     try:
-        given = values([name, *arguments])[1:]
+        given = values([name, *_each(arguments, getattr(command, "SEVERAL", ()))])[1:]
         _check_count(wanted, given)
         with _plain_warnings(name):
             status = command.run(values, *given)
@@ -135,9 +137,22 @@ def _of_tensorflow(error: Exception) -> bool:
     return errors is not None and isinstance(error, errors.OpError)
 
 
+def _each(arguments: Sequence[str], several: Sequence[str]) -> list[str]:
+    """`--threads 1 2` as `--threads 1 --threads 2`, for the flags of that kind: absl's take one value each time."""
+    found, flag = list[str](), ""
+    for argument in arguments:
+        if not argument.isdecimal():
+            name = argument.split("=")[0]
+            flag = name if name in {f"--{each}" for each in several} else ""
+        elif flag and found[-1] != flag:
+            found.append(flag)
+        found.append(argument)
+    return found
+
+
 def _check_count(wanted: Sequence[str], given: Sequence[str]) -> None:
     least = sum(not word.startswith("[") for word in wanted)
-    if len(given) > len(wanted):
+    if len(given) > len(wanted) and not (wanted and wanted[-1].endswith("...")):
         raise flags.Error(f"unexpected {' '.join(given[len(wanted) :])!r}")
     if len(given) < least:
         raise flags.Error(f"expected {' '.join(wanted)}, got {' '.join(given) or 'nothing'}")
