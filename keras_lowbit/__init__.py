@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from keras_lowbit import bench, callbacks, data, deploy, layers, ops, plot, quantizers, recipes, schedules
 from keras_lowbit.convert import (
+    activation_ranges,
     calibrate,
     correct_biases,
     dequantize,
@@ -15,10 +16,12 @@ from keras_lowbit.convert import (
     rescale_depthwise,
     round_weights,
     weight_errors,
+    weight_histograms,
 )
 from keras_lowbit.deploy import export_litert, pack, storage, summary, verify
 from keras_lowbit.distill import DistillConfig, Distiller, distill
 from keras_lowbit.layers.find import freeze_ranges
+from keras_lowbit.report import Report, report
 
 try:
     __version__ = version("keras_lowbit")
@@ -28,6 +31,8 @@ except PackageNotFoundError:  # run from a checkout that was not installed
 __all__ = [
     "DistillConfig",
     "Distiller",
+    "Report",
+    "activation_ranges",
     "bench",
     "calibrate",
     "callbacks",
@@ -49,6 +54,7 @@ __all__ = [
     "quantizers",
     "recipes",
     "reestimate_batch_norms",
+    "report",
     "rescale_depthwise",
     "round_weights",
     "schedules",
@@ -56,4 +62,5 @@ __all__ = [
     "summary",
     "verify",
     "weight_errors",
+    "weight_histograms",
 ]

@@ -1,6 +1,6 @@
-"""Plain text tables for people."""
+"""How results are shown: text tables for people, strict JSON for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -15,6 +15,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(list(headers)), line(["-" * width for width in widths]), *map(line, texts)])
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON takes it: NumPy numbers as numbers, what is infinite or NaN as a word, other things as texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else str(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -80,7 +80,7 @@ GUIDES = [
 # These begin with a trained network and data of the reader's.
 PIECES = [
     *(f"methods/{name}.md" for name in ("sq", "clustered", "fat", "corrections", "learned_steps")),
-    *("index.md", "troubleshooting.md"),
+    *("index.md", "troubleshooting.md", "guides/reports.md"),
 ]
 ELSEWHERE = ["guides/tfmot.md", "methods/inq.md"]  # tests/tfmot/test_docs.py, tests/recipes/test_inq.py
 

@@ -15,6 +15,7 @@ from keras_lowbit.convert.post_training.correct_biases import correct_biases
 from keras_lowbit.convert.post_training.equalize import equalize
 from keras_lowbit.convert.post_training.fold_batch_norms import fold_batch_norms
 from keras_lowbit.convert.quantize_model import quantize_model
+from keras_lowbit.convert.reports.conversion import ConversionReport
 from keras_lowbit.data import batch_count
 from keras_lowbit.distill.train import distill
 from keras_lowbit.keras_graph.calls import find_layers
@@ -46,6 +47,7 @@ class Conversion:
     ) -> None:
         self.model, self.recipe, self.data, self.verbose = model, recipe, data, verbose
         self.steps: list[Step] = []
+        self.report: ConversionReport | None = None
         self.batches = batch_count(data)
         self.first = max(1, _CORRECTED_FROM // batch_size)
         self._said: Callable[[str], Any] = said or (lambda step: None)
@@ -68,8 +70,8 @@ class Conversion:
             model = self._folded(model)
             model = self._equalized(model) if wants_equal_ranges(self.recipe) else model
         with self.step("quantize") as words:
-            quantized, report = quantize_model(model, self.recipe, skip=skip)
-            words.append(f"{len(report.outcomes('quantized'))} layers with {self.recipe.name}")
+            quantized, self.report = quantize_model(model, self.recipe, skip=skip)
+            words.append(f"{len(self.report.outcomes('quantized'))} layers with {self.recipe.name}")
         self._calibrated(quantized)
         if statistics:
             with self.step("batch norms") as words:

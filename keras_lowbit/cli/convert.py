@@ -30,6 +30,9 @@ from keras_lowbit.deploy.verification.verify import Parity, verify
 from keras_lowbit.files import name_of
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.report.content import Report, paths
+from keras_lowbit.report.make import report as make_report
+from keras_lowbit.report.page import check_jinja
 from keras_lowbit.tables import table
 
 FLAGS = flags.FlagValues()
@@ -42,13 +45,18 @@ define_model(FLAGS)
 flags.DEFINE_string(
     "save", None, ".keras file for the quantized model, which verify and export read", flag_values=FLAGS
 )
+text = "page (.html) about the result: layers, sizes, parity, ranges, weights; and the same as .json beside it"
+flags.DEFINE_string("report", None, text, flag_values=FLAGS)
 ARGUMENTS = ("MODEL",)
 
 
 def run(values: Any, model: str) -> int:
     """Converts, prints the table, and says whether the file verified."""
-    for path in filter(None, (values.output, values.save)):
+    pages = () if values.report is None else paths(values.report)
+    for path in filter(None, (values.output, values.save, *pages)):
         options.check_output(path, values.force)
+    if pages:
+        check_jinja()
     recipe, arguments = options.recipe_of(values.recipe), options.file_arguments(values)
     target_of(values.target)
     with options.working(values), tempfile.TemporaryDirectory() as folder:
@@ -72,9 +80,26 @@ def run(values: Any, model: str) -> int:
             quantized.save(Path(folder, "model.keras"))
             options.write_output(values.save, Path(folder, "model.keras").read_bytes(), values.force)
         options.write_output(values.output, made.read_bytes(), values.force)
+        if pages:
+            with work.step("report"):
+                _report(values, model, work, quantized, report, parity).save(values.report)
     report = dataclasses.replace(report, path=name_of(values.output))
     options.show(values, _text(work, report, parity), _fields(work, report, parity, given.preprocess))
     return int(not parity.ok)
+
+
+def _report(values: Any, model: str, work: Conversion, quantized: Any, export: ExportReport, parity: Parity) -> Report:
+    """The page about all of it; what is known already is not computed again."""
+    return make_report(
+        quantized,
+        reference=work.model,
+        data=work.data,
+        conversion=work.report,
+        export=export,
+        parity=parity,
+        command=options.command_line("convert", values, model),
+        **options.file_arguments(values),
+    )
 
 
 def check_float(model: Any, name: str) -> None:

@@ -5,7 +5,6 @@
 Nothing is written and no data are needed; sizes are those of the file with ranges made up, some bytes off.
 """
 
-import dataclasses
 from typing import Any
 
 from absl import flags
@@ -15,7 +14,8 @@ from keras_lowbit.cli.options import define_file, define_json, define_recipe, fi
 from keras_lowbit.cli.summary import fields
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.convert.reports.conversion import ConversionReport
-from keras_lowbit.deploy.summary import LayerSummary, Summary, summary
+from keras_lowbit.deploy.summary import Summary, summary
+from keras_lowbit.report.layer_rows import layer_rows
 from keras_lowbit.tables import table
 
 FLAGS = flags.FlagValues()
@@ -32,23 +32,9 @@ def run(values: Any, model: str) -> int:
     with working(values):
         quantized, report = quantize_model(load_model(model, values), recipe, skip=values.skip)
         found = summary(quantized, **arguments)
-    rows = list(_rows(report, found))
+    rows = list(layer_rows(report, found))
     show(values, _text(report, found, rows), {**fields(found), "recipe": recipe.name, "layers": rows})
     return 0
-
-
-def _rows(report: ConversionReport, found: Summary) -> Any:
-    """A dict for each layer of the model, and for those that the recipe made of them."""
-    sizes = {layer.path: layer for layer in found.layers}
-    for row in report.layers:
-        yield {**_sizes(sizes.pop(row.path, None)), **dataclasses.asdict(row)}
-    for path, layer in sizes.items():
-        yield {**_sizes(layer), "path": path, "layer": layer.layer, "outcome": "made", "detail": ""}
-
-
-def _sizes(layer: LayerSummary | None) -> dict[str, Any]:
-    names = ("weight_bits", "activation_bits", "parameters", "file_bytes", "macs")
-    return {name: None if layer is None else getattr(layer, name) for name in names}
 
 
 def _text(report: ConversionReport, found: Summary, rows: list[dict[str, Any]]) -> str:

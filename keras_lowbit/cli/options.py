@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
 
 from keras_lowbit import recipes
 from keras_lowbit.files import atomic_write, check_writable, printable, read_whole
+from keras_lowbit.tables import plain
 
 flags.disclaim_key_flags()  # --help shows these among the flags of the command that asks for them
 
@@ -96,6 +98,12 @@ def working(values: Any) -> Iterator[None]:
         yield
 
 
+def command_line(name: str, values: flags.FlagValues, *arguments: str) -> str:
+    """The command as a shell takes it: its arguments, and the flags that were given."""
+    given = [line for flag in values if values[flag].present for line in values[flag].serialize().splitlines()]
+    return shlex.join(["keras-lowbit", name, *arguments, *given])
+
+
 def say(text: str) -> None:
     """A sentence beside the result, on standard error."""
     print(text, file=sys.stderr, flush=True)
@@ -104,19 +112,6 @@ def say(text: str) -> None:
 def show(values: Any, text: Any, fields: Mapping[str, Any]) -> None:
     """The result: `text` for people, or `fields` as JSON."""
     print(json.dumps(plain(fields), indent=2) if values.json else text)
-
-
-def plain(value: Any) -> Any:
-    """A value as strict JSON takes it: NumPy numbers as numbers, what is infinite or NaN as a word, other things as texts."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain(part) for part in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def write_output(path: str, content: bytes, force: bool) -> None:

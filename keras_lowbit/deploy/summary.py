@@ -132,15 +132,20 @@ def summary(model: keras.Model, **arguments: Any) -> Summary:
     """
     check_model(model, "summary")
     made = _file_of(model, arguments)
-    with LOWERING:
-        layers = _rows(calls_of(model, inline=True))
+    found = costs(model)
     if isinstance(made, str):
-        return Summary(model.name, tuple(layers), None, made, arguments)
+        return dataclasses.replace(found, no_file_because=made, arguments=arguments)
     file, is_estimate = made
-    bytes_of = _bytes_by_layer(file, [layer.path for layer in layers])
-    rows = (dataclasses.replace(layer, file_bytes=bytes_of[layer.path]) for layer in layers)
+    bytes_of = _bytes_by_layer(file, [layer.path for layer in found.layers])
+    rows = (dataclasses.replace(layer, file_bytes=bytes_of[layer.path]) for layer in found.layers)
     smaller = _smaller_files(file, arguments)
     return Summary(model.name, tuple(rows), len(file.content), "", arguments, is_estimate, smaller)
+
+
+def costs(model: keras.Model) -> Summary:
+    """The part of `summary` that needs no file: quick also for a float model."""
+    with LOWERING:
+        return Summary(model.name, tuple(_rows(calls_of(model, inline=True))), None, "none was made")
 
 
 def _rows(graph: CallGraph) -> list[LayerSummary]:

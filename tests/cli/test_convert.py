@@ -1,5 +1,6 @@
 """`keras-lowbit convert`: from a float model and images to a verified file, with every kind of recipe."""
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -24,6 +25,20 @@ def photos(tmp_path_factory):
         pixels = rng.normal(180 if place % 2 else 70, 30, (20, 24, 3)).clip(0, 255).astype(np.uint8)
         (target / f"{place}.png").write_bytes(tf.io.encode_png(pixels).numpy())
     return folder
+
+
+def check_page(page, path, fields):
+    """The page and its JSON say what the command says."""
+    said = json.loads(page.with_suffix(".json").read_text())
+    assert said["command"].startswith("keras-lowbit convert ")
+    assert f"--recipe={fields['recipe']}" in said["command"]
+    assert f"--output={path}" in said["command"]
+    assert (said["parity"]["ok"], said["size"]["file_bytes"]) == (fields["ok"], fields["size_bytes"])
+    assert said["outputs"] == fields["outputs"]
+    assert (said["samples"], said["recipe"]) == (fields["samples"], fields["recipe"])
+    assert {row["outcome"] for row in said["layers"]} >= {"quantized"}
+    assert said["outputs"][0]["score"]["count"] == said["samples"]
+    assert "keras-lowbit convert" in page.read_text()
 
 
 @pytest.mark.slow
@@ -52,10 +67,12 @@ def test_the_program_converts_verifies_and_prints_one_table(files, photos, tmp_p
 @pytest.mark.filterwarnings("default")  # corrections of so few samples may be taken back, with a warning
 def test_every_method_without_training_becomes_a_file_that_verifies(call, files, tmp_path, recipe, steps):
     path, saved = tmp_path / "m.tflite", tmp_path / "q.keras"
-    flags = ("--data", files.data, "--batch_size=4", "--output", path, "--save", saved, "--json")
+    page = tmp_path / "page.html"
+    flags = ("--data", files.data, "--batch_size=4", "--output", path, "--save", saved, "--report", page, "--json")
     found = call("convert", files.model, "--recipe", recipe, *flags)
     fields = found.fields
-    assert [step["step"] for step in fields["steps"]] == [*steps, "export", "verify"]
+    assert [step["step"] for step in fields["steps"]] == [*steps, "export", "verify", "report"]
+    check_page(page, path, fields)
     assert (found.status, fields["ok"], fields["problems"]) == (0, True, [])
     assert (fields["size_bytes"], fields["output"]) == (path.stat().st_size, str(path))
     assert fields["outputs"][0]["reference_snr_db"] > 10
@@ -138,6 +155,10 @@ def test_files_that_are_there_are_said_first(call, tmp_path):
         "exists"
     )
     assert call("convert", "none.keras", *flags, tmp_path / "none" / "m.tflite").refused("cannot write")
+    (tmp_path / "page.json").write_text("mine")
+    report = (*flags, tmp_path / "n.tflite", "--report")
+    assert call("convert", "none.keras", *report, tmp_path / "page.html").refused("page.json exists already", "--force")
+    assert call("convert", "none.keras", *report, "page.pdf").refused("one that ends in .html")
     assert (tmp_path / "m.tflite").read_bytes() == b"mine"
 
 

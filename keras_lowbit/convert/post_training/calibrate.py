@@ -69,7 +69,7 @@ def calibrate(
     inputs = {path: (name, FeatureSpans()) for path, name in _input_ranges(model, ranges)}
     with _tuning_started(model):  # first: the activations are those of weights with thresholds at their start
         spans = {path: spans for path, (_, spans) in inputs.items()}
-        count = _watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers, spans)
+        count = watch_batches(model, Batches(data, batch_size, steps, verbose), ranges, observers, spans)
         found = {path: observers[path].range() for path in ranges}
         for path, (low, high) in found.items():
             if low > high:
@@ -134,14 +134,14 @@ def activation_hosts(model: keras.Model) -> dict[str, QuantizerHost]:
     }
 
 
-def _watch_batches(
+def watch_batches(
     model: keras.Model,
     batches: Batches,
     ranges: dict[str, QuantizerHost],
     observers: dict[str, Any],
     spans: dict[str, FeatureSpans],
 ) -> int:
-    """Show the activations at every range to its observer; how many batches there were."""
+    """Show the activations at every range to its observer (what has `see`); how many batches there were."""
     count = 0
     try:
         for batch in batches.with_progress():

@@ -11,7 +11,7 @@ from keras_lowbit.deploy.lowering.int8_overflow import Overflow, sentence
 from keras_lowbit.deploy.verification.layers import LayerParity
 from keras_lowbit.deploy.verification.numpy_reference import ReferenceParity
 from keras_lowbit.deploy.verification.outputs import OutputParity
-from keras_lowbit.tables import table
+from keras_lowbit.tables import plain, table
 
 #: Two roundings of nearly the same number, LiteRT's in integers and Keras' in float32, seldom fall to different sides.
 LARGEST_SHARE_OF_STEPS = 0.5
@@ -139,13 +139,13 @@ class Parity:
     def to_json(self) -> str:
         """All figures as JSON; infinite ratios as the words "inf" and "-inf"."""
         derived = "ok problems codes_equal reference_equal max_layer_steps max_output_steps exact_fraction".split()
-        fields = {**{name: getattr(self, name) for name in derived}, **dataclasses.asdict(self)}
+        fields: dict[str, Any] = {**{name: getattr(self, name) for name in derived}, **dataclasses.asdict(self)}
         if self.delegate is not None:
             fields["delegate"] |= {
                 "operators": self.delegate.operators,
                 "left_by_operator": self.delegate.left_by_operator,
             }
-        return json.dumps(_in_json(fields), indent=2)
+        return json.dumps(plain(fields), indent=2)
 
     def __str__(self) -> str:
         heads = ("layer", "operator", "XNNPACK", "weights equal", "elements", "max steps", "% exact", "SNR dB")
@@ -190,12 +190,3 @@ def _rounds_coarsely(layer: LayerParity) -> bool:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
-
-
-def _in_json(value: Any) -> Any:
-    """JSON has no infinity."""
-    if isinstance(value, dict):
-        return {key: _in_json(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_json(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

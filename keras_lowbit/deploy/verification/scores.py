@@ -20,7 +20,7 @@ class Score:
 
     metric: str
     count: int
-    file: float
+    file: float | None
     keras: float
     reference: float | None = None
 
@@ -60,7 +60,8 @@ class Scorer:
         if not self.count:
             return None
         metric = ABSOLUTE_ERROR if self.kind == ABSOLUTE_ERROR else ACCURACY
-        return Score(metric, self.count, **{who: total / self.count for who, total in self.sums.items()})
+        means: dict[str, Any] = {who: total / self.count for who, total in self.sums.items()}
+        return Score(metric, self.count, **{"file": None, **means})
 
     def _kind_of(self, labels: np.ndarray, output: np.ndarray) -> str:
         """What the labels are: "class" numbers, "one-hot" rows, "yes or no" for a probability, or numbers to come close to."""

@@ -30,7 +30,7 @@ from keras_lowbit.deploy.verification.numpy_reference import (
     softmax_overflows,
     trace_by_batches,
 )
-from keras_lowbit.deploy.verification.outputs import EndToEnd, OutputParity
+from keras_lowbit.deploy.verification.outputs import Described, EndToEnd, OutputParity, as_given
 from keras_lowbit.deploy.verification.parity import LEAST_REFERENCE_SNR_DB, Parity
 from keras_lowbit.deploy.verification.scores import Score
 from keras_lowbit.deploy.verification.structure import check_same_structure
@@ -82,10 +82,11 @@ def verify(
     written = as_written(lowered.graph, check_same_structure(lowered.graph, file, path))
     first = _FirstSamples(max(layer_samples, reference_samples), batch)
     run_by = partial(FileRunner, path, content=file.content)
-    ends = EndToEnd(model, lowered.graph, run_by(), reference, strict=labels is not None)
+    about = [Described.of(lowered.graph.tensors[name]) for name in lowered.graph.outputs]
+    ends = EndToEnd(model, about, run_by(), reference, strict=labels is not None)
     notes = InputNotes(lowered.graph)
     for inputs, own in klb_data.labelled_batches(data, labels, batch_size, steps):
-        arrays = [_as_given(leaf) for leaf in inputs_in_order(model, inputs)]
+        arrays = [as_given(leaf) for leaf in inputs_in_order(model, inputs)]
         first.add(arrays)
         ends.add(arrays, own)
         notes.add(arrays)
@@ -101,14 +102,14 @@ def verify(
         layers = layers_on(runner.all_tensors(first.take(), set(ours)))
     return Parity(
         tuple(layers),
-        *_together(ends.results()),
+        *_together(ends.outputs),
         samples=ends.samples,
         size_bytes=file.size,
         reference=found,
         delegate=coverage,
         overflows=lowered.overflows,
         notes=notes.sentences(),
-        outputs=ends.results(),
+        outputs=ends.outputs,
         labels_note=ends.labels_note,
         min_reference_snr_db=min_reference_snr_db,
     )
@@ -124,11 +125,6 @@ def _layers_on(
 ) -> list[LayerParity]:
     with LOWERING:
         return compare_layers(model, lowered, file, tensors, taken)
-
-
-def _as_given(array: np.ndarray) -> np.ndarray:
-    """Reals as float32; whole numbers and masks as they are."""
-    return np.asarray(array, np.float32) if array.dtype.kind == "f" else array
 
 
 def _check_samples(**counts: int) -> None:
