@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 from keras_lowbit.convert.analysis.float_flow import Level, settle
 from keras_lowbit.convert.analysis.operations import Category
+from keras_lowbit.convert.analysis.pixels import know_ranges
 from keras_lowbit.convert.choice import SKIP_LIST, Choice, Place
 from keras_lowbit.keras_graph.calls import Call, calls_of, functional_of
+from keras_lowbit.quantizers import ActivationRange, Quantizer
 
 
 class Nested(NamedTuple):
@@ -25,6 +27,8 @@ class Nest:
         self._read(model, Place())
         if choice.recipe.activations is not None:
             settle(self.of(model).level)
+            if _is_of_any_scale(choice.recipe.activations):
+                know_ranges(self.of(model).level)
 
     def of(self, model: Any) -> Nested:
         """What is known of one model."""
@@ -57,3 +61,9 @@ class Nest:
             self._read(call.operation, Place(f"{path}/", shared, skipped, () if shared else tuple(unread)))
         level.inner[call] = self.of(call.operation).level
         level.inner[call].outer.append((level, call))
+
+
+def _is_of_any_scale(quantizer: Quantizer) -> bool:
+    """Whether ranges of a quantizer may be given by minimum and maximum: powers of two, and fewer bits, stay the recipe's."""
+    base = getattr(quantizer, "base", quantizer)
+    return type(base) is ActivationRange and base.bits == 8 and not base.has_static_range

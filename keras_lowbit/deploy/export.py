@@ -87,7 +87,8 @@ def export_litert(
     layers and 1x1 convolutions; int4: other convolutions too, at three times the time or more: the report says how much);
     "auto" takes the smallest that is no slower than int8, by latencies that were measured on one x86-64 server;
     `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
-    io: "int8", "uint8" (the same steps, codes from 0 to 255) or "int16" take and give codes, "float32" takes and gives reals;
+    io: "int8", "uint8" (the same steps, codes from 0 to 255: pixels as they are, of a model that prepares them itself) or
+    "int16" take and give codes, "float32" takes and gives reals;
     a pair (inputs, outputs), or a dict {name: type}, int8 for the rest. What has no range at an end (token ids, a front in
     float, classes) is of its own type there.   batch_size: of every shape in the file; None leaves it open: the interpreter's
     `resize_tensor_input` sets it. A model with a part in float has a fixed one.

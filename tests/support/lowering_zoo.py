@@ -241,7 +241,7 @@ ZOO: dict[str, Case] = {
         float_fallbacks=("n",),
     ),
     "rescaling columns": case(conv(8, 1), lambda: kl.Rescaling(PAIRS, name="r"), conv(), float_fallbacks=("r",)),
-    "rescaling": case(lambda: kl.Rescaling(1 / 127.5, offset=-1.0), conv()),
+    "rescaling": case(lambda: kl.Rescaling(0.5, offset=-1.0), conv()),
     "rescaling channels": case(lambda: kl.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[0.0, 1.0, 2.0, 3.0])),
     "normalization": case(adapted, conv()),
     "normalization inverted": case(lambda: adapted(invert=True)),

@@ -39,7 +39,8 @@ class Level:
 
     categories, reasons: as decided call by call; `settle` changes them.   chosen: calls that the user leaves in float.
     chosen_inputs: keys of such inputs.   inner: the levels of nested calls.   outer: the calls of this model, with the
-    levels that they stand in; none for the outermost.
+    levels that they stand in; none for the outermost.   known_ranges: minimum and maximum of tensors, by key, that are known
+    before any data are seen.
     """
 
     graph: CallGraph
@@ -49,6 +50,7 @@ class Level:
     chosen_inputs: set[int] = dataclasses.field(default_factory=set)
     inner: dict[Call, "Level"] = dataclasses.field(default_factory=dict)
     outer: list[tuple["Level", Call]] = dataclasses.field(default_factory=list)
+    known_ranges: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def is_float(self, key: int) -> bool:
         """Whether a tensor is a float value: an input, or made by a call that runs in float, no range behind it."""

@@ -21,6 +21,7 @@ from keras_lowbit.convert.analysis.operations import (
     fuses,
     stock_kind,
 )
+from keras_lowbit.convert.analysis.pixels import is_affine
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.quantizers import ActivationRange, Quantizer
 
@@ -39,7 +40,8 @@ class RangePlan:
     shared: key of a concatenation's result -> key of the first concatenation of its group, whose range it shares.
     floats: keys of float values, whose range only those see that read them as int8.   in_float: calls that read such a
     value as it is, with its key.   returned: those that the model returns behind their range.
-    fused: batch norms and relus that end the operation before them; the others are int8 operations of their own.
+    fused: batch norms, relus and affines behind affines that end the operation before them; the others are int8 operations of
+    their own.
     again: calls that round inside the range of their input -> key of the tensor behind which that range stands.
     learned: quantizer of ranges learned from data.
     """
@@ -106,7 +108,8 @@ class _Planner:
     def after(self, key: int, quantizer: Quantizer) -> None:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
         if "float" in str(self.graph.tensors[key].dtype) and not self._has_range(key):
-            self.plan.after[key] = quantizer
+            known = self.level.known_ranges.get(key)
+            self.plan.after[key] = ActivationRange(minimum=known[0], maximum=known[1]) if known else quantizer
 
     def float_value(self, key: int, quantizer: Quantizer) -> None:
         """The range behind a float value, for those who read it as int8 only; no other value's."""
@@ -183,8 +186,10 @@ class _Planner:
         return False
 
     def _takes_in(self, call: Call, reader: Call) -> bool:
-        """Whether a batch norm or relu ends the operation whose result it reads alone."""
+        """Whether a batch norm, relu or further affine ends the operation whose result it reads alone."""
         category, linear = self.categories[call], activation_name(call.operation) == "linear"
+        if is_affine(call, category) and is_affine(reader, self.categories[reader]):
+            return True
         if self.categories[reader] is Category.BATCH_NORM:
             return category is Category.WEIGHTED and linear
         if self.categories[reader] is Category.RELU:

@@ -12,6 +12,7 @@ from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
 from keras_lowbit.layers.host import QuantizerHost
+from keras_lowbit.quantizers import ActivationRange
 
 LEAST_STEPS = 2.0  # a feature that spans less of its input's range is lost
 _LEAST_ROWS = 8
@@ -84,7 +85,7 @@ def _is_range(call: Call) -> bool:
 def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHost]) -> None:
     """A UserWarning if a batch lies far outside what the first layers expect.
 
-    That is known from the statistics of the first batch norm or Normalization, and from a Rescaling of an input.
+    That is known from the statistics of the first batch norm or Normalization, a Rescaling or known range of an input.
     hosts: the state layers of the ranges, which pass values on meanwhile.
     """
     graph = _graph_of(model)
@@ -93,7 +94,7 @@ def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHos
         return
     values = _values(model, graph, batch, hosts, {call.inputs[0] for call in looked_at})
     for call in looked_at:
-        said = _rescaled(call, values) if stock_kind(call.operation) == "Rescaling" else _normalized(call, values)
+        said = _SAYS.get(stock_kind(call.operation), _normalized)(call, values)
         if said:
             warnings.warn(
                 f"The calibration data do not fit {call.path!r}: {said}. Prepare them as the training data were; ranges "
@@ -106,11 +107,18 @@ def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHos
 def _expecting(graph: CallGraph) -> Iterator[Call]:
     for call in graph.calls:
         kind = stock_kind(call.operation)
+        if _is_range(call) and call.inputs[0] in graph.inputs and _is_known(call.operation.output_host.quantizer):
+            yield call
         if kind == "Rescaling" and _is_input(graph, call.inputs[0]):
             yield call
         if kind in ("BatchNormalization", "Normalization"):
             yield call
             return
+
+
+def _is_known(quantizer: Any) -> bool:
+    """Whether a range was given by minimum and maximum, such as that of pixels."""
+    return isinstance(quantizer, ActivationRange) and quantizer.has_static_range
 
 
 def _is_input(graph: CallGraph, key: int) -> bool:
@@ -153,6 +161,19 @@ def _rescaled(call: Call, values: dict[int, np.ndarray]) -> str | None:
     )
 
 
+def _out_of_range(call: Call, values: dict[int, np.ndarray]) -> str | None:
+    """What lies outside an input's range that is known beforehand, such as that of pixels."""
+    quantizer, found = call.operation.output_host.quantizer, values[call.inputs[0]]
+    low, high = (float(end) for end in quantizer.ends({}))
+    least, most = float(found.min(initial=low)), float(found.max(initial=high))
+    if max(low - least, most - high) <= (high - low) / 255.0:
+        return None
+    return (
+        f"the model prepares pixels of {low:g} to {high:g}, and the data reach from {least:.4g} to {most:.4g} (an input that "
+        "holds no pixels can be left in float: quantize_model(skip=[its name]))"
+    )
+
+
 def _normalized(call: Call, values: dict[int, np.ndarray]) -> str | None:
     """What the spread around the expected mean is, in expected deviations, where it is far from one."""
     layer, found = call.operation, values[call.inputs[0]]
@@ -171,3 +192,6 @@ def _normalized(call: Call, values: dict[int, np.ndarray]) -> str | None:
         f"the values that reach it lie {deviation:.3g} of its own standard deviations around the mean it has learnt and vary "
         f"by {spread:.3g} of them (1 is usual)"
     )
+
+
+_SAYS = {"Rescaling": _rescaled, "QuantActivation": _out_of_range}

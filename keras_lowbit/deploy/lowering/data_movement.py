@@ -131,8 +131,10 @@ def _get_item(state: Lowering, call: Call, tensor: str) -> str:
     name, axes = state.name(call.path), len(call.results[0].shape) - 1
     drops = any(isinstance(part, int) for part in parts) or axes > len(parts)
     places = {axis: _backwards(cut, sizes[axis - 1]) for axis, cut in enumerate(parts, 1) if _goes_back(cut)}
-    tensor = _gather(state, tensor, places, name, last=False)
     cuts = [_forwards(part) for part in parts]
+    if places and not drops and all(cut == slice(None) for cut in cuts):
+        return _gather(state, tensor, places, name, last=True)
+    tensor = _gather(state, tensor, places, name, last=False)
     whole = state.builder.strided_slice(
         tensor,
         f"{name}/slice" if drops else name,

@@ -22,7 +22,7 @@ from keras_lowbit.deploy.lowering.values import (
     QuantizedTensor,
     fixed_codes,
 )
-from keras_lowbit.deploy.lowering.weighted import defer_affine
+from keras_lowbit.deploy.lowering.weighted import defer_affine, scale_alone
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
@@ -60,6 +60,8 @@ def lower_range(state: Lowering, call: Call) -> None:
     if isinstance(value, GraphInput) and key in state.stored_inputs:
         tensor = state.builder.input(value.name, value.shape, "int8", grid)
         state.values[out] = QuantizedTensor(tensor, Provenance({out: tensor}))
+    elif isinstance(value, DeferredOp) and scale_alone(state, value, grid) is not None:
+        state.values[out] = replace(value, provenance=provenance, fallback=grid, rounded=True)
     elif isinstance(value, DeferredOp):
         state.store(out, state.emit(value, grid), provenance)
     elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == _as_float32(grid):

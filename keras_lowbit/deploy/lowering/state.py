@@ -128,7 +128,7 @@ class Lowering:
         """The value; one that can do without a range of its own is made. reader: path of the call that computes with it."""
         value = self.values[key]
         if isinstance(value, DeferredOp) and value.fallback is not None:
-            value = self.store(key, self.emit(value, value.fallback), value.provenance, rounded=False)
+            value = self.store(key, self.emit(value, value.fallback), value.provenance, value.rounded)
         if reader and isinstance(value, QuantizedTensor) and not value.rounded:
             self.unrounded.setdefault(self.calls.producers[key].path, reader)
         return value

@@ -91,6 +91,7 @@ class DeferredOp:
     attributes: of the operation.   affine: per-channel affine collected so far, None for operations that take none in.
     fuses_activation: whether a relu can stand at its end.   activation: the relu that does.
     fallback: the range that it takes where nothing puts one behind it; None for operations that need one.
+    rounded: whether Keras rounds to that range too, as behind an affine that leaves every code as it is.
     """
 
     op: str
@@ -102,6 +103,7 @@ class DeferredOp:
     fuses_activation: bool = False
     activation: str | None = None
     fallback: Range | None = None
+    rounded: bool = False
 
     def with_activation(self, activation: str, call: Call) -> "DeferredOp":
         """The same with a relu at its end."""

@@ -20,6 +20,8 @@ from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.numerics.kernel_layouts import dilated
 from keras_lowbit.quantizers import Quantized
 
+_EQUAL_SCALES = 1e-5  # of 255 steps, far less than half of one
+
 
 class Given(NamedTuple):
     """What every weighted builder method takes first, in its order."""
@@ -38,8 +40,8 @@ def lower_weighted(state: Lowering, call: Call) -> bool:
     layer: QuantizedLayer = call.operation
     if layer.kernel_host is None:
         return False
-    source, key = state.stored(call.inputs[0], call), call.outputs[0]
-    deferred = _deferred(call, source)
+    (source, factor), key = _read(state, call), call.outputs[0]
+    deferred = _deferred(call, source, factor)
     if not layer.activation_fuses:
         return _with_activation(state, call, source, deferred)
     name = activation_name(layer)
@@ -77,10 +79,32 @@ def _with_activation(state: Lowering, call: Call, source: QuantizedTensor, defer
     return True
 
 
-def _deferred(call: Call, source: QuantizedTensor) -> DeferredOp:
-    """The layer with its bias as the first affine."""
+def _read(state: Lowering, call: Call) -> tuple[QuantizedTensor, float]:
+    """The stored tensor that a layer reads, and what its reals are to be multiplied with: 1, or the factor of a `Rescaling`
+    in front of it that leaves every code as it is, such as that of pixels."""
+    value = state.values[call.inputs[0]]
+    if isinstance(value, DeferredOp) and value.fallback is not None:
+        factor = scale_alone(state, value, value.fallback)
+        if factor is not None:
+            return QuantizedTensor(value.inputs[0], value.provenance), factor
+    return state.stored(call.inputs[0], call), 1.0
+
+
+def scale_alone(state: Lowering, value: DeferredOp, grid: Range) -> float | None:
+    """The factor of ``factor * x``, the same for all channels, if x has on its own grid the codes that this has on `grid`."""
+    affine = value.affine
+    if value.op != "affine" or affine is None or value.activation or np.any(affine.offset) or np.ptp(affine.factor):
+        return None
+    sees, factor = state.builder.tensor(value.inputs[0]).range, float(affine.factor[0])
+    fits = sees.zero_point == grid.zero_point and abs(factor * sees.scale / grid.scale - 1) < _EQUAL_SCALES
+    return factor if fits else None
+
+
+def _deferred(call: Call, source: QuantizedTensor, factor: float) -> DeferredOp:
+    """The layer with the factor of its input and its bias as the first affine."""
     layer = call.operation
     affine = identity(call.results[0].shape[-1])
+    affine = Affine(factor * affine.factor, affine.offset)
     if (bias := layer.effective_bias()) is not None:
         affine = Affine(affine.factor, bias.astype(np.float64))
     provenance = source.provenance.add(call=call)

@@ -77,3 +77,10 @@ def test_features_below_a_step_or_two_are_named_with_the_way_out():
         klb.calibrate(copy, rows, verbose=0)
     silently(copy, rows / np.maximum(scale, 0.1))
     silently(klb.quantize_model(model, skip=["head"])[0], rows)  # no range at the input
+
+
+def test_more_than_pixels_in_place_of_pixels():
+    with pytest.warns(
+        UserWarning, match=r"do not fit 'image_range': .*pixels of 0 to 255.* reach from 0 to 1023 .*skip="
+    ):
+        klb.calibrate(trained(L.Rescaling(1 / 255, name="scale")), np.round(IMAGES * 1023 / IMAGES.max()), verbose=0)

@@ -1,0 +1,80 @@
+"""Bytes of a camera go into a file of `io="uint8"` as they are, whatever the network does with them first."""
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+import keras_lowbit as klb
+from keras_lowbit import deploy
+
+L = keras.layers
+MEAN, VARIANCE = [0.485, 0.456, 0.406], [0.229**2, 0.224**2, 0.225**2]
+FRONTS = {  # the operators that prepare the pixels
+    "a share": (lambda x: L.Rescaling(1 / 255)(x), []),
+    "around zero": (lambda x: L.Rescaling(1 / 127.5, offset=-1)(x), ["depthwise_conv2d"]),
+    "arithmetic": (lambda x: x / 127.5 - 1.0, ["depthwise_conv2d"]),
+    "torch": (lambda x: L.Normalization(mean=MEAN, variance=VARIANCE)(L.Rescaling(1 / 255)(x)), ["depthwise_conv2d"]),
+    "caffe": (lambda x: x[..., ::-1] - np.array([103.9, 116.8, 123.7], "float32"), ["gather", "depthwise_conv2d"]),
+}
+DARK = np.random.default_rng(0).integers(3, 180, (16, 8, 8, 3)).astype("float32")  # no image reaches 0 or 255
+
+
+@pytest.fixture(scope="module", params=FRONTS)
+def network(request):
+    keras.utils.set_random_seed(0)
+    front, operations = FRONTS[request.param]
+    image = keras.Input((8, 8, 3), name="image")
+    hidden = L.Conv2D(4, 3, padding="same", activation="relu", name="conv")(front(image))
+    quantized, _ = klb.quantize_model(keras.Model(image, L.Dense(3)(L.Flatten()(hidden))))
+    klb.calibrate(quantized, DARK, verbose=0)
+    return quantized, operations
+
+
+def test_bytes_are_codes(network, tmp_path):
+    model, _ = network
+    klb.export_litert(model, tmp_path / "m.tflite", io=("uint8", "float32"))
+    interpreter = Interpreter(str(tmp_path / "m.tflite"), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    interpreter.allocate_tensors()
+    [taken], [made] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert taken["dtype"] == np.uint8
+    assert taken["quantization"] == (1.0, 0)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    interpreter.set_tensor(taken["index"], pixels)
+    interpreter.invoke()
+    step = deploy.lower(model).tensors[deploy.lower(model).outputs[0]].range.scale
+    expected = model.predict(pixels.astype("float32"), verbose=0)
+    assert np.abs(interpreter.get_tensor(made["index"]) - expected).max() <= 1.01 * step
+
+
+def test_the_front_is_one_operation_or_none(network):
+    model, operations = network
+    ops = [node.op for node in deploy.lower(model).nodes]
+    assert ops[: ops.index("conv2d")] == operations
+
+
+@pytest.mark.parametrize("io", ["uint8", "float32"])
+def test_file_reference_and_keras_agree(network, io, tmp_path):
+    model, _ = network
+    klb.export_litert(model, tmp_path / "m.tflite", io=io)
+    parity = klb.verify(model, tmp_path / "m.tflite", DARK)
+    assert parity.ok, parity
+    assert parity.reference.equal
+    assert all(layer.max_steps <= 1 for layer in parity.layers)
+
+
+def test_a_share_that_others_read_too_is_computed_for_them():
+    image = keras.Input((8, 8, 3), name="image")
+    share = L.Rescaling(1 / 255, name="share")(image)
+    conv = L.Conv2D(3, 3, padding="same", name="conv")(share)
+    model, _ = klb.quantize_model(keras.Model(image, [L.Add(name="sum")([conv, share]), L.MaxPooling2D()(share)]))
+    klb.calibrate(model, DARK, verbose=0)
+    graph = deploy.lower(model)
+    reads = {node.name: node.inputs[0] for node in graph.nodes}
+    assert reads["conv"] == "image"
+    assert reads["sum"] == "conv"
+    assert [node.name for node in graph.nodes if node.op == "depthwise_conv2d"] == ["share"]
+    keras_sum = model.predict(DARK, verbose=0)[0]
+    codes, grid = deploy.run_reference(graph, DARK)[0], graph.tensors["sum"].range
+    ours = grid.scale * (codes.astype(np.float64) - grid.zero_point)
+    assert np.abs(ours - keras_sum).max() <= 1.01 * grid.scale
