@@ -1,7 +1,7 @@
 """The steps from a float model to a verified file, each with what came of it and how long it took."""
 
 import contextlib
-import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
+from keras_lowbit.cli.stages import Stages, Step
 from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.post_training.correct_biases import correct_biases
 from keras_lowbit.convert.post_training.equalize import equalize
@@ -27,30 +28,41 @@ _CORRECTED_FROM = 64  # samples that biases are corrected from: all are in memor
 _FEW_BITS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A row of the table. outcome: in words."""
+class Epoch(keras.callbacks.Callback):
+    """Knows which epoch a training is in: the order of its data is drawn with the number."""
 
-    step: str
-    outcome: str
-    seconds: float
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Before the data are read for the epoch."""
+        self.number = epoch
 
 
 class Conversion:
     """Makes a quantized model of a float one with data, and keeps account of the steps.
 
     data: batches that can be read again, of `batch_size`.   verbose: as for `calibrate`.   said: is called as a step begins.
+    stages: where finished steps are kept; those that are there already are not done again, and the models are the same bits.
     """
 
     def __init__(
-        self, model: keras.Model, recipe: Recipe, data: Any, batch_size: int, verbose: int = 0, said: Any = None
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        data: Any,
+        batch_size: int,
+        stages: Stages,
+        verbose: int = 0,
+        said: Callable[[str], Any] = lambda step: None,
     ) -> None:
         self.model, self.recipe, self.data, self.verbose = model, recipe, data, verbose
         self.steps: list[Step] = []
         self.report: ConversionReport | None = None
+        self.stages, self._said = stages, said
         self.batches = batch_count(data)
         self.first = max(1, _CORRECTED_FROM // batch_size)
-        self._said: Callable[[str], Any] = said or (lambda step: None)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
@@ -61,74 +73,104 @@ class Conversion:
         yield words
         self.steps.append(Step(name, "; ".join(words), round(time.perf_counter() - begun, 1)))
 
+    def _stage(self, name: str, kind: str, make: Callable[[list[str]], keras.Model]) -> Any:
+        """What a step makes, kept; of a finished one the model if it is the newest of its kind, which alone is asked for."""
+        place = len(self.steps)
+        if place < len(self.stages.steps):
+            self.steps.append(self.stages.steps[place])
+            return self.stages.model(kind, place)
+        with self.step(name) as words:
+            made = make(words)
+        self.stages.keep(self.steps[-1], kind, made)
+        return made
+
     def quantized(self, skip: list[str]) -> keras.Model:
         """Fold, equalize, quantize, calibrate, correct and tune, as far as the recipe wants it."""
         model = self.model
         clustered = any(isinstance(rule.kernel, Clustered) for rule in self.recipe.plan)
         statistics = clustered and bool(find_layers(model, keras.layers.BatchNormalization))
         if not statistics:
-            model = self._folded(model)
-            model = self._equalized(model) if wants_equal_ranges(self.recipe) else model
-        with self.step("quantize") as words:
+            model = self._stage("fold batch norms", "float", self._folded)
+            if wants_equal_ranges(self.recipe):
+                model = self._stage("equalize", "float", functools.partial(self._equalized, model))
+
+        def made(words: list[str]) -> keras.Model:
             quantized, self.report = quantize_model(model, self.recipe, skip=skip)
             words.append(f"{len(self.report.outcomes('quantized'))} layers with {self.recipe.name}")
-        self._calibrated(quantized)
-        if statistics:
-            with self.step("batch norms") as words:
-                count = reestimate_batch_norms(quantized, self.data, reference=model, verbose=self.verbose)
-                words.append(f"statistics of {count} taken anew" if count else "statistics left as they were")
-            self._calibrated(quantized)
             return quantized
-        with self.step("correct biases") as words:
-            found = correct_biases(quantized, model, self.data, steps=self.first, verbose=self.verbose)
-            words.append(str(found.report.verdict))
-        if any(isinstance(rule.kernel, AdjustableThreshold) for rule in self.recipe.plan):
-            self._tuned(quantized, model)
+
+        quantized = self._stage("quantize", "quantized", made)
+        changes = [("calibrate", self._calibrated)]
+        if statistics:
+            changes += [("batch norms", self._reestimated), ("calibrate", self._calibrated)]
+        else:
+            changes += [("correct biases", self._corrected)]
+            if any(isinstance(rule.kernel, AdjustableThreshold) for rule in self.recipe.plan):
+                changes += [("tune", self._tuned)]
+        for name, change in changes:
+            quantized = self._stage(name, "quantized", functools.partial(_changed, change, quantized, model))
+        if self.report is None:  # an earlier run has quantized
+            _, self.report = quantize_model(model, self.recipe, skip=skip)
         return quantized
 
-    def _folded(self, model: keras.Model) -> keras.Model:
-        with self.step("fold batch norms") as words:
-            folded = fold_batch_norms(model)
-            count = len(find_layers(model, keras.layers.BatchNormalization))
-            left = len(find_layers(folded, keras.layers.BatchNormalization))
-            words.append(f"{count - left} of {count}")
+    def _folded(self, words: list[str]) -> keras.Model:
+        folded = fold_batch_norms(self.model)
+        count = len(find_layers(self.model, keras.layers.BatchNormalization))
+        words.append(f"{count - len(find_layers(folded, keras.layers.BatchNormalization))} of {count}")
         return folded
 
-    def _equalized(self, model: keras.Model) -> keras.Model:
-        with self.step("equalize") as words:
-            found, report = equalize(
-                model, self.data, recipe=self.recipe, return_report=True, steps=self.first, verbose=self.verbose
-            )
-            words.append(str(report.verdict) if report.outcomes("equalized") else "nothing to equalize, or no help")
+    def _equalized(self, model: keras.Model, words: list[str]) -> keras.Model:
+        found, report = equalize(
+            model, self.data, recipe=self.recipe, return_report=True, steps=self.first, verbose=self.verbose
+        )
+        words.append(str(report.verdict) if report.outcomes("equalized") else "nothing to equalize, or no help")
         return found
 
-    def _calibrated(self, quantized: keras.Model) -> None:
-        with self.step("calibrate") as words:
-            words.append(f"{len(calibrate(quantized, self.data, verbose=self.verbose))} ranges")
+    def _calibrated(self, quantized: keras.Model, model: keras.Model) -> str:
+        return f"{len(calibrate(quantized, self.data, verbose=self.verbose))} ranges"
 
-    def _tuned(self, quantized: keras.Model, teacher: keras.Model) -> None:
-        """FAT: thresholds learn the teacher's outputs, judged on every fourth batch."""
-        with self.step("tune") as words:
-            before = [np.array(to_numpy(variable)) for variable in quantized.variables]
-            training, judging = self._parts()
-            epochs = int(self.recipe.training.get("epochs", 6))
-            history = distill(
-                quantized, teacher, training, epochs=epochs, validation_data=judging, verbose=self.verbose
-            ).history
-            same = all(np.array_equal(old, to_numpy(now)) for old, now in zip(before, quantized.variables, strict=True))
-            loss = min(history.get("val_loss") or history["loss"])
-            words.append(
-                f"{epochs} epochs, {'none better than the start' if same else f'loss {loss:.4g} at best, kept'}"
-            )
+    def _reestimated(self, quantized: keras.Model, model: keras.Model) -> str:
+        count = reestimate_batch_norms(quantized, self.data, reference=model, verbose=self.verbose)
+        return f"statistics of {count} taken anew" if count else "statistics left as they were"
 
-    def _parts(self) -> tuple[Any, Any]:
-        """What trains and what judges; a single batch does both."""
+    def _corrected(self, quantized: keras.Model, model: keras.Model) -> str:
+        found = correct_biases(quantized, model, self.data, steps=self.first, verbose=self.verbose)
+        return str(found.report.verdict)
+
+    def _tuned(self, quantized: keras.Model, model: keras.Model) -> str:
+        """FAT: thresholds learn the float model's outputs, judged on every fourth batch."""
+        before = [np.array(to_numpy(variable)) for variable in quantized.variables]
+        epochs, epoch = int(self.recipe.training.get("epochs", 6)), Epoch()
+        training, count, judging = self._parts(epoch)
+        history = distill(
+            quantized,
+            model,
+            training,
+            steps=count,
+            epochs=epochs,
+            validation_data=judging,
+            callbacks=[epoch],
+            checkpoint=self.stages.tuning,
+            verbose=self.verbose,
+        ).history
+        same = all(np.array_equal(old, to_numpy(now)) for old, now in zip(before, quantized.variables, strict=True))
+        loss = min(history.get("val_loss") or history["loss"])
+        return f"{epochs} epochs, {'none better than the start' if same else f'loss {loss:.4g} at best, kept'}"
+
+    def _parts(self, epoch: Epoch) -> tuple[Any, int, Any]:
+        """What trains, in an order of each epoch's own, its batches, and what judges; a single batch does both."""
         count = self.batches if self.batches is not None else sum(1 for _ in self.data)
         kept = count // 4
         if not kept:
-            return self.data, None
+            return self.data, count, None
         training = self.data.skip(kept)
-        return training.shuffle(count - kept, seed=0), self.data.take(kept)
+        return lambda: training.shuffle(count - kept, seed=epoch.number), count - kept, self.data.take(kept)
+
+
+def _changed(change: Callable[..., str], quantized: keras.Model, model: keras.Model, words: list[str]) -> keras.Model:
+    """A step that changes a model in place, as one that makes one."""
+    words.append(change(quantized, model))
+    return quantized
 
 
 def wants_equal_ranges(recipe: Recipe) -> bool:

@@ -6,6 +6,9 @@
 Folds batch norms, equalizes where channels share a scale, quantizes, calibrates, corrects biases, tunes thresholds (fat),
 exports and verifies against the float model. Each change is judged on images it was not made from. Exit status 1 if the file
 does not verify; it is written then, too, and the reason is said.
+
+What the steps give is kept beside the output, in m.tflite.stages/ for m.tflite, until the files are written. The same command
+with --resume goes on there after a kill, to the same bits.
 """
 
 import dataclasses
@@ -13,8 +16,9 @@ import json
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 from absl import flags
 
 from keras_lowbit.cli import options
@@ -22,14 +26,17 @@ from keras_lowbit.cli.conversion import Conversion
 from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import define_model, load_model
 from keras_lowbit.cli.recipes import needs
+from keras_lowbit.cli.settings import digest_of
+from keras_lowbit.cli.stages import ENDING, Stages
 from keras_lowbit.convert.post_training.input_checks import warn_of_other_scale
 from keras_lowbit.data import batches
 from keras_lowbit.deploy.export import ExportReport, export_litert
 from keras_lowbit.deploy.litert.target import target_of
 from keras_lowbit.deploy.verification.verify import Parity, verify
-from keras_lowbit.files import name_of
+from keras_lowbit.files import name_of, printable
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.recipes import Recipe
 from keras_lowbit.report.content import Report, paths
 from keras_lowbit.report.make import report as make_report
 from keras_lowbit.report.page import check_jinja
@@ -45,6 +52,7 @@ define_model(FLAGS)
 flags.DEFINE_string(
     "save", None, ".keras file for the quantized model, which verify and export read", flag_values=FLAGS
 )
+flags.DEFINE_bool("resume", False, "go on behind the last step of a run that was killed", flag_values=FLAGS)
 text = "page (.html) about the result: layers, sizes, parity, ranges, weights; and the same as .json beside it"
 flags.DEFINE_string("report", None, text, flag_values=FLAGS)
 ARGUMENTS = ("MODEL",)
@@ -52,51 +60,95 @@ ARGUMENTS = ("MODEL",)
 
 def run(values: Any, model: str) -> int:
     """Converts, prints the table, and says whether the file verified."""
+    recipe, arguments = options.recipe_of(values.recipe), options.file_arguments(values)
+    stages = Stages(values.output + ENDING, _settings(values, recipe, model))
+    stages.open(values.resume, values.force)
+    force = values.force or stages.writing  # what is there may be this run's
     pages = () if values.report is None else paths(values.report)
     for path in filter(None, (values.output, values.save, *pages)):
-        options.check_output(path, values.force)
+        options.check_output(path, force)
     if pages:
         check_jinja()
-    recipe, arguments = options.recipe_of(values.recipe), options.file_arguments(values)
     target_of(values.target)
-    with options.working(values), tempfile.TemporaryDirectory() as folder:
-        float_model = load_model(model, values)
-        check_float(float_model, model)
-        if needs(recipe) == "fit":
-            warnings.warn(f"{recipe.name} is made for training; without it expect a loss of accuracy", stacklevel=1)
-        given = open_data(float_model, values)
-        warn_of_other_scale(float_model, next(batches(given.dataset)), [])
-        said = (lambda step: options.say(f"{step} ...")) if options.wants_progress(values) else None
-        work = Conversion(float_model, recipe, given.dataset, values.batch_size, options.wants_progress(values), said)
-        quantized = work.quantized(values.skip)
-        made = Path(folder, "model.tflite")
-        with work.step("export") as words:
-            report = export_litert(quantized, made, **arguments)
-            words.append(f"{report.size_bytes:,} bytes")
-        with work.step("verify") as words:
-            parity = verify(quantized, made, given.dataset, reference=float_model)
-            words.append("ok" if parity.ok else "NOT OK")
-        if values.save is not None:
-            quantized.save(Path(folder, "model.keras"))
-            options.write_output(values.save, Path(folder, "model.keras").read_bytes(), values.force)
-        options.write_output(values.output, made.read_bytes(), values.force)
-        if pages:
-            with work.step("report"):
-                _report(values, model, work, quantized, report, parity).save(values.report)
-    report = dataclasses.replace(report, path=name_of(values.output))
-    options.show(values, _text(work, report, parity), _fields(work, report, parity, given.preprocess))
-    return int(not parity.ok)
+    if values.resume:
+        options.say(_resumed(stages))
+    try:
+        with options.working(values), tempfile.TemporaryDirectory() as folder:
+            made = _converted(values, model, recipe, arguments, stages, Path(folder))
+            stages.begin_writing()
+            for path, name in ((values.save, "model.keras"), (values.output, "model.tflite")):
+                if path is not None:
+                    options.write_output(path, Path(folder, name).read_bytes(), force)
+            if pages:
+                with made.work.step("report"):
+                    _report(values, model, made).save(values.report)
+    except (ValueError, TypeError, ImportError):  # refused: the same flags would be refused again
+        stages.clear()
+        raise
+    stages.clear()
+    report = dataclasses.replace(made.export, path=name_of(values.output))
+    options.show(values, _text(made.work, report, made.parity), _fields(made, report))
+    return int(not made.parity.ok)
 
 
-def _report(values: Any, model: str, work: Conversion, quantized: Any, export: ExportReport, parity: Parity) -> Report:
+class Made(NamedTuple):
+    """What the steps gave."""
+
+    work: Conversion
+    quantized: keras.Model
+    export: ExportReport
+    parity: Parity
+    preprocess: str
+
+
+def _converted(
+    values: Any, model: str, recipe: Recipe, arguments: dict[str, Any], stages: Stages, folder: Path
+) -> Made:
+    """All steps; the files are in the folder."""
+    float_model = load_model(model, values)
+    check_float(float_model, model)
+    check_labels(float_model, arguments.get("labels"))
+    if needs(recipe) == "fit":
+        warnings.warn(f"{recipe.name} is made for training; without it expect a loss of accuracy", stacklevel=1)
+    given = open_data(float_model, values)
+    warn_of_other_scale(float_model, next(batches(given.dataset)), [])
+    verbose = options.wants_progress(values)
+    said = (lambda step: options.say(f"{step} ...")) if verbose else (lambda step: None)
+    work = Conversion(float_model, recipe, given.dataset, values.batch_size, stages, verbose, said)
+    quantized = work.quantized(values.skip)
+    made = folder / "model.tflite"
+    with work.step("export") as words:
+        report = export_litert(quantized, made, **arguments)
+        words.append(f"{report.size_bytes:,} bytes")
+    with work.step("verify") as words:
+        parity = verify(quantized, made, given.dataset, reference=float_model)
+        words.append("ok" if parity.ok else "NOT OK")
+    quantized.save(folder / "model.keras")
+    return Made(work, quantized, report, parity, given.preprocess)
+
+
+def _settings(values: Any, recipe: Recipe, model: str) -> dict[str, Any]:
+    """What the steps before the export depend on."""
+    names = "untrained classes input_size data data_dir preprocess resize batch_size limit seed skip"
+    found = {"model": model, "model file": digest_of(model), "recipe": recipe.get_config()}
+    return {**found, **{name: getattr(values, name) for name in names.split()}}
+
+
+def _resumed(stages: Stages) -> str:
+    if not stages.steps:
+        return "nothing to go on from: from the start"
+    return f"goes on behind {stages.steps[-1].step}, from {printable(stages.folder)}"
+
+
+def _report(values: Any, model: str, made: Made) -> Report:
     """The page about all of it; what is known already is not computed again."""
     return make_report(
-        quantized,
-        reference=work.model,
-        data=work.data,
-        conversion=work.report,
-        export=export,
-        parity=parity,
+        made.quantized,
+        reference=made.work.model,
+        data=made.work.data,
+        conversion=made.work.report,
+        export=made.export,
+        parity=made.parity,
         command=options.command_line("convert", values, model),
         **options.file_arguments(values),
     )
@@ -106,6 +158,15 @@ def check_float(model: Any, name: str) -> None:
     """ValueError for a model that is quantized already."""
     if find_layers(model, QuantActivation) or find_layers(model, QuantizedLayer):
         raise ValueError(f"{name} is quantized already: keras-lowbit export writes its file. Give the float model")
+
+
+def check_labels(model: Any, labels: list[str] | None) -> None:
+    """ValueError, before the work, for labels that are not one for each class of the model's first output."""
+    classes = model.outputs[0].shape[-1]
+    if labels is not None and classes is not None and len(labels) != classes:
+        raise ValueError(
+            f"--labels has {len(labels)} labels; {model.name!r} has {classes} classes. Give one on each line"
+        )
 
 
 def _text(work: Conversion, report: ExportReport, parity: Parity) -> str:
@@ -122,15 +183,15 @@ def _text(work: Conversion, report: ExportReport, parity: Parity) -> str:
     return "\n".join(lines)
 
 
-def _fields(work: Conversion, report: ExportReport, parity: Parity, preprocess: str) -> dict[str, Any]:
-    found = json.loads(parity.to_json())
+def _fields(made: Made, report: ExportReport) -> dict[str, Any]:
+    found, work = json.loads(made.parity.to_json()), made.work
     return {
         "model": work.model.name,
         "recipe": work.recipe.name,
         "output": report.path,
         "size_bytes": report.size_bytes,
         "float_weight_bytes": 4 * work.model.count_params(),
-        "preprocess": preprocess,
+        "preprocess": made.preprocess,
         "steps": [dataclasses.asdict(step) for step in work.steps],
         "float_fallbacks": [{"path": each.path, "reason": each.reason} for each in report.float_fallbacks],
         **{name: found[name] for name in ("ok", "problems", "samples", "outputs", "notes")},

@@ -20,16 +20,18 @@ from absl import flags
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.cli import options
 from keras_lowbit.cli.backup import Backup
+from keras_lowbit.cli.conversion import Epoch
 from keras_lowbit.cli.convert import check_float
 from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import define_model, load_model, read_model
 from keras_lowbit.cli.recipes import needs
+from keras_lowbit.cli.settings import check_same, digest_of, read_fields
 from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.data import batch_count
 from keras_lowbit.distill import losses
 from keras_lowbit.distill.logits import logits_model
-from keras_lowbit.files import atomic_write, printable, read_whole
+from keras_lowbit.files import atomic_write, printable
 from keras_lowbit.recipes import Recipe
 
 FLAGS = flags.FlagValues()
@@ -74,18 +76,6 @@ def run(values: Any, model: str) -> int:
         values, text, {"output": values.output, "recipe": recipe.name, "epochs": values.epochs, "history": history}
     )
     return 0
-
-
-class Epoch(keras.callbacks.Callback):
-    """Knows which epoch `fit` is in: the order of the data is drawn with its number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Before the data are read for the epoch."""
-        self.number = epoch
 
 
 def _trained(
@@ -159,20 +149,16 @@ def check_settings(values: Any, recipe: Recipe, model: str) -> None:
     names = (
         "data data_dir preprocess resize batch_size limit seed skip epochs learning_rate validation teacher temperature"
     )
-    wanted = {"model": model, "recipe": recipe.get_config(), **{name: getattr(values, name) for name in names.split()}}
+    wanted = {
+        "model": model,
+        "model file": digest_of(model),
+        "recipe": recipe.get_config(),
+        **{name: getattr(values, name) for name in names.split()},
+    }
     os.makedirs(values.checkpoint, exist_ok=True)
     path = os.path.join(values.checkpoint, SETTINGS)
-    if not os.path.exists(path):
+    found = read_fields(path, "Give another --checkpoint")
+    if found is None:
         atomic_write(path, json.dumps(wanted, indent=1).encode())
         return
-    try:
-        found = json.loads(read_whole(path))
-    except ValueError as error:
-        raise flags.Error(
-            f"{printable(path)} holds no settings of a run ({error}). Give another --checkpoint"
-        ) from error
-    if other := [name for name in wanted if found.get(name) != json.loads(json.dumps(wanted[name]))]:
-        raise flags.Error(
-            f"--checkpoint={printable(values.checkpoint)} holds a run with other {', '.join(other)}. Give the same flags to "
-            "go on, or another folder"
-        )
+    check_same(f"--checkpoint={printable(values.checkpoint)}", found, wanted, "or another folder")
