@@ -4,8 +4,10 @@
 than three values. Here the forward value is `on_grid` itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -17,10 +19,34 @@ def straight_through(real: Tensor, on_grid: Tensor, passes: Tensor | None = None
     ``y = on_grid``,  ``dy/d real = passes``,  ``dy/d on_grid = 0``.
     All three have the shape of `real`. Bengio et al. 2013, arXiv:1308.3432, section 3 (straight-through).
     """
+    return straight_through_where(real, on_grid, lambda: passes)
+
+
+def straight_through_where(real: Tensor, on_grid: Tensor, passes: Callable[[], Tensor | None]) -> Tensor:
+    """`straight_through` whose `passes` are a function, asked for on the way back where the backend allows it.
+
+    In TensorFlow an eager forward pass, as in `calibrate` and `verify`, then never computes them.
+    """
     on_grid = ops.stop_gradient(on_grid)
-    if passes is None:
+    if keras.backend.backend() == "tensorflow":
+        return _swap_lazily(passes)(real, on_grid)
+    found = passes()
+    if found is None:
         return _swap(real, on_grid)
-    return _swap_where(real, on_grid, ops.stop_gradient(ops.cast(passes, real.dtype)))
+    return _swap_where(real, on_grid, ops.stop_gradient(ops.cast(found, real.dtype)))
+
+
+def _swap_lazily(passes: Callable[[], Tensor | None]) -> Callable[[Tensor, Tensor], Tensor]:
+    @ops.custom_gradient
+    def swap(real: Tensor, on_grid: Tensor) -> Any:
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
+            found = passes()
+            own = upstream if found is None else upstream * ops.stop_gradient(ops.cast(found, real.dtype))
+            return own, ops.zeros_like(upstream)
+
+        return on_grid * 1.0, gradient
+
+    return swap
 
 
 @ops.custom_gradient

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_lowbit.arguments import check_flag, check_seed, nearest_first
 from keras_lowbit.numerics import thresholds
-from keras_lowbit.numerics.gradients import straight_through
+from keras_lowbit.numerics.gradients import straight_through_where
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers import former
 
@@ -101,7 +101,7 @@ class Quantizer:
 
     def on_grid(self, real: Tensor, quantized: Quantized) -> Tensor:
         """The value of codes found for `real`, with the gradient that a call has."""
-        return straight_through(real, quantized.real, self.gradient_mask(real, quantized))
+        return straight_through_where(real, quantized.real, lambda: self.gradient_mask(real, quantized))
 
     @property
     def bits(self) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import keras
@@ -58,14 +59,31 @@ def compare_layers(
     """
     weights, layers = _weights_equal(model, lowered, file), quantized_layers(model)
     altered = {layers[x.path]: x.weights.real for x in lowered.layers.values() if x.overflow is not None}
-    found = []
-    with kernels_standing_in(altered):
+    found: list[Future[_Sums]] = []
+    with kernels_standing_in(altered), ThreadPoolExecutor(1) as adding_up:
         for segment in lowered.segments:
-            name, op = segment.tensor, file.operator_of(segment.tensor)
-            size, worst, exact, snr_db, unrounded = _difference(lowered.graph, segment, tensors)
-            delegated = name in taken if op else None
-            found.append(LayerParity(name, size, worst, exact, weights.get(name), op, delegated, snr_db, unrounded))
-    return found
+            expected = _replayed(lowered.graph, segment, tensors)
+            wait(found[-1:])  # no more than two layers' outputs at a time
+            found.append(adding_up.submit(_sums, lowered.graph, segment, expected, tensors))
+    return [
+        _parity(segment.tensor, sums.result(), weights, file, taken)
+        for segment, sums in zip(lowered.segments, found, strict=True)
+    ]
+
+
+def _parity(name: str, sums: "_Sums", weights: Mapping[str, bool], file: LiteRTFile, taken: set[str]) -> LayerParity:
+    op, count = file.operator_of(name), max(sums.size, 1)
+    return LayerParity(
+        name,
+        sums.size,
+        sums.worst,
+        exact=1 - sums.different / count,
+        codes_equal=weights.get(name),
+        op=op,
+        delegated=name in taken if op else None,
+        snr_db=sums.noise.snr_db,
+        unrounded=sums.unrounded / count,
+    )
 
 
 def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
@@ -78,20 +96,21 @@ def _real(graph: IntegerGraph, name: str, value: np.ndarray) -> np.ndarray:
     return real
 
 
-def _difference(
-    graph: IntegerGraph, segment: Segment, tensors: Mapping[str, np.ndarray]
-) -> tuple[int, int, float, float, float]:
-    """Elements, largest difference in steps, share of equal ones, signal-to-noise ratio in dB, share of unrounded ones."""
+def _replayed(graph: IntegerGraph, segment: Segment, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What Keras makes of the stored inputs of one layer, flat."""
     sources = segment.provenance.sources.values()
     reals = {name: keras.ops.convert_to_tensor(_real(graph, name, tensors[name])) for name in sources}
-    expected = np.asarray(keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))).reshape(-1)
+    return np.asarray(keras.ops.convert_to_numpy(segment.provenance.replay(reals, segment.key))).reshape(-1)
+
+
+def _sums(graph: IntegerGraph, segment: Segment, expected: np.ndarray, tensors: Mapping[str, np.ndarray]) -> "_Sums":
+    """What Keras expects of one stored tensor against what it holds."""
     got, sums = tensors[segment.tensor].reshape(-1), _Sums(graph.tensors[segment.tensor].range)
     if got.size != expected.size:
         raise ValueError(f"{segment.tensor!r} has {got.size:,} elements, Keras gives {expected.size:,}")
     for start in range(0, got.size, CACHED):
         sums.add(expected[start : start + CACHED], got[start : start + CACHED])
-    count = max(got.size, 1)
-    return got.size, sums.worst, 1 - sums.different / count, sums.noise.snr_db, sums.unrounded / count
+    return sums
 
 
 class _Sums:
@@ -99,7 +118,7 @@ class _Sums:
 
     def __init__(self, grid: Range) -> None:
         self.scale, self.zero_point, self.noise = np.float32(grid.scale), grid.zero_point, Noise()
-        self.worst, self.different, self.unrounded = 0, 0, 0
+        self.size, self.worst, self.different, self.unrounded = 0, 0, 0, 0
 
     def add(self, expected: np.ndarray, codes: np.ndarray) -> None:
         """Keras' reals and the file's codes."""
@@ -107,6 +126,7 @@ class _Sums:
         np.clip(wanted, -128 - self.zero_point, 127 - self.zero_point, out=wanted)
         got, nearest = codes.astype(np.float64) - self.zero_point, np.round(wanted)
         steps = np.abs(got - nearest)
+        self.size += got.size
         self.worst = max(self.worst, int(steps.max()))
         self.different += int(np.count_nonzero(steps))
         self.unrounded += int(np.count_nonzero(np.abs(wanted - nearest) > BETWEEN_CODES))

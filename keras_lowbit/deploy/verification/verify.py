@@ -5,8 +5,8 @@ last bit, so that errors of earlier layers do not add up. End to end they do: th
 the NumPy reference of the integer graph there is no tolerance: every element of every tensor is equal, or it is wrong.
 """
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -85,16 +85,13 @@ def verify(
     about = [Described.of(lowered.graph.tensors[name]) for name in lowered.graph.outputs]
     ends = EndToEnd(model, about, run_by(), reference, strict=labels is not None)
     notes = InputNotes(lowered.graph)
-    for inputs, own in klb_data.labelled_batches(data, labels, batch_size, steps):
-        arrays = [as_given(leaf) for leaf in inputs_in_order(model, inputs)]
-        first.add(arrays)
-        ends.add(arrays, own)
-        notes.add(arrays)
-    ours = trace_by_batches(written, first.take(), batch)
-    runner = run_by(reference=True, spare_reference=softmax_overflows(written, ours))
-    coverage = delegate_coverage(path, file.content)
-    layers_on = partial(_layers_on, model, lowered, file, set(coverage.taken))
-    with ThreadPoolExecutor(1) as meanwhile:  # LiteRT's reference kernels take one processor
+    with ThreadPoolExecutor(1) as meanwhile:  # what needs no Keras, beside what does
+        batches = klb_data.labelled_batches(data, labels, batch_size, steps)
+        trace = partial(meanwhile.submit, partial(trace_by_batches, written, size=batch))
+        ours = _run_over(model, batches, first, trace, ends, notes).result()
+        runner = run_by(reference=True, spare_reference=softmax_overflows(written, ours))
+        coverage = delegate_coverage(path, file.content)
+        layers_on = partial(_layers_on, model, lowered, file, set(coverage.taken))
         comparing = meanwhile.submit(compare_reference, ours, runner, first.take(reference_samples))
         layers = layers_on(ours) if runner.resolver == "reference" else []
         found = comparing.result()
@@ -118,6 +115,26 @@ def verify(
 def _notes(file: LiteRTFile, path: FilePath) -> Mapping[str, Any] | None:
     with parsing(path, file.size):
         return litert.metadata_of(file.content)
+
+
+def _run_over(
+    model: keras.Model,
+    batches: Iterable[tuple[Any, Any]],
+    first: "_FirstSamples",
+    trace: Callable[[list[np.ndarray]], Future[dict[str, np.ndarray]]],
+    ends: EndToEnd,
+    notes: InputNotes,
+) -> Future[dict[str, np.ndarray]]:
+    """Runs all batches end to end; the trace of the first samples, begun as soon as they are there."""
+    tracing = None
+    for inputs, labels in batches:
+        arrays = [as_given(leaf) for leaf in inputs_in_order(model, inputs)]
+        first.add(arrays)
+        if tracing is None and not first.missing:
+            tracing = trace(first.take())
+        ends.add(arrays, labels)
+        notes.add(arrays)
+    return tracing or trace(first.take())
 
 
 def _layers_on(
