@@ -6,6 +6,7 @@ from keras_lowbit.convert.post_training.correct_biases import correct_biases
 from keras_lowbit.convert.post_training.equalize import equalize
 from keras_lowbit.convert.post_training.fold_batch_norms import fold_batch_norms, fold_report
 from keras_lowbit.convert.post_training.range_use import ActivationRanges, RangeUse, activation_ranges
+from keras_lowbit.convert.post_training.reconstruction.reconstruct import reconstruct
 from keras_lowbit.convert.post_training.rescale_depthwise import rescale_depthwise
 from keras_lowbit.convert.post_training.round_weights import round_weights
 from keras_lowbit.convert.quantize_model import quantize_model
@@ -32,6 +33,7 @@ __all__ = [
     "fold_report",
     "quantize_model",
     "quantized_weights",
+    "reconstruct",
     "reestimate_batch_norms",
     "rescale_depthwise",
     "round_weights",

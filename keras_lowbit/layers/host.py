@@ -1,6 +1,8 @@
 """The quantizer state layer: a sub-layer that owns the variables a quantizer declares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -17,7 +19,18 @@ from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.quantizers.former import upgrade
 
 PACKAGE = "keras_lowbit"
+_MIXING: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("what activations are mixed by", default=None)
 FORMAT_VERSION = 2  # of saved layer configurations; raised when an older library could not read a newer file
+
+
+@contextmanager
+def activations_mixed(mix: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Inside, every activation is ``mix(real, on_grid)`` of its float and its quantized values; in this thread alone."""
+    token = _MIXING.set(mix)
+    try:
+        yield
+    finally:
+        _MIXING.reset(token)
 
 
 def take_format_version(config: dict[str, Any], what: str) -> int:
@@ -139,7 +152,9 @@ class QuantizerHost(keras.layers.Layer):
                 self.state[name].assign(value)
         if self.quantizer.is_slow(training):
             return self.quantizer.on_grid(real, self.encode(real))
-        return self.quantizer(real, self.values(), self.filter_axes, training)
+        on_grid = self.quantizer(real, self.values(), self.filter_axes, training)
+        mix = None if self.filter_axes else _MIXING.get()
+        return on_grid if mix is None else mix(ops.cast(real, "float32"), on_grid)
 
     def encode(self, real: Any) -> quantizers.Quantized:
         """Codes, scale and zero point of `real` under the current state: what is deployed.

@@ -146,6 +146,15 @@ class Clustered(Quantizer):
             np.broadcast_to(exponent, plan.filters).copy(),
         )
 
+    def cluster_scales(self, kernel: Tensor, filter_axes: Axes = ()) -> np.ndarray:
+        """The scale ``I_a 2^E`` of every weight's cluster, float32 in the kernel's layout; 0 for a cluster of zeros."""
+        plan = self.layout(tuple(kernel.shape), filter_axes)
+        weights = clusters.to_clusters(as_float32(kernel), plan)
+        fit = self._fit(ops.abs(weights), plan)
+        scales = fit.alphas if fit.step is None else fit.alphas * fit.step
+        spread = ops.convert_to_numpy(clusters.from_clusters(ops.broadcast_to(scales, weights.shape), plan))
+        return np.asarray(spread, np.float32)
+
     def layout(self, shape: tuple[int, ...], filter_axes: Axes) -> clusters.Layout:
         """How a kernel of that shape falls into clusters; a ValueError where it cannot."""
         if not filter_axes:

@@ -1,0 +1,1 @@
+"""Rounding learnt block by block; `reconstruct` is the way in."""

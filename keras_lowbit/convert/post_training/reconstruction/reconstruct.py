@@ -1,0 +1,202 @@
+"""reconstruct: rounding learnt block by block, so that each block's output, not each weight, comes out nearest."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lowbit.arguments import check_whole
+from keras_lowbit.convert.expansion.expand import expand
+from keras_lowbit.convert.post_training.layer_steps import guarded_steps
+from keras_lowbit.convert.post_training.reconstruction.blocks import UNITS, Block, find_blocks
+from keras_lowbit.convert.post_training.reconstruction.checkpoint import Checkpoint
+from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours, assign_exactly
+from keras_lowbit.convert.post_training.reconstruction.replay import Replay
+from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrainer, Settings, train
+from keras_lowbit.convert.post_training.reconstruction.twins import Twins
+from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused, left_if
+from keras_lowbit.data import Batches
+from keras_lowbit.files import FilePath
+from keras_lowbit.guard import Samples
+from keras_lowbit.keras_graph.calls import calls_of, inputs_in_order
+from keras_lowbit.keras_graph.variables import to_numpy
+
+_IN_MEMORY = 2**30  # bytes of one tensor of all samples; a larger one lies in a file
+
+
+def reconstruct(
+    quantized: keras.Model,
+    reference: keras.Model,
+    data: Any,
+    *,
+    unit: str = "block",
+    iterations: int = 2000,
+    batch_size: int = 32,
+    steps: int | None = None,
+    learning_rate: float = 1e-2,
+    drop_probability: float = 0.5,
+    regularization: float = 0.01,
+    seed: int = 0,
+    validation_data: Any = None,
+    check: bool = True,
+    checkpoint: FilePath | None = None,
+    verbose: int | bool = 1,
+) -> ConversionReport:
+    """Learn whether each weight of a calibrated model is rounded up or down, block by block; no labels needed.
+
+    Every weight w lies between two neighbours of its grid; ``w' = low + h(v) (high - low)`` with a trained v, at first w
+    itself, and ``h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)``. Of each block, its inputs those of the quantized network, its
+    target t the output in the float one, Adam minimises ``C E|y - t|^2 / E|t|^2 + lambda sum(1 - |2 h(v) - 1|^beta)``, C the
+    channels of t. The second term is 0 in the first fifth of the iterations, then beta falls from 20 to 2 and every h ends at
+    0 or 1. The kernel gets the values chosen, on its grid: scales stay. It is for 4 bits and below.
+
+    Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels. If the
+    outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a warning.
+
+    quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Do not calibrate it again: that may look
+    for scales anew.   reference: the float model, folded, with layers of the same paths.
+    data, steps, verbose: as for `calibrate`; a few hundred images, whose tensors between blocks are kept in half precision, in
+    memory or, above 1 GiB, in a nameless file.
+    unit: "block" (residual blocks and inverted residuals, as a whole) or "layer".
+    iterations: of each block; 0 leaves every weight at its nearest value.   batch_size: samples of an iteration.
+    learning_rate: of v.   drop_probability: of an activation to stay float in an iteration, value by value (QDrop); in [0, 1).
+    regularization: lambda.   seed: of the samples drawn and the activations left float.
+    validation_data: samples that judge; by default every fourth of `data`, 256 at most.   check=False: nothing is judged.
+    checkpoint: file written after every block; a run that finds it goes on behind its last block, to the same bits.
+    Returns a report: "reconstructed" with the block's error before and after and the share of weights that are not at their
+    nearest value, or "left" and why; its `verdict` is on the outputs of the model.
+    Works on the grids of Uniform, AdjustableThreshold, LearnedStep, PowerOfTwo, Ternary and Clustered, where the quantizer
+    finds the values chosen again; the others are named in the report.
+    Raises ValueError if no layer of the two models matches, and for arguments out of range.
+    Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Li et al. 2021, arXiv:2102.05426 (BRECQ); Wei et al. 2022, arXiv:2203.05740
+    (QDrop). Differs: the error is relative to the target, so that lambda fits networks of any scale.
+
+    >>> print(klb.reconstruct(quantized, folded, images, iterations=20, verbose=0))
+    """
+    settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
+    samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
+    twins = Twins(calls_of(quantized, inline=True), calls_of(expand(reference).model, inline=True))
+    if not twins.layers:
+        raise ValueError(
+            f"No quantized layer of {quantized.name!r} has a float one of the same path in {reference.name!r}. Give the model "
+            "that was quantized, its batch norms folded."
+        )
+    blocks = find_blocks(twins.float_graph, lambda call: call.path in twins.layers, unit)
+    rows: list[LayerReport] = []
+    done = Checkpoint(checkpoint, twins.layers, {"unit": unit, **dataclasses.asdict(settings)})
+
+    def all_blocks() -> None:
+        rows.extend(_Run(quantized, reference, twins, samples, settings, done).blocks(blocks, verbose))
+
+    verdict = guarded_steps("reconstruct", quantized, reference, samples, all_blocks)
+    return ConversionReport(
+        quantized.name, "reconstruct", (*left_if(not verdict.kept, rows), *twins.left.values()), verdict
+    )
+
+
+def _checked(
+    unit: Any,
+    iterations: Any,
+    learning_rate: float,
+    drop_probability: float,
+    regularization: float,
+    batch_size: int,
+    seed: Any,
+) -> Settings:
+    check_whole("reconstruct", "iterations", iterations, low=0)
+    check_whole("reconstruct", "seed", seed, low=0)
+    if unit not in UNITS:
+        raise ValueError(f"reconstruct got unit={unit!r}; give 'block' or 'layer'.")
+    if not learning_rate > 0:
+        raise ValueError(f"reconstruct needs a learning_rate above 0, got {learning_rate!r}; usual is 0.01.")
+    if not 0 <= drop_probability < 1:
+        raise ValueError(f"reconstruct needs a drop_probability in [0, 1), got {drop_probability!r}; usual is 0.5.")
+    if not regularization >= 0:
+        raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 0.01.")
+    return Settings(iterations, learning_rate, drop_probability, regularization, batch_size, seed)
+
+
+class _Run:
+    """One run over all blocks: the networks' tensors as far as they have come."""
+
+    def __init__(
+        self,
+        quantized: keras.Model,
+        reference: keras.Model,
+        twins: Twins,
+        samples: Samples,
+        settings: Settings,
+        done: Checkpoint,
+    ) -> None:
+        self.twins, self.settings, self.done = twins, settings, done
+        batches = list(samples)
+        self.fitted = sum(len(inputs_in_order(quantized, batch)[0]) for batch in batches)
+        everything = [inputs_in_order(quantized, batch) for batch in (*batches, *samples.held_back)]
+        self.codes = Replay(twins.graph, everything, _IN_MEMORY)
+        self.reals = Replay(twins.float_graph, everything, _IN_MEMORY)
+        self.judges = bool(samples.held_back)
+
+    def blocks(self, blocks: list[Block], verbose: int | bool) -> list[LayerReport]:
+        """Every block in its order; a row for each of its layers."""
+        rows: list[LayerReport] = []
+        bar = keras.utils.Progbar(len(blocks), verbose=1 if verbose else 0, unit_name="block")
+        for place, block in enumerate(blocks):
+            pair = self.twins.quantized_block(block)
+            if isinstance(pair, Refused):
+                rows += [self.twins.row(path, "left", pair.reason) for path in block.layers]
+            else:
+                rows += self._block(block, pair)
+            later = blocks[place + 1 :]
+            self.reals.keep_only([*(key for b in later for key in b.inputs), block.output])
+            twins = [twin for b in later if isinstance(twin := self.twins.quantized_block(b), Block)]
+            ends = [] if isinstance(pair, Refused) else [pair.output]
+            self.codes.keep_only([*(key for b in twins for key in b.inputs), *ends])
+            bar.add(1)
+        return rows
+
+    def _block(self, block: Block, pair: Block) -> list[LayerReport]:
+        target, before = self.reals[block.output], self.codes[pair.output]
+        neighbours = {path: self.twins.neighbours[path] for path in block.layers}
+        kernels = {path: to_numpy(self.twins.layers[path].kernel).copy() for path in block.layers}
+        if (chosen := self.done.of(block.layers)) is None:
+            chosen = self._trained(block, pair, neighbours)
+        left = [path for path in block.layers if not self._take(path, neighbours[path], chosen[path])]
+        after = self.codes.again(pair.output, pair.inputs)
+        errors = [self._error(target, found) for found in (before, after)]
+        if self.judges and not errors[1] < errors[0]:
+            for path, kernel in kernels.items():
+                self.twins.layers[path].kernel.assign(kernel)
+            self.codes.again(pair.output, pair.inputs)
+        self.done.add(chosen)
+        return [self._row(block, path, neighbours[path], chosen[path], errors, path in left) for path in block.layers]
+
+    def _trained(self, block: Block, pair: Block, neighbours: Mapping[str, Neighbours]) -> dict[str, np.ndarray]:
+        inputs = [self.codes[key] for key in pair.inputs] + [self.reals[key] for key in block.inputs]
+        number = zlib.crc32(block.name.encode())
+        trainer = BlockTrainer(pair, self.twins.layers, neighbours, self.settings)
+        rng = np.random.default_rng((self.settings.seed, number))
+        train(trainer, [array[: self.fitted] for array in inputs], self.reals[block.output][: self.fitted], rng)
+        return dict(zip(neighbours, trainer.chosen(), strict=True))
+
+    def _take(self, path: str, found: Neighbours, up: np.ndarray) -> bool:
+        return assign_exactly(self.twins.layers[path], np.where(up, found.high, found.low))
+
+    def _error(self, target: np.ndarray, found: np.ndarray) -> float:
+        """Relative squared error on the samples that judge, or on all where none do."""
+        rows = slice(self.fitted, None) if self.judges else slice(None)
+        wanted = target[rows].astype(np.float64)
+        return float(np.square(found[rows] - wanted).sum() / max(float(np.square(wanted).sum()), 1e-30))
+
+    def _row(
+        self, block: Block, path: str, found: Neighbours, up: np.ndarray, errors: list[float], again: bool
+    ) -> LayerReport:
+        if again:
+            return self.twins.row(path, "left", "its quantizer does not find the values chosen again")
+        change = f"error {errors[0]:.3g} -> {errors[1]:.3g} at the output of {block.name!r}"
+        if self.judges and not errors[1] < errors[0]:
+            return self.twins.row(path, "left", f"on held-back samples the {change}")
+        moved = float(np.mean(up != found.nearest_is_high))
+        return self.twins.row(path, "reconstructed", f"{change}; {moved:.1%} of the weights not at the nearest value")

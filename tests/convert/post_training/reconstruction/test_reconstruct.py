@@ -1,0 +1,193 @@
+"""reconstruct: hard choices between neighbours of the grid that bring a block's output nearer to the float one."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_lowbit as klb
+from keras_lowbit.convert.post_training.reconstruction import reconstruct as module
+from keras_lowbit.convert.post_training.reconstruction.neighbours import neighbours_of
+from keras_lowbit.layers import QuantDense
+
+W4 = klb.recipes.get("fat-w4")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    keras.utils.set_random_seed(1)
+    inputs = x = keras.Input((6, 6, 3))
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="stem")(x)
+    y = layers.Conv2D(12, 1, activation="relu6", name="expand")(x)
+    y = layers.DepthwiseConv2D(3, padding="same", activation="relu6", name="depthwise")(y)
+    y = layers.Conv2D(6, 1, name="project")(y)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(4, name="logits")(x))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Inputs that hang together: what nearest rounding does to each weight alone then adds up."""
+    rng = np.random.default_rng(0)
+    return (1 + 0.2 * rng.normal(size=(96, 1, 1, 1)) + 0.1 * rng.normal(size=(96, 6, 6, 3))).astype("float32")
+
+
+def quantized(reference, images, recipe=W4):
+    model, _ = klb.quantize_model(reference, recipe)
+    klb.calibrate(model, images, verbose=0)
+    return model
+
+
+def codes(model):
+    found = {}
+    for layer in model.layers:
+        if getattr(layer, "kernel_host", None) is not None:
+            found[layer.name] = keras.ops.convert_to_numpy(layer.kernel_host.encode(layer.kernel).codes)
+    return found
+
+
+def kernels(model):
+    return [keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
+
+
+def error(model, reference, images):
+    wanted = reference.predict(images, verbose=0)
+    return float(np.square(model.predict(images, verbose=0) - wanted).sum() / np.square(wanted).sum())
+
+
+@pytest.fixture(scope="module")
+def learnt(reference, images):
+    """A model before, after, and the report."""
+    model = quantized(reference, images)
+    before, grid = (
+        codes(model),
+        {layer.name: neighbours_of(layer) for layer in model.layers if hasattr(layer, "kernel")},
+    )
+    start = error(model, reference, images)
+    report = klb.reconstruct(model, reference, images, iterations=100, verbose=0)
+    return model, before, grid, start, report
+
+
+def test_error_falls_on_held_back_samples_and_at_the_outputs(learnt, reference, images):
+    model, _, _, start, report = learnt
+    assert report.verdict.kept
+    assert report.verdict.after < 0.5 * report.verdict.before
+    assert error(model, reference, images) < 0.5 * start
+    assert {"expand", "depthwise", "project", "logits"} <= set(report.outcomes("reconstructed"))
+    assert "at the output of 'expand .. project'" in report["depthwise"].detail
+
+
+def test_every_weight_is_one_of_its_two_neighbours(learnt):
+    model, before, grid, _, report = learnt
+    moved = 0
+    for layer in model.layers:
+        if layer.name in report.outcomes("reconstructed"):
+            kernel, found = keras.ops.convert_to_numpy(layer.kernel), grid[layer.name]
+            assert np.all((kernel == found.low) | (kernel == found.high))
+            steps = np.abs(codes(model)[layer.name] - before[layer.name])
+            assert steps.max() <= 1
+            moved += np.count_nonzero(steps)
+    assert moved > 0
+
+
+def test_no_iterations_leave_every_weight_at_its_nearest_value(reference, images):
+    model = quantized(reference, images)
+    before = codes(model)
+    klb.reconstruct(model, reference, images, iterations=0, check=False, verbose=0)
+    after = codes(model)
+    for name, wanted in before.items():
+        np.testing.assert_array_equal(after[name], wanted)
+
+
+def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch):
+    options = {"iterations": 12, "check": False, "verbose": 0, "seed": 3}
+    whole = quantized(reference, images)
+    klb.reconstruct(whole, reference, images, **options)
+    train, runs = module.train, []
+
+    def stopped(*args):
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(train(*args))
+
+    monkeypatch.setattr(module, "train", stopped)
+    again = quantized(reference, images)
+    fresh = kernels(again)
+    with pytest.raises(KeyboardInterrupt):
+        klb.reconstruct(again, reference, images, checkpoint=tmp_path / "new" / "c", **options)
+    for left, right in zip(kernels(again), fresh, strict=True):  # a run that fails changes nothing
+        np.testing.assert_array_equal(left, right)
+    runs.clear()
+    klb.reconstruct(again, reference, images, checkpoint=tmp_path / "new" / "c", **options)
+    assert len(runs) == 1  # two of three blocks came from the file
+    for left, right in zip(kernels(again), kernels(whole), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(reference, images, tmp_path):
+    model, path = quantized(reference, images), tmp_path / "c"
+    options = {"check": False, "verbose": 0, "checkpoint": path}
+    path.write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"no checkpoint of reconstruct, or damaged .* Delete it"):
+        klb.reconstruct(model, reference, images, iterations=0, **options)
+    path.unlink()
+    klb.reconstruct(model, reference, images, iterations=0, **options)
+    with pytest.raises(ValueError, match="of another model, other weights or other settings"):
+        klb.reconstruct(model, reference, images, iterations=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"unit": "network"}, "unit='network'; give 'block' or 'layer'"),
+        ({"iterations": -1}, "iterations"),
+        ({"learning_rate": 0}, "learning_rate above 0, got 0"),
+        ({"drop_probability": 1.0}, r"drop_probability in \[0, 1\), got 1.0"),
+        ({"regularization": float("nan")}, "regularization of 0 or more, got nan"),
+    ],
+)
+def test_arguments_out_of_range(reference, images, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        klb.reconstruct(reference, reference, images, **arguments)
+
+
+def test_a_model_without_twins_is_refused(reference, images):
+    with pytest.raises(ValueError, match=r"No quantized layer of .* has a float one of the same path"):
+        klb.reconstruct(reference, reference, images, verbose=0)
+
+
+def test_quantizers_without_neighbours_are_named(reference, images):
+    recipe = klb.recipes.get("inq-5")
+    model, _ = klb.quantize_model(reference, recipe)
+    klb.calibrate(model, images[:32], verbose=0)
+    with pytest.raises(ValueError, match="No quantized layer"):
+        klb.reconstruct(model, reference, images, verbose=0)
+
+
+GRIDS = [
+    klb.quantizers.Uniform(4),
+    klb.quantizers.Uniform(3, granularity="tensor", calibration="mse"),
+    klb.quantizers.AdjustableThreshold(klb.quantizers.Uniform(4), calibration="mse"),
+    klb.quantizers.PowerOfTwo(4),
+    klb.quantizers.Ternary(),
+    klb.quantizers.Clustered(klb.quantizers.Ternary(), cluster_size=4),
+    klb.quantizers.Clustered(klb.quantizers.Uniform(4), cluster_size=4),
+]
+
+
+@pytest.mark.parametrize("quantizer", GRIDS, ids=lambda q: f"{q.name}-{getattr(q, 'bits', '')}")
+def test_neighbours_enclose_every_weight_and_the_nearest_is_what_the_quantizer_takes(quantizer):
+    keras.utils.set_random_seed(5)
+    layer = QuantDense(6, kernel_quantizer=quantizer)
+    layer.build((None, 32))
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    found, encoded = neighbours_of(layer), layer.kernel_host.encode(layer.kernel)
+    real = keras.ops.convert_to_numpy(encoded.real)
+    inside = found.free | np.isclose(kernel, real, atol=1e-4)
+    assert inside.mean() > 0.5
+    assert np.all(((found.low <= kernel + 1e-4) & (found.high >= kernel - 1e-4)) | ~inside)
+    assert np.all(found.free | (found.low == found.high))
+    nearest = np.where(found.nearest_is_high, found.high, found.low)
+    assert np.all(np.isclose(real, found.low, atol=1e-7) | np.isclose(real, found.high, atol=1e-7))
+    if quantizer.name in ("uniform", "adjustable_threshold"):
+        np.testing.assert_allclose(nearest, real, atol=1e-6)
