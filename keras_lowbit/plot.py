@@ -1,140 +1,80 @@
-"""Pictures for people. `graph` draws an integer graph as an SVG file, with nothing but the standard library."""
+"""Pictures for people, by matplotlib and Graphviz; each is also a method of what it draws.
 
-from collections.abc import Iterable
-from html import escape
+All but `graph` return a `matplotlib.figure.Figure` that no window shows and nobody has to close: call its
+`savefig("name.png")`, or end a cell of a notebook with it. `pip install 'keras_lowbit[report]'` brings what they need;
+without it they raise ImportError.
+"""
 
-from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
-from keras_lowbit.deploy.graph.operations import operation_of
-from keras_lowbit.deploy.graph.operations.operation import KEEP
-from keras_lowbit.files import FilePath, atomic_write, name_of
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 210, 58, 24, 34, 20
-LETTERS = 34  # that fit into a box
-# What a box does -> its colour. What runs in float stands out: it is what one looks for.
-COLOURS = {
-    "input": "#e8e8e8",
-    "weights": "#cfe2ff",
-    "float": "#ffd8a8",
-    "moves": "#f5f5f5",
-    "computes": "#d8f5d8",
-}
+import keras
+
+from keras_lowbit.convert.post_training.range_use import ActivationRanges, activation_ranges
+from keras_lowbit.convert.reports.weight_histograms import WeightHistogram, WeightHistograms, weight_histograms
+from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.verification.parity import Parity
+from keras_lowbit.figures.training import draw_history
+from keras_lowbit.files import FilePath
+
+__all__ = ["graph", "history", "parity", "ranges", "weights"]
+
+
+def weights(model: keras.Model | WeightHistograms | WeightHistogram, layers: str | Sequence[str] | None = None) -> Any:
+    """Distributions of float weights with the codes that they become, in steps of their own scale: a panel for each layer.
+
+    Bars: float weights. Stems: codes and how many weights have them; of grids with many codes the two ends.
+    model: quantized, or from `weight_histograms`.   layers: paths; all by default.
+    Raises KeyError for a layer that is not quantized, ValueError where there is none.
+
+    >>> klb.plot.weights(quantized, ["conv1", "classifier"]).savefig("weights.png")
+    """
+    if isinstance(model, WeightHistogram):
+        return model.plot()
+    found = model if isinstance(model, WeightHistograms) else weight_histograms(model)
+    return found.plot(layers)
+
+
+def ranges(model: keras.Model | ActivationRanges, data: Any = None, **reading: Any) -> Any:
+    """Activation ranges beside what the data reach, and the share of values that they clip.
+
+    Each row is in units of the range's larger end, since every tensor has its own.
+    model: quantized, or from `activation_ranges`.   data, reading: as for `activation_ranges`.
+
+    >>> klb.plot.ranges(quantized, images)
+    """
+    found = model if isinstance(model, ActivationRanges) else activation_ranges(model, data, **reading)
+    return found.plot()
+
+
+def parity(found: Parity, most: int = 40) -> Any:
+    """Signal-to-noise ratio of each stored tensor of a file to Keras, the noisiest on top, with differences in steps.
+
+    found: from `verify`.   most: bars to draw.
+
+    >>> klb.plot.parity(klb.verify(quantized, "model.tflite", images))
+    """
+    return found.plot(most)
+
+
+def history(logs: keras.callbacks.History | Mapping[str, Sequence[float]]) -> Any:
+    """Metrics over the epochs of a staged training; under them the ratio of SQ or the portion of INQ, and the flip rate.
+
+    Raw values are faint, smoothed ones (five epochs) lie over them; dotted lines begin a stage.
+    logs: what `fit` returned, or its `history`.   Raises ValueError if no ratio or portion was logged.
+
+    >>> klb.plot.history(quantized.fit(images, labels, epochs=8, callbacks=recipe.callbacks(epochs=8)))
+    """
+    return draw_history(logs.history if isinstance(logs, keras.callbacks.History) else logs)
 
 
 def graph(graph: IntegerGraph, path: FilePath) -> None:
-    """Draw an integer graph into an SVG file: data flows down, what runs in float is orange.
+    """Draw an integer graph into a file: data flow down, what runs in float is orange, outputs have a thick edge.
 
     Each box has the operation, its name, and shape, scale and zero point of what it gives; for weights, the shape and
     the smallest and largest code.
-    path: ends in .svg; any browser shows it.   Raises ValueError for another ending, OSError if it cannot be written.
+    path: ends in .svg, .png or .pdf.   Raises ValueError for another ending, OSError if it cannot be written.
 
     >>> klb.plot.graph(klb.deploy.lower(model), "model.svg")
     """
-    if not name_of(path).lower().endswith(".svg"):
-        raise ValueError(f"plot.graph writes SVG, got path {name_of(path)!r}. Give one that ends in .svg.")
-    atomic_write(path, svg(graph).encode())
-
-
-def svg(graph: IntegerGraph) -> str:
-    """The text of the SVG picture."""
-    places = _places(graph)
-    columns = 1 + max(column for column, _ in places.values())
-    rows = 1 + max(row for _, row in places.values())
-    width = 2 * MARGIN + columns * (WIDTH + GAP_X) - GAP_X
-    height = 2 * MARGIN + rows * (HEIGHT + GAP_Y) - GAP_Y
-    body = [*_arrows(graph, places), *_boxes(graph, places)]
-    return "\n".join(
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
-            f"<title>{escape(str(graph.metadata.get('name', 'integer graph')))}</title>",
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-            '<path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>',
-            '<rect width="100%" height="100%" fill="white"/>',
-            *body,
-            "</svg>\n",
-        )
-    )
-
-
-def _places(graph: IntegerGraph) -> dict[str, tuple[int, int]]:
-    """Box name -> (column, row): one row below the lowest of its inputs, columns in running order."""
-    maker = {output: node.name for node in graph.nodes for output in node.outputs}
-    rows = dict.fromkeys((f"input {name}" for name in graph.inputs), 0)
-    rows |= {f"node {node.name}": 0 for node in graph.nodes}
-    for node in graph.nodes:
-        above = [rows[_source(name, maker)] for name in node.inputs if not graph.tensors[name].is_constant]
-        rows[f"node {node.name}"] = 1 + max(above, default=0)
-    taken: dict[int, int] = {}
-    places = {}
-    for box, row in rows.items():
-        places[box] = (taken.get(row, 0), row)
-        taken[row] = taken.get(row, 0) + 1
-    return places
-
-
-def _source(tensor: str, maker: dict[str, str]) -> str:
-    return f"node {maker[tensor]}" if tensor in maker else f"input {tensor}"
-
-
-def _corner(place: tuple[int, int]) -> tuple[int, int]:
-    return MARGIN + place[0] * (WIDTH + GAP_X), MARGIN + place[1] * (HEIGHT + GAP_Y)
-
-
-def _arrows(graph: IntegerGraph, places: dict[str, tuple[int, int]]) -> Iterable[str]:
-    maker = {output: node.name for node in graph.nodes for output in node.outputs}
-    for node in graph.nodes:
-        for name in node.inputs:
-            if graph.tensors[name].is_constant:
-                continue
-            (x0, y0), (x1, y1) = _corner(places[_source(name, maker)]), _corner(places[f"node {node.name}"])
-            x0, y0, x1 = x0 + WIDTH // 2, y0 + HEIGHT, x1 + WIDTH // 2
-            yield (
-                f'<path d="M{x0} {y0}C{x0} {y0 + GAP_Y} {x1} {y1 - GAP_Y} {x1} {y1}" fill="none" stroke="#555" '
-                'marker-end="url(#tip)"/>'
-            )
-
-
-def _boxes(graph: IntegerGraph, places: dict[str, tuple[int, int]]) -> Iterable[str]:
-    for name in graph.inputs:
-        yield _box(_corner(places[f"input {name}"]), "input", ["input", name, _grid(graph.tensors[name])], False)
-    for node in graph.nodes:
-        lines = [_operation(graph, node), node.name, _grid(graph.tensors[node.outputs[0]])]
-        last = any(name in graph.outputs for name in node.outputs)
-        yield _box(_corner(places[f"node {node.name}"]), _colour(node), lines, last)
-
-
-def _colour(node: Node) -> str:
-    operation = operation_of(node)
-    if operation.weighted:
-        return "weights"
-    if "int8" not in operation.writes:
-        return "float"
-    return "moves" if operation.range == KEEP or node.op == "quantize" else "computes"
-
-
-def _operation(graph: IntegerGraph, node: Node) -> str:
-    if not operation_of(node).weighted:
-        return node.op
-    kernel = graph.tensors[node.inputs[1]]
-    shape = "x".join(map(str, kernel.shape))
-    return node.op if kernel.data is None else f"{node.op} {shape} [{kernel.data.min()},{kernel.data.max()}]"
-
-
-def _grid(tensor: Tensor) -> str:
-    shape = "x".join(str(size) for size in tensor.shape[1:])
-    return f"{shape} float32" if tensor.scale is None else f"{shape}  {tensor.range.scale:.4g} ({tensor.zero_point})"
-
-
-def _box(corner: tuple[int, int], colour: str, lines: list[str], output: bool) -> str:
-    (x, y), whole = corner, " | ".join(lines)
-    texts = "".join(_text(x + 8, y + 17 + 16 * i, line, bold=i == 0) for i, line in enumerate(lines))
-    return (
-        f'<g><title>{escape(whole)}</title><rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
-        f'fill="{COLOURS[colour]}" stroke="#333" stroke-width="{3 if output else 1}"/>{texts}</g>'
-    )
-
-
-def _text(x: int, y: int, line: str, bold: bool) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    shown = line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…"
-    return f'<text x="{x}" y="{y}"{weight}>{escape(shown)}</text>'
+    graph.plot(path)

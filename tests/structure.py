@@ -16,6 +16,7 @@ ORDER = (
         "files",
         "sealed",
         "tables",
+        "figures",
         "keras_graph",
         "numerics",
         "quantizers",
@@ -36,7 +37,7 @@ ROOMS = {
         *("multiplications", "pack", "export", "storage", "summary"),
     ),
     "deploy/graph": (
-        *("tensors", "float_subgraph", "operations", "former_files", "serialize", "integer_graph"),
+        *("tensors", "float_subgraph", "operations", "diagram", "former_files", "serialize", "integer_graph"),
         *("builder_base", "builder"),
     ),
     "convert": (

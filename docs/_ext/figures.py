@@ -6,6 +6,7 @@ import keras
 import matplotlib
 import numpy as np
 
+import keras_lowbit as klb
 from keras_lowbit import schedules
 from keras_lowbit.layers import QuantizerHost
 from keras_lowbit.quantizers import (
@@ -111,6 +112,17 @@ def learned_steps(left, right) -> None:
     right.set(title="Gradient to the factor of the step", xlabel="weight", xticks=TICKS)
 
 
+def reports() -> plt.Figure:
+    """`plot.weights` of three layers on three grids."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    features = keras.layers.Conv2D(32, 3, name="ternary")(inputs)
+    features = keras.layers.Conv2D(32, 3, name="powers_of_two")(features)
+    model = keras.Model(inputs, keras.layers.Conv2D(32, 3, name="four_bits")(features))
+    grids = {"ternary": Ternary(), "powers_of_two": PowerOfTwo(4), "four_bits": Uniform(4)}
+    return klb.plot.weights(klb.quantize_model(model, "int8", overrides=grids)[0])
+
+
 def draw(app) -> None:
     """Hook of Sphinx: all pictures, before the pages are read."""
     folder = Path(app.srcdir) / "_static" / "figures"
@@ -120,6 +132,7 @@ def draw(app) -> None:
         picture(*places)
         figure.savefig(folder / f"{picture.__name__}.svg")
         plt.close(figure)
+    reports().savefig(folder / "reports.svg")
 
 
 def setup(app) -> dict:

@@ -18,6 +18,9 @@ from typing import Any
 
 from absl import flags
 
+from keras_lowbit import schedules
+from keras_lowbit.figures.canvas import figure
+from keras_lowbit.figures.training import FAINT, curve, mark_stages, stage_starts
 from keras_lowbit.files import check_writable
 
 FLAGS = flags.FlagValues()
@@ -27,6 +30,8 @@ flags.DEFINE_integer("float_epochs", 20, "epochs of the float network", lower_bo
 flags.DEFINE_integer("seed", 0, "seed of weights, order of images and SQ's draws", flag_values=FLAGS)
 
 METHODS = ("twn", "sq-twn", "bwn", "sq-bwn")
+BASES = {"twn": "Ternary", "bwn": "Binary"}  # each is drawn beside its SQ
+EXTRA = "demo"  # brings what the demo needs
 STAGES = 4  # of SQ's exponential schedule; it restarts the learning rate in each
 BATCH_SIZE = 32
 LEARNING_RATE = 4e-3
@@ -52,7 +57,7 @@ def run(arguments: Any) -> int:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output / "curves.png")
-    load_pyplot()
+    figure(1, 1, EXTRA)  # without matplotlib nothing is trained
     digits = load_digits()
     keras.utils.set_random_seed(arguments.seed)
     model = build_network()
@@ -179,26 +184,20 @@ def table(outcomes: list[Outcome], images: int) -> str:
     return "\n".join(rows)
 
 
-def load_pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files. ImportError, with the remedy, without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ImportError("The demo's picture needs matplotlib: pip install 'keras_lowbit[demo]'.") from error
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def draw_curves(outcomes: list[Outcome], path: Path) -> None:
-    """Test accuracy after each epoch of every run, as a PNG."""
-    plt = load_pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
-    for row in outcomes:
-        axes.plot(range(1, len(row.curve) + 1), [100 * value for value in row.curve], ".-", label=row.method)
-    axes.set(xlabel="epoch", ylabel="test accuracy, %", title="scikit-learn digits; SQ evaluates fully quantized")
-    axes.set_ylim(bottom=max(0, 100 * min(min(row.curve[1:] or row.curve) for row in outcomes) - 2))
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    """Test accuracy after each epoch, as a PNG: each base beside its SQ, whose stages are marked; float as a line."""
+    by_method = {outcome.method: outcome for outcome in outcomes}
+    whole = figure(11, 4.5, EXTRA)
+    panels = whole.subplots(1, len(BASES), sharey=True)
+    for panel, (base, title) in zip(panels, BASES.items(), strict=True):
+        accuracy = 100 * by_method["float"].accuracy
+        panel.axhline(accuracy, color="0.4", linestyle="--", linewidth=1, label="float, at its end")
+        for method, colour in ((base, "tab:blue"), (f"sq-{base}", "tab:orange")):
+            curve(panel, [100 * value for value in by_method[method].curve], method.upper(), color=colour)
+        epochs = len(by_method[f"sq-{base}"].curve)
+        mark_stages([panel], stage_starts([schedules.stage_at(epoch, STAGES, epochs) for epoch in range(epochs)]))
+        panel.set(title=f"{title} weights", xlabel="epoch")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+    panels[0].set_ylabel("test accuracy, %")
+    whole.suptitle(f"scikit-learn digits; SQ evaluates fully quantized\n{FAINT} (SQ)", fontsize="medium")
+    whole.savefig(path, dpi=120)

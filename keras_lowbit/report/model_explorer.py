@@ -5,12 +5,14 @@ from typing import Any
 
 from keras_lowbit.arguments import nearest_first
 from keras_lowbit.deploy.verification.parity import Parity
+from keras_lowbit.figures.canvas import BAD, FAIR, GOOD, POOR
+from keras_lowbit.figures.parity import LEVELS
 
-GOOD, FAIR, POOR, BAD = "#c8e6c9", "#fff9c4", "#ffe0b2", "#ffcdd2"
+_NO_END = 1e9
 #: Value -> (largest value of a colour, the colour), as Model Explorer takes them; the last has no end.
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
-    "snr_db": ((10.0, BAD), (20.0, POOR), (30.0, FAIR), (1e9, GOOD)),
-    "max_steps": ((0, GOOD), (1, FAIR), (1e9, BAD)),
+    "snr_db": tuple((min(largest, _NO_END), colour) for largest, colour in LEVELS),
+    "max_steps": ((0, GOOD), (1, FAIR), (_NO_END, BAD)),
     "exact": ((0.5, BAD), (0.9, POOR), (0.99, FAIR), (1.0, GOOD)),
 }
 _NAMES = {

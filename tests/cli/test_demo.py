@@ -53,7 +53,7 @@ def test_what_is_missing_is_said_before_anything_is_trained(trained, tmp_path, m
     (tmp_path / "curves.png").mkdir()
     assert app.main(["keras-lowbit", "demo", f"--output={tmp_path}"]) == 2
     assert "it is a folder" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert app.main(["keras-lowbit", "demo", f"--output={tmp_path / 'out'}"]) == 2
     assert "pip install 'keras_lowbit[demo]'" in capsys.readouterr().err
     assert trained == []
@@ -69,6 +69,26 @@ def test_the_table_is_printed_before_the_picture_is_written(trained, tmp_path, m
     assert trained == ["float", *demo.METHODS]
     assert "sq-bwn" in shown.out
     assert "No space left" in shown.err
+
+
+def test_curves_show_each_base_beside_its_sq_with_stages_and_nothing_clipped(tmp_path, monkeypatch):
+    drawn, rng = [], np.random.default_rng(0)
+    original = demo.figure
+    monkeypatch.setattr(demo, "figure", lambda *size: drawn.append(original(*size)) or drawn[-1])
+    curves = {method: list(rng.uniform(0.1, 0.99, 8)) for method in ("float", *demo.METHODS)}
+    rows = [demo.Outcome(method, values[-1], 0.5, 1000, "yes", values) for method, values in curves.items()]
+    demo.draw_curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for panel, base in zip(drawn[0].axes, ("twn", "bwn"), strict=True):
+        texts = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert texts == ["float, at its end", base.upper(), f"SQ-{base.upper()}"]
+        raw = [list(line.get_ydata()) for line in panel.lines if line.get_alpha() is not None]
+        assert raw == [[100 * value for value in curves[method]] for method in (base, f"sq-{base}")]
+        assert [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"] == [2.5, 4.5, 6.5]
+        low, high = panel.get_ylim()
+        assert all(low < value < high for values in raw for value in values)
+        assert panel.get_legend().get_window_extent().y1 <= panel.get_window_extent().y0  # outside
+        assert panel.get_legend().get_window_extent().y0 >= 0
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_lowbit.convert.post_training.calibrate import watch_batches
 from keras_lowbit.data import Batches
+from keras_lowbit.figures.ranges import draw_ranges
 from keras_lowbit.keras_graph.calls import layers_of
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.tables import table
@@ -37,6 +38,10 @@ class ActivationRanges:
 
     model: str
     ranges: tuple[RangeUse, ...]
+
+    def plot(self) -> Any:
+        """The ranges beside what the data reach, and what is clipped: see `keras_lowbit.plot.ranges`."""
+        return draw_ranges(self.ranges)
 
     def __str__(self) -> str:
         heads = ("range", "bits", "minimum", "maximum", "seen minimum", "seen maximum", "% clipped")

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_lowbit.figures.weights import draw_weights
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 
@@ -36,6 +38,10 @@ class WeightHistogram:
         """How many there are."""
         return sum(self.code_counts)
 
+    def plot(self) -> Any:
+        """Bars and stems: see `keras_lowbit.plot.weights`."""
+        return draw_weights([self])
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightHistograms:
@@ -43,6 +49,16 @@ class WeightHistograms:
 
     model: str
     layers: tuple[WeightHistogram, ...]
+
+    def plot(self, layers: str | Sequence[str] | None = None) -> Any:
+        """A panel for each layer, or for those named: see `keras_lowbit.plot.weights`."""
+        names = [layers] if isinstance(layers, str) else layers
+        chosen = self.layers if names is None else [self[name] for name in names]
+        if not chosen:
+            raise ValueError(
+                f"{self.model} has no quantized layer to draw. Quantize it: keras_lowbit.quantize_model(model)."
+            )
+        return draw_weights(chosen)
 
     def __getitem__(self, path: str) -> WeightHistogram:
         """The histogram of a layer by its path; a KeyError that lists close names."""

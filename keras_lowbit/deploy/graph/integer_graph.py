@@ -18,9 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 from keras_lowbit.deploy.graph import serialize
+from keras_lowbit.deploy.graph.diagram import LEGEND, NOTE, arrows, boxes
 from keras_lowbit.deploy.graph.operations import check_node
 from keras_lowbit.deploy.graph.tensors import Node, Tensor, check_name
-from keras_lowbit.files import FilePath
+from keras_lowbit.figures.diagram import FORMATS, draw_graph
+from keras_lowbit.files import FilePath, atomic_write, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,16 @@ class IntegerGraph:
             graph = cls(**fields)
             graph.validate()
         return graph
+
+    def plot(self, path: FilePath) -> None:
+        """Draw the graph into a .svg, .png or .pdf file: see `keras_lowbit.plot.graph`."""
+        ending = name_of(path).lower().rpartition(".")[2]
+        if ending not in FORMATS:
+            raise ValueError(f"A graph is drawn as .{', .'.join(FORMATS)}, got path {name_of(path)!r}.")
+        drawn = boxes(self.tensors, self.nodes, self.inputs, self.outputs)
+        title = str(self.metadata.get("name", "integer graph"))
+        edges = list(arrows(self.tensors, self.nodes))
+        atomic_write(path, draw_graph(title, drawn, edges, LEGEND, NOTE, ending))
 
     def producer(self, name: str) -> Node | None:
         """The node that computes tensor `name`; None for inputs and constants."""

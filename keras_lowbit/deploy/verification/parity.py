@@ -11,6 +11,7 @@ from keras_lowbit.deploy.lowering.int8_overflow import Overflow, sentence
 from keras_lowbit.deploy.verification.layers import LayerParity
 from keras_lowbit.deploy.verification.numpy_reference import ReferenceParity
 from keras_lowbit.deploy.verification.outputs import OutputParity
+from keras_lowbit.figures.parity import draw_parity
 from keras_lowbit.tables import plain, table
 
 #: Two roundings of nearly the same number, LiteRT's in integers and Keras' in float32, seldom fall to different sides.
@@ -135,6 +136,10 @@ class Parity:
                     f"output {output.name!r} is {found:.1f} dB from the reference in the file, {keras_db:.1f} dB in Keras: "
                     "the file computes something that Keras does not simulate"
                 )
+
+    def plot(self, most: int = 40) -> Any:
+        """The ratios of the layers as bars, the noisiest on top: see `keras_lowbit.plot.parity`."""
+        return draw_parity(self.layers, most)
 
     def to_json(self) -> str:
         """All figures as JSON; infinite ratios as the words "inf" and "-inf"."""

@@ -1,0 +1,25 @@
+"""Figures that belong to nobody: no window, no global state, nothing to close."""
+
+from typing import Any
+
+FLOAT, CODE, RANGE, QUIET = "#9db8d9", "#c2410c", "#4a78b5", "#8a939d"
+GOOD, FAIR, POOR, BAD = "#5aa469", "#d9b430", "#e0893f", "#c9463d"
+
+
+def figure(width: float, height: float, extra: str = "report") -> Any:
+    """An empty matplotlib figure, sizes in inches. ImportError, with the remedy, without matplotlib. extra: that brings it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"Pictures need matplotlib: pip install 'keras_lowbit[{extra}]'.") from error
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def rows_height(rows: int) -> float:
+    """Inches for a chart with so many rows of text."""
+    return 1.2 + 0.24 * rows
+
+
+def shortened(name: str, letters: int = 40) -> str:
+    """A name that fits beside a chart: its end tells most."""
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
