@@ -34,7 +34,11 @@ def define_file(values: flags.FlagValues) -> None:
     """Defines what a .tflite file is like: --io, --pack, --target and --labels."""
     kinds = ["int8", "uint8", "int16", "float32"]
     flags.DEFINE_enum(
-        "io", "int8", kinds, "type of inputs and outputs; float32 takes and gives reals", flag_values=values
+        "io",
+        None,
+        kinds,
+        "type of inputs and outputs; float32 takes and gives reals; by default that of the activations",
+        flag_values=values,
     )
     packs = ["auto", "int8", "int4", "int2"]
     text = "smallest format of weights; int4 and int2 where codes and LiteRT allow, auto where it is no slower"

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_lowbit.convert.analysis.float_flow import NO_RULE
-from keras_lowbit.convert.analysis.operations import KINDS, Category, category_of, stock_kind
+from keras_lowbit.convert.analysis.operations import (
+    KINDS,
+    Category,
+    category_of,
+    is_wide,
+    lacks_int16,
+    stock_kind,
+)
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import unreadable
 from keras_lowbit.layers import QuantizedLayer
@@ -76,6 +83,8 @@ class Choice:
             return category, None
         if place.skipped or self.skips(call.name, path):
             return Category.FLOAT, SKIP_LIST
+        if is_wide(self.recipe.activations) and (reason := lacks_int16(call, category)):
+            return Category.FLOAT, reason
         if category is not Category.WEIGHTED:
             return category, None
         if self.kernel(call, path) is None:

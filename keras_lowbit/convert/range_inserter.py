@@ -5,12 +5,12 @@ from typing import Any
 
 import keras
 
-from keras_lowbit.convert.analysis.operations import FIXED_RANGES, GATES
+from keras_lowbit.convert.analysis.operations import GATES, fixed_range
 from keras_lowbit.convert.analysis.range_placement import RangePlan
 from keras_lowbit.convert.choice import widen_only
 from keras_lowbit.keras_graph.calls import Call, fresh_name
 from keras_lowbit.layers import KeepFloat, QuantActivation
-from keras_lowbit.quantizers import ActivationRange, Quantizer
+from keras_lowbit.quantizers import Quantizer
 
 
 class RangeInserter:
@@ -65,7 +65,9 @@ class RangeInserter:
             self._layers[root] = self.layer(quantizer, f"{maker.name}_range", value.dtype, maker)
         return self._layers[root](value)
 
-    def layer(self, quantizer: Quantizer, name: str, dtype: str, maker: Any, activation: Any = None) -> QuantActivation:
+    def layer(
+        self, quantizer: Quantizer | None, name: str, dtype: str, maker: Any, activation: Any = None
+    ) -> QuantActivation:
         """A new range layer behind an operation, which hands on `dtype`, the tensor's own, whatever the global policy says."""
         trainable = self._trainable and getattr(maker, "trainable", True)
         return QuantActivation(activation, quantizer, name=self.fresh(name), dtype=dtype, trainable=trainable)
@@ -73,8 +75,7 @@ class RangeInserter:
     def gated(self, value: Any, activation: str, maker: Any, name: str) -> Any:
         """silu or hard-swish of a value as ``x * gate(x)``: a gate of known range and a product called `name`."""
         gate = GATES[activation]
-        low, high = FIXED_RANGES[gate]
-        fixed = ActivationRange(minimum=low, maximum=high)
+        fixed = fixed_range(gate, self._plan.learned)
         opened = self.layer(fixed, f"{name}_gate", value.dtype, maker, activation=gate)(value)
         return keras.layers.Multiply(name=name, dtype=value.dtype)([value, opened])
 

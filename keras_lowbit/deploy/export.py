@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_lowbit.arguments import check_flag, check_path
 from keras_lowbit.deploy.graph import IntegerGraph
+from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.ends import Io
 from keras_lowbit.deploy.litert.format_choice import Weights
@@ -67,7 +68,7 @@ def export_litert(
     path: FilePath,
     *,
     weights: Weights = "int8",
-    io: Io = "int8",
+    io: Io = None,
     batch_size: int | None = 1,
     input_shapes: Any = None,
     labels: Sequence[str] | None = None,
@@ -89,7 +90,8 @@ def export_litert(
     `deploy.LatencyTable.load(FILE)` of `keras-lowbit bench packed --output FILE` does so by those of another machine.
     io: "int8", "uint8" (the same steps, codes from 0 to 255: pixels as they are, of a model that prepares them itself) or
     "int16" take and give codes, "float32" takes and gives reals;
-    a pair (inputs, outputs), or a dict {name: type}, int8 for the rest. What has no range at an end (token ids, a front in
+    a pair (inputs, outputs), or a dict {name: type}. None, and what a dict leaves out, is the type of the activations: "int8",
+    or "int16" for those of 16 bits, which take "float32" beside it. What has no range at an end (token ids, a front in
     float, classes) is of its own type there.   batch_size: of every shape in the file; None leaves it open: the interpreter's
     `resize_tensor_input` sets it. A model with a part in float has a fixed one.
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
@@ -162,7 +164,7 @@ def file_content(
     model: keras.Model,
     *,
     weights: Weights = "int8",
-    io: Io = "int8",
+    io: Io = None,
     batch_size: int | None = 1,
     input_shapes: Any = None,
     labels: Sequence[str] | None = None,
@@ -224,12 +226,12 @@ def _warn_of_other_pixels(graph: IntegerGraph) -> None:
     """A UserWarning if pixels prepared as the metadata say leave the range that the first input was calibrated to, or most
     of that range unused: the app would feed other numbers than the network has seen."""
     norm, tensor = graph.metadata.get("normalization"), graph.tensors[graph.inputs[0]]
-    if norm is None or tensor.dtype != "int8" or len(tensor.shape) != 4 or min(norm["std"], default=0) <= 0:
+    if norm is None or tensor.dtype not in CODES or len(tensor.shape) != 4 or min(norm["std"], default=0) <= 0:
         return
     mean, std = (np.asarray(norm[key], np.float64) for key in ("mean", "std"))
     given = float(((0.0 - mean) / std).min()), float(((255.0 - mean) / std).max())
     grid = tensor.range
-    seen = grid.scale * (-128 - grid.zero_point), grid.scale * (127 - grid.zero_point)
+    seen = [grid.scale * (code - grid.zero_point) for code in grid.limits]
     width = seen[1] - seen[0]
     clipped = max(given[1] - seen[1], seen[0] - given[0]) > _CLIPPED * width
     if clipped or given[1] - given[0] < _UNUSED * width:

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.convert.analysis.operations import is_wide
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.folding import channel_scales
 from keras_lowbit.deploy.lowering.ranges import infer_ranges
@@ -71,7 +72,10 @@ def packed_weights(layer: Any) -> tuple[PackedWeights, np.ndarray] | None:
 
 
 def input_ranges(model: keras.Model) -> dict[int, tuple[float, int]]:
-    """id of a layer -> (scale, zero point) of the int8 codes that it reads; layers without one range are left out."""
+    """id of a layer -> (scale, zero point) of the int8 codes that it reads; layers without one range are left out.
+
+    So are those that read or make 16-bit codes: packed layers take int8.
+    """
     layers = [layer for _, layer in layers_of(model)]
     if not any(isinstance(x, QuantActivation) or getattr(x, "output_host", None) is not None for x in layers):
         return {}
@@ -79,8 +83,9 @@ def input_ranges(model: keras.Model) -> dict[int, tuple[float, int]]:
     ranges, found = infer_ranges(graph), dict[int, set[tuple[float, int]]]()
     for call in graph.calls:
         if isinstance(call.operation, QuantizedLayer) and call.inputs[0] in ranges:
-            scale, zero_point = ranges[call.inputs[0]]
-            found.setdefault(id(call.operation), set()).add((float(np.float32(scale)), zero_point))
+            scale, zero_point, codes = ranges[call.inputs[0]]
+            if codes == "int8" and not is_wide(call.operation.output_quantizer):
+                found.setdefault(id(call.operation), set()).add((float(np.float32(scale)), zero_point))
     return {layer: grids.pop() for layer, grids in found.items() if len(grids) == 1}
 
 

@@ -77,6 +77,16 @@ def affine_zero_point(minimum: Tensor, scale: Tensor, bits: int) -> Tensor:
     return ops.clip(ops.round(low - minimum / scale), low, low + 2**bits - 1)
 
 
+def symmetric_scale(minimum: Tensor, maximum: Tensor, bits: int) -> Tensor:
+    """``max(-min, max) / (2^(bits-1) - 1)``, the step of a grid around 0 that covers [minimum, maximum]; of 1 if that is empty.
+
+    Times the reciprocal, as in `affine_scale`.
+    """
+    largest = ops.maximum(-minimum, maximum)
+    scale = ops.where(largest > 0, largest, ops.ones_like(largest)) * (1.0 / symmetric_limit(bits))
+    return ops.maximum(scale, float(np.finfo(np.float32).tiny))
+
+
 def encode_affine(real: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """``clip(round(real / scale) + zero_point, -2^(bits-1), 2^(bits-1) - 1)``, half to even."""
     low = -(2 ** (bits - 1))

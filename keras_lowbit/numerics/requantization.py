@@ -1,10 +1,12 @@
-"""LiteRT's fixed-point arithmetic in NumPy: how an int32 sum is brought back to int8.
+"""LiteRT's fixed-point arithmetic in NumPy: how a sum is brought back to codes.
 
 A real factor m > 0 is held as `m = multiplier * 2**(shift - 31)` with multiplier in [2**30, 2**31). LiteRT's
 reference kernels multiply in two steps, and each of them rounds (*double rounding*):
 
     high  = round_half_up(x * 2**max(shift, 0) * multiplier / 2**31)
     y     = round_half_away(high / 2**max(-shift, 0))
+
+An int64 sum, which 16-bit activations need, is multiplied by the upper 15 bits of the multiplier and rounded once.
 
 All functions take and give int64 arrays whose values are int32 (or int16) numbers, so nothing overflows by
 accident; where LiteRT's own int32 would wrap, `wrap` says so. Source: gemmlowp `fixedpoint.h` and LiteRT
@@ -90,6 +92,16 @@ def multiply_by_quantized_multiplier(x: ArrayLike, factor: Multiplier) -> Ints:
     return rounding_divide_by_power_of_two(high, right)
 
 
+def multiply_wide(x: ArrayLike, factor: Multiplier) -> Ints:
+    """`round_half_up(x * factor)` of int64 sums below 2**47, with a multiplier of 15 bits: what LiteRT does with int64.
+
+    The multiplier is off by up to 2**-15 of its size: a code of 32767 by a step. The result wraps like C's int32.
+    """
+    short = np.where(factor.multiplier < 0x7FFF0000, (factor.multiplier + (1 << 15)) >> 16, 0x7FFF)
+    shift = 15 - factor.shift
+    return wrap((np.asarray(x, np.int64) * short + (np.int64(1) << (shift - 1))) >> shift)
+
+
 def saturating_left_shift(x: ArrayLike, exponent: int, bits: int = 32) -> Ints:
     """`x * 2**exponent` in `bits` bits; like gemmlowp it saturates beyond 2**(bits - 1 - exponent) - 1."""
     x = np.asarray(x, np.int64)
@@ -112,40 +124,42 @@ def divide_toward_zero(x: ArrayLike, divisor: ArrayLike) -> Ints:
     return np.sign(x) * (np.abs(x) // divisor)
 
 
-def activation_range(activation: str | None, scale: float, zero_point: int) -> tuple[int, int]:
-    """Lowest and highest code that a fused activation lets through.
+def activation_range(
+    activation: str | None, scale: float, zero_point: int, codes: tuple[int, int] = (QMIN, QMAX)
+) -> tuple[int, int]:
+    """Lowest and highest code that a fused activation lets through, of `codes`.
 
-    None: (-128, 127). "relu": from the zero point. "relu6": also up to `zero_point + round(6 / scale)` in
+    None: all of them. "relu": from the zero point. "relu6": also up to `zero_point + round(6 / scale)` in
     float32. ValueError for other names, and for a scale so small that 6 / scale exceeds int32 (LiteRT refuses
     it too).
     """
     if activation is None:
-        return QMIN, QMAX
+        return codes
     if activation not in ("relu", "relu6"):
         raise ValueError(
             f"fused activation {activation!r} is unknown; expected None, 'relu' or 'relu6': "
             "run other activations as nodes of their own"
         )
-    low = max(QMIN, zero_point)
+    low = max(codes[0], zero_point)
     if activation == "relu":
-        return low, QMAX
+        return low, codes[1]
     steps = round_half_away(np.float32(6.0) / np.float32(scale))
     if not steps <= INT32_MAX:
         raise ValueError(
             f"relu6 with scale {scale:g} needs {steps:g} steps, more than int32 holds; "
             "expected a usual step such as 6/255: calibrate again"
         )
-    return low, min(QMAX, zero_point + int(steps))
+    return low, min(codes[1], zero_point + int(steps))
 
 
 def requantize(
-    total: ArrayLike, factor: Multiplier, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX)
-) -> NDArray[np.int8]:
-    """int8 codes of an int32 sum: `clip(total * factor + zero_point, limits)`; channels on the last axis."""
+    total: ArrayLike, factor: Multiplier, zero_point: int, limits: tuple[int, int] = (QMIN, QMAX), dtype: str = "int8"
+) -> NDArray[Any]:
+    """Codes of an int32 sum: `clip(total * factor + zero_point, limits)`; channels on the last axis. dtype: of the codes."""
     left, right = np.maximum(factor.shift, 0), np.maximum(-factor.shift, 0)
     half, rounds = (np.int64(1) << right) >> 1, right > 0
 
-    def codes(rows: np.ndarray) -> NDArray[np.int8]:
+    def codes(rows: np.ndarray) -> NDArray[Any]:
         # As `multiply_by_quantized_multiplier`, in place; halves go away from zero by one step less below it.
         x = rows if rows.dtype == np.int32 and not left.any() else wrap(np.asarray(rows, np.int64) << left)
         high = np.multiply(x, factor.multiplier, dtype=np.int64)
@@ -157,13 +171,13 @@ def requantize(
         high >>= right
         shifted = high.astype(np.int32)
         shifted += np.int32(zero_point)  # overflows as C's
-        return np.clip(shifted, *limits).astype(np.int8)
+        return np.clip(shifted, *limits).astype(dtype)
 
     found = by_rows(codes, np.atleast_1d(total))
     return found if np.ndim(total) else found.reshape(found.shape[found.size == 1 :])
 
 
-def by_rows(function: Callable[[np.ndarray], NDArray[np.int8]], total: np.ndarray) -> NDArray[np.int8]:
+def by_rows(function: Callable[[np.ndarray], NDArray[Any]], total: np.ndarray) -> NDArray[Any]:
     """`function(total)` [..., channels], for some of its rows at a time, whose intermediate arrays fit into a cache."""
     if total.size <= CACHED:
         return function(total)

@@ -21,6 +21,7 @@ Axes = tuple[int, ...]
 State = Mapping[str, Any]
 
 GRANULARITIES = ("channel", "tensor")
+WIDE = 16  # bits of the symmetric activations of LiteRT's 16x8 mode
 #: The name under which a quantizer declares its random generator and finds it in its state.
 SEED = "seed"
 _BASE_PREFIX = "base_"
@@ -211,6 +212,14 @@ def require_bits(owner: str, bits: Any, remedy: str) -> None:
     """Raise a ValueError unless `bits` is a whole number from 2 to 8."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise ValueError(f"{owner} needs 2 to 8 bits, got bits={bits!r}. {remedy}")
+
+
+def require_activation_bits(owner: str, bits: Any) -> None:
+    """Raise a ValueError unless `bits` is a whole number from 2 to 8, or 16."""
+    if isinstance(bits, bool) or bits != WIDE:
+        require_bits(
+            owner, bits, f"Or {WIDE}, LiteRT's 16x8 mode. For float activations use activations=None in the recipe."
+        )
 
 
 def as_float32(real: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from keras_lowbit.quantizers.base import (
     Tensor,
     as_float32,
     register,
+    require_bits,
     require_choice,
     scale_axes,
 )
@@ -47,6 +48,7 @@ class DynamicFixedPoint(ActivationRange):
     signed: bool | None = None
 
     def __post_init__(self) -> None:
+        require_bits("DynamicFixedPoint", self.bits, "For 16-bit activations use ActivationRange(16).")
         super().__post_init__()
         require_choice("DynamicFixedPoint", "granularity", self.granularity, GRANULARITIES)
         if self.signed is False and self.minimum is not None and self.minimum < 0:

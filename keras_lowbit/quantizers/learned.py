@@ -8,6 +8,7 @@ from keras import ops
 from keras_lowbit.numerics import learned, thresholds
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
+    WIDE,
     ActivationQuantizer,
     Axes,
     State,
@@ -44,6 +45,11 @@ class LearnedQuantizer(ActivationQuantizer):
         if type(base) not in (Uniform, ActivationRange):
             raise ValueError(
                 f"{name} needs a base Uniform(8) for weights or ActivationRange(8) for activations, got {base!r}."
+            )
+        if getattr(base, "bits", 0) == WIDE:
+            raise ValueError(
+                f"{name} got a range of 16 bits, whose ends cut nothing that a threshold could win back. Give activations "
+                "ActivationRange(16) itself, in a recipe activations=16; thresholds of weights train beside it."
             )
         if isinstance(base, Uniform) and base.calibration != "max":
             raise ValueError(

@@ -9,6 +9,7 @@ from keras_lowbit.numerics import grids, thresholds
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
     GRANULARITIES,
+    WIDE,
     ActivationQuantizer,
     Axes,
     Quantizer,
@@ -17,6 +18,7 @@ from keras_lowbit.quantizers.base import (
     Tensor,
     as_float32,
     register,
+    require_activation_bits,
     require_bits,
     require_choice,
     scale_axes,
@@ -75,9 +77,11 @@ class Uniform(Quantizer):
 @register
 @dataclasses.dataclass(frozen=True)
 class ActivationRange(ActivationQuantizer):
-    """Asymmetric activations with an exact 0.0: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
+    """Activations with an exact 0.0: ``codes = clip(round(x / s) + z, -2^(b-1), 2^(b-1) - 1)``.
 
-    ``s = (max - min) / (2^bits - 1)``, z the code of zero.
+    Up to 8 bits asymmetric: ``s = (max - min) / (2^bits - 1)``, z the code of zero. 16 bits, for LiteRT's 16x8 mode, symmetric:
+    ``s = max(-min, max) / 32767``, ``z = 0``. float32 holds every such code; it rounds x / s by up to 2^-9 of a step, so that
+    a value that close to the middle of two codes may get either.
     Gradient: 1 where x lies on the grid's range, else 0.
     The range is an exponential moving average that starts from the first training batch, or from what `calibrate`
     found (``range <- m * range + (1 - m) * batch range``), or it is fixed by `minimum` and `maximum`. Until a range
@@ -85,13 +89,13 @@ class ActivationRange(ActivationQuantizer):
     ``m = min(momentum, (1 + count) / (10 + count))`` with `count` batches seen, and 0 for the first one: a young
     average follows the batches, so that few steps are enough for a range that fits (TensorFlow's
     ExponentialMovingAverage(num_updates) warms up the same way).
-    bits: 2 to 8.   momentum: in [0, 1), of an average that has seen many batches (0.99: 891 of them).
+    bits: 2 to 8, or 16.   momentum: in [0, 1), of an average that has seen many batches (0.99: 891 of them).
     minimum, maximum: both or neither, in the units of x.
     hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
     the narrow ones would cut the wide ones off.
     State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone, as it does in
     layers with ``trainable=False``).
-    Jacob et al. 2018, arXiv:1712.05877, section 3.1.
+    Jacob et al. 2018, arXiv:1712.05877, section 3.1; 16 bits: LiteRT's quantization specification.
     """
 
     name: ClassVar[str] = "activation"
@@ -102,7 +106,7 @@ class ActivationRange(ActivationQuantizer):
     hold: bool = False
 
     def __post_init__(self) -> None:
-        require_bits("ActivationRange", self.bits, "For float activations use activations=None in the recipe.")
+        require_activation_bits("ActivationRange", self.bits)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"ActivationRange needs momentum in [0, 1), got {self.momentum!r}; usual is 0.99.")
         if (self.minimum is None) != (self.maximum is None):
@@ -163,6 +167,9 @@ class ActivationRange(ActivationQuantizer):
 
     def grid(self, state: State) -> tuple[Tensor, Tensor]:
         """Scale and zero point (scalars) of the current range."""
+        if self.bits == WIDE:
+            scale = grids.symmetric_scale(*self.ends(state), self.bits)
+            return scale, ops.zeros_like(scale)
         return grids.affine_parameters(*self.ends(state), self.bits)
 
     def ends(self, state: State) -> tuple[Tensor, Tensor]:

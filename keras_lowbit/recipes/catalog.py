@@ -58,8 +58,8 @@ def _fat(name: str, **weights: Any) -> Recipe:
     return Recipe(name, rules, activations, {}, FAT_TRAINING, FAT_SOURCE)
 
 
-def _plain(name: str, kernel: Any, source: str) -> Recipe:
-    return Recipe(name, (Rule(kernel),), ActivationRange(), source=source)
+def _plain(name: str, kernel: Any, source: str, activation_bits: int = 8) -> Recipe:
+    return Recipe(name, (Rule(kernel),), ActivationRange(activation_bits), source=source)
 
 
 _CATALOG: dict[str, Callable[[], Recipe]] = {
@@ -68,6 +68,7 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "dfp-4w8a-n4": lambda: dfp(4, 4),
     "dfp-8w8a": dfp8,
     "int8": lambda: _plain("int8", Uniform(8), "Jacob et al. 2018, arXiv:1712.05877"),
+    "int16x8": lambda: _plain("int16x8", Uniform(8), "LiteRT's 16x8 mode: 16-bit activations, 8-bit weights", 16),
     "sq-twn": lambda: _sq("sq-twn", Ternary()),
     "sq-bwn": lambda: _sq("sq-bwn", Binary()),
     "inq-5": lambda: _inq("inq-5", 5),

@@ -66,15 +66,16 @@ class Rule:
 class Recipe:
     """A method as data: printable, comparable, JSON both ways.
 
-    plan: rules, the first that matches a layer decides.   activations: quantizer of activation ranges, None for
-    float activations (the papers' SQ).   schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` (SQ),
-    ``{"portions": 5}`` (INQ) or {}.
+    plan: rules, the first that matches a layer decides.
+    activations: quantizer of activation ranges, or their bits: 8, or 16 for LiteRT's 16x8 mode; None for float activations
+    (the papers' SQ).
+    schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` (SQ), ``{"portions": 5}`` (INQ) or {}.
     training: defaults of the source, for people.   source: paper and section.
     """
 
     name: str
     plan: tuple[Rule, ...]
-    activations: Quantizer | None = None
+    activations: Any = None
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
@@ -86,7 +87,9 @@ class Recipe:
         object.__setattr__(self, "plan", rules)
         for field in ("schedule", "training"):
             object.__setattr__(self, field, _plain_json(self.name, field, getattr(self, field)))
-        object.__setattr__(self, "activations", quantizers.get(self.activations))
+        bits = isinstance(self.activations, int) and not isinstance(self.activations, bool)
+        ranges = quantizers.ActivationRange(self.activations) if bits else quantizers.get(self.activations)
+        object.__setattr__(self, "activations", ranges)
         unknown = sorted(set(self.schedule) - {"ratio", "portions"})
         if unknown:
             raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['portions', 'ratio'].")

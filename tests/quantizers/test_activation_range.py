@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_lowbit.quantizers import ActivationRange
+from keras_lowbit.quantizers import ActivationRange, AdjustableThreshold, DynamicFixedPoint, LearnedStep
 from tests.support import oracle
 
 RNG = np.random.default_rng(5)
@@ -146,3 +146,45 @@ def test_gradient_passes_inside_the_grid_on_its_ends_and_not_outside(quantizer):
 def test_gradient_passes_everywhere_before_there_is_a_range():
     real, upstream = RNG.normal(size=(2, 20)).astype("float32") * 100
     np.testing.assert_array_equal(gradient(ActivationRange(), real, upstream, state()), upstream)
+
+
+@pytest.mark.parametrize("limits", [(-1.0, 2.0), (0.0, 6.0), (-3.0, 0.0), (2.0, 5.0), (-5e-3, 1e-3)])
+def test_sixteen_bits_are_symmetric_and_float32_holds_every_code(limits):
+    quantizer, current = ActivationRange(16), state(*limits, count=1)
+    real = RNG.uniform(-1.1, 1.1, 20000) * max(map(abs, limits))
+    quantized = quantizer.encode(np.float32(real), current)
+    scale, codes = float(quantized.scale), ops.convert_to_numpy(quantized.codes)
+    assert scale == pytest.approx(max(map(abs, limits)) / 32767, rel=1e-6)
+    assert float(quantized.zero_point) == 0
+    steps = real.astype(np.float32).astype(float) / scale
+    want = np.clip(np.round(steps), -(2**15), 2**15 - 1)
+    clear = np.abs(steps % 1 - 0.5) > 2.0**-8  # float32 rounds a quotient of up to 2**15 steps by 2**-9 of one
+    np.testing.assert_array_equal(codes[clear], want[clear])
+    on_grid = quantize(quantizer, real, current)
+    np.testing.assert_array_equal(quantize(quantizer, on_grid, current), on_grid)
+
+
+@pytest.mark.parametrize(("minimum", "maximum"), [(0.0, 32767 / 32768), (-32767 / 32768, 32767 / 32768)])
+def test_the_sixteen_bit_range_of_a_sigmoid_or_tanh_is_exactly_that_of_litert(minimum, maximum):
+    for compiled in (False, True):
+        grid = tf.function(ActivationRange(16, minimum=minimum, maximum=maximum).grid, jit_compile=compiled)
+        assert [float(value) for value in grid({})] == [2.0**-15, 0.0]
+
+
+@pytest.mark.parametrize("bits", [1, 9, 15, 17, 32, 8.0, True])
+def test_other_bits_are_refused_with_those_that_there_are(bits):
+    with pytest.raises(ValueError, match=r"needs 2 to 8 bits.*16, LiteRT's 16x8 mode"):
+        ActivationRange(bits)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdjustableThreshold(ActivationRange(16)), "ActivationRange\\(16\\) itself"),
+        (lambda: LearnedStep(ActivationRange(16)), "ActivationRange\\(16\\) itself"),
+        (lambda: DynamicFixedPoint(16), "For 16-bit activations use ActivationRange"),
+    ],
+)
+def test_quantizers_that_have_no_sixteen_bits_name_the_one_that_has(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -64,7 +64,7 @@ def test_what_the_recipes_hold():
         recipe = recipes.get(name)
         assert recipe.name == name
         assert quantizers.is_activation_quantizer(recipe.activations)
-        assert recipe.activations.bits == 8
+        assert recipe.activations.bits == (16 if name == "int16x8" else 8)
         assert recipe.source
 
 
@@ -195,3 +195,14 @@ def test_a_seed_of_a_rule_becomes_one_of_each_layer():
     assert again.seed != seeds["d0"]
     assert recipe.kernel_quantizer("e", "e", "dense") == Ternary()
     assert recipe.replace(plan=[Rule(Stochastic())]).kernel_quantizer("d0", "d0", "dense") == Stochastic()
+
+
+def test_activations_by_their_bits():
+    wide = recipes.get("fat").replace(activations=16)
+    assert wide.activations == ActivationRange(16)
+    assert Recipe.from_json(wide.to_json()) == wide
+    assert recipes.get("int16x8") == dataclasses.replace(
+        recipes.get("int8"), name="int16x8", activations=16, source=recipes.get("int16x8").source
+    )
+    with pytest.raises(ValueError, match="got bits=12"):
+        Recipe("mine", (Rule("ternary"),), activations=12)

@@ -39,8 +39,7 @@ def operators_of(graph):
         record = operation_of(node)
         if record.builtin is not None:
             ends = (tuple(graph.tensors[name] for name in names) for names in (node.inputs, node.outputs))
-            made = record.builtin(Use(node, *ends))
-            found[node.name] = [step.kind for step in (made if isinstance(made, list) else [made])]
+            found[node.name] = [step.kind for step in record.operators(Use(node, *ends))]
     return found
 
 

@@ -1,6 +1,7 @@
 """Random integer graphs: chains and diamonds of every operation, with ugly grids, shapes, weights and inputs.
 
-`random_graph(draw)` takes hypothesis' `draw`, so that a failing graph shrinks; array contents come from a drawn seed.
+`random_graph(draw)` takes hypothesis' `draw`, so that a failing graph shrinks; array contents come from a drawn seed. With
+codes="int16" activations are int16, and operations without a kernel for them are left out.
 """
 
 import numpy as np
@@ -16,10 +17,11 @@ STYLES = ("any", "corners", "low", "high", "any")
 
 
 class Source:
-    """Draws numbers, grids and codes."""
+    """Draws numbers, grids and codes. kind: of the codes of activations."""
 
-    def __init__(self, draw):
-        self.draw = draw
+    def __init__(self, draw, kind="int8"):
+        self.draw, self.kind = draw, kind
+        self.finer = 1 if kind == "int8" else 256  # steps in one of int8
         self.random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
     def integer(self, low, high):
@@ -32,40 +34,49 @@ class Source:
         return [self.integer(low, high), self.integer(low, high)]
 
     def range(self):
-        return Range(self.draw(SCALES), self.draw(ZERO_POINTS))
+        return self.grid(self.draw(SCALES) / self.finer)
+
+    def grid(self, scale):
+        zero_point = self.draw(ZERO_POINTS) if self.kind == "int8" else 0
+        return Range(float(np.float32(scale)), zero_point, self.kind)
 
     def range_near(self, scale, octaves=3.0):
         """A grid whose scale is within some octaves of `scale`: smaller saturates, larger wastes codes."""
         factor = 2.0 ** self.draw(st.floats(-octaves, octaves))
-        return Range(float(np.float32(scale * factor)), self.draw(ZERO_POINTS))
+        return self.grid(scale * factor)
 
-    def codes(self, shape, low=-128):
-        style = self.pick(STYLES)
+    def codes(self, shape, low=None, kind=None):
+        kind = kind or self.kind
+        style, high = self.pick(STYLES), np.iinfo(kind).max
+        low = np.iinfo(kind).min if low is None else low
         if style in ("low", "high"):
-            return np.full(shape, low if style == "low" else 127, np.int8)
+            return np.full(shape, low if style == "low" else high, kind)
         if style == "corners":
-            return self.random.choice(np.array([low, 127], np.int8), shape)
-        return self.random.integers(low, 128, shape, np.int8)
+            return self.random.choice(np.array([low, high], kind), shape)
+        return self.random.integers(low, high + 1, shape, kind)
 
     def weights(self, shape, channels, fan_in, scale):
         """codes, scales, bias of a layer, and an output scale that suits it."""
         bits = self.pick([8, 8, 4, 2])
         codes = (
-            self.codes(shape, -127)
+            self.codes(shape, -127, "int8")
             if bits == 8
             else self.random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, np.int8)
         )
         scales = np.float32(2.0) ** self.random.uniform(-9, -5, channels).astype(np.float32)
         spread = float(np.abs(codes.astype(float)).mean() + 1) * 60 * np.sqrt(fan_in)
-        bias = None if self.integer(0, 3) == 0 else self.random.integers(-int(spread), int(spread) + 1, channels)
+        most = int(spread) * self.finer
+        if self.kind == "int16" and self.integer(0, 3) == 0:
+            most <<= 16  # more than int32 holds
+        bias = None if self.integer(0, 3) == 0 else self.random.integers(-most, most + 1, channels)
         return codes, scales, bias, scale * 2.0**-7 * spread / 64
 
 
 class Growing:
     """A graph under construction and the tensors that the next node may read."""
 
-    def __init__(self, draw):
-        self.source, self.builder = Source(draw), GraphBuilder(metadata={"made": "at random"})
+    def __init__(self, draw, codes="int8"):
+        self.source, self.builder = Source(draw, codes), GraphBuilder(metadata={"made": "at random"})
         self.live, self.read, self.count = [], set(), 0
         self.ends, self.ids = [], {}  # tensors that no operation reads; whole numbers by the name of their input
         self.batch = self.source.integer(1, 2)
@@ -93,9 +104,9 @@ class Growing:
         return [n for n in self.live if n not in self.read]
 
 
-def random_graph(draw, most=7):
-    """(graph, inputs by name, container of the weights)."""
-    growing = Growing(draw)
+def random_graph(draw, most=7, codes="int8"):
+    """(graph, inputs by name, container of the weights). codes: type of the activations."""
+    growing = Growing(draw, codes)
     source = growing.source
     shape = [*source.pair(1, 9), source.integer(1, 9)]
     for i in range(source.integer(1, 2)):
@@ -213,9 +224,9 @@ def _arithmetic(g):
     else:
         kept = [d if s.integer(0, 1) else 1 for d in shape]
         constant = s.pick([kept[-1:], [1, *kept], [1], kept[1:]])
-        other = g.builder.constant(g.name("constant"), s.codes(constant), s.draw(SCALES), s.draw(ZERO_POINTS))
+        other = g.builder.constant(g.name("constant"), s.codes(constant), *s.range())
     second = g.tensor(other).range.scale
-    out = s.range_near(128 * scale * second if operation == "mul" else max(scale, second))
+    out = s.range_near(128 * s.finer * scale * second if operation == "mul" else max(scale, second))
     return getattr(g.builder, operation)(x, other, out, g.name(operation), s.pick(ACTIVATIONS))
 
 
@@ -286,13 +297,15 @@ def _batch_matmul(g):
     other, turned = s.pick(pairs)
     g.read.add(other)
     swap = s.integer(0, 3) == 0 and g.shape(other)[-2:] == shape[-2:]
-    scale = g.tensor(x).range.scale * g.tensor(other).range.scale * 128 * shape[-1] ** 0.5
+    scale = g.tensor(x).range.scale * g.tensor(other).range.scale * 128 * s.finer * shape[-1] ** 0.5
     attributes = {"transpose_a": bool(swap), "transpose_b": bool(turned and not swap)}
     return g.builder.operation("batch_matmul", (x, other), g.name("matmul"), s.range_near(scale), attributes)
 
 
 def _argmax(g):
     """Places: nothing reads them."""
+    if g.source.kind == "int16":
+        return
     x, s = g.take(), g.source
     g.ends.append(g.builder.argmax(x, g.name("argmax"), s.integer(1, len(g.shape(x)))))
 
@@ -338,7 +351,9 @@ def _resize(g):
 def _activation(g):
     x, s, b = g.take(), g.source, g.builder
     near = s.range_near(g.tensor(x).range.scale, 5.0)
-    kind = s.pick(["softmax", "logistic", "tanh", "relu", "relu6", "leaky_relu", "hard_swish", "quantize", "table"])
+    kinds = ["relu", "relu6", "leaky_relu", "quantize"]
+    kinds += ["softmax", "logistic", "tanh"] if s.kind == "int8" or g.tensor(x).range.scale < 5 else []
+    kind = s.pick([*kinds, "hard_swish", "table"] if s.kind == "int8" else kinds)
     if kind == "table":
         return b.table(x, s.codes((256,)), s.range(), g.name(kind))
     if kind in ("softmax", "logistic", "tanh"):
@@ -349,13 +364,15 @@ def _activation(g):
 
 
 def _float_subgraph(g):
-    """int8 -> float32 -> an operation that has no integer kernel -> int8."""
+    """Codes -> float32 -> an operation that has no integer kernel -> codes."""
     x, s, b = g.take(), g.source, g.builder
+    if s.kind == "int16" and g.tensor(x).range.scale > 0.5:
+        return None  # 2**31 steps of the range behind it, which C's cast to int32 does not take
     shape, name = (g.batch, *g.shape(x)), g.name("subgraph")
     real = b.dequantize(x, f"{name}/real")
     kind = s.pick(["COS", "ABS", "FLOOR"])
     (value,) = b.float_subgraph([real], float_model(kind, [shape], shape), name)
-    return b.quantize(value, s.range_near(2.0**-6), f"{name}/codes")
+    return b.quantize(value, s.range_near(2.0**-6 / s.finer), f"{name}/codes")
 
 
 OPERATIONS = (

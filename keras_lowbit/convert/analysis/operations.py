@@ -17,6 +17,8 @@ from keras_lowbit.convert.analysis.supported import (
 )
 from keras_lowbit.keras_graph.calls import Call, is_graph_model
 from keras_lowbit.keras_graph.copies import function_name
+from keras_lowbit.quantizers import ActivationRange, is_activation_quantizer
+from keras_lowbit.quantizers.base import WIDE
 
 
 class Category(enum.Enum):
@@ -114,12 +116,38 @@ PROBABILITIES = (
     "sigmoid",
 )  # functions whose result has no range where it leaves the model: the loss takes it
 
-# (minimum, maximum) of results whose range LiteRT fixes or the function bounds.
-FIXED_RANGES = {
-    "sigmoid": (0.0, 255.0 / 256.0),
-    "hard_sigmoid": (0.0, 255.0 / 256.0),
-    "tanh": (-1.0, 127.0 / 128.0),
+# (minimum, maximum) of results whose range LiteRT fixes or the function bounds, in 8 and in 16 bits.
+_UNIT, _UNIT_16 = (0.0, 255.0 / 256.0), (0.0, 32767.0 / 32768.0)
+_FIXED_RANGES = {
+    8: {"sigmoid": _UNIT, "hard_sigmoid": _UNIT, "tanh": (-1.0, 127.0 / 128.0)},
+    WIDE: {"sigmoid": _UNIT_16, "hard_sigmoid": _UNIT_16, "tanh": (-_UNIT_16[1], _UNIT_16[1])},
 }
+
+
+def static_range(minimum: float, maximum: float, beside: Any) -> ActivationRange:
+    """A range that its ends decide: of 16 bits beside learned ranges of 16 bits, else of 8."""
+    return ActivationRange(WIDE if is_wide(beside) else 8, minimum=minimum, maximum=maximum)
+
+
+def fixed_range(function: str, beside: Any) -> ActivationRange | None:
+    """The range of a function's results if it is known beforehand. beside: quantizer of the ranges that are not."""
+    found = _FIXED_RANGES[WIDE if is_wide(beside) else 8].get(function)
+    return None if found is None else static_range(*found, beside)
+
+
+def is_wide(quantizer: Any) -> bool:
+    """Whether a quantizer makes 16-bit activations."""
+    return is_activation_quantizer(quantizer) and quantizer.bits == WIDE
+
+
+def lacks_int16(call: Call, category: Category) -> str | None:
+    """Why a call that has an int8 form runs in float where activations have 16 bits; None if it does not.
+
+    LiteRT has no kernel for int16 codes there, and a table of a function would have 65,536 entries.
+    """
+    if category is Category.FUNCTION:
+        return "a function of 16-bit values: no table of 256 codes stands for it"
+    return "LiteRT's ARG_MAX takes no int16" if stock_kind(call.operation) == "Argmax" else None
 
 
 def stock_kind(operation: Any) -> str:

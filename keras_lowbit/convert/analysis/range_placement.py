@@ -12,23 +12,23 @@ from collections.abc import Container
 
 from keras_lowbit.convert.analysis.float_flow import Level
 from keras_lowbit.convert.analysis.operations import (
-    FIXED_RANGES,
     KINDS,
     PROBABILITIES,
     Category,
     activation_name,
+    fixed_range,
     function_of,
     fuses,
+    static_range,
     stock_kind,
 )
 from keras_lowbit.convert.analysis.pixels import is_affine
 from keras_lowbit.keras_graph.calls import Call
-from keras_lowbit.quantizers import ActivationRange, Quantizer
+from keras_lowbit.quantizers import Quantizer
 
 # Operations whose integer form can carry a relu at its end.
 _TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization", "ChannelAffine"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
-_MASK = ActivationRange(minimum=0.0, maximum=1.0)  # also where the data show one of the two values only
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
 
 
@@ -109,7 +109,7 @@ class _Planner:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
         if "float" in str(self.graph.tensors[key].dtype) and not self._has_range(key):
             known = self.level.known_ranges.get(key)
-            self.plan.after[key] = ActivationRange(minimum=known[0], maximum=known[1]) if known else quantizer
+            self.plan.after[key] = static_range(*known, self.activation) if known else quantizer
 
     def float_value(self, key: int, quantizer: Quantizer) -> None:
         """The range behind a float value, for those who read it as int8 only; no other value's."""
@@ -125,7 +125,8 @@ class _Planner:
         self.plan.in_float |= in_float
         returned = key in self.graph.outputs and not self.level.stays_float(key)
         if len(in_float) < len(readers) or returned:
-            self.after(key, _MASK if self.level.is_mask(key) else quantizer)
+            # That of a mask, also where the data show one of its two values only.
+            self.after(key, static_range(0.0, 1.0, self.activation) if self.level.is_mask(key) else quantizer)
         if returned:
             self.plan.returned.add(key)
 
@@ -163,8 +164,7 @@ class _Planner:
         self.after(key, self._bounds(name))
 
     def _bounds(self, function: str) -> Quantizer:
-        fixed = FIXED_RANGES.get("sigmoid" if function == "softmax" else function)
-        return self.activation if fixed is None else ActivationRange(minimum=fixed[0], maximum=fixed[1])
+        return fixed_range("sigmoid" if function == "softmax" else function, self.activation) or self.activation
 
     def _float(self, call: Call) -> None:
         # Of stock layers only: what a user's layer does with its activation is unknown.

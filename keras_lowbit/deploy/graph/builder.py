@@ -13,7 +13,6 @@ import numpy as np
 
 from keras_lowbit.deploy.graph.builder_base import BaseBuilder, Padding
 from keras_lowbit.deploy.graph.float_subgraph import describe
-from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.deploy.graph.operations.weighted import deconvolved
 from keras_lowbit.deploy.graph.tensors import Node, Range
 
@@ -47,7 +46,7 @@ class GraphBuilder(BaseBuilder):
         groups: int = 1,
         activation: str | None = None,
     ) -> str:
-        """2-D convolution. codes: int8 [KH,KW,IC/groups,OC]; scales: [OC]; bias: int32 [OC] or None (zeros).
+        """2-D convolution. codes: int8 [KH,KW,IC/groups,OC]; scales: [OC]; bias: whole numbers [OC] or None (zeros).
 
         padding: "same", "valid" or ((top, bottom), (left, right)); the last adds a pad node `name/pad`.
         """
@@ -156,16 +155,16 @@ class GraphBuilder(BaseBuilder):
         return self._node("table", name, (x, self.constant(f"{name}/table", codes, *out)), {}, out)
 
     def softmax(self, x: str, name: str) -> str:
-        """Softmax of the last axis; the output grid is always (1/256, -128)."""
-        return self._node("softmax", name, (x,), {}, OPERATIONS["softmax"].fixed_range)
+        """Softmax of the last axis; the output grid is always (1/256, -128), of int16 codes (2**-15, 0)."""
+        return self.operation("softmax", (x,), name)
 
     def logistic(self, x: str, name: str) -> str:
-        """1 / (1 + exp(-x)); the output grid is always (1/256, -128)."""
-        return self._node("logistic", name, (x,), {}, OPERATIONS["logistic"].fixed_range)
+        """1 / (1 + exp(-x)); the output grid is that of softmax."""
+        return self.operation("logistic", (x,), name)
 
     def tanh(self, x: str, name: str) -> str:
-        """tanh(x); the output grid is always (1/128, 0)."""
-        return self._node("tanh", name, (x,), {}, OPERATIONS["tanh"].fixed_range)
+        """tanh(x); the output grid is always (1/128, 0), of int16 codes (2**-15, 0)."""
+        return self.operation("tanh", (x,), name)
 
     # shapes, windows, means: these keep the range, but for mean
 
@@ -272,11 +271,11 @@ class GraphBuilder(BaseBuilder):
     # between integers and floats
 
     def quantize(self, x: str, out: Range, name: str) -> str:
-        """float32 to int8, or int8 to another int8 range."""
+        """float32 to codes, or codes to those of another range, of another type too."""
         return self._node("quantize", name, (x,), {}, out)
 
     def dequantize(self, x: str, name: str) -> str:
-        """int8 to float32."""
+        """Codes to float32."""
         return self._node("dequantize", name, (x,), {}, None)
 
     def float_subgraph(self, inputs: Sequence[str], tflite_bytes: bytes, name: str) -> list[str]:

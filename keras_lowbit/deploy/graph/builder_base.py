@@ -10,9 +10,8 @@ import numpy as np
 from keras_lowbit.deploy.graph.integer_graph import IntegerGraph
 from keras_lowbit.deploy.graph.operations import OPERATIONS, check_node
 from keras_lowbit.deploy.graph.operations.attributes import check_attributes
-from keras_lowbit.deploy.graph.operations.checks import bias_scale
+from keras_lowbit.deploy.graph.operations.checks import LARGEST_SUM, bias_scale, bias_types, largest_sums
 from keras_lowbit.deploy.graph.tensors import PLAIN, Node, Range, Tensor, check_scale
-from keras_lowbit.numerics.requantization import INT32_MAX
 
 Padding = str | Sequence[Sequence[int]]
 
@@ -29,26 +28,32 @@ class BaseBuilder:
     # inputs, constants, result
 
     def input(self, name: str, shape: Sequence[int], dtype: str = "int8", range: Range | None = None) -> str:
-        """An input of the graph. shape: without the batch. range: its grid, for int8; None for values of `PLAIN` types."""
-        if (range is None) != (dtype in PLAIN):
+        """An input of the graph. shape: without the batch. range: its grid, for codes, whose type it says; None for values.
+
+        dtype: of values, one of `PLAIN`.
+        """
+        if range is not None and dtype == "int8":
+            dtype = range.dtype
+        if (range is None) != (dtype in PLAIN) or (range is not None and range.dtype != dtype):
             raise ValueError(
-                f"input {name!r} is {dtype} with range {range}: int8 needs a range, {', '.join(PLAIN)} have none"
+                f"input {name!r} is {dtype} with range {range}: int8 needs a range and int16 one of its type, "
+                f"{', '.join(PLAIN)} have none"
             )
         self._inputs.append(self._add(self._activation(name, (None, *shape), range, dtype)))
         return name
 
-    def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0) -> str:
-        """A constant int8 operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full shape; one number
-        gets the shape (1,)."""
+    def constant(self, name: str, codes: np.ndarray, scale: float, zero_point: int = 0, dtype: str = "int8") -> str:
+        """A constant operand of add, sub or mul: `real = scale * (codes - zero_point)`. codes: full shape; one number
+        gets the shape (1,). dtype: of the codes, that of the other operand."""
         codes = np.atleast_1d(codes)
         return self._add(
             Tensor(
                 name,
                 np.shape(codes),
-                "int8",
+                dtype,
                 np.array(scale, np.float32),
                 zero_point,
-                _integers(codes, "int8", -128, f"constant {name!r}"),
+                _integers(codes, dtype, np.iinfo(dtype).min, f"constant {name!r}"),
             )
         )
 
@@ -91,9 +96,12 @@ class BaseBuilder:
             raise ValueError(f"{op} {name!r} has weights or a model: call its own method of GraphBuilder")
         if not inputs:
             raise ValueError(f"{op} {name!r} has no inputs: expected {OPERATIONS[op].inputs or 'one or more'}")
-        kept: Range | str | None = OPERATIONS[op].range
-        kept = None if "int8" not in OPERATIONS[op].writes else kept if isinstance(kept, Range) else "keep"
-        found = kept if out is None else out
+        record = OPERATIONS[op]
+        found: Range | str | None = out
+        if out is None and not isinstance(record.range, str):
+            found = record.fixed_range(self.tensor(inputs[0]).dtype)
+        elif out is None and "int8" in record.writes:
+            found = "keep"
         plain: dict[str, Any] = {"activation": None} if OPERATIONS[op].fuses_activation else {}
         return self._node(op, name, tuple(inputs), {**plain, **(attributes or {})}, found)
 
@@ -125,12 +133,21 @@ class BaseBuilder:
         with np.errstate(over="ignore", under="ignore"):
             step = bias_scale(self.tensor(x), scale)
         check_scale(step, f"{where} bias (input scale * weight scale)")
-        bias = _integers(
-            np.zeros(scale.shape, np.int32) if bias is None else bias, "int32", -INT32_MAX, f"{where} bias"
-        )
+        bias = np.zeros(scale.shape, np.int32) if bias is None else np.asarray(bias)
+        kind = self._bias_type(op, x, codes, bias)
+        bias = _integers(bias, kind, -LARGEST_SUM[kind], f"{where} bias", LARGEST_SUM[kind])
         kernel = Tensor(f"{name}/kernel", codes.shape, "int8", scale, 0, codes)
-        added = Tensor(f"{name}/bias", bias.shape, "int32", step, 0, bias)
+        added = Tensor(f"{name}/bias", bias.shape, kind, step, 0, bias)
         return self._node(op, name, (x, kernel.name, added.name), attributes, out, (kernel, added))
+
+    def _bias_type(self, op: str, x: str, codes: np.ndarray, bias: np.ndarray) -> str:
+        """The first type of bias that holds every sum, of those that LiteRT's kernel takes; the last one if none does."""
+        record, real = OPERATIONS[op], self.tensor(x)
+        *faster, last = bias_types(record, real)
+        if not faster or record.kernel is None or not np.issubdtype(bias.dtype, np.number):
+            return last
+        sums = largest_sums(record.kernel.by_output(codes), bias.astype(np.float64), real.range)
+        return next((kind for kind in faster if not (sums > LARGEST_SUM[kind]).any()), last)
 
     def _explicit_padding(self, x: str, padding: Padding, name: str) -> tuple[str, str]:
         if isinstance(padding, str):
@@ -194,18 +211,18 @@ class BaseBuilder:
             return Tensor(name, tuple(shape), dtype)
         if out.zero_point != int(out.zero_point):
             raise ValueError(f"tensor {name!r} has zero point {out.zero_point}: expected a whole number")
-        return Tensor(name, tuple(shape), "int8", np.array(out.scale, np.float32), int(out.zero_point))
+        return Tensor(name, tuple(shape), out.dtype, np.array(out.scale, np.float32), int(out.zero_point))
 
 
-def _integers(codes: np.ndarray, dtype: str, low: int, where: str) -> np.ndarray:
-    """`codes` as `dtype`. ValueError if any is not a whole number in [low, largest of dtype]."""
-    array, high = np.asarray(codes), np.iinfo(dtype).max
+def _integers(codes: np.ndarray, dtype: str, low: int, where: str, most: int | None = None) -> np.ndarray:
+    """`codes` as `dtype`. ValueError if any is not a whole number in [low, most], by default the largest of dtype."""
+    array, high = np.asarray(codes), np.iinfo(dtype).max if most is None else most
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{where} has dtype {array.dtype}: expected integers")
     bad = ~((array >= low) & (array <= high)) | (array != np.round(array))
     if bad.any():
         raise ValueError(
             f"{where} has the code {array[bad][0]} ({int(bad.sum())} bad of {array.size}): expected whole numbers from {low} "
-            f"to {high}. A weight needs a larger scale; a bias beyond int32 needs a larger weight scale in its channel"
+            f"to {high}. A weight needs a larger scale; a bias beyond {dtype} needs a larger weight scale in its channel"
         )
     return np.ascontiguousarray(array.astype(dtype))

@@ -2,9 +2,11 @@
 
     real = scale * (code - zero_point)        scale: size of one step (float32), never its reciprocal
 
-Activations are int8 with one scale and one zero point in [-128, 127]. Weights are int8 codes in [-127, 127]
-with zero point 0 and one scale per output channel. Biases are int32 at `float32(s_in) * float32(s_w[c])`.
-Sums are kept in int32 and brought back to int8 the way LiteRT's reference kernels do it (double rounding).
+Activations are int8 with one scale and one zero point in [-128, 127], or int16 with zero point 0 (`Range`).
+Weights are int8 codes in [-127, 127] with zero point 0 and one scale per output channel. Biases are int32 at
+`float32(s_in) * float32(s_w[c])`. Sums are kept in int32 and brought back to int8 the way LiteRT's reference kernels do
+it (double rounding). On int16 activations the type of the bias is that of the sums: int32 where it holds every sum that can
+occur, else int64.
 
 Nothing in this file needs TensorFlow or Keras.
 """
@@ -20,7 +22,7 @@ from typing import Any
 from keras_lowbit.deploy.graph import serialize
 from keras_lowbit.deploy.graph.diagram import LEGEND, NOTE, arrows, boxes
 from keras_lowbit.deploy.graph.operations import check_node
-from keras_lowbit.deploy.graph.tensors import Node, Tensor, check_name
+from keras_lowbit.deploy.graph.tensors import CODES, Node, Tensor, check_name
 from keras_lowbit.figures.diagram import FORMATS, draw_graph
 from keras_lowbit.files import FilePath, atomic_write, name_of
 
@@ -158,7 +160,7 @@ class IntegerGraph:
             ]
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-        weights = sum(t.data.size for t in self.tensors.values() if t.data is not None and t.dtype == "int8")
+        weights = sum(t.data.size for t in self.tensors.values() if t.data is not None and t.dtype in CODES)
         lines.append(f"{len(self.nodes)} nodes, {weights:,} int8 weights, outputs: {', '.join(self.outputs)}")
         return "\n".join(lines)
 
@@ -167,7 +169,7 @@ class IntegerGraph:
         return " ".join(
             "x".join(map(str, t.shape)) + f" [{t.data.min()},{t.data.max()}]"
             for t in constants
-            if t.data is not None and t.dtype == "int8" and t.data.size
+            if t.data is not None and t.dtype in CODES and t.data.size
         )
 
 

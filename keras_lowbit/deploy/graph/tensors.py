@@ -10,17 +10,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PLAIN = ("int32", "float32", "int64", "uint8", "bool")  # what operations in float read and make: values, not codes
-DTYPES = ("int8", *PLAIN)
+CODES = {"int8": (-128, 127), "int16": (-(2**15), 2**15 - 1)}  # the types of codes: the lowest and the highest one
+DTYPES = (*CODES, *PLAIN)
+BIASES = ("int32", "int64")
 MOST_ELEMENTS = 2**31 - 1  # of one sample: LiteRT counts them in int32
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal numbers only
 
 
 class Range(NamedTuple):
-    """Grid of an int8 activation: `real = scale * (code - zero_point)`; scale in real units, zero point in
-    [-128, 127]."""
+    """Grid of an activation: `real = scale * (code - zero_point)`; scale in real units.
+
+    dtype: of the codes. "int8": any zero point from -128 to 127. "int16": LiteRT's 16x8 mode, zero point 0.
+    """
 
     scale: float
     zero_point: int = 0
+    dtype: str = "int8"
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return CODES[self.dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +39,8 @@ class Tensor:
 
     name: unique in the graph.   shape: activations have the batch axis first, written None; constants have
     their full shape.
-    dtype: "int8" for codes; one of `PLAIN` for values of operations in float; "int32" for a constant bias.
+    dtype: "int8" or "int16" for codes; one of `PLAIN` for values of operations in float; "int32" or "int64" for a
+    constant bias.
     scale: float32 array, shape () per tensor or (channels,) per channel; None for values.   zero_point: integer code of
     real 0.   data: the codes, for constants only (kept read-only).
     """
@@ -66,7 +77,7 @@ class Tensor:
                 f"tensor {self.name!r} has no single scale (dtype {self.dtype}, scale shape "
                 f"{None if self.scale is None else self.scale.shape}); read .scale instead"
             )
-        return Range(float(self.scale), self.zero_point)
+        return Range(float(self.scale), self.zero_point, self.dtype)
 
     def static_shape(self, batch_size: int) -> tuple[int, ...]:
         """The shape with the batch axis filled in."""
@@ -97,7 +108,7 @@ class Tensor:
             raise ValueError(f"{where} has shape {self.shape}: expected at most {MOST_ELEMENTS:,} elements in a sample")
 
     def _check_grid(self, where: str) -> None:
-        if (self.scale is None) != (self.dtype in PLAIN and not (self.dtype == "int32" and self.is_constant)):
+        if (self.scale is None) != (self.dtype in PLAIN and not (self.dtype in BIASES and self.is_constant)):
             raise ValueError(
                 f"{where} is {self.dtype} with scale {self.scale}: integers need a scale, values of operations in float "
                 "have none"

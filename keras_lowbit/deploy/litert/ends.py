@@ -24,22 +24,38 @@ class Ends(NamedTuple):
     outputs: dict[str, str]
 
 
-Io = str | tuple[str, str] | Mapping[str, str] | Ends
+Io = str | tuple[str, str] | Mapping[str, str] | Ends | None
 
 
 def ends_of(graph: IntegerGraph, io: Io) -> Ends:
-    """The types that `io` gives the ends of a graph: one for all, a pair for inputs and outputs, or by name, int8 for the rest.
+    """The types that `io` gives the ends of a graph: one for all, a pair for inputs and outputs, or by name.
 
-    An output's name is that in the signature, or of its tensor. ValueError for another type or name.
+    None, and what a dict leaves out: the graph's own. An output's name is that in the signature, or of its tensor. ValueError
+    for another type or name, and for 8-bit ends of a graph of 16-bit codes.
     """
     if isinstance(io, Ends):
         return io
+    asked = _asked(graph, io)
+    for name, kind in {**asked.inputs, **asked.outputs}.items():
+        if graph.tensors[name].dtype == "int16" and kind in ("int8", "uint8"):
+            raise ValueError(
+                f"io={kind!r} for {name!r}, whose codes have 16 bits: expected 'int16', or 'float32' for reals"
+            )
+    return asked
+
+
+def _asked(graph: IntegerGraph, io: Io) -> Ends:
+    if io is None:
+        io = {}
     if isinstance(io, Mapping):
         names = _names(graph)
         if unknown := [name for name in io if name not in names]:
             raise ValueError(f"io= names {unknown}, but the ends of the model are {', '.join(names)}")
         by_tensor = {names[name]: _checked(kind, f" for {name!r}") for name, kind in io.items()}
-        return Ends(*({name: by_tensor.get(name, "int8") for name in side} for side in (graph.inputs, graph.outputs)))
+        sides = (
+            {name: by_tensor.get(name, _own(graph, name)) for name in side} for side in (graph.inputs, graph.outputs)
+        )
+        return Ends(*sides)
     pair = (io, io) if isinstance(io, str) else io
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(f"io={io!r}: expected a type, a pair (inputs, outputs), or a dict {{name of an end: type}}")
@@ -51,6 +67,12 @@ def _checked(kind: Any, where: str = "") -> str:
     if not isinstance(kind, str) or kind not in TYPES:
         raise ValueError(f"io={kind!r}{where}: expected {', '.join(map(repr, TYPES[:-1]))} or {TYPES[-1]!r}")
     return kind
+
+
+def _own(graph: IntegerGraph, name: str) -> str:
+    """The type of an end that nothing stands in front of or behind."""
+    tensor = graph.tensors[name]
+    return tensor.dtype if tensor.scale is not None else "int8"
 
 
 def _names(graph: IntegerGraph) -> dict[str, str]:
@@ -70,11 +92,11 @@ def output_names(graph: IntegerGraph) -> Sequence[str]:
 def ends_in(graph: IntegerGraph, inputs: Sequence[str], outputs: Sequence[str]) -> Ends:
     """The types that a file was written with. inputs, outputs: names of its own ends."""
 
-    def kind_of(names: Sequence[str], called: Callable[[str], str]) -> str:
-        return next((kind for kind in TYPES if called(kind) in names), "int8")
+    def kind_of(name: str, names: Sequence[str], called: Callable[[str], str]) -> str:
+        return next((kind for kind in TYPES if called(kind) in names), _own(graph, name))
 
-    read = {name: kind_of(inputs, f"{name}/{{}}".format) for name in graph.inputs}
-    made = {name: kind_of(outputs, partial(_output_name, graph, name)) for name in graph.outputs}
+    read = {name: kind_of(name, inputs, f"{name}/{{}}".format) for name in graph.inputs}
+    made = {name: kind_of(name, outputs, partial(_output_name, graph, name)) for name in graph.outputs}
     return Ends(read, made)
 
 
@@ -85,26 +107,29 @@ def _output_name(graph: IntegerGraph, name: str, kind: str) -> str:
 
 def read(emitter: Emitter, name: str, kind: str) -> int:
     """The file's input for one of the graph: the tensor itself, or one of another type with a QUANTIZE behind it."""
-    if kind == "int8" or emitter.graph.tensors[name].scale is None:
+    if kind == _own(emitter.graph, name) or emitter.graph.tensors[name].scale is None:
         return emitter.place(name)
     outer = _outer(emitter, name, kind, f"{name}/{kind}")
-    emitter.file.operator("QUANTIZE", _VERSIONS[kind], [outer], [emitter.place(name)], "QuantizeOptions")
+    version = _version(emitter, name, kind)
+    emitter.file.operator("QUANTIZE", version, [outer], [emitter.place(name)], "QuantizeOptions")
     return outer
 
 
 def write(emitter: Emitter, name: str, kind: str) -> int:
     """The file's output for one of the graph: the tensor itself, or one of another type made of it."""
-    if kind == "int8" or emitter.graph.tensors[name].scale is None:
+    if kind == _own(emitter.graph, name) or emitter.graph.tensors[name].scale is None:
         return emitter.place(name)
-    outer = _outer(emitter, name, kind, _output_name(emitter.graph, name, kind))
+    outer, version = _outer(emitter, name, kind, _output_name(emitter.graph, name, kind)), _version(emitter, name, kind)
     if kind == "float32":
-        emitter.file.operator("DEQUANTIZE", 2, [emitter.place(name)], [outer], "DequantizeOptions")
+        emitter.file.operator("DEQUANTIZE", version + 1, [emitter.place(name)], [outer], "DequantizeOptions")
     else:
-        emitter.file.operator("QUANTIZE", _VERSIONS[kind], [emitter.place(name)], [outer], "QuantizeOptions")
+        emitter.file.operator("QUANTIZE", version, [emitter.place(name)], [outer], "QuantizeOptions")
     return outer
 
 
-_VERSIONS = {"float32": 1, "uint8": 1, "int16": 2}
+def _version(emitter: Emitter, name: str, kind: str) -> int:
+    """Version of the QUANTIZE between an end and its tensor; that of DEQUANTIZE is one more."""
+    return 2 if "int16" in (kind, emitter.graph.tensors[name].dtype) else 1
 
 
 def _outer(emitter: Emitter, name: str, kind: str, called: str) -> int:

@@ -34,6 +34,8 @@ class FileRunner:
             self.interpreter, self.resolver = open_interpreter(reference, threads, keep_all=reference, **source)
         # Our writer lists both in the order of the graph, which is the model's.
         self.inputs = self.interpreter.get_input_details()
+        kinds = {detail["name"]: detail["dtype"] for detail in self.interpreter.get_tensor_details()}
+        self.finer = [kinds.get(detail["name"].removesuffix("/int16")) is np.int8 for detail in self.inputs]
         self.outputs = self.interpreter.get_output_details()
         self.batch_size = int(self.inputs[0]["shape"][0])
 
@@ -61,23 +63,24 @@ class FileRunner:
             yield [np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part for part in chunk]
 
     def _invoke(self, chunk: list[np.ndarray]) -> list[np.ndarray]:
-        for detail, value in zip(self.inputs, chunk, strict=True):
+        for detail, value, finer in zip(self.inputs, chunk, self.finer, strict=True):
             if value.size != int(np.prod(detail["shape"])):
                 raise ValueError(
                     f"Input {detail['name']!r} of the file takes {tuple(int(d) for d in detail['shape'])}, got samples of "
                     f"shape {value.shape[1:]}. Resize the data, or export with input_shapes= of the data."
                 )
-            self.interpreter.set_tensor(detail["index"], _encode(value, detail))
+            self.interpreter.set_tensor(detail["index"], _encode(value, detail, finer))
         self.interpreter.invoke()
         return [_decode(self.interpreter.get_tensor(d["index"]), d) for d in self.outputs]
 
 
-def _encode(real: np.ndarray, detail: Any) -> np.ndarray:
-    """Codes of the file's input, those of int8 in its type: what an int16 file does with finer ones is QUANTIZE's own."""
+def _encode(real: np.ndarray, detail: Any, finer: bool) -> np.ndarray:
+    """Codes of the file's input. finer: int16 ones in front of an int8 tensor, whose codes they then are: what such a file does
+    with those between is QUANTIZE's own."""
     dtype, (scale, zero_point) = detail["dtype"], detail["quantization"]
     if not scale:
         codes = real
-    elif dtype is np.int16:
+    elif dtype is np.int16 and finer:
         codes = quantize_real(real, np.float32(scale * FINER), 0, (-255, 255)) * FINER
     else:
         kind = np.iinfo(dtype)

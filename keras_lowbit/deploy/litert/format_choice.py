@@ -32,6 +32,7 @@ from keras_lowbit.deploy.litert.weight_formats import (
 from keras_lowbit.files import FilePath, name_of, read_whole
 from keras_lowbit.sealed import strict_json
 
+WIDE = "beside 16-bit activations weights are int8"
 FORMAT_VERSION = 1
 DEFAULT = Path(__file__).with_name("format_choice.json")
 # Two measurements of the same thing differ by so much; a format this close to int8 counts as no slower.
@@ -151,7 +152,8 @@ def _as_tables(graph: IntegerGraph, target: Target) -> Formats:
     """The sigmoids and tanhs that the target computes in fixed point, on ranges where that gives other codes than LiteRT."""
     found = {}
     for node in graph.nodes:
-        if node.op in ("logistic", "tanh") and target.operators.get(node.op.upper(), {}).get("fixed_point"):
+        fixed = node.op in ("logistic", "tanh") and graph.tensors[node.inputs[0]].dtype == "int8"
+        if fixed and target.operators.get(node.op.upper(), {}).get("fixed_point"):
             litert, own = tables(node.op, graph.tensors[node.inputs[0]].range)
             if (litert != own).any():
                 found[node.name] = WeightFormat(
@@ -179,8 +181,9 @@ class _Choice(NamedTuple):
 
     def _container(self, node: Node, kernel: Tensor) -> WeightFormat:
         said: list[str] = []
+        wide = self.graph.tensors[node.inputs[0]].dtype == "int16"
         for kind in self.kinds:
-            dense, reason = packing(node, kernel, kind, self.target)
+            dense, reason = (False, WIDE) if wide else packing(node, kernel, kind, self.target)
             if reason is None:
                 ratio, cost = self._cost(node, kernel, kind, dense)
                 if self.slowest is None:

@@ -72,8 +72,7 @@ class Emitter:
             return self._splice(node)
         inputs, outputs = (tuple(self.graph.tensors[n] for n in names) for names in (node.inputs, node.outputs))
         weight_type = self.formats[node.name].weight_type if operation.weighted else "int8"
-        found = operation.builtin(Use(node, inputs, outputs, self.batch_size, weight_type))
-        steps = found if isinstance(found, list) else [found]
+        steps = operation.operators(Use(node, inputs, outputs, self.batch_size, weight_type))
         if operation.kernel is not None:
             self._place_kernel(node, steps[-1].kind, operation.kernel)
         elif node.name in self.formats:  # written as a table of its codes

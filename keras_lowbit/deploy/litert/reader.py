@@ -12,6 +12,7 @@ from keras_lowbit.deploy.litert.file_tree import file_tree, named
 from keras_lowbit.files import FilePath, name_of, read_whole
 
 _BITS = {"INT8": 8, "INT4": 4, "INT2": 2}
+_WHOLE = {"INT16": "<i2", "INT32": "<i4", "INT64": "<i8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class FileTensor:
 
     @property
     def codes(self) -> np.ndarray | None:
-        """int8 (unpacked) or int32, of this shape, for constants; None for the others. ValueError where they do not fit it.
+        """int8 (unpacked) to int64, of this shape, for constants; None for the others. ValueError where they do not fit it.
 
         Unpacked when asked for: in a hostile file a million tensors may share their bytes.
         """
@@ -166,8 +167,8 @@ def _tensor(tensor: Any, kind: str, data: Any) -> FileTensor:
 
 
 def _codes(data: np.ndarray, kind: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    if kind == "INT32":
-        return data.view("<i4").reshape(shape)
+    if kind in _WHOLE:
+        return data.view(_WHOLE[kind]).reshape(shape)
     if kind not in _BITS:
         return None
     bits = _BITS[kind]

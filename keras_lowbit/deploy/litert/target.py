@@ -46,7 +46,8 @@ class Target:
     about, sources: for people.   operators: LiteRT operator -> its limits.   left_out: operator -> why it is not among them,
     where one would look for it.   others: whether operators that are not listed are taken too, without limits.
     strict: whether export refuses what does not fit unless told otherwise.   floats: whether operations may run in float.
-    granularity: of the scales of weights.   ends: types of inputs and outputs.   any_batch: whether the batch may be open.
+    granularity: of the scales of weights.   activations: types of their codes.   ends: types of inputs and outputs.
+    any_batch: whether the batch may be open.
     batch_size, axes, size_bytes: the largest batch, number of innermost axes that may be longer than 1, and file; None for any.
     """
 
@@ -59,6 +60,7 @@ class Target:
     strict: bool = True
     floats: bool = False
     granularity: tuple[str, ...] = ("channel", "tensor")
+    activations: tuple[str, ...] = ("int8",)
     ends: tuple[str, ...] = ("int8",)
     any_batch: bool = False
     batch_size: int | None = None

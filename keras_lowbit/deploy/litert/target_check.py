@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Range
+from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.reader import FileOperator, FileTensor, LiteRTFile
 from keras_lowbit.deploy.litert.target import Target
@@ -45,6 +46,8 @@ def misfits(
     """
     file = LiteRTFile.of_bytes(content)
     found = [*_of_floats(in_float, target), *_of_file(file, target), *_of_ends(file, target)]
+    if wrong := _of_activations(graph, target):
+        return tuple(dict.fromkeys([*wrong, *found]))  # of other codes the operators' limits say nothing
     owners = _Owners(graph)
     for operator in file.operators:
         found += _of_operator(_Seen(file, operator, owners.of(operator)), target, explained=bool(in_float))
@@ -118,6 +121,18 @@ def _of_file(file: LiteRTFile, target: Target) -> Iterator[Misfit]:
     if target.batch_size is not None and batch > target.batch_size:
         problem = f"has a batch of {batch}, {target.name} takes {target.batch_size}"
         yield Misfit("the model", "the file", problem, f"Give batch_size={target.batch_size}")
+
+
+def _of_activations(graph: IntegerGraph, target: Target) -> list[Misfit]:
+    types = {tensor.dtype for tensor in graph.tensors.values() if tensor.dtype in CODES and not tensor.is_constant}
+    takes, remedy = (
+        ", ".join(target.activations),
+        "Quantize with 8-bit activations: the recipe 'int8', or activations=8",
+    )
+    return [
+        Misfit("the model", "activations", f"are {kind}, {target.name} takes {takes}", remedy)
+        for kind in sorted(types.difference(target.activations))
+    ]
 
 
 def _of_ends(file: LiteRTFile, target: Target) -> Iterator[Misfit]:

@@ -34,7 +34,7 @@ def write(
     path: FilePath,
     *,
     weights: Weights = "int8",
-    io: Io = "int8",
+    io: Io = None,
     batch_size: int | None = 1,
 ) -> list[Row]:
     """Write `graph` as a LiteRT file, atomically. Returns one Row for each layer with weights.
@@ -43,10 +43,10 @@ def write(
     layers and 1x1 convolutions (stride 1, one group) take, where codes fit; a layer that does not fit takes the next larger one
     and its row says why; "auto" or a `LatencyTable`: the smallest that is no slower; or a `WeightFormat` for each node by name.
     io: type of the ends: "int8", "uint8", "int16" or "float32", with QUANTIZE after the inputs and QUANTIZE or DEQUANTIZE
-    before the outputs; a pair for inputs and outputs, or a dict by name (see `ends`).
+    before the outputs; a pair for inputs and outputs, or a dict by name (see `ends`). None: that of the graph's codes.
     batch_size: every shape in the file is static; None leaves the batch open (shape signature -1, until it is resized 1).
 
-    Tensors have the names they have in the graph; ends of another type than int8 are `<name>/<type>`. The signature is
+    Tensors have the names they have in the graph; ends of another type than that are `<name>/<type>`. The signature is
     "serving_default", with the names of the graph's inputs and outputs; outputs of a dict have its keys.
 
     Packed weights, measured on LiteRT 2.3: INT4 and INT2 files load on the default delegate, on the built-in kernels
@@ -70,7 +70,7 @@ def to_bytes(
     graph: IntegerGraph,
     *,
     weights: Weights = "int8",
-    io: Io = "int8",
+    io: Io = None,
     batch_size: int | None = 1,
     target: Target | None = None,
 ) -> tuple[bytes, list[Row]]:

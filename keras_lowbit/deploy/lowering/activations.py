@@ -8,6 +8,7 @@ import numpy as np
 from keras_lowbit.convert.analysis import functions
 from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.deploy.lowering.ranges import FIXED
 from keras_lowbit.deploy.lowering.registry import lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
@@ -79,7 +80,7 @@ def activate(state: Lowering, call: Call, activation: str) -> bool:
         provenance = source.provenance.add(call=call)
         state.store(key, fixed_activation(state, source.tensor, activation, call.path), provenance, rounded=False)
         return True
-    found = deferred_activation(call, activation)
+    found = deferred_activation(call, activation, state.builder.tensor(source.tensor).dtype)
     return found is not None and state.defer(call, found[0], source, attributes=found[1])
 
 
@@ -88,8 +89,17 @@ def has_fixed_range(activation: str) -> bool:
     return activation in FIXED or activation == "hard_sigmoid"
 
 
-def deferred_activation(call: Call, activation: str) -> tuple[str, dict[str, Any]] | None:
-    """Operation and attributes of an activation that waits for its range; None if there is none of that function."""
+def deferred_activation(call: Call, activation: str, codes: str) -> tuple[str, dict[str, Any]] | None:
+    """Operation and attributes of an activation that waits for its range; None if there is none of that function.
+
+    codes: type of those that it reads.
+    """
+    found = _deferred_activation(call, activation)
+    record = None if found is None else OPERATIONS.get(found[0])
+    return None if record is not None and codes not in record.reads else found
+
+
+def _deferred_activation(call: Call, activation: str) -> tuple[str, dict[str, Any]] | None:
     if activation in _DEFERRED:
         return _DEFERRED[activation], {"alpha": _slope(call.operation)} if activation == "leaky_relu" else {}
     function, shape = functions.of_call(call), tuple(call.results[0].shape)
@@ -118,9 +128,10 @@ def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
 
 
 def rounded_codes(real: np.ndarray, grid: Range) -> np.ndarray:
-    """int8 codes of reals as the model's own ranges round them."""
-    codes = encode_affine(keras.ops.convert_to_tensor(real), np.float32(grid.scale), float(grid.zero_point), 8)
-    return to_numpy(codes).astype(np.int8)
+    """Codes of reals as the model's own ranges round them."""
+    bits = 8 * np.dtype(grid.dtype).itemsize
+    codes = encode_affine(keras.ops.convert_to_tensor(real), np.float32(grid.scale), float(grid.zero_point), bits)
+    return to_numpy(codes).astype(grid.dtype)
 
 
 @emits("silu")
@@ -134,14 +145,19 @@ def emit_silu(state: Lowering, deferred: DeferredOp, grid: Range, activation: st
 def fixed_activation(state: Lowering, tensor: str, activation: str, path: str) -> str:
     """A function whose result has a known grid: logistic, tanh, softmax; hard sigmoid as a product and a sum."""
     builder, name = state.builder, state.name(path)
-    if activation == "softmax" and builder.tensor(tensor).range.scale < _LEAST_SOFTMAX_SCALE:
+    grid = builder.tensor(tensor).range
+    if activation == "softmax" and grid.dtype == "int8" and grid.scale < _LEAST_SOFTMAX_SCALE:
         # LiteRT refuses such an input; its values are all but equal, and so are those on the wider grid.
         tensor = builder.quantize(tensor, Range(_LEAST_SOFTMAX_SCALE, 0), state.name(f"{path}/widened"))
     if activation in FIXED:
         return builder.operation(FIXED[activation], (tensor,), name)
-    grid = builder.tensor(tensor).range
-    sixth = builder.constant(state.name(f"{path}/sixth"), np.ones((1,), np.int8), 1 / 6)
-    half = builder.constant(state.name(f"{path}/half"), np.ones((1,), np.int8), 0.5)
+    wide = grid.dtype == "int16"
+    sixth = builder.constant(state.name(f"{path}/sixth"), np.ones((1,), np.int8), 1 / 6, dtype=grid.dtype)
+    # LiteRT adds int16 codes in 2**15 parts of the larger scale: a coarse one would lose what the codes hold.
+    code, scale = (2**14, 2.0**-15) if wide else (1, 0.5)
+    half = builder.constant(state.name(f"{path}/half"), np.full((1,), code), scale, dtype=grid.dtype)
     # The product has the codes of x at a sixth of its scale: no rounding happens there.
-    scaled = builder.mul(tensor, sixth, Range(grid.scale / 6, grid.zero_point), state.name(f"{path}/scaled"))
-    return builder.add(scaled, half, Range(1 / 256, -128), name)
+    scaled = builder.mul(tensor, sixth, grid._replace(scale=grid.scale / 6), state.name(f"{path}/scaled"))
+    # int8 saturates at zero, int16 below it.
+    out = OPERATIONS["logistic"].fixed_range(grid.dtype)
+    return builder.add(scaled, half, out, name, "relu" if wide else None)

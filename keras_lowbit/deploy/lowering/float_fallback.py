@@ -4,11 +4,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, fallback_reason
+from keras_lowbit.convert.analysis.operations import (
+    Category,
+    activation_name,
+    category_of,
+    fallback_reason,
+    lacks_int16,
+)
 from keras_lowbit.deploy.graph.float_subgraph import load, origins, read
 from keras_lowbit.deploy.lowering.float_convert import check_batch, convert_to_float, in_float32
 from keras_lowbit.deploy.lowering.float_forms import run_convertible
 from keras_lowbit.deploy.lowering.float_parts import FloatPart
+from keras_lowbit.deploy.lowering.ranges import uses_int16
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import FloatFallback, FloatTensor, PartialCall, Provenance
 from keras_lowbit.keras_graph.calls import Call
@@ -42,7 +49,7 @@ def lower_part(state: Lowering, part: FloatPart) -> None:
     provenances = _provenances(part, sources)
     for key, tensor in zip(part.gives, made, strict=True):
         state.values[key] = FloatTensor(tensor, provenances[key])
-    state.float_fallbacks += [FloatFallback(call.path, _reason(call)) for call in calls]
+    state.float_fallbacks += [FloatFallback(call.path, _reason(call, uses_int16(state.calls))) for call in calls]
 
 
 def _raise_for_one(calls: list[Call], batch_size: int) -> None:
@@ -131,9 +138,11 @@ def _provenances(part: FloatPart, sources: dict[int, FloatTensor]) -> dict[int, 
     return found
 
 
-def _reason(call: Call) -> str:
+def _reason(call: Call, wide: bool) -> str:
     operation, kind = call.operation, type(call.operation).__name__
     category = category_of(call)
+    if wide and (reason := lacks_int16(call, category)):
+        return reason
     if category is Category.FLOAT:
         return fallback_reason(call)
     if category in (Category.FUNCTION, Category.LOOKUP):

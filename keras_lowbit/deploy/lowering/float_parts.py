@@ -7,9 +7,9 @@ values are one part, unless an integer operation stands between them that needs 
 import dataclasses
 from collections.abc import Iterable
 
-from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, lacks_int16
 from keras_lowbit.deploy.lowering.activations import deferred_activation, has_fixed_range
-from keras_lowbit.deploy.lowering.ranges import stored_inputs
+from keras_lowbit.deploy.lowering.ranges import codes_of, stored_inputs, uses_int16
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.layers import KeepFloat, QuantizedLayer
 
@@ -30,13 +30,14 @@ def float_calls(graph: CallGraph) -> set[Call]:
     """The calls that run in float. A `KeepFloat` is one of them only where a call in float makes what it reads."""
     values = set(graph.inputs) - stored_inputs(graph)
     kept: set[int] = set()  # behind a KeepFloat
-    found = set()
+    found, wide = set(), uses_int16(graph)
     for call in graph.calls:
         if isinstance(call.operation, KeepFloat):
             kept |= set(call.outputs)
             runs = graph.producers.get(call.inputs[0]) in found
         else:
             runs = _runs_in_float(call, values, kept) or _lacks_range(graph, call)
+            runs = runs or (wide and lacks_int16(call, category_of(call)) is not None)
         if runs:
             found.add(call)
         whole = any("float" not in str(result.dtype) for result in call.results)
@@ -76,7 +77,8 @@ def _ends_in_float(call: Call) -> bool:
     operation, name = call.operation, activation_name(call.operation)
     if not isinstance(operation, QuantizedLayer) or operation.activation_fuses:
         return False
-    return not has_fixed_range(name) and deferred_activation(call, name) is None
+    codes = "int8" if operation.output_host is None else codes_of(operation.output_host.quantizer)
+    return not has_fixed_range(name) and deferred_activation(call, name, codes) is None
 
 
 def schedule(graph: CallGraph) -> list[Call | FloatPart]:

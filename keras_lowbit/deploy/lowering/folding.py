@@ -1,4 +1,4 @@
-"""From a layer's codes and the per-channel affine that follows to int8 codes, scales and int32 biases.
+"""From a layer's codes and the per-channel affine that follows to int8 codes, scales and biases.
 
 ``y = factor * (scale * (codes . x) + bias) + offset``  becomes  ``scale' = |factor| * scale``,
 ``codes' = sign(factor) * codes`` and ``bias' = factor * bias + offset``: ternary codes stay on their grid.
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.deploy.graph import Range
+from keras_lowbit.deploy.graph.operations.checks import LARGEST_SUM
 from keras_lowbit.keras_graph import variables
-from keras_lowbit.numerics.requantization import INT32_MAX
 from keras_lowbit.numerics.thresholds import per_filter_shape, reduced_axes
 
 # A channel whose weights move the output by less than this share of a step, whatever the input, is a constant.
@@ -55,7 +55,7 @@ class Folded:
 
     codes: np.ndarray  # int8, the kernel's layout
     scales: np.ndarray  # float32 [channels], all positive
-    bias: np.ndarray  # int32 [channels]
+    bias: np.ndarray  # whole numbers as int64 [channels]
     factors: np.ndarray  # int8 [channels]
     flushed: tuple[int, ...] = ()
 
@@ -71,7 +71,7 @@ def fold(
 ) -> Folded:
     """Codes, scales and biases of one layer. affine: layer bias and everything after it, up to the range `out`.
 
-    Raises ValueError where a bias does not fit int32 and the channel's weights are not negligible.
+    Raises ValueError where a bias fits no sum that LiteRT has for such inputs and the channel's weights are not negligible.
     """
     if codes.dtype != np.int8:
         raise ValueError(
@@ -89,7 +89,7 @@ def fold(
     folded = np.where(dead, np.float32(out.scale / source.scale * 2.0**-12), folded).astype(np.float32)
     codes = np.where(along(dead, codes, filter_axes), 0, codes).astype(np.int8)
     flushed = tuple(int(c) for c in np.flatnonzero(dead & ~empty))
-    bias = _biases(affine.offset, source, folded).astype(np.int32)
+    bias = _biases(affine.offset, source, folded).astype(np.int64)
     return Folded(codes, folded, bias, factors.astype(np.int8), flushed)
 
 
@@ -124,16 +124,17 @@ def _dead_channels(
 ) -> np.ndarray:
     """Channels that are constants, as booleans: what follows multiplies them with (almost) nothing."""
     sums = np.abs(codes.astype(np.int64)).sum(axis=reduced_axes(codes.ndim, filter_axes)).reshape(-1)
-    reach = 255.0 * sums * folded * source.scale / out.scale
-    bias = _biases(offset, source, folded)
-    overflow = np.abs(bias) > INT32_MAX
+    lowest, highest = source.limits
+    reach = float(highest - lowest) * sums * folded * source.scale / out.scale
+    bias, kind = _biases(offset, source, folded), "int32" if source.dtype == "int8" else "int64"
+    overflow = np.abs(bias) > LARGEST_SUM[kind]
     dead = (folded * np.float32(source.scale) <= np.finfo(np.float32).tiny) | (overflow & (reach < NEGLIGIBLE_STEPS))
     if (overflow & ~dead).any():
         channel = int(np.argmax(overflow & ~dead))
         raise ValueError(
             f"The bias of channel {channel} of {name!r} is {offset[channel]:.6g}, which at step "
             f"{source.scale * folded[channel]:.3g} (input scale {source.scale:.3g} times weight scale "
-            f"{folded[channel]:.3g}) is {bias[channel]:.3g} and does not fit int32. Train or quantize that layer with "
+            f"{folded[channel]:.3g}) is {bias[channel]:.3g} and does not fit {kind}. Train or quantize that layer with "
             "larger weight scales, or list it under skip= in quantize_model."
         )
     return dead

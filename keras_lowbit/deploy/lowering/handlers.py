@@ -58,7 +58,7 @@ def lower_range(state: Lowering, call: Call) -> None:
     value = state.values[key]
     provenance = value.provenance if activation != "linear" else value.provenance.add(call=call)
     if isinstance(value, GraphInput) and key in state.stored_inputs:
-        tensor = state.builder.input(value.name, value.shape, "int8", grid)
+        tensor = state.builder.input(value.name, value.shape, grid.dtype, grid)
         state.values[out] = QuantizedTensor(tensor, Provenance({out: tensor}))
     elif isinstance(value, DeferredOp) and scale_alone(state, value, grid) is not None:
         state.values[out] = replace(value, provenance=provenance, fallback=grid, rounded=True)
@@ -72,7 +72,7 @@ def lower_range(state: Lowering, call: Call) -> None:
 
 
 def _as_float32(grid: Range) -> Range:
-    return Range(float(np.float32(grid.scale)), grid.zero_point)
+    return grid._replace(scale=float(np.float32(grid.scale)))
 
 
 @lowers("Activation")
@@ -109,7 +109,8 @@ def lower_constant(state: Lowering, call: Call) -> bool:
         return False
     source, found = state.stored(call.inputs[0], call), call.operation.quantized()
     codes, scale = to_numpy(found.codes).astype(np.int8)[None], float(to_numpy(found.scale).reshape(())) or 1.0
-    constant = state.builder.constant(state.name(f"{call.path}/constant"), codes, scale)
+    name, dtype = state.name(f"{call.path}/constant"), state.builder.tensor(source.tensor).dtype
+    constant = state.builder.constant(name, codes, scale, dtype=dtype)
     deferred = DeferredOp(
         _WITH_CONSTANT[stock_kind(call.operation)],
         call.path,

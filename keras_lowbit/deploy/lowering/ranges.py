@@ -1,21 +1,22 @@
-"""Which int8 range each tensor of a model has, found from its quantizers without lowering it."""
+"""Which range each tensor of a model has, found from its quantizers without lowering it."""
 
 from typing import Any
 
-from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, is_wide, stock_kind
 from keras_lowbit.deploy.graph import Range
 from keras_lowbit.deploy.graph.operations import OPERATIONS
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.layers import QuantActivation, QuantizedLayer
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.quantizers import ActivationQuantizer, is_activation_quantizer
+from keras_lowbit.quantizers.base import WIDE
 
 # Activation function -> the integer operation whose result always has the same range.
 FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 
 
 def range_of(host: QuantizerHost, path: str) -> Range:
-    """Scale and zero point of a range. ValueError unless it is an 8-bit range that has seen data."""
+    """Scale, zero point and type of a range. ValueError unless it is of 8 or 16 bits and has seen data."""
     quantizer = _checked(host, path)
     if not is_known(host, path):
         raise ValueError(
@@ -23,22 +24,33 @@ def range_of(host: QuantizerHost, path: str) -> Range:
             "before lowering or exporting it."
         )
     scale, zero_point = quantizer.grid(host.values())
-    return Range(float(scale), int(zero_point))
+    return Range(float(scale), int(zero_point), codes_of(quantizer))
 
 
 def is_known(host: QuantizerHost, path: str) -> bool:
-    """Whether a range is fixed by its arguments or has seen data. ValueError if it has another number of bits than 8."""
+    """Whether a range is fixed by its arguments or has seen data. ValueError unless it has 8 or 16 bits."""
     return _checked(host, path).has_static_range or float(host.values()["count"]) != 0
 
 
 def _checked(host: QuantizerHost, path: str) -> ActivationQuantizer:
     quantizer = host.quantizer
-    if not is_activation_quantizer(quantizer) or quantizer.bits != 8:
+    if not is_activation_quantizer(quantizer) or quantizer.bits not in (8, WIDE):
         raise ValueError(
-            f"The range of {path!r} is {quantizer!r}; the integer graph stores activations as 8-bit ranges. "
+            f"The range of {path!r} is {quantizer!r}; the integer graph stores activations in 8 or 16 bits. "
             "Train with 8-bit activations to export, or leave that model in Keras."
         )
     return quantizer
+
+
+def codes_of(quantizer: Any) -> str:
+    """The type of codes that a range has in the integer graph."""
+    return "int16" if is_wide(quantizer) else "int8"
+
+
+def uses_int16(graph: CallGraph) -> bool:
+    """Whether a model stores activations in 16 bits."""
+    hosts = (getattr(call.operation, "output_host", None) for call in graph.calls)
+    return any(host is not None and is_wide(host.quantizer) for host in hosts)
 
 
 def _is_range(call: Call) -> bool:
@@ -71,11 +83,13 @@ class StandInRanges:
         if is_known(host, path):
             return range_of(host, path)
         count = len(self._made)
-        return self._made.setdefault(id(host), Range((1 + count / 1024) / 16, count % 100 - 50))
+        wide = is_wide(host.quantizer)
+        scale, zero_point = (1 + count / 1024) / (4096 if wide else 16), 0 if wide else count % 100 - 50
+        return self._made.setdefault(id(host), Range(scale, zero_point, "int16" if wide else "int8"))
 
 
 def infer_ranges(graph: CallGraph) -> dict[int, Range]:
-    """Key of a tensor -> the range in which it is stored as int8; tensors without one of their own are left out.
+    """Key of a tensor -> the range in which it is stored as codes; tensors without one of their own are left out.
 
     Raises what `range_of` raises.
     """
@@ -94,16 +108,16 @@ def _range_behind(call: Call, known: dict[int, Range]) -> Range | None:
     if isinstance(operation, QuantizedLayer):
         if operation.activation_fuses:
             return None if operation.output_host is None else range_of(operation.output_host, call.path)
-        return _fixed_range(operation)
+        host = operation.output_host
+        return _fixed_range(operation, "int8" if host is None else codes_of(_checked(host, call.path)))
     if category is Category.KEEPS_RANGE:
         return known.get(call.inputs[0])
-    return (
-        _fixed_range(operation) if call.inputs and call.inputs[0] in known and category is not Category.FLOAT else None
-    )
+    source = known.get(call.inputs[0]) if call.inputs else None
+    return None if source is None or category is Category.FLOAT else _fixed_range(operation, source.dtype)
 
 
-def _fixed_range(operation: Any) -> Range | None:
+def _fixed_range(operation: Any, codes: str) -> Range | None:
     name = "softmax" if stock_kind(operation) == "Softmax" else activation_name(operation)
     if name == "hard_sigmoid":
         name = "sigmoid"
-    return OPERATIONS[FIXED[name]].fixed_range if name in FIXED else None
+    return OPERATIONS[FIXED[name]].fixed_range(codes) if name in FIXED else None

@@ -108,8 +108,8 @@ class Lowering:
     def emit(self, deferred: DeferredOp, grid: Range) -> str:
         """Make a waiting operation's node or nodes for the range behind it; the tensor's name."""
         activation = deferred.activation
-        if activation == "relu6" and grid.scale * (127 - grid.zero_point) <= 6:
-            activation = "relu"  # int8 saturates before 6; LiteRT cannot hold 6 / scale for a tiny scale
+        if activation == "relu6" and grid.scale * (grid.limits[1] - grid.zero_point) <= 6:
+            activation = "relu"  # the codes saturate before 6; LiteRT cannot hold 6 / scale for a tiny scale
         return EMITTERS.get(deferred.op, _one_node)(self, deferred, grid, activation)
 
     def stored(self, key: int, reader: Call) -> QuantizedTensor:

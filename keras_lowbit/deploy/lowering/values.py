@@ -53,7 +53,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedTensor:
-    """An int8 tensor of the graph.
+    """A tensor of the graph that holds codes.
 
     rounded: whether Keras holds the same rounded value; False for one that only the graph rounds, such as a sigmoid with no
     range behind it.
@@ -165,6 +165,6 @@ class FloatFallback:
 
 
 def fixed_codes(real: Any, grid: Range) -> np.ndarray:
-    """Codes (int32) of reals on a grid, half to even, saturated to int8."""
+    """Codes (int32) of reals on a grid, half to even, saturated."""
     codes = np.round(np.asarray(real, np.float64) / np.float32(grid.scale)) + grid.zero_point
-    return np.clip(codes, -128, 127).astype(np.int32)
+    return np.clip(codes, *grid.limits).astype(np.int32)

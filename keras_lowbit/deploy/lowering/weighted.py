@@ -20,7 +20,7 @@ from keras_lowbit.layers.kernels import kernel_codes
 from keras_lowbit.numerics.kernel_layouts import dilated
 from keras_lowbit.quantizers import Quantized
 
-_EQUAL_SCALES = 1e-5  # of 255 steps, far less than half of one
+_EQUAL_SCALES = {"int8": 1e-5, "int16": 2.0**-22}  # of all steps, far less than half of one
 
 
 class Given(NamedTuple):
@@ -72,7 +72,7 @@ def _with_activation(state: Lowering, call: Call, source: QuantizedTensor, defer
         made = fixed_activation(state, stored.tensor, activation, name)
         state.store(call.outputs[0], made, provenance, rounded=False)
         return True
-    found = deferred_activation(call, activation)
+    found = deferred_activation(call, activation, state.builder.tensor(stored.tensor).dtype)
     if found is None:
         return lower_activation_in_float(state, call, before, tail)
     state.values[call.outputs[0]] = DeferredOp(found[0], name, (stored.tensor,), provenance, found[1])
@@ -96,7 +96,7 @@ def scale_alone(state: Lowering, value: DeferredOp, grid: Range) -> float | None
     if value.op != "affine" or affine is None or value.activation or np.any(affine.offset) or np.ptp(affine.factor):
         return None
     sees, factor = state.builder.tensor(value.inputs[0]).range, float(affine.factor[0])
-    fits = sees.zero_point == grid.zero_point and abs(factor * sees.scale / grid.scale - 1) < _EQUAL_SCALES
+    fits = sees.zero_point == grid.zero_point and abs(factor * sees.scale / grid.scale - 1) < _EQUAL_SCALES[grid.dtype]
     return factor if fits else None
 
 

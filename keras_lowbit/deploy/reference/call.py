@@ -43,8 +43,13 @@ class NodeCall(NamedTuple):
         return self.outputs[0]
 
     def centered(self, index: int = 0) -> NDArray[np.int64]:
-        """`code - zero_point` of input `index`, in [-255, 255]."""
+        """`code - zero_point` of input `index`: within 255 of zero for int8, 2**15 for int16."""
         return self.arrays[index].astype(np.int64) - self.inputs[index].zero_point
+
+    def codes(self, index: int = 0) -> NDArray[np.int64]:
+        """Every code that input `index` can have, in order."""
+        low, high = self.inputs[index].range.limits
+        return np.arange(low, high + 1)
 
     def scales(self) -> list[np.floating]:
         """The scales of inputs and output in the type of `factor`."""
@@ -52,8 +57,15 @@ class NodeCall(NamedTuple):
 
     def limits(self) -> tuple[int, int]:
         """Code range that the fused activation leaves in the output."""
-        scale = float(scale_of(self.output))
-        return fp.activation_range(self.attributes.get("activation"), scale, self.output.zero_point)
+        return fp.activation_range(self.attributes.get("activation"), *self.output.range[:2], self.output.range.limits)
+
+    def requantized(self, total: Any, factor: fp.Multiplier, limits: tuple[int, int] | None = None) -> NDArray[Any]:
+        """Codes of the output for int32 sums. limits: what the fused activation leaves, by default."""
+        return fp.requantize(total, factor, self.output.zero_point, limits or self.limits(), self.output.dtype)
+
+    def as_codes(self, values: Any) -> NDArray[Any]:
+        """Whole numbers as codes of the output, saturated."""
+        return np.clip(values, *self.output.range.limits).astype(self.output.dtype)
 
 
 def scale_of(tensor: Tensor) -> np.float32:

@@ -85,7 +85,7 @@ def resize_bilinear(call: NodeCall) -> NDArray[np.int8]:
         for column, column_weight in columns:
             weight = row_weight[:, None, None] * column_weight[:, None]
             total = total + image[:, row][:, :, column] * weight
-    return fp.divide_toward_zero(total + np.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20).astype(np.int8)
+    return fp.divide_toward_zero(total + np.where(total > 0, 1 << 19, -(1 << 19)), 1 << 20).astype(call.output.dtype)
 
 
 def nearest_pixels(size: int, out_size: int, call: NodeCall) -> NDArray[np.int64]:

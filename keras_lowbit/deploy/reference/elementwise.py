@@ -7,96 +7,101 @@ and the rectifiers depend on its release: `NodeCall.scales`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_lowbit.deploy.reference import interpolated
 from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
 
 @kernel("add")
-def add(call: NodeCall) -> NDArray[np.int8]:
-    """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their sum requantised."""
+def add(call: NodeCall) -> NDArray[Any]:
+    """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, of int16 codes `/ 2**15`, their sum requantised."""
     return _sum(call, 1)
 
 
 @kernel("sub")
-def sub(call: NodeCall) -> NDArray[np.int8]:
-    """Both inputs on the grid `2 * max(s_1, s_2) / 2**20`, their difference requantised."""
+def sub(call: NodeCall) -> NDArray[Any]:
+    """Both inputs on the grid of their sum, their difference requantised."""
     return _sum(call, -1)
 
 
-def _sum(call: NodeCall, sign: int) -> NDArray[np.int8]:
+def _sum(call: NodeCall, sign: int) -> NDArray[Any]:
     first, second = (np.float64(scale_of(t)) for t in call.inputs)
     grid = 2 * max(first, second)
-    back = grid / (2.0**20 * np.float64(scale_of(call.output)))
+    finer = _FINER[call.output.dtype]
+    back = grid / (2.0**finer * np.float64(scale_of(call.output)))
     if back >= 1:
         raise ValueError(
-            f"an input scale of {first:g} and {second:g} is 2**19 or more times the output "
+            f"an input scale of {first:g} and {second:g} is 2**{finer - 1} or more times the output "
             f"scale {scale_of(call.output):g}, which LiteRT refuses: widen the output's range"
         )
     terms = [_on_finer_grid(call, i, s / grid) for i, s in enumerate((first, second))]
-    factor = fp.quantize_multiplier(back)
-    return fp.requantize(terms[0] + sign * terms[1], factor, call.output.zero_point, call.limits())
+    return call.requantized(terms[0] + sign * terms[1], fp.quantize_multiplier(back))
+
+
+_FINER = {"int8": 20, "int16": 15}  # bits
 
 
 def _on_finer_grid(call: NodeCall, index: int, ratio: np.float64) -> NDArray[np.int32]:
-    """An input on the grid of a sum, 2**20 times as fine: below 2**28, looked up for each of the 256 codes."""
-    codes = np.arange(fp.QMIN, fp.QMAX + 1) - call.inputs[index].zero_point
-    table = fp.multiply_by_quantized_multiplier(codes * 2**20, fp.quantize_multiplier(ratio))
-    return table.astype(np.int32)[call.arrays[index].astype(np.int64) - fp.QMIN]
+    """An input on the grid of a sum, 2**20 or 2**15 times as fine: below 2**30, looked up for each code."""
+    codes, finer = call.codes(index), _FINER[call.output.dtype]
+    scaled = (codes - call.inputs[index].zero_point) * 2**finer
+    table = fp.multiply_by_quantized_multiplier(scaled, fp.quantize_multiplier(ratio))
+    return table.astype(np.int32)[call.arrays[index].astype(np.int64) - codes[0]]
 
 
 @kernel("mul")
-def mul(call: NodeCall) -> NDArray[np.int8]:
+def mul(call: NodeCall) -> NDArray[Any]:
     """The product of the centred codes times `s_1 * s_2 / s_out`."""
     first, second, target = call.scales()
     product = call.centered(0) * call.centered(1)
-    factor = fp.quantize_multiplier(first * second / target)
-    return fp.requantize(product, factor, call.output.zero_point, call.limits())
+    return call.requantized(product, fp.quantize_multiplier(first * second / target))
 
 
 @kernel("maximum")
-def maximum(call: NodeCall) -> NDArray[np.int8]:
+def maximum(call: NodeCall) -> NDArray[Any]:
     """The larger code: both inputs and the output have one range."""
     return np.maximum(*call.arrays)
 
 
 @kernel("minimum")
-def minimum(call: NodeCall) -> NDArray[np.int8]:
+def minimum(call: NodeCall) -> NDArray[Any]:
     """The smaller code."""
     return np.minimum(*call.arrays)
 
 
 @kernel("relu")
-def relu(call: NodeCall) -> NDArray[np.int8]:
+def relu(call: NodeCall) -> NDArray[Any]:
     """Requantised by `s_in / s_out`, never below the output's zero point."""
     return _rectify(call, "relu")
 
 
 @kernel("relu6")
-def relu6(call: NodeCall) -> NDArray[np.int8]:
+def relu6(call: NodeCall) -> NDArray[Any]:
     """As relu, and never above real 6."""
     return _rectify(call, "relu6")
 
 
-def _rectify(call: NodeCall, name: str) -> NDArray[np.int8]:
+def _rectify(call: NodeCall, name: str) -> NDArray[Any]:
     source, target = call.scales()
     factor = fp.quantize_multiplier(source / target)
-    limits = fp.activation_range(name, float(scale_of(call.output)), call.output.zero_point)
-    return fp.requantize(call.centered(), factor, call.output.zero_point, limits)
+    limits = fp.activation_range(name, *call.output.range[:2], call.output.range.limits)
+    return call.requantized(call.centered(), factor, limits)
 
 
 @kernel("leaky_relu")
-def leaky_relu(call: NodeCall) -> NDArray[np.int8]:
+def leaky_relu(call: NodeCall) -> NDArray[Any]:
     """Two factors, `s_in / s_out` from real 0 on and `s_in * alpha / s_out` below; alpha is a float32."""
     source, target = call.scales()
     slope = source * call.factor(np.float32(call.attributes["alpha"])) / target
     x, zero_point = call.centered(), call.output.zero_point
-    above = fp.requantize(x, fp.quantize_multiplier(source / target), zero_point)
+    above = call.requantized(x, fp.quantize_multiplier(source / target))
     below = fp.multiply_by_quantized_multiplier(x, fp.quantize_multiplier(abs(slope)))
-    below = np.clip(zero_point + (below if slope >= 0 else -below), fp.QMIN, fp.QMAX).astype(np.int8)
+    below = call.as_codes(zero_point + (below if slope >= 0 else -below))
     return np.where(x >= 0, above, below)
 
 
@@ -141,14 +146,18 @@ def _to_int16(multiplier: fp.Ints) -> fp.Ints:
 
 
 @kernel("logistic")
-def logistic(call: NodeCall) -> NDArray[np.int8]:
-    """A table of 256 codes from float32 `1 / (1 + exp(-x))`."""
+def logistic(call: NodeCall) -> NDArray[Any]:
+    """A table of 256 codes from float32 `1 / (1 + exp(-x))`; of int16 codes see `interpolated`."""
+    if call.output.dtype == "int16":
+        return interpolated.logistic(call)
     return _table(call, lambda x: np.float32(1) / (np.float32(1) + _in_double(np.exp, -x)))
 
 
 @kernel("tanh")
-def tanh(call: NodeCall) -> NDArray[np.int8]:
-    """A table of 256 codes from float32 `tanh(x)`."""
+def tanh(call: NodeCall) -> NDArray[Any]:
+    """A table of 256 codes from float32 `tanh(x)`; of int16 codes see `interpolated`."""
+    if call.output.dtype == "int16":
+        return interpolated.tanh(call)
     return _table(call, lambda x: _in_double(np.tanh, x))
 
 
@@ -175,12 +184,12 @@ def _in_double(function: Callable, x: np.ndarray) -> NDArray[np.float32]:
 
 
 @kernel("quantize")
-def quantize(call: NodeCall) -> NDArray[np.int8]:
-    """float32 to int8: `round_half_away(x / scale) + zero_point` in float32; int8 to int8: requantised."""
-    if call.arrays[0].dtype != np.int8:
-        return fp.quantize_real(call.arrays[0], scale_of(call.output), call.output.zero_point)
+def quantize(call: NodeCall) -> NDArray[Any]:
+    """float32 to codes: `round_half_away(x / scale) + zero_point` in float32; codes to codes: requantised."""
+    if call.inputs[0].scale is None:
+        return fp.quantize_real(call.arrays[0], scale_of(call.output), call.output.zero_point, call.output.range.limits)
     real = np.float64(scale_of(call.inputs[0])) / np.float64(scale_of(call.output))
-    return fp.requantize(call.centered(), fp.quantize_multiplier(real), call.output.zero_point)
+    return call.requantized(call.centered(), fp.quantize_multiplier(real))
 
 
 @kernel("dequantize")

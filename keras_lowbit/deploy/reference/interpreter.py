@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
+from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, softmax
 from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, factor_type, scale_of
@@ -26,8 +27,8 @@ def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -
     """Outputs of the graph for a batch of inputs: one array, or a list where the graph has several outputs.
 
     images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
-    inputs. int8 arrays are codes; floating-point arrays are real numbers and are quantized by the input's
-    scale (`round_half_away(x / scale) + zero_point`). Outputs are int8 codes, or float32 after a float
+    inputs. Arrays of the input's integer type are codes; floating-point arrays are real numbers and are quantized by its
+    scale (`round_half_away(x / scale) + zero_point`). Outputs are codes, or float32 after a float
     subgraph or dequantize. A file of 2- or 4-bit weights holds 1x1 convolutions as dense layers, which LiteRT rounds once, not
     twice: run `weight_formats.as_written(graph, formats)` for it.
     litert: the release whose arithmetic is meant, "2.3" or "2.4", the installed one by default. From 2.4 on a few ties of mul,
@@ -101,10 +102,12 @@ def _as_input(tensor: Tensor, value: Any) -> np.ndarray:
         raise ValueError(f"input {tensor.name!r} has shape {array.shape}; expected ({expected})")
     if tensor.dtype == array.dtype:
         return array
-    if tensor.dtype in ("int8", "float32") and np.issubdtype(array.dtype, np.floating):
-        real = tensor.dtype == "float32"
-        return array.astype(np.float32) if real else quantize_real(array, scale_of(tensor), tensor.zero_point)
-    if tensor.dtype not in ("int8", "float32") and np.can_cast(array.dtype, tensor.dtype):
+    coded = tensor.dtype in CODES
+    if np.issubdtype(array.dtype, np.floating) and (coded or tensor.dtype == "float32"):
+        if not coded:
+            return array.astype(np.float32)
+        return quantize_real(array, scale_of(tensor), tensor.zero_point, tensor.range.limits)
+    if not coded and tensor.dtype != "float32" and np.can_cast(array.dtype, tensor.dtype):
         return array.astype(tensor.dtype)
-    expected = "int8 (codes) or float32 (real numbers)" if tensor.dtype == "int8" else tensor.dtype
+    expected = f"{tensor.dtype} (codes) or float32 (real numbers)" if coded else tensor.dtype
     raise TypeError(f"input {tensor.name!r} is {array.dtype}; expected {expected}: convert it with .astype")

@@ -6,9 +6,12 @@ A number in Qm.n is an int32 `raw` meaning `raw / 2**n` with m + n = 31. Source:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_lowbit.deploy.reference import interpolated
 from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
@@ -28,12 +31,15 @@ Q2_48_17, Q2_MINUS_32_17, Q2_ONE = 1515870810, -1010580540, 1 << 29
 
 
 @kernel("softmax")
-def softmax(call: NodeCall) -> NDArray[np.int8]:
+def softmax(call: NodeCall) -> NDArray[Any]:
     """`exp(x - max) / sum(exp(x - max))` on the last axis; output scale 1/256, zero point -128.
 
     ValueError if the input scale is 2**-26 or less: LiteRT ends the process there. It also does where the sum of
-    the exponentials reaches 512 (512 equal logits do); this function goes on with the same arithmetic.
+    the exponentials reaches 512 (512 equal logits do); this function goes on with the same arithmetic. Of int16 codes see
+    `interpolated`.
     """
+    if call.output.dtype == "int16":
+        return interpolated.softmax(call)
     codes = call.arrays[0].astype(np.int64)
     difference = codes - codes.max(axis=-1, keepdims=True)
     exponential, terms = exponentials(difference, np.float64(scale_of(call.inputs[0])))

@@ -63,6 +63,12 @@ class Runtime(tf.Module):
         super().__init__(name=name)
         check_graph(graph, "Runtime")
         graph.validate()
+        if wide := [name for name, tensor in graph.tensors.items() if tensor.dtype == "int16"]:
+            raise ValueError(
+                f"{wide[0]!r} has 16-bit codes ({len(wide)} tensors do): Runtime's kernels take int8. Run it with "
+                "keras_lowbit.deploy.run_reference, export it with keras_lowbit.export_litert, or quantize it with 8-bit "
+                "activations"
+            )
         self._variables: list[tf.Variable] = []
         self._bytes = 0
         self.kernel = active_kernel()

@@ -25,6 +25,7 @@ class InputNotes:
         found = []
         for place, spans in self._spans.items():
             name = self._graph.inputs[place]
-            scale, zero_point = self._graph.tensors[name].range
-            found.append(lost_features(name, spans, scale * (-128 - zero_point), scale * (127 - zero_point)))
+            grid = self._graph.tensors[name].range
+            ends = (grid.scale * (code - grid.zero_point) for code in grid.limits)
+            found.append(lost_features(name, spans, *ends))
         return tuple(said for said in found if said)

@@ -32,6 +32,7 @@ class LayerParity:
     op: the LiteRT operator that writes it.   delegated: whether XNNPACK runs that operator.
     snr_db: signal-to-noise ratio of the file's reals to Keras', see `OutputParity`; Keras' are clipped to the range first.
     unrounded: share of elements that Keras leaves between two codes: what the file rounds and Keras does not simulate.
+    codes: type of the tensor.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LayerParity:
     delegated: bool | None = None
     snr_db: float = math.inf
     unrounded: float = 0.0
+    codes: str = "int8"
 
 
 def compare_layers(
@@ -83,6 +85,7 @@ def _parity(name: str, sums: "_Sums", weights: Mapping[str, bool], file: LiteRTF
         delegated=name in taken if op else None,
         snr_db=sums.noise.snr_db,
         unrounded=sums.unrounded / count,
+        codes=sums.codes,
     )
 
 
@@ -118,12 +121,14 @@ class _Sums:
 
     def __init__(self, grid: Range) -> None:
         self.scale, self.zero_point, self.noise = np.float32(grid.scale), grid.zero_point, Noise()
-        self.size, self.worst, self.different, self.unrounded = 0, 0, 0, 0
+        self.limits = [code - grid.zero_point for code in grid.limits]
+        self.codes, self.size = grid.dtype, 0
+        self.worst, self.different, self.unrounded = 0, 0, 0
 
     def add(self, expected: np.ndarray, codes: np.ndarray) -> None:
         """Keras' reals and the file's codes."""
         wanted = expected.astype(np.float64) / self.scale
-        np.clip(wanted, -128 - self.zero_point, 127 - self.zero_point, out=wanted)
+        np.clip(wanted, *self.limits, out=wanted)
         got, nearest = codes.astype(np.float64) - self.zero_point, np.round(wanted)
         steps = np.abs(got - nearest)
         self.size += got.size

@@ -15,6 +15,7 @@ from keras_lowbit.convert.analysis.operations import activation_name
 from keras_lowbit.data import labelled_batches
 from keras_lowbit.deploy.graph import Range, Tensor
 from keras_lowbit.deploy.graph.operations import OPERATIONS
+from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.lowering.values import fixed_codes
 from keras_lowbit.deploy.verification.noise import Noise
@@ -97,8 +98,8 @@ class Described:
     @classmethod
     def of(cls, tensor: Tensor) -> "Described":
         """The output that a tensor of the graph is."""
-        grid = tensor.range if tensor.dtype == "int8" else None
-        return cls(tensor.name, grid, grid is not None and grid == OPERATIONS["logistic"].fixed_range)
+        grid = tensor.range if tensor.dtype in CODES else None
+        return cls(tensor.name, grid, grid is not None and grid == OPERATIONS["logistic"].fixed_range(grid.dtype))
 
 
 class _Output:
@@ -106,7 +107,8 @@ class _Output:
 
     def __init__(self, about: Described) -> None:
         self.about = about
-        self.steps = np.zeros(0 if about.grid is None else 256, np.int64)
+        lowest, highest = (1, 0) if about.grid is None else about.grid.limits
+        self.steps = np.zeros(highest + 1 - lowest, np.int64)
         self.noise, self.reference, self.keras_reference = Noise(), Noise(), Noise()
         self.agreement, self.reference_agreement, self.keras_agreement = _Agreement(), _Agreement(), _Agreement()
         self.has_file, self.has_reference = False, False
@@ -128,7 +130,7 @@ class _Output:
         self.has_file = True
         if self.about.grid is not None:
             difference = np.abs(fixed_codes(real, self.about.grid) - fixed_codes(got, self.about.grid))
-            self.steps += np.bincount(difference.reshape(-1), minlength=256)
+            self.steps += np.bincount(difference.reshape(-1), minlength=self.steps.size)
         self.noise.add(real, got)
         self.agreement.add(real, got)
 

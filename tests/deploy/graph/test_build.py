@@ -80,9 +80,9 @@ def test_shapes_of_the_other_operations(b):
 
 
 def test_fixed_and_kept_ranges(b):
-    assert b.tensor(b.softmax("x", "s")).range == (1 / 256, -128)
-    assert b.tensor(b.logistic("x", "l")).range == (1 / 256, -128)
-    assert b.tensor(b.tanh("x", "t")).range == (1 / 128, 0)
+    assert b.tensor(b.softmax("x", "s")).range == Range(1 / 256, -128)
+    assert b.tensor(b.logistic("x", "l")).range == Range(1 / 256, -128)
+    assert b.tensor(b.tanh("x", "t")).range == Range(1 / 128, 0)
     assert b.tensor(b.max_pool2d("x", "m")).range == b.tensor("x").range
 
 
@@ -161,7 +161,10 @@ def test_concatenation_names_both_tensors_when_ranges_differ(b):
             "output_shape",
         ),
         (lambda b: b.fully_connected("x", kernel(9, 2), np.ones(2), None, OUT, "y"), "does not fit the last axis"),
-        (lambda b: b.softmax(b.input("f", (3,), dtype="float32"), "y"), "dtype float32: expected int8; put quantize"),
+        (
+            lambda b: b.softmax(b.input("f", (3,), dtype="float32"), "y"),
+            "dtype float32: expected int8 or int16; put quantize",
+        ),
         (lambda b: b.float_subgraph(["x"], b"not a model at all", "y"), "not a .tflite model"),
         (lambda b: b.float_subgraph(["x"], b"\x1c\x00\x00\x00TFL3 and nothing", "y"), "damaged .tflite model"),
         (lambda b: b.build(["missing"]), "all tensors of the graph"),

@@ -213,7 +213,7 @@ def test_other_metadata_leave_a_checked_graph_checked(graph, monkeypatch):
         ("leaky", {"scale": None}, "int8 with scale None: integers need a scale"),
         ("leaky", {"scale": np.ones(4)}, "activation with 4 scales"),
         ("leaky", {"zero_point": 128}, "zero point 128: expected -128 to 127"),
-        ("leaky", {"dtype": "uint16"}, "dtype 'uint16': expected one of int8, int32, float32"),
+        ("leaky", {"dtype": "uint16"}, "dtype 'uint16': expected one of int8, int16, int32, float32"),
         ("leaky", {"shape": (None, 6, 6, 5)}, r"shape \(None, 6, 6, 5\): expected \(None, 6, 6, 4\)"),
         ("leaky", {"shape": (1, 6, 6, 4)}, "batch axis written None"),
         ("leaky", {"shape": (None, 6, 0, 4)}, "sizes of at least 1"),

@@ -76,10 +76,12 @@ def test_text_of_the_record_is_complete(name):
 
 
 def test_a_limit_says_what_it_is_of():
-    [limit] = OPERATIONS["conv2d"].limits
-    tensors = (Tensor("x", (None, 1, 1, 1), "int8", 2.0), Tensor("k", (1, 1, 1, 1), "int8", [3.0], 0, [[[[1]]]]))
-    use = Use(Node("conv2d", "y", ("x", "k"), ("y",)), tensors, (Tensor("y", (None, 1, 1, 1), "int8", 0.5),))
-    assert limit.factor(use) == 12.0
+    limit, of_int16 = OPERATIONS["conv2d"].limits
+    kernel = Tensor("k", (1, 1, 1, 1), "int8", [3.0], 0, [[[[1]]]])
+    for codes in ("int8", "int16"):
+        x, y = (Tensor(name, (None, 1, 1, 1), codes, scale) for name, scale in (("x", 2.0), ("y", 0.5)))
+        use = Use(Node("conv2d", "y", ("x", "k"), ("y",)), (x, kernel), (y,))
+        assert (limit.factor(use), of_int16.factor(use)) == (12.0, 12.0 if codes == "int16" else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ def test_a_sigmoid_as_a_table_verifies(tmp_path):
     operators = [operator.builtin for operator in LiteRTFile(tmp_path / "m.tflite").operators]
     assert "GATHER" in operators
     assert "LOGISTIC" not in operators
-    assert klb.deploy.lower(model).tensors["conv"].range == (1 / 512, 0)
+    assert klb.deploy.lower(model).tensors["conv"].range == (1 / 512, 0, "int8")
     found = klb.verify(model, tmp_path / "m.tflite", images)
     assert found.ok, found
     assert found.reference_equal is True

@@ -9,8 +9,11 @@ import numpy as np
 from keras_lowbit.deploy.graph.operations.attributes import check_attributes
 from keras_lowbit.deploy.graph.operations.elementwise import SIX_STEPS
 from keras_lowbit.deploy.graph.operations.operation import FREE, KEEP, Limit, Operation, Use
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.graph.tensors import BIASES, CODES, Node, Range, Tensor
 from keras_lowbit.numerics.requantization import INT32_MAX
+
+#: The largest sum of each type of bias. LiteRT's factor for int64 sums takes those below 2**47.
+LARGEST_SUM = {"int32": INT32_MAX, "int64": 2**47 - 1}
 
 
 def check_use(operation: Operation, node: Node, tensors: Mapping[str, Tensor]) -> None:
@@ -42,7 +45,7 @@ def _check_operands(operation: Operation, use: Use) -> None:
             f"expected {operation.inputs or 'one or more'} and one"
         )
     for place, tensor in enumerate(inputs):
-        fits = ("int32",) if operation.weighted and place == 2 else operation.reads
+        fits = (operation.reads, ("int8",), BIASES)[place if operation.weighted else 0]
         if tensor.dtype not in fits:
             raise ValueError(
                 f"{use.where} reads {tensor.name!r} of dtype {tensor.dtype}: expected {' or '.join(fits)}; put quantize or "
@@ -55,6 +58,16 @@ def _check_operands(operation: Operation, use: Use) -> None:
             raise ValueError(
                 f"{use.where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {expected}, not constant"
             )
+    _check_one_type(operation, use)
+
+
+def _check_one_type(operation: Operation, use: Use) -> None:
+    """All codes of a node have one type, but for weights."""
+    reads = use.inputs[:1] if operation.weighted else use.inputs
+    types = {t.name: t.dtype for t in (*reads, *use.outputs) if t.dtype in CODES}
+    if len(set(types.values())) > 1 and not operation.converts:
+        words = ", ".join(f"{name!r} is {dtype}" for name, dtype in types.items())
+        raise ValueError(f"{use.where} has codes of two types ({words}): expected one; put quantize between")
 
 
 def _check_constant(operation: Operation, use: Use, place: int, tensor: Tensor) -> None:
@@ -85,8 +98,8 @@ def _check_range(operation: Operation, use: Use) -> None:
                 f"{use.where} keeps the range, but {tensor.name!r} has {_words(tensor)} and {output.name!r} has "
                 f"{_words(output)}: requantize {tensor.name!r} to the same range first (quantize)"
             )
-    fixed = operation.range
-    if isinstance(fixed, Range) and _grid(output) != (np.float32(fixed.scale), fixed.zero_point):
+    fixed = None if operation.range == KEEP else operation.fixed_range(use.codes)
+    if fixed is not None and _grid(output) != (np.float32(fixed.scale), fixed.zero_point):
         raise ValueError(
             f"{use.where} writes {_words(output)}: expected scale {fixed.scale} zero point {fixed.zero_point}"
         )
@@ -125,6 +138,10 @@ def _check_weights(operation: Operation, use: Use) -> None:
             f"{use.where} has {channels[0]} output channels, weight scales of shape {kernel.scale.shape}, bias of shape "
             f"{bias.shape} with scales of shape {bias.scale.shape}: expected ({channels[0]},) each"
         )
+    if bias.dtype not in (types := bias_types(operation, real)):
+        raise ValueError(
+            f"{use.where} has a bias of {bias.dtype} on {real.dtype} inputs: expected {' or '.join(types)}"
+        )
     expected = bias_scale(real, kernel.scale)
     if not np.array_equal(bias.scale, expected):
         c = int(np.flatnonzero(bias.scale != expected)[0])
@@ -132,7 +149,7 @@ def _check_weights(operation: Operation, use: Use) -> None:
             f"{use.where} has bias scale {bias.scale[c]!r} in channel {c}: expected float32(input scale * weight scale) = "
             f"{expected[c]!r}"
         )
-    check_accumulator(codes, bias.data, real.zero_point, use.where)
+    check_accumulator(codes, bias, real.range, use.where)
 
 
 def bias_scale(real: Tensor, weight_scale: np.ndarray) -> np.ndarray:
@@ -140,15 +157,31 @@ def bias_scale(real: Tensor, weight_scale: np.ndarray) -> np.ndarray:
     return np.float32(real.range.scale) * weight_scale.astype(np.float32)
 
 
-def check_accumulator(codes: np.ndarray, bias: np.ndarray, zero_point: int, where: str) -> None:
-    """ValueError unless int32 holds `bias + sum codes * (x - zero_point)` for every int8 x. codes: [channels, ...]."""
+def bias_types(operation: Operation, real: Tensor) -> tuple[str, ...]:
+    """The types that LiteRT takes for the bias of an operation on such an input, the faster one first."""
+    if real.dtype == "int8":
+        return BIASES[:1]
+    return operation.int16_biases
+
+
+def largest_sums(codes: np.ndarray, bias: np.ndarray, grid: Range) -> np.ndarray:
+    """The largest magnitude of `bias + sum codes * (x - zero_point)` for any x of a grid; int64 [channels].
+
+    codes: [channels, ...].
+    """
     plus, minus = (part(codes, 0).sum(1, dtype=np.int64) for part in (np.maximum, np.minimum))
-    top, bottom = 127 - zero_point, -128 - zero_point
-    reach = np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
-    if reach.size and reach.max() > INT32_MAX:
+    bottom, top = (code - grid.zero_point for code in grid.limits)
+    return np.maximum(bias + plus * top + minus * bottom, -(bias + plus * bottom + minus * top))
+
+
+def check_accumulator(codes: np.ndarray, bias: Tensor, grid: Range, where: str) -> None:
+    """ValueError unless the type of the bias holds every sum that can occur. codes: [channels, ...]."""
+    biases, most = np.asarray(bias.data, np.int64), LARGEST_SUM[bias.dtype]
+    reach = largest_sums(codes, biases, grid)
+    if reach.size and reach.max() > most:
         c = int(reach.argmax())
         raise ValueError(
-            f"{where}: the int32 sum of channel {c} could reach {reach[c]:,} (bias code {int(bias[c]):,}), beyond "
-            f"{INT32_MAX:,}. The bias is too large for its step: "
+            f"{where}: the {bias.dtype} sum of channel {c} could reach {reach[c]:,} (bias code {int(biases[c]):,}), beyond "
+            f"{most:,}. The bias is too large for its step: "
             "give this channel a larger weight scale, or a larger input scale"
         )

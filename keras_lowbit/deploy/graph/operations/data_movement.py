@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph.operations.attributes import PAIRS, whole, wholes
 from keras_lowbit.deploy.graph.operations.operation import FREE, INT32, Attributes, Builtin, Operation, Shape, Use
+from keras_lowbit.deploy.graph.tensors import CODES
 
 
 def _concatenation_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
@@ -118,11 +119,11 @@ def _embedding_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
 
 def _check_embedding(use: Use) -> None:
     ids, table = use.inputs
-    fits = ids.dtype == "int32" and not ids.is_constant and table.dtype == "int8" and table.is_constant
+    fits = ids.dtype == "int32" and not ids.is_constant and table.dtype in CODES and table.is_constant
     if not fits or table.range != use.outputs[0].range:
         raise ValueError(
             f"{use.where} reads {ids.name!r} of dtype {ids.dtype} from {table.name!r} of dtype {table.dtype}: expected "
-            f"computed int32 ids, and a constant int8 table in the range of {use.outputs[0].name!r}"
+            f"computed int32 ids, and a constant table of codes in the range of {use.outputs[0].name!r}"
         )
 
 
@@ -142,10 +143,10 @@ def _argmax_builtin(use: Use) -> Builtin:
 
 
 CONCATENATION = Operation(
-    "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}
+    "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}, int16=3
 )
-PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS})
-GATHER = Operation("gather", _gather_shape, _gather_builtin, takes={"axis": whole(0), "indices": wholes(0)})
+PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS}, int16=3)
+GATHER = Operation("gather", _gather_shape, _gather_builtin, takes={"axis": whole(0), "indices": wholes(0)}, int16=4)
 EMBEDDING = Operation(
     "embedding",
     _embedding_shape,
@@ -153,14 +154,16 @@ EMBEDDING = Operation(
     inputs=2,
     range=FREE,
     reads=("int32", "int8"),
+    int16=4,
     check=_check_embedding,
 )
 ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
-RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)})
-TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)})
+RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, int16=1)
+TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)}, int16=5)
 STRIDED_SLICE = Operation(
     "strided_slice",
     _strided_slice_shape,
     _strided_slice_builtin,
     takes={"begin": wholes(0), "end": wholes(1), "strides": wholes(1)},
+    int16=4,
 )

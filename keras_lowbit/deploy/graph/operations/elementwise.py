@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_lowbit.deploy.graph.operations.attributes import NUMBER
@@ -15,12 +15,13 @@ from keras_lowbit.deploy.graph.operations.operation import (
     Operation,
     Shape,
     Use,
+    fixed,
+    only_int16,
     output_scale,
     plain,
     scales,
     unchanged,
 )
-from keras_lowbit.deploy.graph.tensors import Range
 
 MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 
@@ -44,6 +45,11 @@ def _broadcast(a: int | None, b: int | None, shapes: Sequence[Shape]) -> int:
     if a is None or b is None or (a != b and 1 not in (a, b)):
         raise ValueError(f"shapes {shapes[0]} and {shapes[1]} do not broadcast: axes of {a} and {b}")
     return b if a == 1 else a
+
+
+def _sum_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
+    """ADD and SUB. Of int16 codes they would shift where all three scales are powers of two, and not every pair of them."""
+    return lambda use: Builtin(kind, 2, options, {"potScaleInt16": False} if use.codes == "int16" else {})
 
 
 def _mul_builtin(use: Use) -> Builtin:
@@ -78,7 +84,7 @@ def _leaky_relu_builtin(use: Use) -> Builtin:
 
 def _check_softmax(use: Use) -> None:
     """Below this scale LiteRT's kernel ends the process."""
-    if scales(use)[0] <= 2.0**-26:
+    if use.codes == "int8" and scales(use)[0] <= 2.0**-26:
         raise ValueError(
             f"{use.where} reads {use.inputs[0].name!r} of scale {scales(use)[0]:.3g}: LiteRT needs more than {2.0**-26:.3g}. "
             "Calibrate the input again; a range this narrow has one value only"
@@ -87,6 +93,9 @@ def _check_softmax(use: Use) -> None:
 
 # Beyond it LiteRT's kernel ends the process (add, sub), refuses (hard_swish), or its upper bound overflows (relu6).
 _SUM_FACTOR = Limit("largest input scale / output scale", lambda use: max(scales(use)) / output_scale(use), 2.0**19)
+_SUM_FACTOR_16 = only_int16(_SUM_FACTOR._replace(below=2.0**14))
+# Beyond it the product of a code and its factor leaves int32.
+_LOOKED_UP = only_int16(Limit("input scale", lambda use: scales(use)[0], 5.0))
 _HARD_SWISH_FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 128.0)
 SIX_STEPS = Limit("6 / output scale", lambda use: 6 / output_scale(use), 2.0**31 - 1)
 
@@ -101,35 +110,45 @@ _SLOPE = Limit(
 _PRODUCT = Limit("input scales / output scale", lambda use: math.prod(scales(use)) / output_scale(use), _MOST)
 
 _PAIR: dict[str, Any] = {"inputs": 2, "range": FREE, "fuses_activation": True}
-_UNIT_RANGE = Range(1 / 256, -128)  # of [0, 1)
+_SUM: dict[str, Any] = {**_PAIR, "limits": (_SUM_FACTOR, _SUM_FACTOR_16)}
+_UNIT_RANGE = fixed(1 / 256, -128, 2.0**-15)  # of [0, 1)
 
-ADD = Operation("add", _broadcast_shape, plain("ADD", 2, "AddOptions"), limits=(_SUM_FACTOR,), **_PAIR)
-SUB = Operation("sub", _broadcast_shape, plain("SUB", 2, "SubOptions"), limits=(_SUM_FACTOR,), **_PAIR)
-MUL = Operation("mul", _broadcast_shape, _mul_builtin, limits=(_PRODUCT,), **_PAIR)
-MAXIMUM = Operation("maximum", _broadcast_shape, plain("MAXIMUM", 2, "MaximumMinimumOptions"), inputs=2)
-MINIMUM = Operation("minimum", _broadcast_shape, plain("MINIMUM", 2, "MaximumMinimumOptions"), inputs=2)
-RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE, limits=(_FACTOR,))
-RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, limits=(_FACTOR, SIX_STEPS))
+ADD = Operation("add", _broadcast_shape, _sum_builtin("ADD", "AddOptions"), int16=3, **_SUM)
+SUB = Operation("sub", _broadcast_shape, _sum_builtin("SUB", "SubOptions"), int16=5, **_SUM)
+MUL = Operation("mul", _broadcast_shape, _mul_builtin, int16=4, limits=(_PRODUCT,), **_PAIR)
+_EXTREMUM: dict[str, Any] = {"inputs": 2, "int16": 4}
+MAXIMUM = Operation("maximum", _broadcast_shape, plain("MAXIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
+MINIMUM = Operation("minimum", _broadcast_shape, plain("MINIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
+RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE, int16=3, limits=(_FACTOR,))
+RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, int16=3, limits=(_FACTOR, SIX_STEPS))
 LEAKY_RELU = Operation(
-    "leaky_relu", unchanged, _leaky_relu_builtin, range=FREE, takes={"alpha": NUMBER}, limits=(_FACTOR, _SLOPE)
+    "leaky_relu", unchanged, _leaky_relu_builtin, range=FREE, takes={"alpha": NUMBER}, int16=2, limits=(_FACTOR, _SLOPE)
 )
 HARD_SWISH = Operation(
     "hard_swish", unchanged, plain("HARD_SWISH", 1, "HardSwishOptions"), range=FREE, limits=(_HARD_SWISH_FACTOR,)
 )
 TABLE = Operation("table", unchanged, _table_builtin, inputs=2, range=FREE, check=_check_table)
+_TABLES_16: dict[str, Any] = {"int16": 3, "limits": (_LOOKED_UP,)}
 SOFTMAX = Operation(
-    "softmax", unchanged, plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0), range=_UNIT_RANGE, check=_check_softmax
+    "softmax",
+    unchanged,
+    plain("SOFTMAX", 2, "SoftmaxOptions", beta=1.0),
+    range=_UNIT_RANGE,
+    check=_check_softmax,
+    **_TABLES_16,
 )
-LOGISTIC = Operation("logistic", unchanged, plain("LOGISTIC", 2), range=_UNIT_RANGE)
-TANH = Operation("tanh", unchanged, plain("TANH", 2), range=Range(1 / 128, 0))
+LOGISTIC = Operation("logistic", unchanged, plain("LOGISTIC", 2), range=_UNIT_RANGE, **_TABLES_16)
+TANH = Operation("tanh", unchanged, plain("TANH", 2), range=fixed(1 / 128, 0, 2.0**-15), **_TABLES_16)
 QUANTIZE = Operation(
     "quantize",
     unchanged,
     plain("QUANTIZE", 1, "QuantizeOptions"),
     range=FREE,
     reads=("int8", "float32"),
+    int16=2,
+    converts=True,
     limits=(_FACTOR,),
 )
 DEQUANTIZE = Operation(
-    "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes=("float32",)
+    "dequantize", unchanged, plain("DEQUANTIZE", 2, "DequantizeOptions"), range=FREE, writes=("float32",), int16=3
 )

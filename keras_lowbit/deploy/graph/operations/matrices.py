@@ -13,6 +13,7 @@ from keras_lowbit.deploy.graph.operations.operation import (
     Operation,
     Shape,
     Use,
+    only_int16,
     output_scale,
     scales,
 )
@@ -47,9 +48,16 @@ def _check_computed(use: Use) -> None:
         )
 
 
+def _depth(use: Use) -> float:
+    return use.inputs[0].shape[-2 if use.attributes["transpose_a"] else -1] or 0
+
+
 _PRODUCT = Limit(
     "input scales / output scale", lambda use: scales(use)[0] * scales(use)[1] / output_scale(use), 2.0**31 - 1
 )
+# Of int16 codes LiteRT multiplies int64 sums below 2**47 by a factor below 128.
+_FACTOR_16 = only_int16(_PRODUCT._replace(below=128.0))
+_SUMMED_16 = only_int16(Limit("number of products in a sum", lambda use: _depth(use), 2.0**17))
 
 BATCH_MATMUL = Operation(
     "batch_matmul",
@@ -58,6 +66,7 @@ BATCH_MATMUL = Operation(
     inputs=2,
     range=FREE,
     takes={"transpose_a": FLAG, "transpose_b": FLAG},
-    limits=(_PRODUCT,),
+    int16=3,
+    limits=(_PRODUCT, _FACTOR_16, _SUMMED_16),
     check=_check_computed,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from keras_lowbit.deploy.graph.operations.attributes import ACTIVATION, Attribute
-from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
+from keras_lowbit.deploy.graph.tensors import BIASES, CODES, Node, Range, Tensor
 from keras_lowbit.numerics.kernel_layouts import KernelLayout
 
 Shape = tuple[int | None, ...]
@@ -31,6 +31,12 @@ class Use(NamedTuple):
     def attributes(self) -> Attributes:
         """Of the node."""
         return self.node.attributes
+
+    @property
+    def codes(self) -> str:
+        """The type of its codes, the wider one where two meet; "int8" for one without any."""
+        found = [t.dtype for t in (*self.inputs[:1], *self.outputs) if t.dtype in CODES]
+        return max(found, key=list(CODES).index, default="int8")
 
     @property
     def where(self) -> str:
@@ -77,9 +83,12 @@ class Operation:
     name: `Node.op`.   infer_shape: attributes and input shapes (batch first, None) -> output shape; ValueError if they do
     not fit.   builtin: a use of it -> its LiteRT operator, or several in running order; None for a float subgraph, which brings
     its own.
-    inputs: how many; None for one or more.   range: FREE, KEEP, or the `Range` that the output always has.
+    inputs: how many; None for one or more.   range: FREE, KEEP, or by type of codes the `Range` that the output always has.
     takes: its attributes beside the activation.
-    reads, writes: data types of inputs (the bias of a weighted operation is int32) and outputs.
+    reads, writes: data types of inputs (the bias of a weighted operation is int32 or int64) and outputs.
+    int16: the lowest version of the LiteRT operator that has a kernel for int16 codes, which the operation then takes wherever
+    it takes int8; None where LiteRT has none.   int16_biases: the types of bias that this kernel takes, the faster first.
+    converts: whether inputs and output may have codes of different types.
     fuses_activation: whether a relu or relu6 can stand at its end.   kernel: layout of the weights, for operations that
     have any; weights then are input 1 and an int32 bias is input 2.
     limits: what LiteRT cannot run.   check: further conditions on a use; ValueError with the words.
@@ -89,14 +98,22 @@ class Operation:
     infer_shape: Callable[[Attributes, Sequence[Shape]], Shape]
     builtin: Callable[[Use], Builtin | list[Builtin]] | None
     inputs: int | None = 1
-    range: str | Range = KEEP
+    range: str | Mapping[str, Range] = KEEP
     takes: Mapping[str, Attribute] = field(default_factory=dict)
     reads: tuple[str, ...] = ("int8",)
     writes: tuple[str, ...] = ("int8",)
+    int16: int | None = None
+    int16_biases: tuple[str, ...] = BIASES
+    converts: bool = False
     fuses_activation: bool = False
     kernel: KernelLayout | None = None
     limits: tuple[Limit, ...] = ()
     check: Callable[[Use], None] = field(default=lambda use: None)
+
+    def __post_init__(self) -> None:
+        for side in ("reads", "writes") if self.int16 else ():
+            if "int8" in (types := getattr(self, side)):
+                object.__setattr__(self, side, (*types, "int16"))
 
     @property
     def weighted(self) -> bool:
@@ -108,12 +125,25 @@ class Operation:
         """Every attribute of a node of it."""
         return {**self.takes, **({"activation": ACTIVATION} if self.fuses_activation else {})}
 
-    @property
-    def fixed_range(self) -> Range:
-        """The range that the output always has. TypeError for an operation without one."""
-        if not isinstance(self.range, Range):
+    def fixed_range(self, codes: str = "int8") -> Range:
+        """The range that the output always has, in codes of that type. TypeError for an operation without one."""
+        if isinstance(self.range, str):
             raise TypeError(f"{self.name} has no fixed range, its range is {self.range!r}")
-        return self.range
+        return self.range.get(codes, self.range["int8"])
+
+    def operators(self, use: Use) -> list[Builtin]:
+        """The LiteRT operators of a use in running order, the last of a version that takes its codes."""
+        if self.builtin is None:
+            raise TypeError(f"{self.name} brings its own operators")
+        found = self.builtin(use)
+        *before, last = found if isinstance(found, list) else [found]
+        version = max(last.version, self.int16 or 0) if use.codes == "int16" else last.version
+        return [*before, last._replace(version=version)]
+
+
+def only_int16(limit: Limit) -> Limit:
+    """The same for uses with int16 codes; the others pass."""
+    return limit._replace(factor=lambda use: limit.factor(use) if use.codes == "int16" else 0.0)
 
 
 def scales(use: Use) -> list[float]:
@@ -125,6 +155,11 @@ def output_scale(use: Use) -> float:
     """The scale of the first output; NaN for a float one."""
     scale = use.outputs[0].scale
     return float(scale) if scale is not None else float("nan")
+
+
+def fixed(scale8: float, zero_point: int, scale16: float) -> dict[str, Range]:
+    """The range that an operation's output always has, by type of codes."""
+    return {"int8": Range(scale8, zero_point), "int16": Range(scale16, 0, "int16")}
 
 
 def plain(kind: str, version: int, options: str = "", **fields: Any) -> Callable[[Use], Builtin]:

@@ -17,6 +17,7 @@ from keras_lowbit.deploy.graph.operations.operation import (
     Use,
     image_of,
     need_rank,
+    only_int16,
     output_scale,
     scales,
 )
@@ -83,7 +84,15 @@ def _fully_connected_shape(attributes: Attributes, shapes: Sequence[Shape]) -> S
 
 def _conv2d_builtin(use: Use) -> Builtin:
     version = _INT4_CONVOLUTION if use.weight_type == "int4" else 6 if use.attributes["groups"] > 1 else 3
-    return Builtin("CONV_2D", version, "Conv2DOptions", litert_window(use.attributes))
+    window, (version, sums) = litert_window(use.attributes), _int32_sums(use, version, 8)
+    return Builtin("CONV_2D", version, "Conv2DOptions", window | sums)
+
+
+def _int32_sums(use: Use, version: int, least: int) -> tuple[int, dict[str, Any]]:
+    """Version and options of an operator. It sums int16 codes in int64, from version `least` on also in int32 on request."""
+    if use.codes == "int8" or use.inputs[2].dtype != "int32":
+        return version, {}
+    return max(version, least), {"quantizedBiasType": INT32}
 
 
 def _depthwise_builtin(use: Use) -> Builtin:
@@ -94,11 +103,12 @@ def _depthwise_builtin(use: Use) -> Builtin:
 
 def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
     size = use.outputs[0].static_shape(use.batch_size or 1)
+    version, sums = _int32_sums(use, 4 if use.attributes["activation"] else 3, 5)
     written = Builtin(
         "TRANSPOSE_CONV",
-        4 if use.attributes["activation"] else 3,
+        version,
         "TransposeConvOptions",
-        litert_window(use.attributes),
+        litert_window(use.attributes) | sums,
         {"output_shape": size},
         ("output_shape", 1, 0, 2),
     )
@@ -130,7 +140,8 @@ def _transpose_conv_builtin(use: Use) -> Builtin | list[Builtin]:
 
 
 def _fully_connected_builtin(use: Use) -> Builtin:
-    return Builtin("FULLY_CONNECTED", _DENSE_VERSION[use.weight_type], "FullyConnectedOptions", {"keepNumDims": True})
+    version, sums = _int32_sums(use, _DENSE_VERSION[use.weight_type], 11)
+    return Builtin("FULLY_CONNECTED", version, "FullyConnectedOptions", {"keepNumDims": True} | sums)
 
 
 _DENSE_VERSION = {"int8": 5, "int4": 10, "int2": 14}
@@ -141,11 +152,13 @@ _INT4_DEPTHWISE = 6
 _FACTOR = Limit(
     "input scale * weight scale / output scale", lambda use: scales(use)[0] * scales(use)[1] / output_scale(use), 256.0
 )
+# The factor of int64 sums is shifted by 7 bits at most.
+_FACTOR_16 = only_int16(_FACTOR._replace(below=128.0))
 _WEIGHTED: dict[str, Any] = {
     "inputs": 3,
     "range": FREE,
     "fuses_activation": True,
-    "limits": (_FACTOR,),
+    "limits": (_FACTOR, _FACTOR_16),
 }
 
 _WINDOW = {"strides": wholes(1, 2), "padding": PADDING}
@@ -156,6 +169,7 @@ CONV2D = Operation(
     _conv2d_shape,
     _conv2d_builtin,
     takes={**_DILATED, "groups": whole(1)},
+    int16=4,
     kernel=LAYOUTS["Conv2D"],
     **_WEIGHTED,
 )
@@ -164,6 +178,8 @@ DEPTHWISE_CONV2D = Operation(
     _depthwise_shape,
     _depthwise_builtin,
     takes=_DILATED,
+    int16=5,
+    int16_biases=("int64",),
     kernel=LAYOUTS["DepthwiseConv2D"],
     **_WEIGHTED,
 )
@@ -172,6 +188,7 @@ TRANSPOSE_CONV = Operation(
     _transpose_conv_shape,
     _transpose_conv_builtin,
     takes={**_WINDOW, "output_shape": wholes(1, 2)},
+    int16=4,
     kernel=LAYOUTS["Conv2DTranspose"],
     **_WEIGHTED,
 )
@@ -179,6 +196,7 @@ FULLY_CONNECTED = Operation(
     "fully_connected",
     _fully_connected_shape,
     _fully_connected_builtin,
+    int16=9,
     kernel=LAYOUTS["Dense"],
     **_WEIGHTED,
 )

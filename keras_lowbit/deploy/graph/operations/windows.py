@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_lowbit.deploy.graph.operations.operation import (
     Shape,
     Use,
     image_of,
+    only_int16,
     output_scale,
     scales,
 )
@@ -85,6 +87,12 @@ def _reducer(kind: str, use: Use) -> Builtin:
     return Builtin(kind, 2, "ReducerOptions", {"keepDims": use.attributes["keepdims"]}, constants)
 
 
+def _averaged(use: Use) -> float:
+    """How many codes an average is of."""
+    sizes = use.inputs[0].shape
+    return math.prod(use.attributes.get("pool_size") or [sizes[axis] or 1 for axis in use.attributes["axes"]])
+
+
 def _resize_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     channels = image_of(shapes[0], "resize input")[2]
     if attributes["half_pixel_centers"] and attributes["align_corners"]:
@@ -105,24 +113,30 @@ def _resize_builtin(kind: str, options: str) -> Callable[[Use], Builtin]:
 # XNNPACK is within one step of the reference up to 2**18, and from 2**23 on it saturates to the wrong side.
 _FACTOR = Limit("input scale / output scale", lambda use: scales(use)[0] / output_scale(use), 2.0**16)
 
+_SUMMED = only_int16(Limit("number of averaged codes", lambda use: _averaged(use), 2.0**16))  # in int32
+
 _POOL: dict[str, Any] = {
+    "int16": 3,
     "takes": {"pool_size": wholes(1, 2), "strides": wholes(1, 2), "padding": PADDING},
     "fuses_activation": True,
 }
-_OVER_AXES = {"axes": wholes(0), "keepdims": FLAG}
-_RESIZE = {"size": wholes(1, 2), "half_pixel_centers": FLAG, "align_corners": FLAG}
+_OVER_AXES: dict[str, Any] = {"takes": {"axes": wholes(0), "keepdims": FLAG}, "int16": 3}
+_RESIZE: dict[str, Any] = {
+    "takes": {"size": wholes(1, 2), "half_pixel_centers": FLAG, "align_corners": FLAG},
+    "int16": 4,
+}
 
 MAX_POOL2D = Operation("max_pool2d", _pool_shape, _pool_builtin("MAX_POOL_2D"), **_POOL)
-AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), **_POOL)
-MEAN = Operation("mean", _reduced_shape, _mean_builtin, range=FREE, takes=_OVER_AXES, limits=(_FACTOR,))
-REDUCE_MAX = Operation("reduce_max", _reduced_shape, lambda use: _reducer("REDUCE_MAX", use), takes=_OVER_AXES)
-REDUCE_MIN = Operation("reduce_min", _reduced_shape, lambda use: _reducer("REDUCE_MIN", use), takes=_OVER_AXES)
+AVERAGE_POOL2D = Operation("average_pool2d", _pool_shape, _pool_builtin("AVERAGE_POOL_2D"), limits=(_SUMMED,), **_POOL)
+MEAN = Operation("mean", _reduced_shape, _mean_builtin, range=FREE, limits=(_FACTOR, _SUMMED), **_OVER_AXES)
+REDUCE_MAX = Operation("reduce_max", _reduced_shape, lambda use: _reducer("REDUCE_MAX", use), **_OVER_AXES)
+REDUCE_MIN = Operation("reduce_min", _reduced_shape, lambda use: _reducer("REDUCE_MIN", use), **_OVER_AXES)
 RESIZE_NEAREST = Operation(
     "resize_nearest",
     _resize_shape,
     _resize_builtin("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
-    takes=_RESIZE,
+    **_RESIZE,
 )
 RESIZE_BILINEAR = Operation(
-    "resize_bilinear", _resize_shape, _resize_builtin("RESIZE_BILINEAR", "ResizeBilinearOptions"), takes=_RESIZE
+    "resize_bilinear", _resize_shape, _resize_builtin("RESIZE_BILINEAR", "ResizeBilinearOptions"), **_RESIZE
 )
