@@ -1,11 +1,12 @@
 """keras-lowbit convert: from a float model and some images to a verified .tflite file, in one go.
 
     keras-lowbit convert model.keras --recipe int8 --data photos/ --labels labels.txt --output model.tflite
-    keras-lowbit convert applications:MobileNetV2 --recipe fat --data photos/ --limit 800 --output model.tflite
+    keras-lowbit convert applications:MobileNetV2 --recipe fat --data photos/ --limit 800 --output m.tflite
 
 Folds batch norms, equalizes where channels share a scale, quantizes, calibrates, corrects biases, tunes thresholds (fat),
 exports and verifies against the float model. Each change is judged on images it was not made from. Exit status 1 if the file
-does not verify; it is written then, too, and the reason is said.
+does not verify; it is written then, too, and the reason is said. The quantized Keras model is written as well, m.keras beside
+m.tflite.
 
 What the steps give is kept beside the output, in m.tflite.stages/ for m.tflite, until the files are written. The same command
 with --resume goes on there after a kill, to the same bits.
@@ -49,9 +50,11 @@ options.define_recipe(FLAGS)
 define_data(FLAGS, limit=256)
 options.define_file(FLAGS)
 define_model(FLAGS)
-flags.DEFINE_string(
-    "save", None, ".keras file for the quantized model, which verify and export read", flag_values=FLAGS
+text = (
+    "file for the quantized model, which verify and export read; by default --output with .keras at its end, unless that is "
+    "MODEL; no for none"
 )
+flags.DEFINE_string("save", None, text, flag_values=FLAGS)
 flags.DEFINE_bool("resume", False, "go on behind the last step of a run that was killed", flag_values=FLAGS)
 text = "page (.html) about the result: layers, sizes, parity, ranges, weights; and the same as .json beside it"
 flags.DEFINE_string("report", None, text, flag_values=FLAGS)
@@ -65,18 +68,21 @@ def run(values: Any, model: str) -> int:
     stages.open(values.resume, values.force)
     force = values.force or stages.writing  # what is there may be this run's
     pages = () if values.report is None else paths(values.report)
-    for path in filter(None, (values.output, values.save, *pages)):
+    saved = options.beside(values.output, ".keras", values.save, taken=model)
+    for path in filter(None, (values.output, saved, *pages)):
         options.check_output(path, force)
     if pages:
         check_jinja()
     target_of(values.target)
     if values.resume:
         options.say(_resumed(stages))
+    if saved is None and values.save is None:
+        options.say("the quantized model is not saved, since its place is MODEL's: --save gives another")
     try:
         with options.working(values), tempfile.TemporaryDirectory() as folder:
             made = _converted(values, model, recipe, arguments, stages, Path(folder))
             stages.begin_writing()
-            for path, name in ((values.save, "model.keras"), (values.output, "model.tflite")):
+            for path, name in ((saved, "model.keras"), (values.output, "model.tflite")):
                 if path is not None:
                     options.write_output(path, Path(folder, name).read_bytes(), force)
             if pages:

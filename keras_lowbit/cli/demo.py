@@ -6,6 +6,9 @@ Trains a small network on scikit-learn's handwritten digits (8 x 8 pixels, 1,797
 From that float network on, TWN, SQ-TWN, BWN and SQ-BWN get the same number of epochs each, with 8-bit activations; the
 results are exported to .tflite files, verified layer by layer, and run over the test images. Ends with a table and
 writes the files and a picture of the training curves to --output.
+
+What the other commands can be tried on is there too: digits.keras (the float network), digits.npz (images and labels), photos/
+(parts of the two photographs that come with scikit-learn) and labels.txt (ten names).
 """
 
 import contextlib
@@ -16,15 +19,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from keras_lowbit import schedules
+from keras_lowbit.cli import demo_data
 from keras_lowbit.figures.canvas import figure
 from keras_lowbit.figures.training import FAINT, curve, mark_stages, stage_starts
 from keras_lowbit.files import check_writable
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("output", "demo_output", "folder for the .tflite files and curves.png", flag_values=FLAGS)
+flags.DEFINE_string("output", "demo_output", "folder for what is written", flag_values=FLAGS)
 flags.DEFINE_integer("epochs", 32, "epochs of each quantized run; at least 4", lower_bound=4, flag_values=FLAGS)
 flags.DEFINE_integer("float_epochs", 20, "epochs of the float network", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "seed of weights, order of images and SQ's draws", flag_values=FLAGS)
@@ -59,9 +64,11 @@ def run(arguments: Any) -> int:
     check_writable(output / "curves.png")
     figure(1, 1, EXTRA)  # without matplotlib nothing is trained
     digits = load_digits()
+    demo_data.write(output, *(np.concatenate(parts) for parts in zip(*digits, strict=True)))
     keras.utils.set_random_seed(arguments.seed)
     model = build_network()
     outcomes = [train_float(model, digits, arguments.float_epochs, output)]
+    model.save(output / "digits.keras")
     for method in METHODS:
         keras.utils.set_random_seed(arguments.seed)
         outcomes.append(train_quantized(model, method, digits, arguments.epochs, output))
@@ -74,8 +81,6 @@ def run(arguments: Any) -> int:
 
 def load_digits() -> tuple[tuple, tuple]:
     """`(x_train, y_train), (x_test, y_test)`: float32 `[n, 8, 8, 1]` in 0..1, int classes; every fifth image tests."""
-    import numpy as np
-
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -159,7 +164,6 @@ def _write_float_file(model, path: Path) -> None:
 
 def run_file(path: Path, images: Any) -> Any:
     """Outputs `[n, classes]` of a .tflite file with float input and output, one image after the other."""
-    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))

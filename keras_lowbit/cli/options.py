@@ -58,6 +58,17 @@ def define_recipe(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("skip", [], text, flag_values=values)
 
 
+def beside(path: str, ending: str, instead: str | None, taken: str = "") -> str | None:
+    """Where the second file of a command goes: beside the first under another ending, or where a flag says; None for "no".
+
+    instead: the flag.   taken: a path that is never chosen, only given.
+    """
+    if instead is not None:
+        return None if instead == "no" else instead
+    found = os.path.splitext(path)[0] + ending
+    return None if os.path.realpath(found) in map(os.path.realpath, (path, taken)) else found
+
+
 def file_arguments(values: Any) -> dict[str, Any]:
     """The keyword arguments of `export_litert` that the flags of `define_file` say."""
     found = {"weights": values.pack, "io": values.io, "target": values.target}

@@ -4,8 +4,9 @@
 
 The model learns the labels of the data, or with --teacher the outputs of another model, for which the data need none. With
 --checkpoint the state is kept there after every epoch; the same command then goes on where it was, to the same bits. Folders
-and arrays are read in another order in each epoch, TFRecord files and tfds: sets in their own. The result is a .keras file for
-keras-lowbit export and verify.
+and arrays are read in another order in each epoch, TFRecord files and tfds: sets in their own. The result is a .keras file,
+and beside it, q.tflite for q.keras, the file that keras-lowbit export makes of it. Exit status 1 if there is no such file; why
+is said, and the .keras file is there.
 """
 
 import json
@@ -21,7 +22,7 @@ from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
 from keras_lowbit.cli import options
 from keras_lowbit.cli.backup import Backup
 from keras_lowbit.cli.conversion import Epoch
-from keras_lowbit.cli.convert import check_float
+from keras_lowbit.cli.convert import check_float, check_labels
 from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import define_model, load_model, read_model
 from keras_lowbit.cli.recipes import needs
@@ -29,6 +30,8 @@ from keras_lowbit.cli.settings import check_same, digest_of, read_fields
 from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.data import batch_count
+from keras_lowbit.deploy.export import export_litert
+from keras_lowbit.deploy.litert.target import target_of
 from keras_lowbit.distill import losses
 from keras_lowbit.distill.logits import logits_model
 from keras_lowbit.files import atomic_write, printable
@@ -39,7 +42,10 @@ options.define_json(FLAGS)
 options.define_output(FLAGS, "the .keras file to write")
 options.define_recipe(FLAGS)
 define_data(FLAGS)
+options.define_file(FLAGS)
 define_model(FLAGS)
+text = "the .tflite file; by default --output with .tflite at its end; no for none"
+flags.DEFINE_string("file", None, text, flag_values=FLAGS)
 flags.DEFINE_integer("epochs", 8, "epochs, of all stages together", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float(
     "learning_rate", 1e-3, "of Adam, where a stage begins; to 0 along a cosine", lower_bound=0, flag_values=FLAGS
@@ -54,36 +60,65 @@ _CALIBRATED_FROM = 256  # samples
 
 
 def run(values: Any, model: str) -> int:
-    """Trains and writes the quantized model."""
-    options.check_output(values.output, values.force)
-    recipe = options.recipe_of(values.recipe)
+    """Trains and writes the quantized model and its file."""
+    recipe, arguments = options.recipe_of(values.recipe), options.file_arguments(values)
+    file = options.beside(values.output, ".tflite", values.file)
     if needs(recipe) == "distill":
         raise flags.Error(f"--recipe={values.recipe} is tuned without training: keras-lowbit convert does it")
-    if values.checkpoint is not None:
-        check_settings(values, recipe, model)
+    settings = None if values.checkpoint is None else Settings(values, recipe, model)
+    force = values.force or (settings is not None and settings.writing)  # what is there may be this run's
+    for path in filter(None, (values.output, file)):
+        options.check_output(path, force)
+    target_of(values.target)
+    if settings is not None:
+        settings.write(settings.writing)
     backup = None if values.checkpoint is None else Backup(values.checkpoint)
     with options.working(values), tempfile.TemporaryDirectory() as folder:
-        quantized, history = _trained(values, recipe, model, backup)
+        quantized, history = _trained(values, recipe, model, arguments.get("labels"), backup)
         quantized.save(Path(folder, "q.keras"))
-        options.write_output(values.output, Path(folder, "q.keras").read_bytes(), values.force)
+        reason = "" if file is None else _exported(quantized, Path(folder, "q.tflite"), arguments)
+        if settings is not None:
+            settings.write(writing=True)
+        options.write_output(values.output, Path(folder, "q.keras").read_bytes(), force)
+        if file is not None and not reason:
+            options.write_output(file, Path(folder, "q.tflite").read_bytes(), force)
     if backup is not None:
         backup.clear()
-        os.unlink(os.path.join(values.checkpoint, SETTINGS))
-    last = {name: series[-1] for name, series in history.items()}
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-    text = f"{printable(values.output)}: {recipe.name}, {values.epochs} epochs; last: {shown or 'done before'}"
+    if settings is not None:
+        settings.clear()
+    _show(values, recipe, history, file, reason)
+    return int(bool(reason))
+
+
+def _show(values: Any, recipe: Recipe, history: dict[str, list[float]], file: str | None, reason: str) -> None:
+    last = ", ".join(f"{name} {series[-1]:.4g}" for name, series in history.items())
+    lines = [f"{printable(values.output)}: {recipe.name}, {values.epochs} epochs; last: {last or 'done before'}"]
+    if file is not None:
+        lines.append(
+            f"no {printable(file)}: {reason}" if reason else f"{printable(file)}: {os.path.getsize(file):,} bytes"
+        )
+    fields = {"output": values.output, "file": None if reason else file, "no_file_because": reason}
     options.show(
-        values, text, {"output": values.output, "recipe": recipe.name, "epochs": values.epochs, "history": history}
+        values, "\n".join(lines), {**fields, "recipe": recipe.name, "epochs": values.epochs, "history": history}
     )
-    return 0
+
+
+def _exported(quantized: keras.Model, path: Path, arguments: dict[str, Any]) -> str:
+    """Writes the file; why there is none, or ""."""
+    try:
+        export_litert(quantized, path, **arguments)
+    except (ValueError, NotImplementedError) as error:  # the training is not lost by it
+        return str(error)
+    return ""
 
 
 def _trained(
-    values: Any, recipe: Recipe, name: str, backup: Backup | None
+    values: Any, recipe: Recipe, name: str, labels: list[str] | None, backup: Backup | None
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     keras.utils.set_random_seed(values.seed)
     float_model, epoch = load_model(name, values), Epoch()
     check_float(float_model, name)
+    check_labels(float_model, labels)
     fixed = open_data(float_model, values).dataset
     data = open_data(float_model, values, quiet=True, epoch=lambda: epoch.number).dataset
     held = None if values.validation is None else open_data(float_model, values, values.validation).dataset
@@ -144,21 +179,34 @@ def _objective(values: Any, student: keras.Model, data: Any) -> tuple[Any, Any, 
     return data, keras.losses.SparseCategoricalCrossentropy(from_logits=True), [metric]
 
 
-def check_settings(values: Any, recipe: Recipe, model: str) -> None:
-    """flags.Error if a folder holds the state of another run; else its settings are written there."""
-    names = (
-        "data data_dir preprocess resize batch_size limit seed skip epochs learning_rate validation teacher temperature"
-    )
-    wanted = {
-        "model": model,
-        "model file": digest_of(model),
-        "recipe": recipe.get_config(),
-        **{name: getattr(values, name) for name in names.split()},
-    }
-    os.makedirs(values.checkpoint, exist_ok=True)
-    path = os.path.join(values.checkpoint, SETTINGS)
-    found = read_fields(path, "Give another --checkpoint")
-    if found is None:
-        atomic_write(path, json.dumps(wanted, indent=1).encode())
-        return
-    check_same(f"--checkpoint={printable(values.checkpoint)}", found, wanted, "or another folder")
+class Settings:
+    """What a run depends on, in the folder of its state.   writing: its files are about to be written, or some are.
+
+    flags.Error if the folder holds the state of another run.
+    """
+
+    def __init__(self, values: Any, recipe: Recipe, model: str) -> None:
+        names = (
+            "data data_dir preprocess resize batch_size limit seed skip epochs learning_rate validation teacher "
+            "temperature"
+        )
+        self.fields = {
+            "model": model,
+            "model file": digest_of(model),
+            "recipe": recipe.get_config(),
+            **{name: getattr(values, name) for name in names.split()},
+        }
+        self.path = os.path.join(values.checkpoint, SETTINGS)
+        found = read_fields(self.path, "Give another --checkpoint")
+        self.writing = found is not None and bool(found.get("writing"))
+        if found is not None:
+            check_same(f"--checkpoint={printable(values.checkpoint)}", found, self.fields, "or another folder")
+
+    def write(self, writing: bool) -> None:
+        """To the folder, which is made if need be."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        atomic_write(self.path, json.dumps({**self.fields, "writing": writing}, indent=1).encode())
+
+    def clear(self) -> None:
+        """The run is done."""
+        os.unlink(self.path)

@@ -160,6 +160,9 @@ def test_files_that_are_there_are_said_first(call, tmp_path):
     assert call("convert", "none.keras", *report, tmp_path / "page.html").refused("page.json exists already", "--force")
     assert call("convert", "none.keras", *report, "page.pdf").refused("one that ends in .html")
     assert (tmp_path / "m.tflite").read_bytes() == b"mine"
+    (tmp_path / "q.keras").write_bytes(b"mine")
+    assert call("convert", "none.keras", *flags, tmp_path / "q.tflite").refused("q.keras exists already")
+    assert call("convert", "none.keras", *flags, tmp_path / "q.tflite", "--save=no").refused("no file 'none.keras'")
 
 
 @pytest.mark.filterwarnings("default")
@@ -170,9 +173,15 @@ def test_data_of_another_range_than_the_model_was_trained_on_are_warned_of(call,
     model.layers[0].moving_mean.assign(images.mean((0, 1, 2)))
     model.layers[0].moving_variance.assign(images.var((0, 1, 2)))
     model.save(tmp_path / "m.keras")
+    model_file, outputs = (tmp_path / "m.keras").read_bytes(), {"right": "right.tflite", "wrong": "m.tflite"}
     for name, scale in (("right", 1), ("wrong", 255)):
         np.save(tmp_path / f"{name}.npy", images * scale)
-        found = call(
-            "convert", tmp_path / "m.keras", "--data", tmp_path / f"{name}.npy", "--output", tmp_path / f"{name}.tflite"
-        )
+        given = ("--data", tmp_path / f"{name}.npy", "--output", tmp_path / outputs[name])
+        found = call("convert", tmp_path / "m.keras", *given)
         assert ("The calibration data do not fit" in found.err) == (name == "wrong")
+        assert ("the quantized model is not saved" in found.err) == (name == "wrong")  # its place is MODEL's
+    assert (tmp_path / "m.keras").read_bytes() == model_file
+    assert (
+        call("verify", tmp_path / "right.keras", tmp_path / "right.tflite", "--data", tmp_path / "right.npy").status
+        == 0
+    )

@@ -1,6 +1,7 @@
 """The demo, cut short: its data, its table and its files. `make demo` runs it at full length."""
 
 import functools
+import shlex
 import sys
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_lowbit.cli import app, demo
+from tests.support.pages import DOCS
 
 
 def test_digits_are_real_disjoint_and_in_range():
@@ -103,11 +105,36 @@ def cut_short(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cut_short")
-def test_short_demo_runs_to_its_end(tmp_path, capsys):
+@pytest.mark.filterwarnings("default")  # corrections from so few photographs may be taken back
+def test_short_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
     arguments = ["keras-lowbit", "demo", "--epochs=4", "--float_epochs=4", f"--output={tmp_path / 'out'}"]
     assert app.main(arguments) == 0
     shown = capsys.readouterr().out
     table = [line.split() for line in shown.splitlines() if line.endswith((" yes", "kB  "))]
     assert [row[0] for row in table] == ["float", "twn", "sq-twn", "bwn", "sq-bwn"]
-    files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["bwn.tflite", "curves.png", "float.tflite", "sq-bwn.tflite", "sq-twn.tflite", "twn.tflite"]
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    results = {"bwn.tflite", "curves.png", "float.tflite", "sq-bwn.tflite", "sq-twn.tflite", "twn.tflite"}
+    assert files == results | {"digits.keras", "digits.npz", "labels.txt", "photos"}
+    check_what_is_left(tmp_path / "out", monkeypatch, capsys)
+
+
+def check_what_is_left(folder, monkeypatch, capsys):
+    """The lines of the page on the command line run there as they stand; with fewer photographs, for time."""
+    monkeypatch.chdir(folder)
+    for photo in sorted((folder / "photos").iterdir())[4:]:
+        photo.unlink()
+    block = (DOCS / "command_line.md").read_text().split("$ cd demo_output\n")[1].split("```")[0]
+    commands = [shlex.split(part) for line in block.splitlines() for part in line.removeprefix("$ ").split(" && ")]
+    assert [command[1] for command in commands] == ["convert", "compare", "benchmark", "train", "verify"]
+    for command in commands:
+        assert app.main(command) == 0, command
+    shown = capsys.readouterr()
+    assert "top-1 agreement" in shown.out
+    assert sorted(path.name for path in folder.glob("[mq].*")) == [
+        "m.html",
+        "m.json",
+        "m.keras",
+        "m.tflite",
+        "q.keras",
+        "q.tflite",
+    ]

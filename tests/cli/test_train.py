@@ -29,14 +29,17 @@ def flags(files, folder, **more):
 @pytest.mark.slow
 def test_trains_through_the_stages_and_writes_what_verify_reads(call, files, tmp_path):
     found = call(
-        "train", files.model, *flags(files, tmp_path, recipe="sq-twn", epochs=4, validation=files.data), "--json"
+        "train",
+        files.model,
+        *flags(files, tmp_path, recipe="sq-twn", epochs=4, validation=files.data),
+        "--pack=int2",
+        "--json",
     )
     assert found.status == 0, found
     history = found.fields["history"]
     assert history["ratio"] == [0.5, 0.75, 0.875, 1.0]
     assert len(history["val_accuracy"]) == 4
-    exported = call("export", tmp_path / "q.keras", "--output", tmp_path / "q.tflite", "--pack=int2")
-    assert exported.status == 0
+    assert found.fields["file"] == str(tmp_path / "q.tflite")
     assert call("verify", tmp_path / "q.keras", tmp_path / "q.tflite", "--data", files.data).status == 0
     assert sorted(os.listdir(tmp_path)) == ["q.keras", "q.tflite"]
 
@@ -86,9 +89,16 @@ def test_a_teacher_needs_no_labels(call, files, tmp_path):
     np.save(tmp_path / "images.npy", images)
     given = flags(files, tmp_path, recipe="twn", epochs=6, data=tmp_path / "images.npy", learning_rate=0.01)
     assert call("train", files.model, *given).refused("has no labels", "--teacher")
-    losses = call("train", files.model, *given, f"--teacher={files.model}", "--json").fields["history"]["loss"]
+    found = call("train", files.model, *given, f"--teacher={files.model}", "--target=npu-per-tensor", "--json")
+    losses = found.fields["history"]["loss"]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 2
+    assert (found.status, found.fields["file"]) == (
+        1,
+        None,
+    )  # the device takes one scale for a kernel: the training stays
+    assert "npu-per-tensor" in found.fields["no_file_because"]
+    assert sorted(os.listdir(tmp_path)) == ["images.npy", "q.keras"]
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
@@ -96,8 +106,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
         assert call("train", model, *flags(files, tmp_path, **more)).refused(*words)
         assert os.listdir(tmp_path) == []
 
+    two = files.folder / "two.txt"
+    two.write_text("one\ntwo\n")
     refused("is tuned without training", recipe="fat")
     refused("is quantized already", model=files.quantized)
+    refused("has 2 labels", labels=two)
+    refused("toaster", target="toaster")
     refused("no data at", data="none")
     refused("no data at", validation="none")
     refused("no file 'none.keras'", teacher="none.keras")
@@ -105,8 +119,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
     outside = files.folder / "outside.npz"
     np.savez(outside, x=np.zeros((8, 12, 12, 3), np.float32), y=np.arange(8))
     refused("label value", "valid range of [0, 4)", data=outside, recipe="twn")
-    (tmp_path / "q.keras").write_bytes(b"mine")
-    assert call("train", files.model, *flags(files, tmp_path)).refused("exists already")
+    for name in ("q.keras", "q.tflite"):
+        (tmp_path / name).write_bytes(b"mine")
+        assert call("train", files.model, *flags(files, tmp_path)).refused(name, "exists already")
+        (tmp_path / name).unlink()
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_model_needs_no_epoch(call, files, tmp_path, monkeypatch):
