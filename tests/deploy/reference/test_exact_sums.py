@@ -1,4 +1,4 @@
-"""Sums of products in float32 against Python's integers, also where they are largest."""
+"""Sums of products in float32, or float64, against Python's integers, also where they are largest."""
 
 import numpy as np
 import pytest
@@ -42,8 +42,20 @@ def test_random_products_and_how_many_are_added_at_once(largest):
     np.testing.assert_array_equal(exact_sums.matmul(x, weights), product(x, weights))
     block = exact_sums.exact_terms(x.astype(np.float32), weights.astype(np.float32))
     worst = max((np.abs(x[:, k : k + block]) @ np.abs(weights[k : k + block])).max() for k in range(0, 3000, block))
-    assert worst <= exact_sums.EXACT
+    assert worst <= exact_sums.EXACT[np.dtype(np.float32)]
     assert block == 3000 or largest == 127  # small weights need no blocks
+
+
+def test_the_largest_codes_of_sixteen_bits_are_summed_exactly():
+    """Given as float64: products beyond what float32 holds, sums beyond int32."""
+    x, weights = np.full((2, 3000), -(2.0**15)), np.full((3000, 4), -127)
+    x[0, -1], weights[-1, 0] = 2**15 - 1, -126
+    total = exact_sums.matmul(x, weights)
+    assert total.dtype == np.int64
+    np.testing.assert_array_equal(total, x.astype(np.int64) @ weights.astype(np.int64))
+    image, kernel = x[:, :1024].reshape(2, 8, 8, 16), np.full((3, 3, 16, 5), 127)
+    found = exact_sums.conv2d(image, kernel, (2, 1), (1, 2), 1)
+    np.testing.assert_array_equal(found, by_hand(image, kernel, (2, 1), (1, 2), 1))
 
 
 def by_hand(image, kernel, strides, dilation, groups):
