@@ -10,7 +10,15 @@ from keras_lowbit.keras_graph.calls import Call, find_layers, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model, merged_config, warn_of_own_steps
 from keras_lowbit.keras_graph.variables import refuse_keras_quantization, to_numpy, weight_value
-from keras_lowbit.layers import AddConstant, ChannelAffine, InverseRoot, KeepFloat, QuantActivation, QuantizedLayer
+from keras_lowbit.layers import (
+    AddConstant,
+    ChannelAffine,
+    InverseRoot,
+    KeepFloat,
+    MaskScores,
+    QuantActivation,
+    QuantizedLayer,
+)
 from keras_lowbit.layers.constants import Plain
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
@@ -87,6 +95,8 @@ def _in_stock_operations(layer: Plain, x: Any) -> Any:
     options = {"name": layer.name, "dtype": layer.dtype_policy}
     if isinstance(layer, InverseRoot):
         return keras.ops.rsqrt(keras.layers.Rescaling(layer.factor, layer.epsilon, **options)(x))
+    if isinstance(layer, MaskScores):
+        return keras.ops.where(to_numpy(layer.allowed)[None] > 0, x, -3e4 if layer.compute_dtype == "float16" else -1e9)
     if not isinstance(layer, ChannelAffine):
         constant = to_numpy(layer.rounded())
         return keras.ops.add(x, constant) if isinstance(layer, AddConstant) else keras.ops.multiply(x, constant)

@@ -4,7 +4,7 @@ from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.activation import QuantActivation
 from keras_lowbit.layers.base import QuantizedLayer
-from keras_lowbit.layers.constants import AddConstant, ChannelAffine, InverseRoot, MultiplyConstant
+from keras_lowbit.layers.constants import AddConstant, ChannelAffine, InverseRoot, MaskScores, MultiplyConstant
 from keras_lowbit.layers.conv import QuantConv1D, QuantConv2D, QuantConv2DTranspose, QuantDepthwiseConv2D
 from keras_lowbit.layers.dense import QuantDense
 from keras_lowbit.layers.find import freeze_ranges, hosts, set_ratio
@@ -17,6 +17,7 @@ __all__ = [
     "ChannelAffine",
     "InverseRoot",
     "KeepFloat",
+    "MaskScores",
     "MultiplyConstant",
     "QuantActivation",
     "QuantConv1D",

@@ -124,6 +124,36 @@ class MultiplyConstant(_Constant):
         return ops.multiply(inputs, self.rounded())
 
 
+@keras.saving.register_keras_serializable(PACKAGE)
+class MaskScores(Plain):
+    """``y = x`` where a constant mask allows it, else a number so low that a softmax behind it gives nothing: -1e9 (-3e4 in
+    float16).
+
+    In the integer graph a minimum with a constant: the lowest code stands for "not allowed", in a range that goes on below the
+    smallest score (`ActivationRange.room_below`).
+    shape: of the mask, without the batch: as many axes as the input has behind its batch, each of the input's size or of size
+    1. The mask itself, `allowed`, is a weight that does not train, 1 and 0; it starts as ones.
+    """
+
+    def __init__(self, shape: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape = tuple(int(size) for size in shape)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the mask."""
+        self.allowed = self.add_weight(name="allowed", shape=self.shape, initializer="ones", trainable=False)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """The scores that are allowed."""
+        lowest = -3e4 if self.compute_dtype == "float16" else -1e9
+        return ops.where(ops.cast(self.allowed, "bool")[None], inputs, ops.cast(lowest, inputs.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """The shape of the mask."""
+        return super().get_config() | {"shape": self.shape}
+
+
 @contextlib.contextmanager
 def unrounded(layers: Iterable[Any]) -> Iterator[None]:
     """Inside of it the constants among `layers` are not rounded."""

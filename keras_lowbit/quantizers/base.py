@@ -137,6 +137,10 @@ class ActivationQuantizer(Quantizer):
         """The quantizer to use where several tensors share one range: its range never shrinks."""
         return self
 
+    def with_room_below(self, room: float) -> "ActivationQuantizer":
+        """The quantizer for a range that goes on so far below the smallest value, in the units of x."""
+        return self
+
     def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """State variables after `count` batches whose values lay in [minimum, maximum]."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_from_min_max().")

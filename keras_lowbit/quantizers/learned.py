@@ -79,6 +79,10 @@ class LearnedQuantizer(ActivationQuantizer):
         """The same over a base whose range never shrinks."""
         return dataclasses.replace(self, base=self.base.widen_only())
 
+    def with_room_below(self, room: float) -> "LearnedQuantizer":
+        """The same over a base with room below."""
+        return dataclasses.replace(self, base=self.base.with_room_below(room))
+
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """What data decide, then what is trained: one value for each channel or tensor."""
         size = self.group_shape(shape, filter_axes)

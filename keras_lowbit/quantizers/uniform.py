@@ -91,6 +91,8 @@ class ActivationRange(ActivationQuantizer):
     ExponentialMovingAverage(num_updates) warms up the same way).
     bits: 2 to 8, or 16.   momentum: in [0, 1), of an average that has seen many batches (0.99: 891 of them).
     minimum, maximum: both or neither, in the units of x.
+    room_below: by how much a range of data goes on below the smallest value, in the units of x: for a code that means "less
+    than all of them", as a mask in front of a softmax needs.
     hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
     the narrow ones would cut the wide ones off.
     State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone, as it does in
@@ -104,6 +106,7 @@ class ActivationRange(ActivationQuantizer):
     minimum: float | None = None
     maximum: float | None = None
     hold: bool = False
+    room_below: float = dataclasses.field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         require_activation_bits("ActivationRange", self.bits)
@@ -116,6 +119,8 @@ class ActivationRange(ActivationQuantizer):
             )
         if self.minimum is not None and self.maximum is not None and not self.minimum < self.maximum:
             raise ValueError(f"ActivationRange needs minimum < maximum, got {self.minimum} and {self.maximum}.")
+        if not 0 <= self.room_below < float("inf"):
+            raise ValueError(f"ActivationRange needs room_below of at least 0, got {self.room_below!r}; usual is 0.")
 
     @property
     def has_static_range(self) -> bool:
@@ -125,6 +130,10 @@ class ActivationRange(ActivationQuantizer):
     def widen_only(self) -> "ActivationRange":
         """The same with hold=True."""
         return dataclasses.replace(self, hold=True)
+
+    def with_room_below(self, room: float) -> "ActivationRange":
+        """The same with more room below, if data decide the range."""
+        return self if self.has_static_range else dataclasses.replace(self, room_below=room)
 
     def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """The range found; `fit` goes on from it unless it is frozen. Nothing for a static one."""
@@ -176,7 +185,7 @@ class ActivationRange(ActivationQuantizer):
         """Minimum and maximum (scalars) of the current range."""
         if self.has_static_range:
             return ops.convert_to_tensor(self.minimum, "float32"), ops.convert_to_tensor(self.maximum, "float32")
-        return state["minimum"], state["maximum"]
+        return state["minimum"] - self.room_below, state["maximum"]
 
     def gradient_mask(self, real: Tensor, quantized: Quantized) -> Tensor | None:
         """1 where x lies between the smallest and the largest real on the grid."""

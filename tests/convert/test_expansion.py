@@ -15,7 +15,7 @@ from keras_lowbit.layers.constants import unrounded
 from tests.support.expansion_zoo import EXPANSIONS, block
 from tests.support.lowering_zoo import samples
 
-NATIVE = ("attention with a mask", "einsum that mixes positions", "layer normalization over two axes")
+NATIVE = ("attention with a mask of an input", "einsum that mixes positions", "layer normalization over two axes")
 
 
 def randomized(model, seed=0):
@@ -34,7 +34,8 @@ def data_for(model, count=8):
 def test_a_composition_computes_what_the_layer_does(name):
     model = randomized(EXPANSIONS[name].make())
     made = expand(model)
-    data = data_for(model)
+    inputs = samples(model, 8)
+    data = inputs if len(inputs) > 1 else inputs[0]
     with unrounded(made.model._flatten_layers()):  # 8-bit constants aside
         both = [keras.tree.flatten(one(data)) for one in (model, made.model)]
     for want, got in zip(*both, strict=True):
@@ -252,3 +253,42 @@ def test_squares_that_float16_cannot_hold_are_left_to_the_layer():
 def test_a_constant_of_another_shape_is_refused_with_both(shape):
     with pytest.raises(ValueError, match=r"input \(3, 2\) without the batch: give as many axes"):
         klb.layers.AddConstant(shape)(np.ones((1, 3, 2), np.float32))
+
+
+def causal():
+    entry = keras.Input((6, 8), name="x")
+    hidden = L.MultiHeadAttention(2, 4, name="heads")(entry, entry, use_causal_mask=True)
+    return randomized(keras.Model(entry, L.Dense(3)(hidden)))
+
+
+def test_no_query_of_the_file_sees_what_comes_behind_it():
+    quantized, _ = klb.quantize_model(causal())
+    data = data_for(quantized, 32)
+    klb.calibrate(quantized, data, verbose=0)
+    graph = klb.deploy.lower(quantized)
+    assert {"minimum", "softmax"} <= {node.op for node in graph.nodes}
+    other = data.copy()
+    other[:, 4:] = -3 * other[:, 4:]
+    first, second = (klb.deploy.run_reference(graph, each) for each in (data, other))
+    np.testing.assert_array_equal(first[:, :4], second[:, :4])
+    assert (first[:, 4:] != second[:, 4:]).any()
+
+
+def test_a_mask_survives_saving_dequantizing_and_a_recipe_without_activations(tmp_path):
+    model = causal()
+    data = data_for(model)
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, data, verbose=0)
+    quantized.save(tmp_path / "q.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "q.keras")(data), quantized(data))
+    want = np.asarray(model(data))
+    for made in (
+        klb.dequantize(quantized),
+        klb.quantize_model(model, klb.recipes.get("int8").replace(activations=None))[0],
+    ):
+        np.testing.assert_allclose(made(data), want, atol=0.02 * np.abs(want).max())
+
+
+def test_a_mask_of_an_input_runs_in_float_and_says_so():
+    _, report = klb.quantize_model(EXPANSIONS["attention with a mask of an input"].make())
+    assert report["a"].detail == "its mask is made of inputs: in integers a mask is a constant; runs in float"

@@ -188,3 +188,18 @@ def test_other_bits_are_refused_with_those_that_there_are(bits):
 def test_quantizers_that_have_no_sixteen_bits_name_the_one_that_has(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_room_below_leaves_the_lowest_codes_to_what_is_less_than_all_values():
+    current = state(-1.0, 3.0, count=1)
+    plain, roomy = ActivationRange(), ActivationRange().with_room_below(10.0)
+    assert roomy == ActivationRange(room_below=10.0)
+    low, high = (float(end) for end in roomy.ends(current))
+    assert (low, high) == (-11.0, 3.0)
+    codes = roomy.encode(np.float32([-1e9, -11.0, -1.0, 3.0]), current).codes
+    assert np.asarray(codes).tolist() == [-128, -128, 54, 127]
+    assert np.asarray(plain.encode(np.float32([-1e9, -1.0]), current).codes).tolist() == [-128, -128]
+    fixed = ActivationRange(minimum=0.0, maximum=1.0)
+    assert fixed.with_room_below(10.0) == fixed
+    with pytest.raises(ValueError, match=r"room_below of at least 0, got -1"):
+        ActivationRange(room_below=-1.0)

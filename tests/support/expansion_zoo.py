@@ -7,6 +7,8 @@ from keras import layers as kl
 from tests.support.zoo_case import SIGNAL, VECTOR, Case, case, conv, function
 
 SEQUENCE = (6, 8)
+MASK = np.tril(np.ones((1, 6, 5), bool), 2)
+MASK[0, 3, 1] = False
 POSITIONS = np.sin(np.arange(48)).reshape(SEQUENCE).astype("float32")
 
 
@@ -58,10 +60,26 @@ EXPANSIONS: dict[str, Case] = {
         ),
         SEQUENCE,
     ),
-    "attention with a mask": function(
-        lambda x: kl.Dense(3)(kl.MultiHeadAttention(2, 4, name="a")(x, x, use_causal_mask=True)),
+    "causal attention": function(
+        lambda x: kl.Dense(3)(kl.MultiHeadAttention(2, 4, name="a")(x, x, use_causal_mask=True)), SEQUENCE
+    ),
+    "attention with a constant mask": function(
+        lambda x: kl.MultiHeadAttention(2, 4)(kl.Dense(8)(x), x[:, 1:], attention_mask=MASK), SEQUENCE
+    ),
+    "attention in a window": function(
+        lambda x: kl.MultiHeadAttention(2, 4, sliding_window=2)(x, x, use_causal_mask=True), SEQUENCE
+    ),
+    "attention with a mask of heads": function(
+        lambda x: kl.MultiHeadAttention(2, 4)(x, x[:, 1:], attention_mask=np.stack([MASK, MASK[:, ::-1]], 1)), SEQUENCE
+    ),
+    "causal dot attention": function(
+        lambda x: kl.Attention()([kl.Dense(4)(x), kl.Dense(4)(x)], use_causal_mask=True), SEQUENCE
+    ),
+    "attention with a mask of an input": function(
+        lambda x, mask: kl.MultiHeadAttention(2, 4, name="a")(x, x, attention_mask=mask > 0),
         SEQUENCE,
-        float_fallbacks=("a",),
+        (6, 6),
+        float_fallbacks=("greater", "a"),
     ),
     "attention": function(lambda x: kl.Attention()([kl.Dense(4)(x), kl.Dense(4)(x)]), SEQUENCE),
     "transformer": function(block, SEQUENCE),

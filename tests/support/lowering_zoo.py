@@ -293,6 +293,9 @@ def enliven(model: keras.Model, seed: int = 0) -> None:
     for layer in model._flatten_layers():
         if isinstance(layer, kl.BatchNormalization):
             _random_norm(layer, rng)
+        elif isinstance(layer, kl.LayerNormalization | kl.RMSNormalization | kl.GroupNormalization):
+            for variable in layer.trainable_variables:
+                variable.assign(variable + rng.normal(0, 0.3, variable.shape))
         elif hasattr(layer, "kernel") and getattr(layer, "bias", None) is not None:
             layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
         if getattr(layer, "kernel", None) is not None:

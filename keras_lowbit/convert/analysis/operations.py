@@ -81,6 +81,7 @@ _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
     **dict.fromkeys(functions.DIVISIONS, Category.NEEDS_RANGE),
     "Average": Category.MANY,
+    "MaskScores": Category.ROUNDS_IN_RANGE,
     "Embedding": Category.LOOKUP,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
@@ -271,6 +272,8 @@ def fallback_reason(call: Call) -> str:
         if known == "?":
             return f"its function {getattr(function, '__qualname__', type(function).__name__)!r} is none of Keras'"
         return f"its function {known!r} has no integer form here"
+    if any(isinstance(call.arguments.kwargs.get(name), keras.KerasTensor) for name in ("attention_mask", "mask")):
+        return "its mask is made of inputs: in integers a mask is a constant"
     if stock_kind(operation) in EXPANDABLE:
         return f"this call of {name} has no integer form"
     return f"{name} has no integer form here"

@@ -24,11 +24,12 @@ from keras_lowbit.convert.analysis.operations import (
 )
 from keras_lowbit.convert.analysis.pixels import is_affine
 from keras_lowbit.keras_graph.calls import Call
-from keras_lowbit.quantizers import Quantizer
+from keras_lowbit.quantizers import Quantizer, is_activation_quantizer
 
 # Operations whose integer form can carry a relu at its end.
 _TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization", "ChannelAffine"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
+_BELOW_SCORES = 10.0  # exp(-10) of the smallest score is what a masked one has of a softmax: nothing, in 8 bits
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
 
 
@@ -109,6 +110,11 @@ class _Planner:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
         if "float" in str(self.graph.tensors[key].dtype) and not self._has_range(key):
             known = self.level.known_ranges.get(key)
+            reader = self.graph.only_consumer(key)
+            if reader is not None and stock_kind(reader.operation) == "MaskScores":
+                quantizer = (
+                    quantizer.with_room_below(_BELOW_SCORES) if is_activation_quantizer(quantizer) else quantizer
+                )
             self.plan.after[key] = static_range(*known, self.activation) if known else quantizer
 
     def float_value(self, key: int, quantizer: Quantizer) -> None:

@@ -13,6 +13,7 @@ from keras import ops
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.copies import function_name
+from keras_lowbit.layers import MaskScores
 
 
 @expands("EinsumDense")
@@ -105,10 +106,16 @@ def _is_plain(arguments: dict[str, Any], takes: tuple[str, ...]) -> bool:
 
 @expands("MultiHeadAttention")
 def multi_head_attention(call: Call) -> Compose | None:
-    """Heads of ``softmax(q k^T / sqrt(d)) v``; the factor goes into the weights of q."""
+    """Heads of ``softmax(q k^T / sqrt(d)) v``; the factor goes into the weights of q. Masks that are constants stay masks."""
     layer = call.operation
     given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
-    if not _is_plain(given, ("query", "value", "key", "training")) or not _are_sequences(call):
+    takes = ("query", "value", "key", "training", "use_causal_mask", "attention_mask")
+    if not _is_plain(given, takes) or not _are_sequences(call) or layer.get_config().get("use_gate"):
+        return None
+    allowed = _allowed(
+        given, given["query"].shape[1], given["value"].shape[1], layer.get_config().get("sliding_window")
+    )
+    if allowed is None:
         return None
     projections = {"query": layer.query_dense, "key": layer.key_dense, "value": layer.value_dense}
     forms = {name: _dense_form(projections[name], source) for name, source in _sources(given).items()}
@@ -123,7 +130,7 @@ def multi_head_attention(call: Call) -> Compose | None:
         for name, source in _sources(_arguments(call, values)).items():
             units = _dense(parts, source, projections[name], known[name], name, factors[name])
             projected[name] = _by_heads(parts, units, layer.num_heads, name)
-        mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed")
+        mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed", allowed)
         apart = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
         _, positions, heads, depth = apart.shape
         rows = parts.named(ops.reshape(apart, (-1, positions, heads * depth)), "joined")
@@ -149,9 +156,35 @@ def _are_sequences(call: Call) -> bool:
     return all(len(tensor.shape) == 3 and sizes_of(tensor) is not None for tensor in call.tensors)
 
 
-def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str) -> Any:
-    """``softmax(q k^T) v``. part: name of the last operation."""
+def _allowed(arguments: dict[str, Any], queries: int, keys: int, window: int | None = None) -> np.ndarray | None:
+    """Which key each query sees, bool [1, queries, keys] or with an axis of heads before it; None where inputs decide it, or
+    where some query sees none, which gets the mean of all values.
+
+    window: of a sliding one, how many keys before a query it sees, its own among them, and behind it without causality."""
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, keras.KerasTensor):
+        return None
+    found = np.ones((1, queries, keys), bool)
+    places = np.arange(queries)[:, None] - np.arange(keys)
+    if arguments.get("use_causal_mask"):
+        found &= places >= 0
+    if window is not None:
+        found &= np.abs(places) < window
+    if mask is not None:
+        mask = np.asarray(mask) != 0
+        if mask.ndim not in (3, 4) or mask.shape[0] != 1:
+            return None
+        found = found & mask[0] if mask.ndim == 4 else (found & mask)
+    return found if found.any(-1).all() else None
+
+
+def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str, allowed: np.ndarray) -> Any:
+    """``softmax(q k^T) v``. part: name of the last operation.   allowed: as in `_allowed`."""
     scores = parts.named(ops.matmul(query, turned(parts, key, "key_columns")), "scores")
+    if not allowed.all():
+        shape = allowed.shape[len(allowed.shape) - len(scores.shape) + 1 :]
+        mask = {"allowed": allowed.reshape(shape)}
+        scores = parts.layer("mask", lambda **options: MaskScores(shape, **options), mask)(scores)
     weights = parts.named(ops.softmax(scores, axis=-1), "weights")
     if rate := parts.operation.dropout:
         weights = parts.layer("dropout", lambda **options: keras.layers.Dropout(rate, **options))(weights)
@@ -170,13 +203,20 @@ def attention(call: Call) -> Compose | None:
     """``softmax(q k^T) v`` of `keras.layers.Attention`, dot products without a trained scale."""
     layer = call.operation
     given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
-    plain = layer.score_mode == "dot" and not layer.use_scale and _is_plain(given, ("inputs", "training"))
+    plain = (
+        layer.score_mode == "dot"
+        and not layer.use_scale
+        and _is_plain(given, ("inputs", "training", "use_causal_mask"))
+    )
     if not plain or not _are_sequences(call):
+        return None
+    allowed = _allowed(given, *(tensor.shape[1] for tensor in given["inputs"][:2]))
+    if allowed is None:
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
         query, value, *rest = _arguments(call, values)["inputs"]
-        return _mixed(parts, query, rest[0] if rest else value, value, "")
+        return _mixed(parts, query, rest[0] if rest else value, value, "", allowed)
 
     return compose
 

@@ -122,6 +122,21 @@ def lower_constant(state: Lowering, call: Call) -> bool:
     return True
 
 
+@lowers("MaskScores")
+def lower_mask(state: Lowering, call: Call) -> bool:
+    """A minimum with the lowest code where a score is masked, with the highest elsewhere."""
+    if isinstance(state.values[call.inputs[0]], FloatTensor):
+        return False
+    source = state.stored(call.inputs[0], call)
+    tensor = state.builder.tensor(source.tensor)
+    lowest, highest = tensor.range.limits
+    codes = np.where(to_numpy(call.operation.allowed) > 0, highest, lowest)[None]
+    mask = state.builder.constant(state.name(f"{call.path}/mask"), codes, *tensor.range)
+    made = state.builder.operation("minimum", (source.tensor, mask), state.name(call.path))
+    state.store(call.outputs[0], made, source.provenance.add(call=call), rounded=False)
+    return True
+
+
 @lowers("Matmul")
 def lower_matmul(state: Lowering, call: Call) -> bool:
     """The product of two stacks of matrices."""
