@@ -115,6 +115,7 @@ def test_parity_has_a_bar_for_each_tensor_the_noisiest_on_top(made):
     assert np.allclose([width for _, width in bars(axes)], [min(row.snr_db, 80.0) for row in rows])
     said = [text.get_text() for text in axes.texts]
     assert all(f"{row.snr_db:.1f} dB" in text for row, text in zip(rows, said, strict=True))
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     right = max(text.get_window_extent().x1 for text in axes.texts)
     assert right <= figure.bbox.x1
 

@@ -1,5 +1,7 @@
 """Figures that belong to nobody: no window, no global state, nothing to close."""
 
+import io
+from functools import partial
 from typing import Any
 
 FLOAT, CODE, RANGE, QUIET = "#9db8d9", "#c2410c", "#4a78b5", "#8a939d"
@@ -12,7 +14,15 @@ def figure(width: float, height: float, extra: str = "report") -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"Pictures need matplotlib: pip install 'keras_lowbit[{extra}]'.") from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    made: Any = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    made._repr_png_ = partial(_png, made)  # IPython asks for it; by itself it shows the figures of pyplot alone
+    return made
+
+
+def _png(made: Any) -> bytes:
+    content = io.BytesIO()
+    made.savefig(content, format="png")
+    return content.getvalue()
 
 
 def rows_height(rows: int) -> float:

@@ -1,5 +1,6 @@
 """The page of a report: Jinja2 and a template, with small pictures as SVG that follow light and dark."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -22,9 +23,20 @@ def html(contents: Mapping[str, Any]) -> str:
     """The page of `Report.contents`."""
     check_jinja()
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
+
+    def breakable(name: str) -> str:
+        """A name whose lines end behind a sign rather than inside of a word."""
+        return Markup(re.sub(r"([/_.])", r"\1<wbr>", str(escape(name))))
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": _bytes, "number": _number, "percent": _percent, "decibels": _decibels}
+    environment.filters |= {
+        "bytes": _bytes,
+        "number": _number,
+        "percent": _percent,
+        "decibels": _decibels,
+        "breakable": breakable,
+    }
     environment.globals |= {"histogram": histogram, "interval": interval}
     source = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source).render(contents)
