@@ -11,6 +11,8 @@ from keras_lowbit.files import printable
 
 flags.disclaim_key_flags()
 PREFIX = "applications:"
+# What Keras raises for files that are damaged, or of something else; NameError is its own slip on damaged folders.
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, NameError, zipfile.BadZipFile)
 
 
 def define_model(values: flags.FlagValues) -> None:
@@ -32,20 +34,33 @@ def load_model(text: str, values: Any) -> Any:
 
 
 def read_model(path: str) -> Any:
-    """A `.keras` or `.h5` file. OSError if there is none, ValueError if Keras does not read it."""
+    """A `.keras` or `.h5` file, or a folder that Keras 3 saved. OSError without one, ValueError if Keras does not read it."""
     import keras
 
-    if os.path.isdir(path):
-        raise ValueError(
-            f"{printable(path)} is a folder. Keras 3 does not read SavedModel folders: load it with the Keras that wrote it "
-            "and save it as .keras or .h5 (keras_lowbit.tfmot.to_keras3 moves a tf_keras model)"
-        )
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+        raise ValueError(_of_folder(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"no file {printable(path)!r}. MODEL is a .keras or .h5 file, or {PREFIX}NAME")
     try:
         return keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, zipfile.BadZipFile) as error:
+    except _REFUSALS as error:
         raise ValueError(f"Keras does not read {printable(path)!r} as a model: {_first_lines(error)}") from error
+
+
+def _of_folder(path: str) -> str:
+    """Why a folder is no MODEL, and what to do, by the files that its writer leaves."""
+    name = printable(path)
+    if os.path.exists(os.path.join(path, "keras_metadata.pb")):
+        return (
+            f"{name} is a SavedModel folder of Keras 2, which tf_keras reads. Move it to Keras 3 once: import tf_keras; from "
+            f"keras_lowbit.tfmot import to_keras3; to_keras3(tf_keras.models.load_model({path!r})).save('model.keras')"
+        )
+    if os.path.exists(os.path.join(path, "saved_model.pb")):
+        return (
+            f"{name} is a SavedModel folder that holds functions and no layers, as model.export writes it: TFSMLayer runs it, "
+            "but nothing in it can be quantized. Give the model that it was exported from, saved as .keras"
+        )
+    return f"{name} is a folder without a model in it. MODEL is a .keras or .h5 file, or {PREFIX}NAME"
 
 
 def _first_lines(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 import pytest
 
 from keras_lowbit.deploy.litert.writer import metadata_of
@@ -39,7 +40,8 @@ def test_a_file_that_is_there_stays_without_force(call, files, tmp_path):
 
 BAD = {
     "no model": (["nothing.keras"], "no file 'nothing.keras'"),
-    "a folder": (["."], "is a folder"),
+    "a folder": (["."], "is a folder without a model"),
+    "an exported folder": (["{folder}/exported"], "model.export writes it"),
     "no file of Keras": (["{names}"], "does not read"),
     "a float model": (["{model}"], "Quantize it first"),
     "no model named": ([], "expected MODEL, got nothing"),
@@ -54,6 +56,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_leaves_no_file(call, files, tmp_path, case):
     (files.folder / "one.txt").write_text("one\n")
+    (files.folder / "exported").mkdir(exist_ok=True)
+    (files.folder / "exported" / "saved_model.pb").write_bytes(b"")
     arguments, words = BAD[case]
     given = [argument.format(**vars(files)) for argument in arguments]
     assert call("export", *given, "--output", tmp_path / "q.tflite").refused(words)
@@ -63,6 +67,15 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(call, files, tmp_path, cas
 def test_a_place_that_cannot_be_written_is_said_before_the_model_is_read(call, tmp_path):
     assert call("export", "nothing.keras", "--output", tmp_path / "none" / "q.tflite").refused("cannot write")
     assert call("export", "nothing.keras", "--output", tmp_path).refused("it is a folder")
+
+
+def test_a_folder_that_keras_saved_is_a_model(call, files, tmp_path):
+    model = keras.saving.load_model(files.quantized)
+    keras.saving.save_model(model, tmp_path / "q", zipped=False)
+    found = call("summary", tmp_path / "q", "--json").fields
+    assert found == call("summary", files.quantized, "--json").fields
+    (tmp_path / "q" / "model.weights.h5").write_bytes(b"half")
+    assert call("summary", tmp_path / "q").refused("Keras does not read")
 
 
 def test_networks_of_keras_by_name(call):

@@ -8,6 +8,7 @@ import tf_keras
 
 import keras_lowbit as klb
 import keras_lowbit.tfmot as klt
+from keras_lowbit.cli.models import read_model
 from keras_lowbit.tfmot.functions.registry import FUNCTIONS
 
 L, K = tf_keras.layers, tf_keras.backend
@@ -341,3 +342,15 @@ def test_a_transfer_learning_model():
     features = body(tf_keras.applications.mobilenet_v2.preprocess_input(L.RandomFlip()(inputs)), training=False)
     model = tf_keras.Model(inputs, L.Dense(2, "softmax")(L.Dropout(0.2)(L.GlobalAveragePooling2D()(features))))
     assert_same(model, 127.5 + 60 * values((32, 32, 3)))
+
+
+@pytest.mark.slow
+def test_the_command_line_names_the_way_from_a_folder_that_tf_keras_wrote(tmp_path, monkeypatch):
+    model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(2)])
+    model.save(tmp_path / "it's here", save_format="tf")
+    with pytest.raises(ValueError, match="SavedModel folder of Keras 2") as raised:
+        read_model(str(tmp_path / "it's here"))
+    monkeypatch.chdir(tmp_path)
+    exec(str(raised.value).split("once: ")[1])
+    x = np.ones((1, 4), np.float32)
+    np.testing.assert_array_equal(read_model("model.keras")(x), model(x))
