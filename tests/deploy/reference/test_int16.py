@@ -16,7 +16,7 @@ EVERY_CODE = np.arange(-(2**15), 2**15).astype(np.int16)[None]
 SEEN: set[str] = set()
 
 
-@many(150)
+@many(100)
 @given(st.data())
 def test_no_tensor_of_a_random_graph_differs(data):
     graph, inputs, weights = random_graph(data.draw, codes="int16")
