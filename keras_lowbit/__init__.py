@@ -23,6 +23,7 @@ from keras_lowbit.deploy import export_litert, pack, storage, summary, verify
 from keras_lowbit.distill import DistillConfig, Distiller, distill
 from keras_lowbit.layers.find import freeze_ranges
 from keras_lowbit.report import Report, report
+from keras_lowbit.sensitivity import assign_bits, bit_choices, sensitivity
 
 try:
     __version__ = version("keras_lowbit")
@@ -34,7 +35,9 @@ __all__ = [
     "Distiller",
     "Report",
     "activation_ranges",
+    "assign_bits",
     "bench",
+    "bit_choices",
     "calibrate",
     "callbacks",
     "correct_biases",
@@ -60,6 +63,7 @@ __all__ = [
     "rescale_depthwise",
     "round_weights",
     "schedules",
+    "sensitivity",
     "storage",
     "summary",
     "verify",

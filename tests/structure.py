@@ -28,7 +28,7 @@ ORDER = (
         "distill",
         "recipes",
     ),
-    *("convert", "tfmot", "ops", "deploy", "bench", "plot", "report", "cli"),
+    *("convert", "tfmot", "ops", "deploy", "sensitivity", "bench", "plot", "report", "cli"),
 )
 # The same inside the packages that have rooms: folders and files directly under them.
 ROOMS = {

@@ -138,4 +138,4 @@ def test_the_page_on_the_command_line_has_every_command():
     tree = ast.parse((ROOT / "keras_lowbit" / "cli" / "app.py").read_text(encoding="utf-8"))
     tables = {getattr(node.target, "id", ""): node.value for node in tree.body if isinstance(node, ast.AnnAssign)}
     commands = [ast.literal_eval(key) for key in tables["COMMANDS"].keys]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == sorted(commands)
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == sorted(commands)

@@ -63,6 +63,8 @@ COMMANDS: dict[str, Entry] = {
     "verify": Command("keras_lowbit.cli.verify", "is a .tflite file what the quantized model is?"),
     "compare": Command("keras_lowbit.cli.compare", "two models or files side by side: agreement, error, size, latency"),
     "benchmark": Command("keras_lowbit.cli.benchmark", "latency of .tflite files, on this machine or on a phone"),
+    "sensitivity": Command("keras_lowbit.cli.sensitivity", "what quantizing each layer does to the logits"),
+    "assign-bits": Command("keras_lowbit.cli.assign_bits", "a recipe of bits by layer, for a size or an accuracy"),
     "summary": Command(
         "keras_lowbit.cli.summary", "bits, bytes and multiply-accumulates of every layer, and the file's size"
     ),

@@ -1,6 +1,6 @@
 """The quantizer state layer: a sub-layer that owns the variables a quantizer declares."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -19,8 +19,19 @@ from keras_lowbit.quantizers.base import SEED
 from keras_lowbit.quantizers.former import upgrade
 
 PACKAGE = "keras_lowbit"
+_CHOSEN: ContextVar[frozenset[int] | None] = ContextVar("ids of the hosts that quantize", default=None)
 _MIXING: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("what activations are mixed by", default=None)
 FORMAT_VERSION = 2  # of saved layer configurations; raised when an older library could not read a newer file
+
+
+@contextmanager
+def only_quantizing(hosts: Iterable[Any]) -> Iterator[None]:
+    """Inside, these alone quantize; the others pass their values on as they are. In this thread alone, in eager calls."""
+    token = _CHOSEN.set(frozenset(map(id, hosts)))
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 @contextmanager
@@ -145,6 +156,8 @@ class QuantizerHost(keras.layers.Layer):
         if self.watch is not None:
             if observe:
                 self.watch(real)
+            return ops.cast(real, "float32")
+        if (chosen := _CHOSEN.get()) is not None and id(self) not in chosen:
             return ops.cast(real, "float32")
         training = bool(training)
         if training and observe and self.trainable:
