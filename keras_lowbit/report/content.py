@@ -114,6 +114,7 @@ class Report:
         return {
             "float32_bytes": floats,
             "file_bytes": size,
+            "exported_bytes": self.after.file_bytes,
             "times_smaller": None if not size else floats / size,
             "is_file": self.parity is not None,
             "is_estimate": self.parity is None and self.after.is_estimate,

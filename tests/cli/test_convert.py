@@ -33,6 +33,7 @@ def check_page(page, path, fields):
     assert said["command"].startswith("keras-lowbit convert ")
     assert f"--recipe={fields['recipe']}" in said["command"]
     assert f"--output={path}" in said["command"]
+    assert said["size"]["exported_bytes"] == said["size"]["file_bytes"]
     assert (said["parity"]["ok"], said["size"]["file_bytes"]) == (fields["ok"], fields["size_bytes"])
     assert said["outputs"] == fields["outputs"]
     assert (said["samples"], said["recipe"]) == (fields["samples"], fields["recipe"])

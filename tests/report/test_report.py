@@ -81,6 +81,7 @@ def test_the_json_is_what_the_schema_says_with_much_and_with_little(made):
 def test_the_numbers_are_those_of_the_objects(made):
     contents, parity, export = made.contents, made.report.parity, made.export
     assert contents["size"]["file_bytes"] == os.path.getsize(made.folder / "m.tflite") == export.size_bytes
+    assert contents["size"]["exported_bytes"] == export.size_bytes
     assert contents["size"]["float32_bytes"] == 4 * made.model.count_params()
     assert contents["macs"]["before"] == contents["macs"]["after"] == klb.summary(made.quantized).macs
     wanted = made.model.predict(made.images, verbose=0).argmax(-1)
@@ -94,6 +95,16 @@ def test_the_numbers_are_those_of_the_objects(made):
     assert {row.path: row.outcome for row in made.conversion.layers}.items() <= outcomes.items()
     assert contents["in_float"] == [{"path": x.path, "reason": x.reason} for x in export.float_fallbacks] != []
     assert (contents["command"], contents["versions"]["keras"]) == ("train.py --seed 0", keras.__version__)
+
+
+def test_bytes_of_another_export_than_the_file_are_said_to_be_that(made):
+    assert "with other arguments" not in made.report.to_html()
+    other = klb.report(made.quantized, parity=made.report.parity, weights="int2")
+    size = other.contents()["size"]
+    assert size["exported_bytes"] == klb.summary(made.quantized, weights="int2").file_bytes < size["file_bytes"]
+    assert re.search(
+        r"with other arguments than this report has:\s+bytes by layer are of an export of [\d.]+ kB", other.to_html()
+    )
 
 
 def test_the_worst_comes_first(made):
