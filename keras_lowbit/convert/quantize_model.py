@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import quantizers, recipes
-from keras_lowbit.arguments import check_model, patterns, shown
+from keras_lowbit.arguments import check_flag, check_model, patterns, shown
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
 from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
@@ -40,6 +40,7 @@ def quantize_model(
     *,
     skip: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
+    unroll: bool = False,
 ) -> tuple[keras.Model, ConversionReport]:
     """A quantized copy of a Functional or Sequential model, and a report that names every layer.
 
@@ -62,6 +63,9 @@ def quantize_model(
     float, in Keras and in an exported file; a nested model that matches stays float with all its layers. What is connected
     is one float part of the file; an input that only such a part reads is float32 there.
     overrides: regular expression -> quantizer (object, name, dict; None: float) of the kernels that match.
+    unroll: whether LSTM, GRU and SimpleRNN layers that run in a loop of up to 64 steps become those steps, one behind the
+    other, as those with their own ``unroll=True`` do: a loop has no integer form. The file's operators grow with the steps, its
+    weights do not.
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
     layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
@@ -75,7 +79,8 @@ def quantize_model(
     recipe = recipes.get(recipe)
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
-    expanded = _expanded(model, recipe, skip)
+    check_flag("quantize_model", "unroll", unroll)
+    expanded = _expanded(model, recipe, skip, unroll)
     model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
@@ -89,7 +94,7 @@ def quantize_model(
     return quantized, ConversionReport(model.name, recipe.name, _with_wholes(rewriter.report.rows, expanded))
 
 
-def _expanded(model: keras.Model, recipe: Recipe, skip: list[str]) -> Expanded:
+def _expanded(model: keras.Model, recipe: Recipe, skip: list[str], unroll: bool) -> Expanded:
     """The model with compositions in place of what has no integer form and is not skipped; none where activations are float."""
     inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
     names = [*inputs, *((call.name, path) for path, call in all_calls(model))]
@@ -99,7 +104,7 @@ def _expanded(model: keras.Model, recipe: Recipe, skip: list[str]) -> Expanded:
         nests = [path[:at] for at, letter in enumerate(path) if letter == "/"]
         return any(found.fullmatch(each) for found in left for each in (name, path, *nests))
 
-    expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves)
+    expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves, unroll)
     parts = [] if expanded.model is model else [(call.name, path) for path, call in all_calls(expanded.model)]
     for pattern in skip:
         _check_pattern(pattern, [*names, *parts], "layer")

@@ -292,3 +292,48 @@ def test_a_mask_survives_saving_dequantizing_and_a_recipe_without_activations(tm
 def test_a_mask_of_an_input_runs_in_float_and_says_so():
     _, report = klb.quantize_model(EXPANSIONS["attention with a mask of an input"].make())
     assert report["a"].detail == "its mask is made of inputs: in integers a mask is a constant; runs in float"
+
+
+def chained(unroll):
+    keras.utils.set_random_seed(3)
+    entry = keras.Input((6, 8), name="x")
+    hidden = L.GRU(5, unroll=unroll, return_sequences=True, name="gru")(entry)
+    hidden, *states = L.LSTM(4, unroll=unroll, return_state=True, name="lstm")(hidden)
+    last = L.SimpleRNN(3, unroll=unroll, name="rnn")(L.Reshape((1, 4))(hidden))
+    return randomized(keras.Model(entry, [L.Dense(3)(last), *states]))
+
+
+def test_loops_are_unrolled_on_request_into_the_same_integers(tmp_path):
+    data, outputs = data_for(chained(True), 16), []
+    for layers_own in (True, False):
+        quantized, report = klb.quantize_model(chained(layers_own), unroll=not layers_own)
+        klb.calibrate(quantized, data, verbose=0)
+        assert {report[name].outcome for name in ("gru", "lstm", "rnn")} == {"rewritten"}
+        assert klb.export_litert(quantized, tmp_path / "m.tflite").float_fallbacks == ()
+        outputs.append(klb.deploy.run_reference(klb.deploy.lower(quantized), data))
+    for first, second in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_stateful_layer_streams_with_its_state_as_input_and_output():
+    keras.utils.set_random_seed(0)
+    layer = L.GRU(8, unroll=True, return_state=True, name="gru")
+    step, state = keras.Input((1, 4), name="step"), keras.Input((8,), name="state")
+    model = keras.Model([step, state], list(layer(step, initial_state=state)))
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=(32, 12, 1, 4)).astype("float32")
+    seen, states = [], np.zeros((32, 8), "float32")
+    for at in range(12):  # what the states are on the way is part of the data
+        seen.append((steps[:, at], states))
+        states = to_numpy(model([steps[:, at], states])[1])
+    quantized, _ = klb.quantize_model(keras.Model(model.inputs, [model.outputs[0]]))
+    klb.calibrate(quantized, [np.concatenate(parts) for parts in zip(*seen, strict=True)], verbose=0)
+    graph = klb.deploy.lower(quantized)
+    assert "float_subgraph" not in {node.op for node in graph.nodes}
+    kept, want = np.zeros((32, 8), "float32"), np.zeros((32, 8), "float32")
+    grid = graph.tensors[graph.outputs[0]].range
+    for at in range(12):
+        codes = klb.deploy.run_reference(graph, [steps[:, at], kept])
+        kept = np.float32(grid.scale * (codes.astype(np.float64) - grid.zero_point))
+        want = to_numpy(model([steps[:, at], want])[1])
+    assert 10 * np.log10(np.mean(want**2) / np.mean((want - kept) ** 2)) > 25

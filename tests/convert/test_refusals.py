@@ -196,7 +196,12 @@ def test_channels_first_is_skipped_with_its_reason():
 def test_a_recurrent_layer_that_is_not_unrolled_is_skipped_with_its_reason():
     _, report = klb.quantize_model(model_zoo.recurrent())
     assert (report["lstm"].outcome, report["lstm"].layer) == ("skipped", "LSTM")
-    assert report["lstm"].detail == "this call of LSTM has no integer form; runs in float"
+    assert report["lstm"].detail == (
+        "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart; runs in float"
+    )
+    assert klb.quantize_model(model_zoo.recurrent(), unroll=True)[1]["lstm"].outcome == "rewritten"
+    with pytest.raises(TypeError, match="unroll"):
+        klb.quantize_model(model_zoo.recurrent(), unroll=8)
 
 
 class WithConfig(L.Layer):

@@ -156,6 +156,17 @@ EXPANSIONS: dict[str, Case] = {
     ),
     "lstm": time_series(lambda: kl.LSTM(4, unroll=True)),
     "lstm backwards": time_series(lambda: kl.LSTM(4, unroll=True, go_backwards=True, return_sequences=True)),
+    "lstm with states": function(
+        lambda x, h, c: kl.LSTM(4, unroll=True, return_state=True, return_sequences=True)(x, initial_state=[h, c]),
+        SEQUENCE,
+        (4,),
+        (4,),
+    ),
+    "gru that streams": function(
+        lambda x, h: [kl.Dense(3)((y := kl.GRU(4, unroll=True, return_state=True)(x, initial_state=h))[0]), y[1]],
+        (1, 8),
+        (4,),
+    ),
     "gru": time_series(lambda: kl.GRU(4, unroll=True)),
     "simple rnn": time_series(lambda: kl.SimpleRNN(4, unroll=True, use_bias=False)),
     "bilinear to three times": case(conv(), lambda: kl.UpSampling2D((3, 5), interpolation="bilinear"), conv()),

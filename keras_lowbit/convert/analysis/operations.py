@@ -110,6 +110,8 @@ _ACTIVATIONS: dict[str, Category] = {
     **dict.fromkeys(functions.ACTIVATIONS, Category.FUNCTION),
 }
 
+RECURRENT = ("GRU", "LSTM", "SimpleRNN")
+
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
 
 PROBABILITIES = (
@@ -274,6 +276,8 @@ def fallback_reason(call: Call) -> str:
         return f"its function {known!r} has no integer form here"
     if any(isinstance(call.arguments.kwargs.get(name), keras.KerasTensor) for name in ("attention_mask", "mask")):
         return "its mask is made of inputs: in integers a mask is a constant"
+    if stock_kind(operation) in RECURRENT and not (operation.unroll or operation.stateful):
+        return "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart"
     if stock_kind(operation) in EXPANDABLE:
         return f"this call of {name} has no integer form"
     return f"{name} has no integer form here"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import tree
 
-from keras_lowbit.convert.analysis.operations import stock_kind
+from keras_lowbit.convert.analysis.operations import RECURRENT, stock_kind
 from keras_lowbit.convert.expansion import arithmetic, attention, normalizations, recurrent, signals
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
@@ -29,12 +29,13 @@ class Expanded(NamedTuple):
     operations: dict[str, Any]
 
 
-def expand(model: keras.Model, leaves: Leaves = lambda name, path: False) -> Expanded:
+def expand(model: keras.Model, leaves: Leaves = lambda name, path: False, unroll: bool = False) -> Expanded:
     """Expand what has an expansion and no integer form of its own; the model computes the same.
 
-    leaves: which calls stay as they are.   ValueError if a composition computes something else than its layer.
+    leaves: which calls stay as they are.   unroll: recurrent layers with a loop too.
+    ValueError if a composition computes something else than its layer.
     """
-    walk = _Walk(leaves)
+    walk = _Walk(leaves, unroll)
     if not any(walk.rule(call, path) for path, call in all_calls(model)):
         return Expanded(model, {}, {})
     copy = walk.copied(model)
@@ -45,8 +46,8 @@ def expand(model: keras.Model, leaves: Leaves = lambda name, path: False) -> Exp
 class _Walk:
     """The copy on its way. whole, operations: as in `Expanded`."""
 
-    def __init__(self, leaves: Leaves) -> None:
-        self.leaves = leaves
+    def __init__(self, leaves: Leaves, unroll: bool) -> None:
+        self.leaves, self.unroll = leaves, unroll
         self.whole: dict[str, str] = {}
         self.operations: dict[str, Any] = {}
         self._copies, self._layers = Copies(), dict[tuple[int, str], Any]()
@@ -56,8 +57,10 @@ class _Walk:
         kind = stock_kind(call.operation)
         if kind not in EXPANSIONS or self.leaves(call.name, path):
             return None
+        if kind in RECURRENT and not (call.operation.unroll or self.unroll):
+            return None
         reals = all("float" in str(tensor.dtype) for tensor in (*call.tensors, *call.results))
-        return EXPANSIONS[kind](call) if reals and len(call.results) == 1 else None
+        return EXPANSIONS[kind](call) if reals and (len(call.results) == 1 or kind in RECURRENT) else None
 
     def copied(self, model: Any, prefix: str = "") -> keras.Model:
         """The copy of a model, or of one inside it."""

@@ -1,4 +1,4 @@
-"""Recurrent layers with ``unroll=True``, step by step: dense layers, gates and products.
+"""Recurrent layers, step by step: dense layers, gates and products. Their first state may be given, their last one returned.
 
 The products of all inputs are one dense layer; that of the state is one dense layer which runs at every step, so its weights
 are quantized once, and its range is the widest that a step needs.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.convert.expansion.signals import MOST_STEPS
@@ -23,9 +23,9 @@ Step = Callable[[Parts, Any, "list[Any] | None", str], list[Any]]
 def _unrolled(call: Call, step: Callable[[Any], Step], reset_after: bool = False) -> Compose | None:
     """The layer as a chain of steps. reset_after: whether the product of the state has a bias of its own."""
     layer, sizes = call.operation, sizes_of(call.tensors[0])
-    cell = layer.cell
-    plain = layer.unroll and not layer.stateful and not layer.return_state and len(call.inputs) == 1
+    cell, states = layer.cell, len(call.inputs) - 1
     drops = getattr(cell, "dropout", 0) or getattr(cell, "recurrent_dropout", 0)
+    plain = not layer.stateful and states in (0, len(tree.flatten(layer.state_size)))
     if not plain or drops or sizes is None or sizes[0] > MOST_STEPS or call.arguments.kwargs.get("mask") is not None:
         return None
     bias = None if cell.bias is None else array(cell.bias)
@@ -35,12 +35,13 @@ def _unrolled(call: Call, step: Callable[[Any], Step], reset_after: bool = False
         entering = _dense(parts, "input", array(cell.kernel), biases[0])(values[call.inputs[0]])
         parts.layer("recurrent", *_dense_form(array(cell.recurrent_kernel), biases[1]))
         order = range(sizes[0])[::-1] if layer.go_backwards else range(sizes[0])
-        state: list[Any] | None = None
+        state: list[Any] | None = [values[key] for key in call.inputs[1:]] or None
         found, run = [], step(cell)
         for at, time in enumerate(order):
             state = run(parts, parts.named(entering[:, time], f"at_{at}"), state, f"_{at}")
             found.append(state[0])
-        return parts.named(ops.stack(found, axis=1)) if layer.return_sequences else parts.named(found[-1])
+        made = parts.named(ops.stack(found, axis=1)) if layer.return_sequences else parts.named(found[-1])
+        return [made, *(state or [])] if layer.return_state else made
 
     return compose
 
