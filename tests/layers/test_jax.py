@@ -59,7 +59,7 @@ again = keras.saving.load_model(folder / "jax.keras")
 report["reloaded"] = bool(np.array_equal(model.predict(images, verbose=0), again.predict(images, verbose=0)))
 report["reloaded seeds"] = seeds(again) == seeds(model)
 for network in (model, again):
-    network.train_on_batch(images, targets)
+    network.train_on_batch(images[:4], targets[:4])
 report["trained on"] = bool(np.array_equal(model.predict(images, verbose=0), again.predict(images, verbose=0)))
 
 image = rng.normal(size=(2, 4, 8, 8)).astype("float32")

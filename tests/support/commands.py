@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple
 
 from keras_lowbit.cli import main
-from tests.support.process import ROOT
+from tests.support.process import ASIDE, ROOT, without
 
 
 class Result(NamedTuple):
@@ -52,7 +52,8 @@ def caller(capsys):
 
 
 def program(*arguments):
-    """`keras-lowbit` as the shell runs it: a process of its own, standard error filtered."""
-    command = [sys.executable, "-m", "keras_lowbit_command", *map(str, arguments)]
+    """`keras-lowbit` as the shell runs it where `ASIDE` is not installed: a process of its own, standard error filtered."""
+    script = without(ASIDE) + "import keras_lowbit_command; sys.exit(keras_lowbit_command.main())"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     return Result(found.returncode, found.stdout, found.stderr)
