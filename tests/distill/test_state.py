@@ -45,6 +45,7 @@ def test_state_of_the_least_loss_on_held_back_samples_stays(pair):
     np.testing.assert_allclose(validation_loss(student, teacher, held_back), min(history["val_loss"]), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_start_stays_where_no_epoch_is_better_on_held_back_samples(pair):
     teacher, _ = pair
     twin = keras.models.clone_model(teacher)
@@ -64,6 +65,7 @@ def test_start_stays_where_no_epoch_is_better_on_held_back_samples(pair):
     np.testing.assert_array_equal(to_numpy(kernel), before)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_loss_that_is_not_finite_brings_the_best_state_back(pair):
     teacher, student = pair
     start_again(student)
@@ -82,6 +84,7 @@ def test_loss_that_is_not_finite_brings_the_best_state_back(pair):
     assert all(np.isfinite(value).all() for value in values(thresholds(student)))
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_hopeless_training_ends_with_the_best_state(pair):
     teacher, student = pair
     start_again(student)
@@ -120,6 +123,7 @@ def test_checkpoint_goes_on_to_the_same_bits(pair, tmp_path):
     assert resumed.history == whole.history
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_foreign_checkpoints_are_refused(pair, tmp_path):
     teacher, student = pair
     path = tmp_path / "tuning.npz"
@@ -218,6 +222,7 @@ def test_places_that_cannot_be_written_are_known_before_training(pair, stored, t
             klb.distill(student, teacher, VECTORS, epochs=3, checkpoint=path, callbacks=[Never()], verbose=0)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_bytes_and_names_that_are_no_utf8_resume_too(pair, tmp_path):
     teacher, student = pair
     start_again(student)

@@ -73,6 +73,7 @@ def test_an_equal_student_has_loss_0_and_does_not_move(pair):
     assert all(np.abs(a - b).max() < 1e-6 for a, b in zip(before, values(twin.variables), strict=True))
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_history_holds_means_over_the_epoch(pair):
     teacher, student = pair
     start_again(student)
@@ -98,6 +99,7 @@ def test_cached_teacher_logits_change_nothing(pair):
 
 
 @pytest.mark.parametrize("kind", ["dataset", "pairs", "generator function", "dict"])
+@pytest.mark.usefixtures("step_by_step")
 def test_takes_what_calibrate_takes(pair, kind):
     teacher, student = pair
     start_again(student)
@@ -112,6 +114,7 @@ def test_takes_what_calibrate_takes(pair, kind):
     assert len(history.history["loss"]) == 2
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_endless_iterators_and_lists_of_labels_are_taken():
     teacher = row_network()
     student = row_student(teacher)
@@ -125,6 +128,7 @@ def test_endless_iterators_and_lists_of_labels_are_taken():
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_thresholds_and_biases_learn_together_and_kernels_do_not(pair):
     teacher, student = pair
     start_again(student)
@@ -161,6 +165,7 @@ def test_pointwise_factors_change_weights_and_biases_by_a_quarter_at_most(pair):
         weight.assign(old)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_factors_are_multiplied_in_once_whichever_student_meets_the_finished_checkpoint(tmp_path):
     teacher = row_network()
     first, second = row_student(teacher), row_student(teacher)
@@ -200,6 +205,7 @@ class StopAfter(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_callback_stops_the_run_with_its_epoch_and_the_checkpoint_goes_on(tmp_path):
     teacher = row_network()
     stopped, undisturbed = row_student(teacher), row_student(teacher)
@@ -242,6 +248,7 @@ def checked(student, teacher, data=VECTORS, **options):
 
 
 @pytest.mark.filterwarnings("ignore:distill left")
+@pytest.mark.usefixtures("step_by_step")
 def test_every_fourth_sample_judges_and_does_not_train(pair):
     teacher, student = pair
     start_again(student)
@@ -253,6 +260,7 @@ def test_every_fourth_sample_judges_and_does_not_train(pair):
 
 
 @pytest.mark.parametrize("kind", ["dataset", "function"])
+@pytest.mark.usefixtures("step_by_step")
 def test_data_that_can_be_read_again_are_judged_by_their_first_batch(pair, kind):
     teacher, student = pair
     start_again(student)
@@ -261,12 +269,14 @@ def test_data_that_can_be_read_again_are_judged_by_their_first_batch(pair, kind)
     assert len(checked(student, teacher, data).history["val_loss"]) == 2
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_an_iterator_that_can_be_read_once_is_not_judged():
     teacher = row_network()
     history = checked(row_student(teacher), teacher, iter([ROWS[:8], ROWS[8:]]), epochs=1).history
     assert "val_loss" not in history
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_the_start_stays_with_a_warning_where_no_epoch_is_better(pair):
     teacher, student = pair
     start_again(student)
