@@ -42,11 +42,12 @@ def _seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most `slow` tests begin: whole files go to the processes of `make test`, and the last should be short."""
-    slow: collections.Counter = collections.Counter()
+    """Files whose `slow` tests take longest begin: whole files go to a process of `make test`, and the last should be short."""
+    seconds: collections.Counter = collections.Counter()
     for item in items:
-        slow[item.path] += item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: -slow[item.path])
+        if marker := item.get_closest_marker("slow"):
+            seconds[item.path] += marker.args[0] if marker.args else 5
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:

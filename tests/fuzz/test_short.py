@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.run import fuzz
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_damaged_files_are_refused_reported_or_the_same():
     found = fuzz("every", files=200, seed=1)
     assert found["bad"] == []

@@ -208,7 +208,7 @@ def test_fingerprint_changes_with_a_source(tmp_path):
     assert build.fingerprint(tmp_path, sys.executable, "2.21.0") != first
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_cpp_tests(tmp_path):
     """ctest of custom_ops, on the object files of the op library where `make test` kept them, else compiled here."""
     missing = [tool for tool in ("cmake", "ctest") if shutil.which(tool) is None]
