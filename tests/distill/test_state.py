@@ -45,6 +45,7 @@ def test_state_of_the_least_loss_on_held_back_samples_stays(pair):
     np.testing.assert_allclose(validation_loss(student, teacher, held_back), min(history["val_loss"]), rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:distill left")  # rounding decides whether an equal student moves at all
 def test_start_stays_where_no_epoch_is_better_on_held_back_samples(pair):
     teacher, _ = pair
     twin = keras.models.clone_model(teacher)
