@@ -73,6 +73,11 @@ def test_the_json_is_what_the_schema_says_with_much_and_with_little(made):
     assert little["size"]["is_estimate"]
     assert little["outputs"][0]["keras_reference_snr_db"] > 0
     assert "estimated" in html(little)
+    plain = klb.report(made.model, data=made.images, labels=made.labels).contents()
+    check(plain)
+    assert (plain["ranges"], plain["weights"]) == ([], [])
+    assert {row["outcome"] for row in plain["layers"]} == {"float"}
+    assert "Weights on their grids" not in html(plain)
     broken = json.loads(json.dumps(made.contents)) | {"samples": "many"}
     with pytest.raises(jsonschema.ValidationError, match="'many' is not of type 'integer'"):
         check(broken)

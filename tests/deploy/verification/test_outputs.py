@@ -13,6 +13,7 @@ import tensorflow as tf
 import keras_lowbit as klb
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.lowering import weighted
+from keras_lowbit.deploy.verification.outputs import compare_keras
 from tests.support.lowering_zoo import Unknown, case, trained
 
 kl = keras.layers
@@ -66,6 +67,24 @@ def test_every_output_has_its_signal_to_noise_ratio(heads):
     assert parity.ok, parity.problems
     assert f"{kind.reference_snr_db:.1f} dB to the reference" in str(parity)
     assert json.loads(parity.to_json())["outputs"][0]["reference_snr_db"] == kind.reference_snr_db
+
+
+def test_without_a_file_keras_and_reference_have_the_same_figures(heads):
+    model, quantized, images, path = heads
+    rng = np.random.default_rng(1)
+    labels = [rng.integers(0, CLASSES, 24), rng.integers(0, 2, 24), rng.normal(size=24)]
+    given = {"reference": model, "labels": labels, "batch_size": 7}
+    full, alone = klb.verify(quantized, path, images, **given), compare_keras(quantized, images, **given)
+    assert alone.samples == full.samples
+    for found, output in zip(alone.outputs, full.outputs, strict=True):
+        assert (found.snr_db, found.reference_snr_db, found.top1_agreement, found.steps) == (None, None, None, ())
+        assert found.keras_reference_snr_db == output.keras_reference_snr_db
+        assert found.keras_reference_top1_agreement == output.keras_reference_top1_agreement
+        assert found.score == dataclasses.replace(output.score, file=None)
+        assert f"output {found.name!r}" in str(found)
+    assert [found.score.metric for found in alone.outputs] == ["accuracy", "accuracy", "mean absolute error"]
+    with pytest.raises(ValueError, match="do not fit"):
+        compare_keras(quantized, images, labels=[np.full(24, 9), *labels[1:]])
 
 
 def test_a_float_output_has_no_steps_but_a_ratio(tmp_path):
