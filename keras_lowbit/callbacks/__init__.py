@@ -15,11 +15,13 @@ from keras_lowbit.callbacks.partition import PartitionSchedule, freeze_portion
 from keras_lowbit.callbacks.ranges import FreezeRanges
 from keras_lowbit.callbacks.ratio import RatioSchedule
 from keras_lowbit.callbacks.stages import StageCallback
+from keras_lowbit.callbacks.summaries import QuantizationSummaries
 
 __all__ = [
     "CosineRestarts",
     "FreezeRanges",
     "PartitionSchedule",
+    "QuantizationSummaries",
     "RatioSchedule",
     "ReestimateBatchNorms",
     "StageCallback",

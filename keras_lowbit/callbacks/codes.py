@@ -11,10 +11,11 @@ from keras_lowbit.layers.base import kernel_layers
 
 def weight_codes(model: Any) -> list[np.ndarray]:
     """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers."""
-    return [_codes(layer) for layer in kernel_layers(model)]
+    return [codes_of(layer) for layer in kernel_layers(model)]
 
 
-def _codes(layer: Any) -> np.ndarray:
+def codes_of(layer: Any) -> np.ndarray:
+    """Those of one quantized layer."""
     codes = to_numpy(layer.kernel_host.encode(layer.kernel).codes)
     with np.errstate(invalid="ignore"):  # NaN weights have no code; the loss will say so
         return codes.astype(np.int16)

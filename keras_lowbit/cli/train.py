@@ -19,6 +19,7 @@ import keras
 from absl import flags
 
 from keras_lowbit.callbacks.batch_norms import reestimate_batch_norms
+from keras_lowbit.callbacks.summaries import QuantizationSummaries
 from keras_lowbit.cli import options
 from keras_lowbit.cli.backup import Backup
 from keras_lowbit.cli.conversion import Epoch
@@ -54,6 +55,8 @@ flags.DEFINE_string("validation", None, "data to evaluate on after every epoch, 
 flags.DEFINE_string("teacher", None, "model whose outputs are learnt in place of labels", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 4.0, "of the teacher's outputs", lower_bound=0.01, flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", None, "folder for the state, to go on from after a kill", flag_values=FLAGS)
+text = "folder for event files: ratio, flips, ranges, sparsity, histograms of codes, after every epoch"
+flags.DEFINE_string("tensorboard", None, text, flag_values=FLAGS)
 ARGUMENTS = ("MODEL",)
 SETTINGS = "settings.json"  # of the run whose state a folder holds
 _CALIBRATED_FROM = 256  # samples
@@ -70,6 +73,8 @@ def run(values: Any, model: str) -> int:
     for path in filter(None, (values.output, file)):
         options.check_output(path, force)
     target_of(values.target)
+    if values.tensorboard is not None and os.path.exists(values.tensorboard) and not os.path.isdir(values.tensorboard):
+        raise flags.Error(f"--tensorboard={printable(values.tensorboard)} is a file. Give a folder")
     if settings is not None:
         settings.write(settings.writing)
     backup = None if values.checkpoint is None else Backup(values.checkpoint)
@@ -135,6 +140,8 @@ def _trained(
     decay = keras.optimizers.schedules.CosineDecay(values.learning_rate, steps * max(1, values.epochs // stages))
     student.compile(keras.optimizers.Adam(decay), loss, metrics=metrics)
     callbacks.append(epoch)
+    if values.tensorboard is not None:
+        callbacks.append(QuantizationSummaries(values.tensorboard))
     done = 0
     if backup is not None:
         done = backup.restore(student)

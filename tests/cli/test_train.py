@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_lowbit.keras_graph.variables import to_numpy
+from tests.support.events import read_events
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,7 @@ def test_trains_through_the_stages_and_writes_what_verify_reads(call, files, tmp
         files.model,
         *flags(files, tmp_path, recipe="sq-twn", epochs=4, validation=files.data),
         "--pack=int2",
+        f"--tensorboard={tmp_path / 'logs'}",
         "--json",
     )
     assert found.status == 0, found
@@ -41,7 +43,10 @@ def test_trains_through_the_stages_and_writes_what_verify_reads(call, files, tmp
     assert len(history["val_accuracy"]) == 4
     assert found.fields["file"] == str(tmp_path / "q.tflite")
     assert call("verify", tmp_path / "q.keras", tmp_path / "q.tflite", "--data", files.data).status == 0
-    assert sorted(os.listdir(tmp_path)) == ["q.keras", "q.tflite"]
+    assert sorted(os.listdir(tmp_path)) == ["logs", "q.keras", "q.tflite"]
+    events, _ = read_events(tmp_path / "logs")
+    assert [float(value) for value in events["ratio"].values()] == history["ratio"]
+    assert {"codes/conv", "weights/classes", "epoch_val_accuracy", "sparsity/conv"} <= set(events)
 
 
 class Killed(BaseException):
@@ -112,6 +117,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
     refused("is quantized already", model=files.quantized)
     refused("has 2 labels", labels=two)
     refused("toaster", target="toaster")
+    refused("is a file. Give a folder", tensorboard=two)
     refused("no data at", data="none")
     refused("no data at", validation="none")
     refused("no file 'none.keras'", teacher="none.keras")

@@ -13,6 +13,7 @@ if importlib.util.find_spec("jax") is None:
 TRAIN = """
 import json, pathlib, sys
 import keras, numpy as np
+from tests.support.events import read_events
 from tests.support.layer_zoo import ZOO
 from keras_lowbit import callbacks, layers
 from keras_lowbit.layers import to_numpy
@@ -40,9 +41,12 @@ images, targets = rng.normal(size=(16, 8, 8, 2)).astype("float32"), rng.normal(s
 before = [to_numpy(weight) for weight in model.trainable_weights]
 steps = []
 look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: steps.append(int(model.optimizer.iterations.value)))
-listeners = [callbacks.RatioSchedule(), callbacks.FreezeRanges(6), look]
+events = callbacks.QuantizationSummaries(folder / "logs", every=8)
+listeners = [callbacks.RatioSchedule(), callbacks.FreezeRanges(6), look, events]
 report["history"] = model.fit(images, targets, batch_size=4, epochs=8, verbose=0, callbacks=listeners).history
 report["steps"] = steps
+found, _ = read_events(folder / "logs")
+report["events"] = {tag: [float(value) for value in found[tag].values()] for tag in ("ratio", "flips")}
 report["moved"] = [bool(np.any(to_numpy(now) != old)) for now, old in zip(model.trainable_weights, before)]
 report["ranges"] = {path: float(host.state["count"].value) for path, host in layers.hosts(model) if "count" in host.state}
 seeds = lambda model: [to_numpy(host.seed_generator.state).tolist() for _, host in layers.hosts(model) if host.seed_generator]
@@ -102,6 +106,12 @@ def test_the_schedule_drives_a_compiled_fit(report):
     assert set(report["ranges"].values()) == {24.0}  # six epochs of four steps, then frozen
     assert [seed[1] for seed in report["seeds"]] == [32, 32, 32]
     assert report["history"]["loss"][-1] < report["history"]["loss"][0]
+
+
+@pytest.mark.slow
+def test_event_files_are_written_on_this_backend_too(report):
+    assert report["events"]["ratio"] == report["history"]["ratio"]
+    assert report["events"]["flips"] == pytest.approx(report["history"]["flip_rate"])
 
 
 @pytest.mark.slow

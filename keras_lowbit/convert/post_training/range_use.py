@@ -1,7 +1,7 @@
 """activation_ranges: where the ranges of a quantized model lie, and how much of the data they cut off."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ from keras_lowbit.convert.post_training.calibrate import watch_batches
 from keras_lowbit.data import Batches
 from keras_lowbit.figures.ranges import draw_ranges
 from keras_lowbit.keras_graph.calls import layers_of
+from keras_lowbit.layers.activation_grid import ActivationGrid, activation_grid
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.tables import table
 
@@ -62,33 +63,16 @@ def activation_ranges(
     >>> print(klb.activation_ranges(quantized, images))
     """
     hosts = {path: host for path, host in layers_of(model) if isinstance(host, QuantizerHost) and host.activation_range}
-    seen = {path: _Seen(_grid(host)) for path, host in hosts.items()}
+    seen = {path: _Seen(activation_grid(host)) for path, host in hosts.items()}
     if data is not None and hosts:
         watch_batches(model, Batches(data, batch_size, steps), hosts, seen, {})
     return ActivationRanges(model.name, tuple(seen[path].row(path, host) for path, host in hosts.items()))
 
 
-class _Grid(NamedTuple):
-    """The reals of the lowest and highest code, and the size of a step."""
-
-    minimum: float
-    maximum: float
-    step: float
-
-
-def _grid(host: QuantizerHost) -> _Grid | None:
-    quantizer, values = host.activation_range, host.values()
-    if quantizer is None or not (quantizer.has_static_range or float(values["count"]) != 0):
-        return None
-    scale, zero_point = (float(value) for value in quantizer.grid(values))
-    half = 2 ** (int(quantizer.bits) - 1)
-    return _Grid(scale * (-half - zero_point), scale * (half - 1 - zero_point), scale)
-
-
 class _Seen:
     """Extremes of the values at a range, and how many lie outside of it."""
 
-    def __init__(self, grid: _Grid | None) -> None:
+    def __init__(self, grid: ActivationGrid | None) -> None:
         self.grid = grid
         self.low, self.high = np.inf, -np.inf
         self.count, self.outside = 0, 0
