@@ -28,8 +28,13 @@ the tensor itself. A call whose form has no integers runs in float; the report o
 
 `python -m tests.support.operator_table` writes this table. yes: every operator of the row is one that the target takes in some
 form (`export_litert(target=)` checks sizes, types and strides too; FULLY_CONNECTED is CONV_2D in files for the first two).
+16 bits: whether LiteRT has a kernel of every operator for [16-bit activations](concepts.md#activations-of-16-bits); what has
+none runs in float there.
 
-| Keras | LiteRT operators | """
+| Keras | LiteRT operators | 16 bits | """
+
+
+NARROW, WIDE = set(), set()  # operators of the integer operations that have no int16 kernel, and of the others
 
 
 def operators_of(graph):
@@ -40,6 +45,7 @@ def operators_of(graph):
         if record.builtin is not None:
             ends = (tuple(graph.tensors[name] for name in names) for names in (node.inputs, node.outputs))
             found[node.name] = [step.kind for step in record.operators(Use(node, *ends))]
+            (NARROW if record.int16 is None else WIDE).update(found[node.name])
     return found
 
 
@@ -68,12 +74,17 @@ def of_model(model, quantized, graph):
 def table(found):
     """The Markdown of kinds and the forms of their operators."""
     targets = [named_target(name) for name in TARGETS]
-    lines = [HEAD + " | ".join(TARGETS) + " |", "|" + "---|" * (2 + len(TARGETS))]
+    lines = [HEAD + " | ".join(TARGETS) + " |", "|" + "---|" * (3 + len(TARGETS))]
     for kind in sorted(found, key=str.lower):
         for form in sorted(found[kind], key=lambda form: (len(form), form)):
-            takes = ["yes" if all(_takes(target, operator) for operator in form) else "no" for target in targets]
+            takes = [_yes((NARROW - WIDE).isdisjoint(form))]
+            takes += [_yes(all(_takes(target, operator) for operator in form)) for target in targets]
             lines.append(f"| {kind} | {', '.join(form) or 'none of its own'} | {' | '.join(takes)} |")
     return "\n".join(lines) + "\n"
+
+
+def _yes(fits):
+    return "yes" if fits else "no"
 
 
 def _takes(target, operator):
