@@ -43,6 +43,7 @@ ROOMS = {
     "convert": (
         *(
             "analysis",
+            "channels_last",
             "expansion",
             "reports",
             "separable",

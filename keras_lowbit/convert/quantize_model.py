@@ -10,6 +10,7 @@ import keras
 from keras_lowbit import quantizers, recipes
 from keras_lowbit.arguments import check_flag, check_model, patterns, shown
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.convert.channels_last import channels_last
 from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
@@ -52,7 +53,9 @@ def quantize_model(
     Separable convolutions become a depthwise and a pointwise layer; silu and hard-swish become a gate and a product. Layer,
     group, RMS and unit normalization, attention, PReLU, EinsumDense, 1-D separable, depthwise and transposed convolutions,
     TimeDistributed, quotients of tensors and constants of every position become compositions of operations that have an integer
-    form; their parts are named after the layer ("attention_query"), and are what `overrides` can name.
+    form; their parts are named after the layer ("attention_query"), and are what `overrides` can name. Channels-first layers
+    become channels-last ones of the same weights, with a transpose where the model begins and ends, and in front of what
+    knows its axes in another way.
     Nested models, shared layers, several inputs and outputs, dict inputs and variable height and width are kept as they
     are. The copy is a plain keras.Model, not compiled. A layer that is not known stays float and is reported, it never
     stops the conversion; one that is quantized already keeps its quantizers.
@@ -80,7 +83,7 @@ def quantize_model(
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
     check_flag("quantize_model", "unroll", unroll)
-    expanded = _expanded(model, recipe, skip, unroll)
+    expanded = _expanded(channels_last(model), recipe, skip, unroll)
     model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")

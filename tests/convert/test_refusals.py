@@ -184,15 +184,6 @@ def test_rules_of_first_and_last_layer_see_the_whole_nest():
     assert report["only"].outcome == "skipped"
 
 
-def test_channels_first_is_skipped_with_its_reason():
-    x = keras.Input((3, 8, 8), name="image")
-    y = L.Conv2D(4, 3, data_format="channels_first", name="conv")(x)
-    y = L.BatchNormalization(axis=1, name="norm")(y)
-    _, report = klb.quantize_model(keras.Model(x, y))
-    assert "channels_first" in report["conv"].detail
-    assert report["norm"].detail == "normalises axis 1, not the last one; runs in float"
-
-
 def test_a_recurrent_layer_that_is_not_unrolled_is_skipped_with_its_reason():
     _, report = klb.quantize_model(model_zoo.recurrent())
     assert (report["lstm"].outcome, report["lstm"].layer) == ("skipped", "LSTM")

@@ -12,6 +12,8 @@ from tests.support.expansion_zoo import EXPANSIONS
 from tests.support.function_zoo import FUNCTIONS
 from tests.support.zoo_case import IMAGE, SIGNAL, VECTOR, Case, case, conv, function
 
+FIRST = {"data_format": "channels_first"}
+
 
 class Unknown(kl.Layer):
     """A layer that no library knows."""
@@ -54,6 +56,17 @@ def gates(x):
     return kl.Multiply()([x, kl.Activation("sigmoid")(kl.Conv2D(1, 1)(kl.GlobalAveragePooling2D(keepdims=True)(x)))])
 
 
+def channels_first(x):
+    """A network whose images have their channels first, with all that knows which axis they are on."""
+    x = kl.ReLU()(kl.BatchNormalization(axis=1)(kl.Conv2D(4, 3, padding="same", **FIRST)(x)))
+    x = kl.Add()([x, kl.DepthwiseConv2D(3, padding="same", activation="silu", **FIRST)(x)])
+    x = kl.Concatenate(axis=1)([x, kl.SpatialDropout2D(0.1, **FIRST)(x)])
+    gate = kl.Dense(8, activation="sigmoid")(kl.GlobalAveragePooling2D(**FIRST)(x))
+    x = kl.Multiply()([kl.MaxPooling2D(**FIRST)(x), kl.Reshape((8, 1, 1))(gate)])
+    flat = kl.Flatten(data_format="channels_last")(kl.ZeroPadding2D(1, **FIRST)(x))
+    return [kl.Dense(3)(kl.Flatten(**FIRST)(x)), kl.Dense(2)(flat), x]
+
+
 def fixed_batch():
     entry = keras.Input(batch_shape=(4, *IMAGE), name="x")
     return keras.Model(entry, kl.Dense(3)(kl.Flatten()(kl.Conv2D(4, 3)(entry))), name="m")
@@ -84,7 +97,6 @@ def _norm(**options):
 
 
 VARIABLE = (None, None, 4)
-FIRST = {"data_format": "channels_first"}
 PAIRS = np.float32([[0.5], [2.0]] * 4)  # one factor for each column of an image, not for each of as many channels
 
 ZOO: dict[str, Case] = {
@@ -169,7 +181,7 @@ ZOO: dict[str, Case] = {
     "global max": case(lambda: kl.GlobalMaxPooling2D()),
     "global max 1-d": case(lambda: kl.GlobalMaxPooling1D(keepdims=True), shape=SIGNAL),
     "global average channels first": case(
-        conv(), lambda: kl.GlobalAveragePooling2D(name="g", **FIRST), lambda: kl.Dense(3), float_fallbacks=("g",)
+        conv(), lambda: kl.GlobalAveragePooling2D(name="g", **FIRST), lambda: kl.Dense(3)
     ),
     "average with a mask": function(
         lambda x: kl.Dense(3)(kl.GlobalAveragePooling1D(name="g")(x, mask=np.arange(11)[None] < 4)),
@@ -182,21 +194,27 @@ ZOO: dict[str, Case] = {
     "pad": case(lambda: kl.ZeroPadding2D(((1, 2), (0, 3)))),
     "pad 1-d": case(lambda: kl.ZeroPadding1D((2, 1)), shape=SIGNAL),
     "pad then conv": case(lambda: kl.ZeroPadding2D(((0, 1), (0, 1))), conv(strides=2)),
-    "pad channels first": case(conv(), lambda: kl.ZeroPadding2D(1, name="p", **FIRST), conv(), float_fallbacks=("p",)),
+    "pad channels first": case(conv(), lambda: kl.ZeroPadding2D(1, name="p", **FIRST), conv()),
     "pad with twos": function(
         lambda x: kl.Conv2D(2, 3)(keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.float32(2))),
         float_fallbacks=("pad",),
     ),
     "reshape": case(lambda: kl.Reshape((-1, 8))),
     "flatten": case(lambda: kl.Flatten(), lambda: kl.Dense(3)),
-    "flatten channels first": case(
-        conv(), lambda: kl.Flatten(name="f", **FIRST), lambda: kl.Dense(3), float_fallbacks=("f",)
-    ),
+    "flatten channels first": case(conv(), lambda: kl.Flatten(name="f", **FIRST), lambda: kl.Dense(3)),
     "flatten of a fixed batch": Case(fixed_batch),
     "transpose from behind": function(lambda x: keras.ops.transpose(x, (0, -1, 1, 2))),
     "permute": case(lambda: kl.Permute((3, 1, 2))),
     "crop": case(lambda: kl.Cropping2D(((1, 0), (2, 1)))),
-    "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv(), float_fallbacks=("k",)),
+    "volumes": case(
+        lambda: kl.Conv3D(3, 2, name="v"),
+        lambda: kl.Flatten(),
+        lambda: kl.Dense(3),
+        shape=(3, 4, 4, 2),
+        float_fallbacks=("v",),
+    ),
+    "a network with channels first": function(channels_first, (4, 9, 8)),
+    "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv()),
     "crop 1-d": case(lambda: kl.Cropping1D((1, 2)), shape=SIGNAL),
     "slice": function(lambda x: x[:, 1:7:2, ..., :3]),
     "pick one": function(lambda x: x[:, -1, :, 0:2]),
