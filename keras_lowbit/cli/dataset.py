@@ -30,10 +30,17 @@ def define_data(values: flags.FlagValues, limit: int | None = None) -> None:
     )
 
 
-def open_data(model: Any, values: Any, source: str | None = None, quiet: bool = False, epoch: Any = None) -> ModelData:
+def open_data(
+    model: Any,
+    values: Any,
+    source: str | None = None,
+    quiet: bool = False,
+    epoch: Any = None,
+    augment: str | None = None,
+) -> ModelData:
     """The data for a model; what was decided about them is said.
 
-    source: in place of --data.   quiet: it was said already.   epoch: as for `Images`.
+    source: in place of --data.   quiet: it was said already.   epoch, augment: as for `Images`.
     """
     size = None if values.input_size is None else (values.input_size, values.input_size)
     found = for_model(
@@ -47,6 +54,7 @@ def open_data(model: Any, values: Any, source: str | None = None, quiet: bool = 
         limit=values.limit,
         seed=values.seed,
         epoch=epoch,
+        augment=augment,
     )
     if not quiet:
         say(f"data: {'; '.join(found.about)}")

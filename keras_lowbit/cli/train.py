@@ -30,7 +30,7 @@ from keras_lowbit.cli.recipes import needs
 from keras_lowbit.cli.settings import check_same, digest_of, read_fields
 from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.quantize_model import quantize_model
-from keras_lowbit.data import batch_count
+from keras_lowbit.data import AUGMENTATIONS, batch_count
 from keras_lowbit.deploy.export import export_litert
 from keras_lowbit.deploy.litert.target import target_of
 from keras_lowbit.distill import losses
@@ -55,6 +55,8 @@ flags.DEFINE_string("validation", None, "data to evaluate on after every epoch, 
 flags.DEFINE_string("teacher", None, "model whose outputs are learnt in place of labels", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 4.0, "of the teacher's outputs", lower_bound=0.01, flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", None, "folder for the state, to go on from after a kill", flag_values=FLAGS)
+text = "; ".join(f"{name}: {meaning}" for name, meaning in AUGMENTATIONS.items())
+flags.DEFINE_enum("augment", None, list(AUGMENTATIONS), f"of pictures that train. {text}", flag_values=FLAGS)
 text = "folder for event files: ratio, flips, ranges, sparsity, histograms of codes, after every epoch"
 flags.DEFINE_string("tensorboard", None, text, flag_values=FLAGS)
 ARGUMENTS = ("MODEL",)
@@ -125,7 +127,7 @@ def _trained(
     check_float(float_model, name)
     check_labels(float_model, labels)
     fixed = open_data(float_model, values).dataset
-    data = open_data(float_model, values, quiet=True, epoch=lambda: epoch.number).dataset
+    data = open_data(float_model, values, quiet=True, epoch=lambda: epoch.number, augment=values.augment).dataset
     held = None if values.validation is None else open_data(float_model, values, values.validation).dataset
     quantized, _ = quantize_model(float_model, recipe, skip=values.skip)
     verbose = options.wants_progress(values)
@@ -195,7 +197,7 @@ class Settings:
     def __init__(self, values: Any, recipe: Recipe, model: str) -> None:
         names = (
             "data data_dir preprocess resize batch_size limit seed skip epochs learning_rate validation teacher "
-            "temperature"
+            "temperature augment"
         )
         self.fields = {
             "model": model,

@@ -5,6 +5,7 @@ What every function here takes as data becomes batches in `batching`. Sources on
 """
 
 from keras_lowbit.data.array_files import arrays, stored_arrays
+from keras_lowbit.data.augmentation import AUGMENTATIONS, padded_crop, random_resized_crop
 from keras_lowbit.data.batching import Batches, batch_count, batches, labelled_batches, samples_in, take
 from keras_lowbit.data.folders import classes, flat_folder, folder_by_class, tfrecords
 from keras_lowbit.data.images import Images
@@ -13,6 +14,7 @@ from keras_lowbit.data.preprocessing import MODES, found_mode
 from keras_lowbit.data.source import ModelData, for_model
 
 __all__ = [
+    "AUGMENTATIONS",
     "MODES",
     "Batches",
     "Images",
@@ -26,6 +28,8 @@ __all__ = [
     "for_model",
     "found_mode",
     "labelled_batches",
+    "padded_crop",
+    "random_resized_crop",
     "samples_in",
     "stored_arrays",
     "take",

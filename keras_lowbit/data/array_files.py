@@ -78,10 +78,10 @@ def arrays(inputs: Any, labels: np.ndarray | None, images: Images, pictures: boo
             return {key: spec_of(array) for key, array in part.items()}
         return tf.TensorSpec(part.shape[1:], part.dtype)
 
-    def read(pixels: Any, *label: Any) -> Any:
+    def read(seed: Any, pixels: Any, *label: Any) -> Any:
         if not pictures:
             return (pixels, *label)
-        return (images.prepared(pixels if inputs.ndim == 4 else pixels[..., None]), *label)
+        return (images.prepared(pixels if inputs.ndim == 4 else pixels[..., None], seed), *label)
 
     signature = tuple(map(spec_of, parts))
     samples = images.samples(len(first), lambda row: tuple(row_of(part, row) for part in parts), signature)

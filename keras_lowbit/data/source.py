@@ -48,7 +48,7 @@ def for_model(
     source: a folder of pictures by class (or without classes), a .npz or .npy file, TFRecord files (a path, a pattern or a
     folder), a folder that tensorflow-datasets wrote, or "tfds:NAME[:SPLIT]", with `data_dir`.
     preprocess: a mode of `MODES`, or "auto": what `found_mode` finds in the model; arrays of floats are taken as they are.
-    size: (height, width) for a model that takes any.   options: of `Images`: resize, batch_size, limit, seed.
+    size: (height, width) for a model that takes any.   options: of `Images`: resize, batch_size, limit, seed, epoch, augment.
     Warns where a mode is given and the model says another.
     Raises ValueError where "auto" finds nothing, for data that do not fit the model, and what the sources raise.
 
@@ -126,6 +126,8 @@ def _of_arrays(model: Any, source: str, size: Any, preprocess: str, options: Any
     inputs, labels = array_files.stored_arrays(source, [tensor.name for tensor in model.inputs])
     if isinstance(inputs, dict) or not _takes_pictures(model):
         _check_rows(model, source, inputs, preprocess)
+        if options.get("augment") is not None:
+            raise ValueError(f"augment={options['augment']!r} is for pictures; {model.name!r} takes {_shapes(model)}.")
         dataset = array_files.arrays(inputs, labels, Images((1, 1), **options), pictures=False)
         return ModelData(dataset, "none", ("arrays as they are stored",))
     shape, channels = inputs.shape[1:], model.inputs[0].shape[-1]

@@ -35,6 +35,7 @@ def test_trains_through_the_stages_and_writes_what_verify_reads(call, files, tmp
         *flags(files, tmp_path, recipe="sq-twn", epochs=4, validation=files.data),
         "--pack=int2",
         f"--tensorboard={tmp_path / 'logs'}",
+        "--augment=cifar",
         "--json",
     )
     assert found.status == 0, found
@@ -117,6 +118,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path):
     refused("is quantized already", model=files.quantized)
     refused("has 2 labels", labels=two)
     refused("toaster", target="toaster")
+    refused("cifar10", augment="cifar10")
     refused("is a file. Give a folder", tensorboard=two)
     refused("no data at", data="none")
     refused("no data at", validation="none")
