@@ -37,8 +37,9 @@ class Source:
         return self.grid(self.draw(SCALES) / self.finer)
 
     def grid(self, scale):
-        zero_point = self.draw(ZERO_POINTS) if self.kind == "int8" else 0
-        return Range(float(np.float32(scale)), zero_point, self.kind)
+        if self.kind == "int16":
+            return Range(float(np.float32(max(scale, 2.0**-24))), 0, "int16")  # 6 / scale is to fit int32
+        return Range(float(np.float32(scale)), self.draw(ZERO_POINTS), self.kind)
 
     def range_near(self, scale, octaves=3.0):
         """A grid whose scale is within some octaves of `scale`: smaller saturates, larger wastes codes."""

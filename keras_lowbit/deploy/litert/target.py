@@ -24,6 +24,7 @@ Limits = Mapping[str, Any]
 # Limits of an operator: what kind of value each has. `target_check` says what they mean.
 LIMITS: Mapping[str, type] = {
     "weights": list,
+    "activations": list,
     "fused_activation": bool,
     "equal_dilation": bool,
     "equal_ranges": bool,

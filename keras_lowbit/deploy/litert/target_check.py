@@ -186,6 +186,11 @@ def _weights(seen: _Seen, kinds: Sequence[str]) -> str:
     return f"has {kind} weights, taken are {', '.join(kinds)}" if kind and kind not in kinds else ""
 
 
+def _activations(seen: _Seen, kinds: Sequence[str]) -> str:
+    found = {tensor.type.lower() for tensor in seen.tensors()}.intersection(CODES).difference(kinds)
+    return f"has {', '.join(sorted(found))} activations, taken are {', '.join(kinds)}" if found else ""
+
+
 def _fused_activation(seen: _Seen, taken: bool) -> str:
     return "has a fused activation" if not taken and seen.option("fusedActivationFunction", 0) else ""
 
@@ -203,6 +208,8 @@ def _equal_ranges(seen: _Seen, needed: bool) -> str:
 
 def _fixed_point(seen: _Seen, needed: bool) -> str:
     given = seen.file.tensors[seen.operator.inputs[0]]
+    if given.type != "INT8":
+        return ""
     litert, own = tables(seen.operator.builtin.lower(), Range(float(given.scale[0]), int(given.zero_point[0])))
     other = int((litert != own).sum()) if needed else 0
     return f"gives {other} of the 256 codes otherwise than LiteRT" if other else ""
@@ -258,6 +265,7 @@ def _channel_multiple(seen: _Seen, multiple: int) -> str:
 
 CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
     "weights": _weights,
+    "activations": _activations,
     "fused_activation": _fused_activation,
     "equal_dilation": _equal_dilation,
     "equal_ranges": _equal_ranges,
@@ -273,6 +281,7 @@ CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
 }
 _REMEDIES: Mapping[str, str] = {
     "weights": "Give weights='int8'",
+    "activations": "Use another layer there, or quantize with 8-bit activations (activations=8 in the recipe)",
     "fused_activation": "Put a range (QuantActivation) between the layer and its activation",
     "equal_dilation": "Use one dilation for both axes",
     "equal_ranges": "Put the activation right behind a layer with weights, so that it is part of it",

@@ -8,6 +8,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 import keras_lowbit as klb
+from keras_lowbit.deploy.graph import GraphBuilder, Range
 from keras_lowbit.deploy.litert import target_check
 from keras_lowbit.deploy.litert.format_choice import plan_formats
 from keras_lowbit.deploy.litert.reader import LiteRTFile
@@ -248,6 +249,20 @@ def test_each_limit_is_seen(make, target, operator, problem):
     found = problems(graph_of(make), target)
     assert ("y", operator) in [each[:2] for each in found]
     assert any(problem in each[2] for each in found), found
+
+
+def test_sixteen_bit_activations_are_taken_operator_by_operator_or_not_at_all():
+    builder = GraphBuilder()
+    x = builder.input("x", (4, 6, 3), range=Range(2.0**-12, 0, "int16"))
+    pooled = builder.logistic(builder.max_pool2d(x, "pool"), "share")
+    graph = builder.build([builder.resize_bilinear(pooled, "large", (8, 12))])
+    assert problems(graph, "microcontroller") == [
+        ("large", "RESIZE_BILINEAR", "has int16 activations, taken are int8"),
+    ]
+    whole = ("the model", "activations", "are int16, edgetpu takes int8")
+    assert whole in problems(graph)
+    assert not any(operator == "LOGISTIC" for _, operator, _ in problems(graph))
+    assert problems(graph, "litert") == []
 
 
 def test_limits_of_sizes():
