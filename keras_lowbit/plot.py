@@ -27,7 +27,7 @@ def weights(model: keras.Model | WeightHistograms | WeightHistogram, layers: str
     model: quantized, or from `weight_histograms`.   layers: paths; all by default.
     Raises KeyError for a layer that is not quantized, ValueError where there is none.
 
-    >>> klb.plot.weights(quantized, ["conv1", "classifier"]).savefig("weights.png")
+    >>> klb.plot.weights(quantized, ["first", "kind"]).savefig("weights.png")
     """
     if isinstance(model, WeightHistogram):
         return model.plot()
@@ -41,7 +41,7 @@ def ranges(model: keras.Model | ActivationRanges, data: Any = None, **reading: A
     Each row is in units of the range's larger end, since every tensor has its own.
     model: quantized, or from `activation_ranges`.   data, reading: as for `activation_ranges`.
 
-    >>> klb.plot.ranges(quantized, images)
+    >>> klb.plot.ranges(quantized, images).savefig("ranges.png")
     """
     found = model if isinstance(model, ActivationRanges) else activation_ranges(model, data, **reading)
     return found.plot()
@@ -52,7 +52,7 @@ def parity(found: Parity, most: int = 40) -> Any:
 
     found: from `verify`.   most: bars to draw.
 
-    >>> klb.plot.parity(klb.verify(quantized, "model.tflite", images))
+    >>> klb.plot.parity(klb.verify(quantized, "m.tflite", images)).savefig("parity.png")
     """
     return found.plot(most)
 
@@ -63,7 +63,9 @@ def history(logs: keras.callbacks.History | Mapping[str, Sequence[float]]) -> An
     Raw values are faint, smoothed ones (five epochs) lie over them; dotted lines begin a stage.
     logs: what `fit` returned, or its `history`.   Raises ValueError if no ratio or portion was logged.
 
-    >>> klb.plot.history(quantized.fit(images, labels, epochs=8, callbacks=recipe.callbacks(epochs=8)))
+    >>> stages = klb.recipes.get("sq-twn").callbacks(epochs=4)
+    >>> logs = ternary.fit(images[:16], labels[:16], epochs=4, callbacks=stages, verbose=0)
+    >>> klb.plot.history(logs).savefig("history.png")
     """
     return draw_history(logs.history if isinstance(logs, keras.callbacks.History) else logs)
 
@@ -75,6 +77,6 @@ def graph(graph: IntegerGraph, path: FilePath) -> None:
     the smallest and largest code.
     path: ends in .svg, .png or .pdf.   Raises ValueError for another ending, OSError if it cannot be written.
 
-    >>> klb.plot.graph(klb.deploy.lower(model), "model.svg")
+    >>> klb.plot.graph(klb.deploy.lower(quantized), "model.svg")
     """
     graph.plot(path)

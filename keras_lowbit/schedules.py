@@ -9,7 +9,7 @@ from numbers import Real
 def exponential(stages: int = 4) -> tuple[float, ...]:
     """Ratios ``1 - 2^-k`` for k = 1, 2, ..., and 1 in the last stage: each stage halves what is still float.
 
-    >>> exponential()
+    >>> klb.schedules.exponential()
     (0.5, 0.75, 0.875, 1.0)
 
     stages: how many, 1 or more. Returns one ratio in [0, 1] per stage.
@@ -22,7 +22,7 @@ def exponential(stages: int = 4) -> tuple[float, ...]:
 def average(stages: int = 5) -> tuple[float, ...]:
     """Ratios ``k / stages`` for k = 1 to `stages`: uniform growth.
 
-    >>> average()
+    >>> klb.schedules.average()
     (0.2, 0.4, 0.6, 0.8, 1.0)
 
     stages: how many, 1 or more. Returns one ratio in [0, 1] per stage.
@@ -37,6 +37,9 @@ def fine_tune() -> tuple[float, ...]:
 
     Dong et al. 2017 compare with such a run. Its exact recipe (length, learning rate) is not recoverable from
     what is public, so only the ratio is given here.
+
+    >>> klb.schedules.fine_tune()
+    (1.0,)
     """
     return (1.0,)
 
@@ -54,6 +57,9 @@ def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
     schedule: "average", "exponential", "fine_tune", or ratios in [0, 1] that grow strictly and end with 1.
     Equal neighbours would be one stage: a stage is recognised by its ratio when a killed training resumes.
     Raises ValueError for an unknown name (the message lists the known ones) and for other numbers.
+
+    >>> klb.schedules.ratios("exponential")
+    (0.5, 0.75, 0.875, 1.0)
     """
     if isinstance(schedule, str):
         if schedule not in _NAMED:
@@ -91,7 +97,7 @@ def stage_at(epoch: int, stages: int, epochs: int) -> int:
     Stage k starts at epoch ``floor(k * epochs / stages)``. So every stage has at least one epoch, and where
     the division leaves a rest the last stage, whose weights are deployed, is never a shorter one.
 
-    >>> [stage_at(epoch, stages=4, epochs=10) for epoch in range(10)]
+    >>> [klb.schedules.stage_at(epoch, stages=4, epochs=10) for epoch in range(10)]
     [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
 
     epoch: counted from 0; `epochs` and later stay in the last stage.   stages: how many.   epochs: in total.
@@ -121,7 +127,7 @@ _PORTIONS: dict[int, tuple[float, ...]] = {
 def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
     """The accumulated portions of INQ, from the bits of the weights (the paper's table) or the numbers themselves.
 
-    >>> portions(5)
+    >>> klb.schedules.portions(5)
     (0.5, 0.75, 0.875, 1.0)
 
     schedule: 5, 4, 3 or 2, or fractions that grow strictly and end with 1.
@@ -148,7 +154,7 @@ def step_at(epoch: int, steps: int, epochs: int) -> int:
 
     After the last partition only biases and batch norms are left to train, so it gets one epoch.
 
-    >>> [step_at(epoch, steps=4, epochs=7) for epoch in range(7)]
+    >>> [klb.schedules.step_at(epoch, steps=4, epochs=7) for epoch in range(7)]
     [0, 0, 1, 1, 2, 2, 3]
 
     epoch: counted from 0; `epochs` and later stay in the last step.   steps: how many.   epochs: in total.
@@ -174,6 +180,9 @@ def cosine_restarts(
     step: counted from 0.   period: steps in a cycle.   fraction: how far of a full cosine a cycle goes: 0.5 falls to 0,
     0.25 to 0.71 (the published code of FAT, with period 400 and decay 1e-4).   Returns the learning rate of that step.
     Raises ValueError for numbers that are not positive.   Loshchilov and Hutter 2017, arXiv:1608.03983 (restarts).
+
+    >>> [round(klb.schedules.cosine_restarts(step), 6) for step in (0, 399, 400)]
+    [0.001, 4e-06, 0.001]
     """
     if not (learning_rate > 0 and fraction > 0 and decay >= 0) or isinstance(period, bool) or period < 1 or step < 0:
         raise ValueError(

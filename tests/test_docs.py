@@ -10,24 +10,10 @@ import pytest
 import tensorflow as tf
 
 import keras_lowbit as klb
-from tests.support.pages import DOCS, program, run_page
+from keras_lowbit.cli import main
+from tests.support.pages import DOCS, GUIDES, PUBLIC, own_commands, program, run_page
 from tests.support.process import ROOT
 
-PUBLIC = [
-    "",
-    "layers",
-    "quantizers",
-    "recipes",
-    "callbacks",
-    "schedules",
-    "data",
-    "distill",
-    "deploy",
-    "tfmot",
-    "ops",
-    "bench",
-    "plot",
-]
 MODULES = {"bench", "callbacks", "data", "deploy", "layers", "ops", "plot", "quantizers", "recipes", "schedules"}
 
 
@@ -73,10 +59,6 @@ def test_what_the_readme_links_to_is_there():
     assert {link for link in links if not (ROOT / link).exists()} == set()
 
 
-GUIDES = [
-    "quick_start.md",
-    *(f"guides/{name}.md" for name in ("phone", "microcontrollers", "custom_layers", "runtime", "own_quantizer")),
-]
 # These begin with a trained network and data of the reader's.
 PIECES = [
     *(f"methods/{name}.md" for name in ("sq", "clustered", "fat", "corrections", "learned_steps")),
@@ -93,8 +75,10 @@ def test_every_page_with_a_program_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDES)
 def test_a_guide_runs_as_it_stands(page, tmp_path, monkeypatch):
+    """Its program, then what it tells the reader to type."""
     monkeypatch.chdir(tmp_path)
     run_page(page)
+    assert [words for words in own_commands(page) if main(words) != 0] == []
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 MODULES = (
-    *("", "layers", "quantizers", "recipes", "callbacks", "schedules"),
+    *("", "layers", "quantizers", "recipes", "callbacks", "schedules", "data"),
     *("distill", "deploy", "tfmot", "ops", "bench", "plot"),
 )
 NAME = r"[A-Za-z_*][\w.]*(?:=[\w\"']+)?"

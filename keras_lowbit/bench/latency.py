@@ -22,6 +22,10 @@ class Latency:
     """One file on one set of kernels. Times in milliseconds for one call: median, 10th and 90th percentile.
 
     ratio: median over that of the first file on the same kernels.   resolver: LiteRT's name of the kernels.
+
+    >>> row = klb.bench.latency("m.tflite", threads=1, repeats=5).rows[0]
+    >>> row.p10_ms <= row.median_ms <= row.p90_ms
+    True
     """
 
     path: str
@@ -37,7 +41,12 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class LatencyReport:
-    """What `latency` measured, and under what conditions; prints as a table."""
+    """What `latency` measured, and under what conditions; prints as a table.
+
+    >>> report = klb.bench.latency("m.tflite", threads=1, repeats=5)
+    >>> report.repeats, len(report.rows)
+    (5, 1)
+    """
 
     rows: tuple[Latency, ...]
     threads: int
@@ -87,7 +96,9 @@ def latency(
     Raises FileNotFoundError for a missing file, ValueError for no files, for a file that LiteRT refuses, and for counts
     below 1.
 
-    >>> print(latency(["float.tflite", "q.tflite"], threads=1))
+    >>> report = klb.bench.latency(["float.tflite", "m.tflite"], threads=1, repeats=5)
+    >>> [row.path for row in report.rows]
+    ['float.tflite', 'm.tflite']
     """
     files = [name_of(p) for p in ([paths] if isinstance(paths, (str, bytes, os.PathLike)) else paths)]
     _check(files, threads, repeats, warmup, xnnpack)

@@ -46,6 +46,9 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
     give it `labels`, since the network has learnt with its statistics. A generator is used up by the first fit that ends.
     Raises at the start of `fit`: ValueError for a model without batch norms or with some inside custom layers, TypeError
     for a subclassed one.
+
+    >>> last = klb.callbacks.ReestimateBatchNorms(images, labels=labels)
+    >>> history = ternary.fit(images[:16], labels[:16], callbacks=[last], verbose=0)
     """
 
     def __init__(
@@ -122,6 +125,8 @@ def reestimate_batch_norms(
     Returns how many batch norms were set; 0 for a model without any, and where they were left.
     Raises ValueError for empty data, for labels that do not fit and for batch norms inside custom layers, TypeError for a
     subclassed model.
+
+    >>> verdict = klb.reestimate_batch_norms(ternary, images, reference=model, verbose=0)
     """
     batches = Batches(data, batch_size, steps, verbose)
     return _reestimate(model, batches, labels, reference, validation_data, check)

@@ -10,7 +10,11 @@ from keras_lowbit.layers.base import kernel_layers
 
 
 def weight_codes(model: Any) -> list[np.ndarray]:
-    """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers."""
+    """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers.
+
+    >>> [codes.shape for codes in klb.callbacks.weight_codes(ternary)][0]
+    (3, 3, 3, 8)
+    """
     return [codes_of(layer) for layer in kernel_layers(model)]
 
 
@@ -22,7 +26,12 @@ def codes_of(layer: Any) -> np.ndarray:
 
 
 def flip_rate(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
-    """Fraction (0..1) of elements that differ between two lists of equally shaped arrays; 0 if empty."""
+    """Fraction (0..1) of elements that differ between two lists of equally shaped arrays; 0 if empty.
+
+    >>> before = klb.callbacks.weight_codes(ternary)
+    >>> klb.callbacks.flip_rate(before, klb.callbacks.weight_codes(ternary))
+    0.0
+    """
     total = sum(codes.size for codes in before)
     changed = sum(int(np.count_nonzero(old != new)) for old, new in zip(before, after, strict=True))
     return changed / total if total else 0.0

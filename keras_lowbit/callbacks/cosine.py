@@ -18,6 +18,9 @@ class CosineRestarts(keras.callbacks.Callback):
     published FAT code has ``CosineRestarts(1e-3, 400, fraction=0.25, decay=1e-4)``.
     With ``steps_per_execution`` above 1 rate and restart come with the first step of an execution.
     Logs ``learning_rate``. Raises ValueError for an optimizer that follows a schedule of its own.
+
+    >>> rates = klb.callbacks.CosineRestarts(1e-3, period=100)
+    >>> history = model.fit(images[:16], labels[:16], callbacks=[rates], verbose=0)
     """
 
     def __init__(

@@ -11,7 +11,11 @@ from keras_lowbit.keras_graph.variables import to_numpy
 
 
 def plain_learning_rate(optimizer: Any) -> float | None:
-    """The learning rate of `optimizer` if it is a number, None if it is a schedule or a function."""
+    """The learning rate of `optimizer` if it is a number, None if it is a schedule or a function.
+
+    >>> round(klb.callbacks.plain_learning_rate(keras.optimizers.SGD(0.1)), 6)
+    0.1
+    """
     rate = innermost(optimizer).get_config().get("learning_rate")
     return float(rate) if isinstance(rate, Real) else None
 
@@ -25,6 +29,10 @@ def reset_optimizer(model: Any) -> None:
     until then they may hold the model's own weights (`SwapEMAWeights`). The learning rate is left alone.
     An optimizer that was never used is left alone. Raises ValueError for one that cannot be built again.
     Optimizers of tf_keras are taken as they are, for `keras_lowbit.tfmot`.
+
+    >>> klb.callbacks.reset_optimizer(model)
+    >>> int(model.optimizer.iterations)
+    0
     """
     optimizer = innermost(model.optimizer)
     if not (optimizer.built if hasattr(optimizer, "built") else int(optimizer.iterations)):  # tf_keras has no `built`

@@ -28,6 +28,12 @@ class PartitionSchedule(StageCallback):
     Raises ValueError for a model without incremental quantizers and for fewer epochs than steps.
     Zhou et al. 2017, arXiv:1702.03044, Algorithm 1; table 8 for the portions. Differs: frozen weights stay frozen, and
     the grid is that of the first step (the official code recomputes both).
+
+    >>> inq, report = klb.quantize_model(model, "inq-5")
+    >>> inq.compile("sgd", "sparse_categorical_crossentropy")
+    >>> history = inq.fit(images[:16], labels[:16], epochs=4, callbacks=[klb.callbacks.PartitionSchedule(5)], verbose=0)
+    >>> history.history["portion"]
+    [0.5, 0.75, 0.875, 1.0]
     """
 
     log_name = "portion"
@@ -70,7 +76,11 @@ def _has(layer: Any, portion: float) -> bool:
 
 
 def freeze_portion(layer: QuantizedLayer, portion: float, rng: np.random.Generator) -> None:
-    """One partition of one layer: its state moves on, and its kernel takes the frozen values."""
+    """One partition of one layer: its state moves on, and its kernel takes the frozen values.
+
+    >>> inq, report = klb.quantize_model(model, "inq-5")
+    >>> klb.callbacks.freeze_portion(inq.get_layer("first"), 0.5, np.random.default_rng(0))
+    """
     host: Any = layer.kernel_host
     state = {name: to_numpy(variable) for name, variable in host.state.items()}
     kernel = to_numpy(layer.kernel).astype(np.float32)

@@ -14,6 +14,8 @@ class FreezeRanges(keras.callbacks.Callback):
     Near the end of a training the weights move little; ranges that still drift then only add noise.
     epoch: the first epoch (counted from 0) with frozen ranges. Raises ValueError in that epoch if a range has
     seen no data, and at once for a model without quantized activations.
+
+    >>> history = ternary.fit(images[:16], labels[:16], epochs=2, callbacks=[klb.callbacks.FreezeRanges(epoch=1)], verbose=0)
     """
 
     def __init__(self, epoch: int) -> None:

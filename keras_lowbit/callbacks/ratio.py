@@ -21,6 +21,10 @@ class RatioSchedule(StageCallback):
 
     Dong et al. 2017, arXiv:1708.01001. Their runs load the weights of the previous stage into a new solver,
     which is what the restart reproduces.
+
+    >>> history = ternary.fit(images[:16], labels[:16], epochs=4, callbacks=[klb.callbacks.RatioSchedule()], verbose=0)
+    >>> history.history["ratio"]
+    [0.5, 0.75, 0.875, 1.0]
     """
 
     log_name = "ratio"

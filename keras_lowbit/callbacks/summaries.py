@@ -37,7 +37,8 @@ class QuantizationSummaries(keras.callbacks.Callback):
     Works on every backend that trains; TensorFlow writes the files, TensorBoard itself is not needed for that.
     Raises OSError for a folder that cannot be made, ValueError for a model without quantized layers.
 
-    >>> quantized.fit(images, labels, epochs=8, callbacks=[*recipe.callbacks(epochs=8), QuantizationSummaries("logs")])
+    >>> written = klb.callbacks.QuantizationSummaries("logs")
+    >>> history = ternary.fit(images, labels, callbacks=[written], verbose=0)
     """
 
     def __init__(self, folder: FilePath, every: int = 1) -> None:

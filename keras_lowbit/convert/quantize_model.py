@@ -75,6 +75,10 @@ def quantize_model(
     steps of its own, which the copy has not, and if the model runs on no random input.
     ValueError too for a layer with weights that cannot be copied, for one whose copy computes something else, and for a
     model that Keras has quantized already.
+
+    >>> quantized, report = klb.quantize_model(model, "sq-twn", overrides={"first": klb.quantizers.Uniform(bits=8)})
+    >>> quantized.get_layer("first").kernel_quantizer
+    Uniform(bits=8, granularity='channel', calibration='max', percentile=99.99)
     """
     _check_model(model)
     refuse_keras_quantization(model)

@@ -34,6 +34,10 @@ def quantized_weights(model: keras.Model) -> dict[str, Quantized]:
     codes: NumPy int8 in the layout of the Keras kernel.   scale: float32, broadcasts against the codes.
     ``.real == scale * codes`` is, bit for bit, what the forward pass multiplies with (before a cast to half precision).
     Raises ValueError for a model without quantized layers.
+
+    >>> found = klb.quantized_weights(ternary)["pointwise"]
+    >>> found.codes.dtype, found.codes.min(), found.codes.max()
+    (dtype('int8'), np.int8(-1), np.int8(1))
     """
     found = {path: kernel_codes(layer) for path, layer in quantized_layers(model).items()}
     if not found:
@@ -49,6 +53,10 @@ def dequantize(model: keras.Model) -> keras.Model:
     Kernels and biases are the on-grid reals of the quantized layers; activation ranges are left out. The original is
     not touched; an operation without weights that cannot be copied is shared with it. A Functional or Sequential model is
     needed, as for `quantize_model`.
+
+    >>> stock = klb.dequantize(quantized)
+    >>> klb.layers.find_layers(stock, klb.layers.QuantizedLayer)
+    []
     """
     check_model(model, "dequantize")
     _refuse_packed_layers(model)

@@ -19,6 +19,9 @@ def stored_arrays(path: FilePath, input_names: Sequence[str] = ()) -> tuple[Any,
 
     The inputs of an .npz are its only array, or called as in `PAIRS`. A .npy stays on the disk until a row is read; what
     is in an .npz comes into memory. ValueError for files that are neither, hold Python objects, or have other arrays.
+
+    >>> np.savez("data.npz", x=images, y=labels)
+    >>> inputs, classes = klb.data.stored_arrays("data.npz")
     """
     name = name_of(path)
     try:
@@ -64,6 +67,10 @@ def arrays(inputs: Any, labels: np.ndarray | None, images: Images, pictures: boo
 
     pictures: the array holds pictures [n, height, width(, channels)]: resized and prepared as `images` says. Else rows are
     only batched.
+
+    >>> rows = klb.data.arrays(images, labels, klb.data.Images((8, 8), batch_size=16), pictures=False)
+    >>> next(iter(rows))[0].shape
+    TensorShape([16, 8, 8, 3])
     """
     import tensorflow as tf
 

@@ -37,6 +37,9 @@ def batches(data: Any, batch_size: int = 32, steps: int | None = None) -> Iterat
 
     Raises TypeError for data of another kind and for values that are no numbers; ValueError for empty data, arrays of
     different lengths, NaN or infinite values (naming the first bad batch), and a batch size that is no positive int.
+
+    >>> [batch.shape[0] for batch in klb.data.batches(images, batch_size=20)]
+    [20, 12]
     """
     return (inputs for inputs, _ in labelled_batches(data, batch_size=batch_size, steps=steps))
 
@@ -49,6 +52,9 @@ def labelled_batches(
     labels: for data in arrays: an array `[n, ...]`, a list of numbers, or for several outputs a list or dict of arrays.
     Data sets and iterators bring their own, the `y` of `(x, y)`, which is passed on as it is.
     Raises what `batches` raises, and ValueError for labels that are not one for each sample, or that come twice.
+
+    >>> [(batch.shape[0], len(of_batch)) for batch, of_batch in klb.data.labelled_batches(images, labels, 16)]
+    [(16, 16), (16, 16)]
     """
     _check_counts(batch_size, steps)
     return _checked(_raw_batches(data, labels, batch_size, steps), data, steps)
@@ -58,6 +64,9 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
     """How many batches `batches` will yield, for a progress bar; None when only running out of them will tell.
 
     Raises ValueError for a batch size or a number of steps that is no positive integer, as `batches` does.
+
+    >>> klb.data.batch_count(images, batch_size=16)
+    2
     """
     _check_counts(batch_size, steps)
     if _is_tf_dataset(data):
@@ -73,7 +82,10 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Data and how to read them: the arguments of `batches`, checked at once, and whether to show a progress bar."""
+    """Data and how to read them: the arguments of `batches`, checked at once, and whether to show a progress bar.
+
+    >>> read = klb.data.Batches(images, batch_size=32, steps=2)
+    """
 
     data: Any
     batch_size: int = 32
@@ -201,12 +213,20 @@ def _pair_of(element):
 
 
 def samples_in(batch: Any) -> int:
-    """Samples in a batch as `batches` yields it."""
+    """Samples in a batch as `batches` yields it.
+
+    >>> klb.data.samples_in(images)
+    32
+    """
     return _sample_count(batch)
 
 
 def take(batch: Any, rows: np.ndarray) -> Any:
-    """Some samples of a batch as `batches` yields it, in its structure. rows: their places."""
+    """Some samples of a batch as `batches` yields it, in its structure. rows: their places.
+
+    >>> klb.data.take(images, np.arange(4)).shape
+    (4, 8, 8, 3)
+    """
     if isinstance(batch, dict):
         return {name: array[rows] for name, array in batch.items()}
     return [array[rows] for array in batch] if isinstance(batch, list) else batch[rows]

@@ -18,6 +18,9 @@ def classes(folder: FilePath) -> dict[str, int]:
     """Name -> class number of the subfolders with pictures in them.
 
     The number that the name is, where all names are numbers ("0", "1", ..., "10"); else the place in sorted order.
+
+    >>> klb.data.classes("photos")
+    {'dark': 0, 'light': 1}
     """
     root = name_of(folder)
     subfolders = (name for name in _listed(root) if os.path.isdir(os.path.join(root, name)))
@@ -37,6 +40,10 @@ def folder_by_class(folder: FilePath, images: Images) -> Any:
     """A tf.data.Dataset of (pictures, class numbers) from a folder with a subfolder for each class, see `classes`.
 
     Raises ValueError for a folder without such subfolders.
+
+    >>> pictures = klb.data.folder_by_class("photos", klb.data.Images((8, 8), preprocess="unit"))
+    >>> next(iter(pictures))[0].shape
+    TensorShape([4, 8, 8, 3])
     """
     root, numbers = name_of(folder), classes(folder)
     if not numbers:
@@ -47,7 +54,10 @@ def folder_by_class(folder: FilePath, images: Images) -> Any:
 
 
 def flat_folder(folder: FilePath, images: Images) -> Any:
-    """A tf.data.Dataset of the pictures right in a folder, without labels. ValueError if there are none."""
+    """A tf.data.Dataset of the pictures right in a folder, without labels. ValueError if there are none.
+
+    >>> pictures = klb.data.flat_folder("photos/dark", klb.data.Images((8, 8)))
+    """
     if not (paths := pictures(folder)):
         raise ValueError(f"{printable(folder)} has no pictures ({', '.join(ENDINGS)}) in it.")
     return _of_files(paths, None, images)
@@ -89,6 +99,12 @@ def tfrecords(pattern: FilePath, images: Images) -> Any:
     Their features are "image/encoded" and "image/class/label", which may be missing everywhere: then there are no labels.
     Labels are as stored: many ImageNet files count from 1.
     Raises FileNotFoundError, and ValueError for what are no such records.
+
+    >>> picture = tf.io.read_file(klb.data.folders.pictures("photos/dark")[0]).numpy()
+    >>> feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[picture]))}
+    >>> with tf.io.TFRecordWriter("pictures.tfrecord") as file:
+    ...     file.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    >>> pictures = klb.data.tfrecords("pictures.tfrecord", klb.data.Images((8, 8)))
     """
     import tensorflow as tf
 

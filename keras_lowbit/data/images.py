@@ -30,6 +30,9 @@ class Images:
     augment: for training: one of `augmentation.AUGMENTATIONS`, drawn from (seed, epoch, place in the epoch); without `epoch`
     every reading is another epoch.
     Orientation that cameras note in EXIF is not applied: TensorFlow does not read it.
+
+    >>> klb.data.Images((224, 224), preprocess="tf", limit=100).order(1000).shape
+    (100,)
     """
 
     size: tuple[int, int]

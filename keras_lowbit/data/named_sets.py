@@ -18,6 +18,12 @@ def tfds(name: str, images: Images, split: str = "", data_dir: str | None = None
     one; nothing is downloaded if it is there.
     Pictures are decoded here, in the order of the files. Raises ImportError without tensorflow-datasets, ValueError for data
     sets without pictures and splits that there are not, OSError where nothing can be downloaded.
+
+    >>> try:
+    ...     pictures, split, classes = klb.data.tfds("no_such_set", klb.data.Images((32, 32)), data_dir=".")
+    ... except OSError as error:
+    ...     print(error)
+    there is no data set 'no_such_set' in '.', and it could not be made: ...
     """
     builder = _builder(name, data_dir)
     features = builder.info.features

@@ -46,6 +46,10 @@ def found_mode(model: Any) -> tuple[str, str] | None:
 
     From what stands at its front (a Rescaling or Normalization layer, or arithmetic with constants: the model prepares pixels
     itself, "none"), or from the name that keras.applications gave it or the network inside it.
+
+    >>> scaled = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255, name="scale"), model])
+    >>> klb.data.found_mode(scaled)
+    ('none', "'scale' at the front of the model prepares pixels itself")
     """
     try:
         graph = calls_of(model, inline=True)

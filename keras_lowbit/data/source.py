@@ -26,6 +26,10 @@ class ModelData:
 
     classes: name -> number, of the folders or the data set; empty where nothing says. If they are not the model's the data
     have no labels.
+
+    >>> found = klb.data.for_model(model, "photos", preprocess="unit")
+    >>> found.preprocess, dict(found.classes)
+    ('unit', {'dark': 0, 'light': 1})
     """
 
     dataset: Any
@@ -52,8 +56,9 @@ def for_model(
     Warns where a mode is given and the model says another.
     Raises ValueError where "auto" finds nothing, for data that do not fit the model, and what the sources raise.
 
-    >>> data = klb.data.for_model(model, "photos/", limit=100)
-    >>> klb.calibrate(quantized, data.dataset)
+    >>> data = klb.data.for_model(model, "photos", preprocess="unit", limit=100)
+    >>> next(iter(data.dataset))[0].shape
+    TensorShape([4, 8, 8, 3])
     """
     check_model(model, "for_model")
     if source.endswith((".npz", ".npy")):

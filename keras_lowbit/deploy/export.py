@@ -37,6 +37,10 @@ class ExportReport:
     overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
     target: what it was written for.   misfits: what that does not take, where `strict` is False (and it is not "litert").
     int8_size_bytes: of the file with int8 weights; None where all are int8.
+
+    >>> written = klb.export_litert(quantized, "q.tflite")
+    >>> written.size_bytes == os.path.getsize("q.tflite")
+    True
     """
 
     path: str
@@ -112,6 +116,10 @@ def export_litert(
     A UserWarning says where the normalization contradicts the range that the first input was calibrated to.
     Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
+
+    >>> written = klb.export_litert(quantized, "q.tflite", labels=["dark", "light"])
+    >>> written.float_fallbacks
+    ()
     """
     check_model(model, "export_litert")
     check_path("export_litert", path)

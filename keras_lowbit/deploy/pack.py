@@ -31,8 +31,9 @@ def pack(model: keras.Model) -> keras.Model:
     ops. Raises ValueError if no layer is ternary or one is packed already, TypeError for what is no Keras model, and what
     `lower` raises before calibration.
 
-    >>> packed = keras_lowbit.pack(quantized)
-    >>> packed.save("packed.keras"); keras.saving.load_model("packed.keras").predict(images)
+    >>> packed = klb.pack(ternary)
+    >>> packed.save("packed.keras")
+    >>> outputs = keras.saving.load_model("packed.keras").predict(images, verbose=0)
     """
     check_model(model, "pack")
     check_not_packed(model, "pack")

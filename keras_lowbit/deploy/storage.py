@@ -23,6 +23,9 @@ class LayerStorage:
     bits: of a weight that is not zero.   weights, zeros: how many.   pruned: those of the zeros that were there before the
     first partition of INQ, None where no partition counted them.   code_bits: of the whole kernel, as in `storage`.
     dense_bits: the same if no weight were zero.
+
+    >>> klb.storage(ternary).layers[0].path
+    'first'
     """
 
     path: str
@@ -51,7 +54,12 @@ class LayerStorage:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Every quantized kernel; prints as a table. float_weights: all other weights of the model (biases, batch norms)."""
+    """Every quantized kernel; prints as a table. float_weights: all other weights of the model (biases, batch norms).
+
+    >>> sizes = klb.storage(ternary)
+    >>> sizes.total.weights == sum(layer.weights for layer in sizes.layers)
+    True
+    """
 
     model: str
     layers: tuple[LayerStorage, ...]
@@ -114,6 +122,10 @@ def storage(model: keras.Model) -> Storage:
     model: quantized, or from `pack` (whose layers count as the ternary ones that they were made from); its weights as at
     inference, frozen or not.   Raises ValueError for a model without quantized layers.
     Zhou et al. 2017, arXiv:1702.03044, section 2.1: b counts the flag.
+
+    >>> sizes = klb.storage(ternary)
+    >>> sizes.total.bits, sizes.total.ratio > 16
+    (2.0, True)
     """
     layers = {path: layer for path, layer in layers_of(model) if isinstance(layer, PackedLayer) or _is_quantized(layer)}
     if not layers:

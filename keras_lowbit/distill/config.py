@@ -19,7 +19,8 @@ class DistillConfig:
     epochs and less than 1 GiB of logits. Without augmentation it changes nothing but the time.
     Raises ValueError for an unknown loss, a temperature that is not above 0 and a label_weight below 0.
 
-    >>> klb.distill(student, teacher, images, klb.DistillConfig(loss="kl", temperature=2.0), epochs=3)
+    >>> config = klb.DistillConfig(loss="kl", temperature=2.0)
+    >>> history = klb.distill(student, model, images, config, epochs=1, verbose=0)
     """
 
     loss: Any = "rmse"

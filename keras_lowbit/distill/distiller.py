@@ -44,6 +44,10 @@ class Distiller(keras.Model):
     y in `fit`: nothing, labels, or ``{"teacher_logits": [...], "labels": ...}`` to save the teacher's runs.
     Raises TypeError and ValueError for models that do not fit each other, are not calibrated or have nothing to train.
     Goncharenko et al. 2018, arXiv:1812.07872.
+
+    >>> distiller = klb.Distiller(student, model)
+    >>> distiller.compile(keras.optimizers.Adam(1e-3))
+    >>> history = distiller.fit(images, epochs=1, verbose=0)
     """
 
     def __init__(
@@ -161,12 +165,22 @@ class _Between(keras.constraints.Constraint):
 
 
 def thresholds(student: Any) -> list[Any]:
-    """The state of a model's quantizers that learns, in frozen layers too: FAT's factors."""
+    """The state of a model's quantizers that learns, in frozen layers too: FAT's factors.
+
+    >>> from keras_lowbit.distill import thresholds
+    >>> sorted({variable.name for variable in thresholds(student)})
+    ['factor', 'left', 'width']
+    """
     return [variable for _, host in hosts(student) for variable in host.learned]
 
 
 def biases(student: Any) -> list[Any]:
-    """What layers of a model add to each channel: biases of its quantized layers, betas of its batch norms."""
+    """What layers of a model add to each channel: biases of its quantized layers, betas of its batch norms.
+
+    >>> from keras_lowbit.distill import biases
+    >>> len(biases(student))
+    4
+    """
     found = [layer.bias for layer in find_layers(student, QuantizedLayer)]
     found += [layer.beta for layer in find_layers(student, keras.layers.BatchNormalization)]
     return [variable for variable in found if variable is not None]

@@ -76,6 +76,12 @@ def distill(
     a FloatingPointError, with the best state in place, if that happens more than three times.
     Raises ValueError and TypeError for models that do not fit each other or the data, before anything is trained.
     Goncharenko et al. 2018, arXiv:1812.07872.
+
+    >>> student, report = klb.quantize_model(folded, "fat")
+    >>> ranges = klb.calibrate(student, images, verbose=0)
+    >>> history = klb.distill(student, model, images, epochs=1, verbose=0)
+    >>> sorted(history.history)
+    ['agreement', 'learning_rate', 'loss', 'val_agreement', 'val_loss']
     """
     config, epochs = _checked_config(config), _checked_epochs(epochs)
     check_whole("distill", "seed", seed, low=0)

@@ -386,13 +386,15 @@ def _ordered(arguments: Any, inputs: tuple[int, ...]) -> list[int]:
 def _nodes(model: Any) -> Iterator[Any]:
     """Keras' nodes of one model in running order, inputs left out."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.operation is not None and not node.is_input:
-                yield node
+        yield from (node for node in model._nodes_by_depth[depth] if node.operation is not None and not node.is_input)
 
 
 def find_layers(model: Any, kind: type) -> list[Any]:
-    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once."""
+    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once.
+
+    >>> [layer.name for layer in klb.layers.find_layers(model, keras.layers.Conv2D)]
+    ['first', 'pointwise']
+    """
     check_layer(model)
     # The public API has no such walk; this is the only place that uses the private one.
     return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]

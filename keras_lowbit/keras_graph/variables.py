@@ -12,6 +12,9 @@ def to_numpy(variable: Any) -> np.ndarray:
     """The value of a Keras variable or tensor on any backend.
 
     `ops.convert_to_numpy` hands a variable itself to NumPy 2, which warns; a copy is a plain tensor.
+
+    >>> klb.layers.to_numpy(model.get_layer("kind").bias).shape
+    (2,)
     """
     return ops.convert_to_numpy(ops.copy(variable))
 

@@ -28,6 +28,11 @@ class QuantActivation(keras.layers.Layer):
     activation: as in `keras.layers.Activation`, None for the range alone.   quantizer: object, name or dict,
     "activation" (8 bits, asymmetric) by default. Any shape in, the same shape out.
     Under ``trainable=False`` the range stands still in `fit`; `calibrate` sets it all the same.
+
+    >>> layer = klb.layers.QuantActivation("relu")
+    >>> y = layer(images, training=True)  # the range follows what it sees
+    >>> len(np.unique(y)) <= 256
+    True
     """
 
     def __init__(self, activation: Any = None, quantizer: Any = "activation", **kwargs: Any) -> None:

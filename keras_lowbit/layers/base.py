@@ -47,6 +47,9 @@ class QuantizedLayer(keras.layers.Layer):
     stands where the integer operation ends: behind no activation, relu or relu6, which fuse with it, and before
     any other (softmax, sigmoid, ...), which is an operation of its own. The stock layer's weights keep their places;
     quantizer state lives in sub-layers. Under ``trainable=False`` ranges stand still in `fit`, as a batch norm's statistics do.
+
+    >>> [layer.name for layer in klb.layers.find_layers(ternary, klb.layers.QuantizedLayer)]
+    ['first', 'depthwise', 'pointwise', 'kind']
     """
 
     #: Axes of the kernel that tell output channels apart: the `output_axes` of its `numerics.kernel_layouts.KernelLayout`.

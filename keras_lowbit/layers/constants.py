@@ -31,7 +31,9 @@ class ChannelAffine(Plain):
     The integer graph has them in the factors and biases of a depthwise convolution, so nothing is rounded but the result.
     use_scale, use_offset: what there is of the two. scale [C] starts as ones, offset [C] as zeros. Any shape in, the same out.
 
-    >>> layer = keras_lowbit.layers.ChannelAffine(name="gamma_and_beta")
+    >>> layer = klb.layers.ChannelAffine(name="gamma_and_beta")
+    >>> layer(images).shape
+    TensorShape([32, 8, 8, 3])
     """
 
     def __init__(self, use_scale: bool = True, use_offset: bool = True, **kwargs: Any) -> None:
@@ -103,6 +105,9 @@ class AddConstant(_Constant):
     ``s = max|c| / 127``; its gradient passes through.
     shape: of the constant, without the batch: as many axes as the input has behind its batch, each of the input's size or of
     size 1; ValueError for another. It starts as zeros.
+
+    >>> klb.layers.AddConstant(shape=(4, 1))(np.ones((1, 4, 3), "float32")).shape
+    TensorShape([1, 4, 3])
     """
 
     def call(self, inputs: Any) -> Any:
@@ -115,6 +120,9 @@ class MultiplyConstant(_Constant):
     """``y = x * c`` for a trainable constant of every position, such as the slopes of a PReLU.
 
     The constant is held to 8 bits as that of `AddConstant`. shape: as there. It starts as ones.
+
+    >>> klb.layers.MultiplyConstant(shape=(1, 3))(np.full((1, 4, 3), 2.0, "float32")).numpy().max()
+    np.float32(2.0)
     """
 
     _START = "ones"
@@ -133,6 +141,10 @@ class MaskScores(Plain):
     smallest score (`ActivationRange.room_below`).
     shape: of the mask, without the batch: as many axes as the input has behind its batch, each of the input's size or of size
     1. The mask itself, `allowed`, is a weight that does not train, 1 and 0; it starts as ones.
+
+    >>> mask = klb.layers.MaskScores(shape=(1, 3))
+    >>> mask(np.ones((1, 4, 3), "float32")).shape
+    TensorShape([1, 4, 3])
     """
 
     def __init__(self, shape: Any, **kwargs: Any) -> None:
@@ -172,6 +184,9 @@ class InverseRoot(Plain):
     """``y = 1 / sqrt(factor * x + epsilon)``, as a normalization has it of a sum of squares: one table in the integer graph.
 
     factor, epsilon: numbers above 0. Any shape in, the same out; x below 0 counts as 0.
+
+    >>> float(klb.layers.InverseRoot(factor=4.0, epsilon=1e-6)(np.ones((1, 1), "float32"))[0, 0])
+    0.49999...
     """
 
     def __init__(self, factor: float = 1.0, epsilon: float = 1e-3, **kwargs: Any) -> None:

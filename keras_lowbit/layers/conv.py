@@ -29,6 +29,10 @@ class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
 
     Input [batch, steps, c_in], output [batch, new_steps, c_out]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+
+    >>> layer = klb.layers.QuantConv1D(4, 3, kernel_quantizer="ternary")
+    >>> layer(np.ones((2, 10, 3), "float32")).shape
+    TensorShape([2, 8, 4])
     """
 
     filter_axes = LAYOUTS["Conv1D"].output_axes
@@ -49,7 +53,9 @@ class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
     Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
 
-    >>> layer = QuantConv2D(64, 3, kernel_quantizer="ternary", padding="same")
+    >>> layer = klb.layers.QuantConv2D(4, 3, kernel_quantizer="ternary", padding="same")
+    >>> layer(images).shape
+    TensorShape([32, 8, 8, 4])
     """
 
     filter_axes = LAYOUTS["Conv2D"].output_axes
@@ -66,6 +72,10 @@ class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
     An output channel is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
     [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+
+    >>> layer = klb.layers.QuantDepthwiseConv2D(3, padding="same", kernel_quantizer="uniform")
+    >>> layer(images).shape
+    TensorShape([32, 8, 8, 3])
     """
 
     filter_axes = LAYOUTS["DepthwiseConv2D"].output_axes
@@ -88,6 +98,10 @@ class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
 
     Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
     kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+
+    >>> layer = klb.layers.QuantConv2DTranspose(4, 2, strides=2, kernel_quantizer="uniform")
+    >>> layer(images).shape
+    TensorShape([32, 16, 16, 4])
     """
 
     filter_axes = LAYOUTS["Conv2DTranspose"].output_axes

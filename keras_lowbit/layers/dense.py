@@ -16,6 +16,10 @@ class QuantDense(QuantizedLayer, keras.layers.Dense):
 
     Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer,
     bias_quantizer, output_quantizer (see `QuantizedLayer`).
+
+    >>> layer = klb.layers.QuantDense(10, kernel_quantizer="ternary", output_quantizer="activation")
+    >>> layer(np.ones((2, 5), "float32")).shape
+    TensorShape([2, 10])
     """
 
     filter_axes = LAYOUTS["Dense"].output_axes

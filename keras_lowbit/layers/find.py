@@ -16,6 +16,9 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
 
     The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
     `keras_lowbit.tfmot`) lists its own, in `quantizer_hosts()`.
+
+    >>> [path for path, host in klb.layers.hosts(ternary) if path.startswith("first")]
+    ['first/kernel_quantizer']
     """
     if hasattr(model, "quantizer_hosts"):
         return model.quantizer_hosts()
@@ -63,6 +66,8 @@ def set_ratio(model: Any, ratio: float) -> None:
     """Let every stochastic quantizer of `model` quantize `ratio` (0 to 1) of its units in each training step.
 
     Raises ValueError for a ratio outside [0, 1] and for a model without stochastic quantizers.
+
+    >>> klb.layers.set_ratio(ternary, 0.5)  # in training half of the filters of each layer are ternary
     """
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"A ratio is a fraction of the units in [0, 1], got {ratio!r}. For 50 % write 0.5.")
@@ -75,6 +80,9 @@ def freeze_ranges(model: Any, frozen: bool = True) -> int:
 
     Returns how many ranges there are; static ones (given as arguments) have nothing to freeze. Raises
     ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
+
+    >>> klb.freeze_ranges(quantized)
+    6
     """
     ranges = [(path, host) for path, host in hosts(model) if "frozen" in host.state]
     unseen = [path for path, host in ranges if float(to_numpy(host.state["count"])) <= 0]

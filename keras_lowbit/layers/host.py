@@ -90,6 +90,11 @@ class QuantizerHost(keras.layers.Layer):
     quantizer: object, short name or plain dict.
     filter_axes: axes that tell output channels apart, () for activations.
     Input and output: any shape, the same; build with the shape of the tensor to quantize.
+
+    >>> host = klb.layers.QuantizerHost("ternary", filter_axes=(-1,))
+    >>> weights = np.linspace(-1, 1, 8, dtype="float32").reshape(4, 2)
+    >>> len(np.unique(np.abs(host(weights)), axis=0)) <= 4
+    True
     """
 
     built: bool

@@ -14,8 +14,9 @@ class KeepFloat(keras.layers.Layer):
     `quantize_model` puts it in front of what `skip=` names; a network of drop-in layers may have it too. It can stand
     behind an input, which then is float32 in the file, or behind a range. Any shape and type in, the same out.
 
-    >>> x = keras_lowbit.layers.KeepFloat()(keras.Input((5,)))                  # raw sensor values
-    >>> x = keras_lowbit.layers.QuantActivation()(keras.layers.Normalization(mean=m, variance=v)(x))
+    >>> inputs = keras.Input((5,))  # raw sensor values
+    >>> features = keras.layers.Normalization(mean=[0.0] * 5, variance=[1.0] * 5)(klb.layers.KeepFloat()(inputs))
+    >>> features = klb.layers.QuantActivation()(features)
     """
 
     def __init__(self, **kwargs: Any) -> None:

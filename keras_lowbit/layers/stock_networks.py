@@ -27,8 +27,9 @@ def set_weights(model: Any, weights: Sequence[Any]) -> None:
     Raises ValueError, and changes nothing, if number or shapes fit neither, or if a quantizer of `model` has state found
     from other weights.
 
-    >>> model = keras.Sequential([keras.Input((8, 8, 3)), QuantConv2D(4, 3, kernel_quantizer="ternary")])
-    >>> set_weights(model, stock.get_weights())
+    >>> stock = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    >>> drop_in = keras.Sequential([keras.Input((8, 8, 3)), klb.layers.QuantConv2D(4, 3, kernel_quantizer="ternary")])
+    >>> klb.layers.set_weights(drop_in, stock.get_weights())
     """
     check_layer(model)
     stock = stock_weights(model)
@@ -56,10 +57,11 @@ def load_model(filepath: Any, custom_objects: Mapping[str, Any], **options: Any)
     The optimizer comes along, but not out of .h5, from which Keras does not get its state: compile that model. Raises
     ValueError if the model has none of the stock layers named, or drop-in layers already.
 
-    >>> class TernaryConv2D(QuantConv2D):
+    >>> class TernaryConv2D(klb.layers.QuantConv2D):
     ...     def __init__(self, *args, **kwargs):
     ...         super().__init__(*args, **{"kernel_quantizer": "ternary"} | kwargs)
-    >>> model = load_model("stock.keras", {"Conv2D": TernaryConv2D})
+    >>> model.save("stock.keras")
+    >>> drop_in = klb.layers.load_model("stock.keras", {"Conv2D": TernaryConv2D})
     """
     replaced = {name for name in custom_objects if hasattr(keras.layers, name)}
     others = {name: found for name, found in custom_objects.items() if name not in replaced}

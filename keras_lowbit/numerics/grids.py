@@ -17,6 +17,10 @@ class Quantized(NamedTuple):
 
     codes: integers (stored as float32 while training, int8 once exported), the layout of the real tensor.
     scale: size of one step, broadcasts against `codes`.   zero_point: the code of real 0.0, an integer.
+
+    >>> found = klb.quantizers.Quantized(np.array([-1, 0, 1]), np.float32(0.5))
+    >>> found.real
+    array([-0.5,  0. ,  0.5], dtype=float32)
     """
 
     codes: Tensor

@@ -24,6 +24,10 @@ class Requantize:
     multiplier, shift: int32 [channels] or one: `total * multiplier * 2**(shift - 31)`, rounded twice (convolutions); shift
     from -31 to 31.   factor: float64 [channels] or one, in place of both: `total * factor`, rounded once (dense layers).
     zero_point: of the output.   low, high: codes that a fused activation lets through. ValueError for what does not fit.
+
+    >>> codes, kernel = np.full((1, 8), 100, "int8"), klb.ops.pack_kernel(np.ones((8, 3), "int8"))
+    >>> klb.ops.ternary_dense(codes, kernel, output=klb.ops.Requantize(factor=0.1)).numpy()
+    array([[80, 80, 80]], dtype=int8)
     """
 
     multiplier: Any = None
@@ -44,7 +48,12 @@ class Requantize:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rescale:
-    """float32 `clip(float(total) * scale, low, high)`.   scale: float32 [channels] or one."""
+    """float32 `clip(float(total) * scale, low, high)`.   scale: float32 [channels] or one.
+
+    >>> codes, kernel = np.full((1, 8), 100, "int8"), klb.ops.pack_kernel(np.ones((8, 3), "int8"))
+    >>> klb.ops.ternary_dense(codes, kernel, output=klb.ops.Rescale(0.5)).numpy()
+    array([[400., 400., 400.]], dtype=float32)
+    """
 
     scale: Any
     low: float = -FLOAT_LIMIT
@@ -58,6 +67,9 @@ class ResidualAdd:
     codes: int8, of the layer's output shape.   first, second, output: (multiplier, shift) of the layer's own scale, of the
     scale of `codes`, and of the way back.   zero_point: of `codes`.   output_zero_point, low, high: of the result.
     ValueError for what does not fit.
+
+    >>> one = (1 << 30, 0)  # multiplier and shift of a factor of 1/2
+    >>> shortcut = klb.ops.ResidualAdd(np.zeros((1, 3), "int8"), first=one, second=one, output=one)
     """
 
     codes: Any

@@ -34,7 +34,11 @@ def clustered_ternary_conv2d(
     residual: an int8 addition after `Requantize`. No gradient: integers. ValueError (InvalidArgumentError inside a graph)
     for shapes and values that do not fit.
 
-    >>> y = clustered_ternary_conv2d(x, pack_ternary(codes, scales, 4), input_zero_point=-128, padding="SAME")
+    >>> codes, scales = np.ones((3, 3, 8, 16), "int8"), np.ones((2, 16), "int8")
+    >>> x = np.zeros((1, 12, 12, 8), "int8")
+    >>> packed = klb.ops.pack_ternary(codes, scales, cluster_size=4)
+    >>> klb.ops.clustered_ternary_conv2d(x, packed, input_zero_point=-128, padding="SAME").shape
+    TensorShape([1, 12, 12, 16])
     """
     images, packed = _int8(images, 4), _checked(packed)
     strides, dilations, padding = _window(strides, dilations, padding)
@@ -57,7 +61,12 @@ def clustered_ternary_conv2d(
 
 
 def int8_conv2d(images: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
-    """As `clustered_ternary_conv2d`, on weights from `pack_int8`."""
+    """As `clustered_ternary_conv2d`, on weights from `pack_int8`.
+
+    >>> x, kernel = np.zeros((1, 12, 12, 8), "int8"), klb.ops.pack_int8(np.ones((3, 3, 8, 16), "int8"))
+    >>> klb.ops.int8_conv2d(x, kernel, strides=2).shape
+    TensorShape([1, 5, 5, 16])
+    """
     return clustered_ternary_conv2d(images, packed, **arguments)
 
 
@@ -74,6 +83,10 @@ def ternary_dense(
 
     inputs: int8 [..., C].   packed: from `pack_ternary` or `pack_int8`, kernel [C, C'].   The rest, the result [..., C']
     and the errors as in `clustered_ternary_conv2d`.
+
+    >>> kernel = klb.ops.pack_ternary(np.array([[1, 0], [-1, 1]], "int8"))
+    >>> klb.ops.ternary_dense(np.array([[5, 3]], "int8"), kernel).numpy()
+    array([[2, 3]], dtype=int32)
     """
     inputs, packed = _int8(inputs, None), _checked(packed)
     _zero_point(input_zero_point)
@@ -91,7 +104,11 @@ def ternary_dense(
 
 
 def int8_dense(inputs: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
-    """As `ternary_dense`, on weights from `pack_int8`."""
+    """As `ternary_dense`, on weights from `pack_int8`.
+
+    >>> klb.ops.int8_dense(np.full((1, 8), 2, "int8"), klb.ops.pack_int8(np.full((8, 3), 5, "int8"))).numpy()
+    array([[80, 80, 80]], dtype=int32)
+    """
     return ternary_dense(inputs, packed, **arguments)
 
 
@@ -111,6 +128,9 @@ def int8_depthwise_conv2d(
 
     kernel: int8 [KH, KW, C, M], not packed. The rest as in `clustered_ternary_conv2d`; the fallback needs a known height
     and width.
+
+    >>> klb.ops.int8_depthwise_conv2d(np.zeros((1, 12, 12, 8), "int8"), np.ones((3, 3, 8, 1), "int8")).shape
+    TensorShape([1, 10, 10, 8])
     """
     images, kernel = _int8(images, 4), _int8(kernel, 4)
     strides, dilations, padding = _window(strides, dilations, padding)

@@ -33,7 +33,13 @@ TEXTS, NUMBERS = ("CompiledKernels", "ActiveKernel", "ForceKernel"), ("PeakGmacs
 
 
 class LibraryError(RuntimeError):
-    """The compiled op library cannot be used; the message says why and what to do."""
+    """The compiled op library cannot be used; the message says why and what to do.
+
+    >>> try:
+    ...     path = klb.ops.load()
+    ... except klb.ops.LibraryError as error:
+    ...     print(error)
+    """
 
 
 class Loaded(NamedTuple):
@@ -68,6 +74,8 @@ def load() -> Path:
     """Loads the library and registers its ops, once; its path. A process that serves a SavedModel calls this first.
 
     LibraryError if there is no library, it was built for another TensorFlow, or it does not load.
+
+    >>> path = klb.ops.load() if not klb.ops.why_not() else None
     """
     return _load().path
 
@@ -97,7 +105,11 @@ def find() -> Path | None:
 
 
 def why_not() -> str:
-    """Why the compiled library is not used; empty if it is."""
+    """Why the compiled library is not used; empty if it is.
+
+    >>> klb.ops.why_not() == "" or klb.ops.active_kernel() == "tf_fallback"
+    True
+    """
     if _fallback_wanted():
         return "the fallback in plain TensorFlow was asked for by name"
     try:
@@ -108,7 +120,11 @@ def why_not() -> str:
 
 
 def available_kernels() -> list[str]:
-    """ISA targets that run on this CPU, best first; the last is "tf_fallback", in plain TensorFlow."""
+    """ISA targets that run on this CPU, best first; the last is "tf_fallback", in plain TensorFlow.
+
+    >>> klb.ops.available_kernels()[-1]
+    'tf_fallback'
+    """
     try:
         names = [target.name for target in compiled_kernels() if target.supported]
     except LibraryError:
@@ -117,7 +133,11 @@ def available_kernels() -> list[str]:
 
 
 def compiled_kernels() -> list[IsaTarget]:
-    """All ISA targets in the library, best first. LibraryError if it cannot be loaded."""
+    """All ISA targets in the library, best first. LibraryError if it cannot be loaded.
+
+    >>> if not klb.ops.why_not():
+    ...     kernels = klb.ops.compiled_kernels()
+    """
     lines = _text(_load().handle.KerasLowbitCompiledKernels()).splitlines()
     return [IsaTarget(name, needs, supported == "1") for name, needs, supported in (line.split("\t") for line in lines)]
 
@@ -126,6 +146,9 @@ def active_kernel() -> str:
     """The kernel that runs: forced by `using_kernel` or `KERAS_LOWBIT_KERNEL`, else the first available.
 
     ValueError for a forced name that is unknown or that this CPU cannot run, with the choices.
+
+    >>> klb.ops.active_kernel() in klb.ops.available_kernels()
+    True
     """
     loaded = loaded_or_none()
     if loaded is None:
@@ -154,6 +177,8 @@ def ceilings() -> Ceilings | None:
     """This machine's ceilings from loops in the compiled library, half a second; None without the library.
 
     MemoryError where the 256 MB to be read do not fit.
+
+    >>> found = klb.ops.ceilings() if klb.ops.why_not() == "" else None
     """
     found = loaded_or_none()
     if found is None:
@@ -171,6 +196,10 @@ def using_kernel(name: str) -> Iterator[None]:
 
     For tests and measurements: it counts for all threads; behind it, what counted before. ValueError for an unknown name,
     with the choices.
+
+    >>> with klb.ops.using_kernel("tf_fallback"):
+    ...     klb.ops.active_kernel()
+    'tf_fallback'
     """
     before = _STATE.forced
     try:

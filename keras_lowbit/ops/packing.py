@@ -48,6 +48,9 @@ class Layout:
     kind: "ternary" or "int8".   kernel_shape: (rows, columns, input channels of a group, output channels), or (inputs,
     outputs) of a dense layer.   cluster_size: input channels that share a scale; 0: no scales.   per_tap: one scale for
     each kernel position too.   groups: of the convolution.   largest: the largest magnitude of an integer weight.
+
+    >>> klb.ops.pack_kernel(np.ones((8, 3), "int8")).layout.kind
+    'ternary'
     """
 
     kind: str
@@ -142,7 +145,11 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedWeights:
-    """Packed weights: a layout and its arrays, as NumPy arrays or (inside layers and graphs) as tensors of those shapes."""
+    """Packed weights: a layout and its arrays, as NumPy arrays or (inside layers and graphs) as tensors of those shapes.
+
+    >>> klb.ops.pack_kernel(np.ones((256, 64), "int8")).data.nbytes  # two bits a weight
+    4096
+    """
 
     layout: Layout
     data: NDArray[np.uint8]
@@ -178,8 +185,10 @@ def pack_ternary(
     consecutive input channels that share a scale, all of them by default.   groups: of the convolution. ValueError with
     the offending values for anything else, and where a sum could leave int32.
 
-    >>> packed = pack_ternary(codes, scales, cluster_size=4)
-    >>> kernel = unpack(packed)                                   # codes times scales, int8
+    >>> codes, scales = np.ones((3, 3, 8, 16), "int8"), np.full((2, 16), 5, "int8")
+    >>> packed = klb.ops.pack_ternary(codes, scales, cluster_size=4)
+    >>> klb.ops.unpack(packed).max()  # codes times scales, int8
+    np.int8(5)
     """
     codes = _checked_codes(codes, (-1, 1), "put what multiplies them into scales")
     inputs = codes.shape[-2]
@@ -197,6 +206,9 @@ def pack_int8(kernel: ArrayLike, groups: int = 1) -> PackedWeights:
     """Packs int8 weights -127..127, [kh, kw, c_in / groups, c_out] or [c_in, c_out], one byte each.
 
     ValueError as in `pack_ternary`.
+
+    >>> klb.ops.unpack(klb.ops.pack_int8(np.full((8, 3), 5, "int8"))).max()
+    np.int8(5)
     """
     kernel = _checked_codes(kernel, (-LARGEST_SCALE, LARGEST_SCALE), "quantize them to int8")
     largest = int(np.abs(kernel.astype(np.int16)).max())
@@ -208,6 +220,9 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] = (64
 
     One cluster of all input channels (one scale per output channel) is tried first, then `sizes` in turn; smaller
     clusters pay more for their scales and padding than two-bit weights save in time.
+
+    >>> klb.ops.pack_kernel(np.array([[7, 0], [-7, 7]], "int8")).layout.kind  # one magnitude
+    'ternary'
     """
     packed = pack_if_ternary(kernel, groups, sizes)
     return pack_int8(kernel, groups) if packed is None else packed
@@ -231,6 +246,10 @@ def unpack(packed: PackedWeights) -> NDArray[np.int8]:
     """The integer weights `scale * code` as int8, in the shape that was packed.
 
     ValueError if the arrays do not fit the layout.
+
+    >>> kernel = np.array([[1, 0], [-1, 1]], "int8")
+    >>> bool((klb.ops.unpack(klb.ops.pack_ternary(kernel)) == kernel).all())
+    True
     """
     packed.check()
     kernel = unpack_codes(packed).astype(np.int16) * spread_scales(packed)

@@ -34,6 +34,10 @@ class AdjustableThreshold(LearnedQuantizer):
     Goncharenko et al. 2018, arXiv:1812.07872.   Differs: the S printed for signed tensors would cut half the range off; an
     unsigned left end stays 0, without which 0.0 has no code; signed symmetric activations use the code -q - 1 too, to
     which int8 arithmetic saturates.
+
+    >>> fat = klb.quantizers.AdjustableThreshold(klb.quantizers.Uniform(4), calibration="mse")
+    >>> sorted(fat.state_specs((3, 3, 8, 16), filter_axes=(-1,)))
+    ['factor', 'threshold']
     """
 
     name: ClassVar[str] = "adjustable_threshold"

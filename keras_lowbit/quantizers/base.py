@@ -35,6 +35,9 @@ class StateSpec:
     limits: a trainable variable is brought back into this closed interval after every step of the optimizer.
     seed: the variable is a `keras.random.SeedGenerator` started from `initial` (None: a random seed).
     setting: a schedule or the user sets it; the others hold what was found from weights or data.
+
+    >>> klb.quantizers.StateSpec(shape=(1, 1, 1, 16), initial=1.0, trainable=True).shape
+    (1, 1, 1, 16)
     """
 
     shape: tuple[int, ...] = ()
@@ -53,6 +56,11 @@ class Quantizer:
     trainable state, `__call__`) and `tuning_start`; those of activations see `ActivationQuantizer`.
     `filter_axes` are the axes of the tensor that tell output channels apart: (-1,) for Conv2D and Dense kernels,
     (2, 3) for DepthwiseConv2D, (2,) for Conv2DTranspose, () for activations and biases.
+
+    >>> ternary = klb.quantizers.get("ternary")  # a Quantizer
+    >>> found = ternary.encode(np.array([[-1.0], [0.1], [0.8]], "float32"), state={}, filter_axes=(-1,))
+    >>> np.array(found.codes).ravel()
+    array([-1.,  0.,  1.], dtype=float32)
     """
 
     name: ClassVar[str] = ""
@@ -117,7 +125,11 @@ class Quantizer:
 
 @dataclasses.dataclass(frozen=True)
 class ActivationQuantizer(Quantizer):
-    """Base of the quantizers of activations, whose grid is a range that data or the arguments decide."""
+    """Base of the quantizers of activations, whose grid is a range that data or the arguments decide.
+
+    >>> isinstance(klb.quantizers.get("activation"), klb.quantizers.ActivationQuantizer)
+    True
+    """
 
     @property
     def for_activations(self) -> bool:
@@ -147,7 +159,11 @@ class ActivationQuantizer(Quantizer):
 
 
 def is_activation_quantizer(quantizer: Any) -> TypeGuard[ActivationQuantizer]:
-    """Whether `quantizer` gives activations their range; True for `DynamicFixedPoint`, which quantizes kernels too."""
+    """Whether `quantizer` gives activations their range; True for `DynamicFixedPoint`, which quantizes kernels too.
+
+    >>> klb.quantizers.is_activation_quantizer(klb.quantizers.Ternary())
+    False
+    """
     return isinstance(quantizer, ActivationQuantizer) and quantizer.for_activations
 
 
@@ -156,7 +172,16 @@ Q = TypeVar("Q", bound=type[Quantizer])
 
 
 def register(cls: Q) -> Q:
-    """Class decorator: makes a quantizer known under its `name`."""
+    """Class decorator: makes a quantizer known under its `name`.
+
+    >>> @klb.quantizers.register
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Seven(klb.quantizers.Uniform):
+    ...     bits: int = 7
+    ...     name = "seven"
+    >>> klb.quantizers.get("seven").bits
+    7
+    """
     if cls.name in _REGISTRY:
         raise ValueError(f"A quantizer named {cls.name!r} exists already: {_REGISTRY[cls.name]}. Choose another.")
     _REGISTRY[cls.name] = cls
@@ -164,12 +189,20 @@ def register(cls: Q) -> Q:
 
 
 def known_names() -> list[str]:
-    """The short names `get` understands, sorted."""
+    """The short names `get` understands, sorted.
+
+    >>> "ternary" in klb.quantizers.known_names()
+    True
+    """
     return sorted(_REGISTRY)
 
 
 def get(identifier: Any) -> Quantizer | None:
-    """A quantizer from a short name (``"ternary"``), a plain dict, a class or an object; None stays None."""
+    """A quantizer from a short name (``"ternary"``), a plain dict, a class or an object; None stays None.
+
+    >>> klb.quantizers.get("binary") == klb.quantizers.get(klb.quantizers.Binary)
+    True
+    """
     if identifier is None or isinstance(identifier, Quantizer):
         return identifier
     if isinstance(identifier, str):
@@ -185,12 +218,20 @@ def get(identifier: Any) -> Quantizer | None:
 
 
 def serialize(quantizer: Quantizer | None) -> dict[str, Any] | None:
-    """The plain JSON dict of a quantizer, or None."""
+    """The plain JSON dict of a quantizer, or None.
+
+    >>> klb.quantizers.serialize(klb.quantizers.Binary())
+    {'name': 'binary', 'granularity': 'channel'}
+    """
     return None if quantizer is None else quantizer.get_config()
 
 
 def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
-    """The quantizer of a plain dict as `serialize` writes it."""
+    """The quantizer of a plain dict as `serialize` writes it.
+
+    >>> klb.quantizers.deserialize({"name": "binary", "granularity": "tensor"})
+    Binary(granularity='tensor')
+    """
     if config is None:
         return None
     if "name" not in config:

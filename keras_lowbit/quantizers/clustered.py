@@ -35,6 +35,11 @@ class ClusterCodes(NamedTuple):
     pattern: int8 in the kernel's layout, -1 / 0 / 1 or -7 .. 7.
     alphas: int8 0 .. 127, [ceil(IC / N), OC], or [KH, KW, ceil(IC / N), OC] for groups of single weights.
     exponent: int32 [OC], the same number everywhere if the kernel shares one.
+
+    >>> clusters = klb.quantizers.Clustered("ternary", cluster_size=4)
+    >>> kernel = np.random.normal(size=(3, 3, 8, 16)).astype("float32")
+    >>> clusters.structure(kernel, state={}, filter_axes=(-1,)).alphas.shape  # two clusters of four channels
+    (2, 16)
     """
 
     pattern: np.ndarray
@@ -73,7 +78,7 @@ class Clustered(Quantizer):
     Mellempudi et al. 2017, arXiv:1701.08978; FGQ: arXiv:1705.01462. Only abstracts and notes of both were at hand: "rms"
     is a reconstruction, with the support of the nearest value where the literal reading fits badly.
 
-    >>> Clustered(Ternary(), cluster_size=64, calibration="mse").bits
+    >>> klb.quantizers.Clustered("ternary", cluster_size=64, calibration="mse").bits
     2
     """
 

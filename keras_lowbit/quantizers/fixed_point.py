@@ -41,6 +41,10 @@ class DynamicFixedPoint(ActivationRange):
     One class for both, since files and recipes name the format once: a tensor with `filter_axes` is a kernel.
     bits: 2 to 8.   signed: None decides by the data; kernels are always signed.   Others: as in `ActivationRange`.
     Mellempudi et al. 2017, arXiv:1701.08978 (reconstructed, see the study), with the formulas of arXiv:1802.00930.
+
+    >>> host = klb.layers.QuantizerHost(klb.quantizers.DynamicFixedPoint(bits=4), filter_axes=(-1,))
+    >>> host(np.array([[-1.75], [0.3], [1.0]], "float32")).numpy().ravel()  # steps of 1/4
+    array([-1.75,  0.25,  1.  ], dtype=float32)
     """
 
     name: ClassVar[str] = "dynamic_fixed_point"

@@ -35,6 +35,9 @@ class Incremental(Quantizer):
     hybrid_evaluation: evaluate frozen and float weights as they are; by default inference snaps all to the grid.
     State: mask (1 = frozen), codes, scale, portion in [0, 1], zeros (count of pruned weights).
     Zhou et al. 2017, arXiv:1702.03044, sections 2.2 and 2.3, eq. 5 to 8, Algorithm 1.
+
+    >>> inq = klb.quantizers.Incremental(klb.quantizers.PowerOfTwo(5))
+    >>> recipe = klb.recipes.get("inq-5").replace(plan=[klb.recipes.Rule(inq)])
     """
 
     name: ClassVar[str] = "incremental"

@@ -22,6 +22,10 @@ class KeptScale(Uniform):
     training, and before any was given, s comes from the weights as `Uniform` says: a scale never meets other weights.
     Weights beyond the grid saturate. `scale_state` makes the state.
     State: scale, largest; one for each group of weights that share a scale.
+
+    >>> kept = klb.quantizers.KeptScale(bits=8)
+    >>> sorted(kept.state_specs((3, 3, 8, 16), filter_axes=(-1,)))
+    ['largest', 'scale']
     """
 
     name: ClassVar[str] = "kept_scale"

@@ -42,6 +42,9 @@ class LearnedStep(_FollowsNoWeights):
     limits: of f; 0 gradient outside, and brought back.
     Esser et al. 2020, arXiv:1902.08153, section 2, eq. 1 to 3.   Differs: weights leave the code -q - 1 out, for LiteRT;
     s_0 of activations comes from calibration and not from ``2 mean |x| / sqrt(q)`` of the first batch.
+
+    >>> lsq = klb.quantizers.LearnedStep(klb.quantizers.Uniform(4))
+    >>> recipe = klb.recipes.get("int8").replace(name="lsq-4", plan=[klb.recipes.Rule(lsq)])
     """
 
     name: ClassVar[str] = "learned_step"
@@ -97,6 +100,10 @@ class LearnedPowerOfTwo(_FollowsNoWeights):
     ``u = round(v)``), ``s ln 2`` times the code outside; the ceil counts as the identity.
     T_0: ``max |w|`` of weights, at `calibrate` or the first training step; the calibrated range of activations.
     Jain et al. 2020, arXiv:1903.08066, section 3, eq. 1 to 8.   Differs: weights leave the code -2^(bits-1) out, for LiteRT.
+
+    >>> tqt = klb.quantizers.LearnedPowerOfTwo(klb.quantizers.Uniform(8, granularity="tensor"))
+    >>> sorted(tqt.state_specs((3, 3, 8, 16)))
+    ['log2_factor', 'threshold']
     """
 
     name: ClassVar[str] = "learned_power_of_two"

@@ -36,6 +36,10 @@ class PowerOfTwo(Quantizer):
         0.52; "mse": 57 and 43 %, 0.25 and 0.13); at 4 and 5 bits they differ little.
     Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which
     with "max" only values that grew after n1 was fixed can reach; "mse" is not from the paper.
+
+    >>> host = klb.layers.QuantizerHost(klb.quantizers.PowerOfTwo(bits=3))
+    >>> host(np.array([-1.0, -0.4, 0.1, 0.7, 1.0], "float32")).numpy()
+    array([-1. , -0.5,  0. ,  0.5,  1. ], dtype=float32)
     """
 
     name: ClassVar[str] = "power_of_two"

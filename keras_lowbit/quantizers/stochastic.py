@@ -41,6 +41,10 @@ class Stochastic(Quantizer):
     State: ratio in [0, 1], 1 at first, set by `callbacks.RatioSchedule`; the generator; the base's own.
     Ratio 0 gives the bits of w, ratio 1 the bits of the base, whatever was drawn.
     Dong et al. 2017, arXiv:1708.01001, sections 3.1 to 3.4 and Algorithm 1.
+
+    >>> sq = klb.quantizers.Stochastic(klb.quantizers.Binary(), probability="softmax")
+    >>> sq.base
+    Binary(granularity='channel')
     """
 
     name: ClassVar[str] = "stochastic"

@@ -30,7 +30,7 @@ class Binary(Quantizer):
     Codes -1, +1; scale alpha >= 0, in the units of w.
     Rastegari et al. 2016, arXiv:1603.05279, section 3.1 (BWN).
 
-    >>> Binary()
+    >>> klb.quantizers.Binary()
     Binary(granularity='channel')
     """
 
@@ -70,7 +70,7 @@ class Ternary(Quantizer):
     Li et al. 2016, arXiv:1605.04711, eq. 6. The official TWN code is granularity="tensor", scale_granularity="tensor";
     the official SQ code is granularity="tensor", centered=True.
 
-    >>> Ternary(factor=0.7) == get({"name": "ternary"})
+    >>> klb.quantizers.Ternary(factor=0.7) == klb.quantizers.get({"name": "ternary"})
     True
     """
 

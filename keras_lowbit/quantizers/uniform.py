@@ -36,6 +36,9 @@ class Uniform(Quantizer):
     error ("mse").
     s is the size of one step, in the units of w; 0 for a group of zeros, whose codes are 0.
     Jacob et al. 2018, arXiv:1712.05877, section 2; narrow range as the LiteRT int8 specification asks.
+
+    >>> klb.quantizers.get({"name": "uniform", "bits": 4})
+    Uniform(bits=4, granularity='channel', calibration='max', percentile=99.99)
     """
 
     name: ClassVar[str] = "uniform"
@@ -98,6 +101,10 @@ class ActivationRange(ActivationQuantizer):
     State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone, as it does in
     layers with ``trainable=False``).
     Jacob et al. 2018, arXiv:1712.05877, section 3.1; 16 bits: LiteRT's quantization specification.
+
+    >>> six = klb.quantizers.ActivationRange(minimum=0.0, maximum=6.0)  # a fixed range
+    >>> len(np.unique(klb.layers.QuantizerHost(six)(np.linspace(-1, 7, 1000, dtype="float32"))))
+    256
     """
 
     name: ClassVar[str] = "activation"

@@ -86,12 +86,20 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
 
 
 def names() -> list[str]:
-    """The names `get` understands."""
+    """The names `get` understands.
+
+    >>> "int8" in klb.recipes.names()
+    True
+    """
     return sorted(_CATALOG)
 
 
 def get(identifier: Any) -> Recipe:
-    """A recipe from its name, a dict as `Recipe.get_config` writes it, or a recipe itself."""
+    """A recipe from its name, a dict as `Recipe.get_config` writes it, or a recipe itself.
+
+    >>> klb.recipes.get("sq-twn").schedule
+    {'ratio': 'exponential'}
+    """
     if isinstance(identifier, Recipe):
         return identifier
     if isinstance(identifier, Mapping):

@@ -30,7 +30,7 @@ def dfp(
     dynamic fixed point with an exponent for each channel; None clusters them like the others.
     The paper keeps the first layer at 8 bits; for the last one it is not clear, and it has no depthwise layers.
 
-    >>> dfp(4, 64, last=None).name
+    >>> klb.recipes.dfp(4, 64, last=None).name
     'dfp-4w8a-n64'
     """
     if weight_bits not in (2, 3, 4):

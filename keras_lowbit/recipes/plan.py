@@ -25,6 +25,10 @@ class Rule:
 
     layers: regular expression that must match the whole name or the whole path.   kinds: any of `KINDS`, empty
     for all.   position: "first" or "last" weighted layer of the model, or "any".
+
+    >>> rule = klb.recipes.Rule(klb.quantizers.Uniform(8), layers=r"block_1_.*", kinds=("depthwise",))
+    >>> rule.matches("depthwise", "block_1_depthwise", "depthwise", ())
+    True
     """
 
     kernel: Quantizer | None
@@ -71,6 +75,11 @@ class Recipe:
     (the papers' SQ).
     schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` (SQ), ``{"portions": 5}`` (INQ) or {}.
     training: defaults of the source, for people.   source: paper and section.
+
+    >>> first = klb.recipes.Rule(klb.quantizers.Uniform(8), position="first")
+    >>> recipe = klb.recipes.get("twn").replace(name="twn-but-first", plan=[first, klb.recipes.Rule(klb.quantizers.Ternary())])
+    >>> klb.recipes.Recipe.from_json(recipe.to_json()) == recipe
+    True
     """
 
     name: str

@@ -32,6 +32,10 @@ class Report:
     outputs: end to end on `samples` of the data, against the reference and labels where these were given.
     parity, conversion, export: None where there was no file, or none was given.
     versions: of the libraries and the machine.   command: that made the model; may be empty.   created: when, in UTC.
+
+    >>> report = klb.report(quantized, reference=model, data=images)
+    >>> sorted(report.contents())[:3]
+    ['command', 'created', 'format']
     """
 
     after: Summary

@@ -53,7 +53,7 @@ def report(
     Raises ValueError for a file without data, an iterator, and where `verify` or `activation_ranges` would; OSError for a path
     that cannot be written and ImportError without Jinja2 (`pip install 'keras_lowbit[report]'`), both before anything else.
 
-    >>> report = klb.report(quantized, reference=model, data=images, labels=labels, file="model.tflite", path="report.html")
+    >>> report = klb.report(quantized, reference=model, data=images, labels=labels, file="m.tflite", path="report.html")
     """
     check_model(model, "report")
     if path is not None:

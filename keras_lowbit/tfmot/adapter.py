@@ -52,6 +52,9 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     TFMOT trains all the same unless the whole model is frozen: its wrapper lists it whatever `trainable` says.)
     Computes in float32 with the very functions the Keras 3 layers call, and hands back the dtype of its input. One object
     serves any number of layers.
+
+    >>> klt.LowbitQuantizer("ternary", filter_axes=(-1,)).quantizer
+    Ternary(factor=0.7, granularity='channel', scale_granularity='channel', centered=False, calibration='mean')
     """
 
     def __init__(self, quantizer: Any, filter_axes: Any = (), format_version: int = FORMAT_VERSION) -> None:

@@ -15,6 +15,9 @@ class LowbitCallback(tf_keras.callbacks.Callback):
 
     callback: reads and sets quantizer state and optimizer alone, as those of this library do; it gets a `WrappedModel`.
     Raises TypeError for a Keras 3 model.
+
+    >>> isinstance(klt.callbacks.FreezeRanges(epoch=3), klt.callbacks.LowbitCallback)
+    True
     """
 
     def __init__(self, callback: Any) -> None:
@@ -53,28 +56,40 @@ class LowbitCallback(tf_keras.callbacks.Callback):
 
 
 class RatioSchedule(LowbitCallback):
-    """`keras_lowbit.callbacks.RatioSchedule`, the stages of SQ, for tf_keras; the same arguments."""
+    """`keras_lowbit.callbacks.RatioSchedule`, the stages of SQ, for tf_keras; the same arguments.
+
+    >>> stages = klt.callbacks.RatioSchedule("average", epochs=10)
+    """
 
     def __init__(self, schedule: str | Sequence[float] = "exponential", *args: Any, **kwargs: Any) -> None:
         super().__init__(callbacks.RatioSchedule(schedule, *args, **kwargs))
 
 
 class PartitionSchedule(LowbitCallback):
-    """`keras_lowbit.callbacks.PartitionSchedule`, the steps of INQ, for tf_keras; the same arguments."""
+    """`keras_lowbit.callbacks.PartitionSchedule`, the steps of INQ, for tf_keras; the same arguments.
+
+    >>> steps = klt.callbacks.PartitionSchedule((0.5, 0.75, 1.0), epochs=6)
+    """
 
     def __init__(self, portions: int | Sequence[float] = 5, *args: Any, **kwargs: Any) -> None:
         super().__init__(callbacks.PartitionSchedule(portions, *args, **kwargs))
 
 
 class FreezeRanges(LowbitCallback):
-    """`keras_lowbit.callbacks.FreezeRanges`, ranges that stop following the data, for tf_keras; the same argument."""
+    """`keras_lowbit.callbacks.FreezeRanges`, ranges that stop following the data, for tf_keras; the same argument.
+
+    >>> still = klt.callbacks.FreezeRanges(epoch=3)
+    """
 
     def __init__(self, epoch: int) -> None:
         super().__init__(callbacks.FreezeRanges(epoch))
 
 
 class CosineRestarts(LowbitCallback):
-    """`keras_lowbit.callbacks.CosineRestarts`, FAT's learning rate, for tf_keras; the same arguments."""
+    """`keras_lowbit.callbacks.CosineRestarts`, FAT's learning rate, for tf_keras; the same arguments.
+
+    >>> rates = klt.callbacks.CosineRestarts(1e-3, period=100)
+    """
 
     def __init__(self, learning_rate: float = 1e-3, *args: Any, **kwargs: Any) -> None:
         super().__init__(callbacks.CosineRestarts(learning_rate, *args, **kwargs))
@@ -94,6 +109,9 @@ def for_model(
     portions: those of its `Incremental` kernels, by default the paper's for the fewest bits among them (5 bits: 4 steps).
     arguments: reset_optimizer, learning_rate of both schedules.
     Raises TypeError for a Keras 3 model and ValueError for fewer epochs than stages.
+
+    >>> [type(callback).__name__ for callback in klt.callbacks.for_model(quantized, epochs=8)]
+    ['RatioSchedule']
     """
     quantizers = [kernel.kernel_quantizer for kernel in WrappedModel(model, "callbacks.for_model").kernel_layers()]
     made: list[LowbitCallback] = []

@@ -98,7 +98,10 @@ class LowbitQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
 class NoOpQuantizeConfig(LowbitQuantizeConfig):
-    """Leaves a layer as it is: float, or part of the operation in front of it (batch norm)."""
+    """Leaves a layer as it is: float, or part of the operation in front of it (batch norm).
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.NoOpQuantizeConfig())
+    """
 
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
@@ -106,6 +109,8 @@ class OutputQuantizeConfig(LowbitQuantizeConfig):
     """Quantizes the result of a layer and nothing else: for Activation, ReLU, Add, pooling, batch norm.
 
     quantizer: object, short name or plain dict; "activation" (8 bits, asymmetric) by default.
+
+    >>> layer = annotate(tf_keras.layers.ReLU(), klt.OutputQuantizeConfig())
     """
 
     def __init__(self, quantizer: Any = "activation") -> None:
@@ -127,6 +132,8 @@ class KernelQuantizeConfig(LowbitQuantizeConfig):
     kernel: object, short name or plain dict. Both kernels of a separable convolution get it.
     activation: quantizer of what the layer hands on, None leaves it float. It stands where the integer operation ends:
     before softmax, sigmoid and tanh, behind any other activation.
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.KernelQuantizeConfig(klb.quantizers.Uniform(4)))
     """
 
     def __init__(self, kernel: Any, activation: Any = "activation") -> None:
@@ -201,6 +208,8 @@ class SQQuantizeConfig(KernelQuantizeConfig):
     base: "ternary" (SQ-TWN), "binary" (SQ-BWN) or any quantizer.   activation: as in `KernelQuantizeConfig`.
     options: granularity, probability, selection, hybrid_evaluation, seed of `Stochastic`.
     Train with `callbacks.RatioSchedule`, or `callbacks.for_model`. Dong et al. 2017, arXiv:1708.01001.
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.SQQuantizeConfig("ternary"))
     """
 
     def __init__(self, base: Any = "ternary", activation: Any = "activation", **options: Any) -> None:
@@ -214,6 +223,8 @@ class INQQuantizeConfig(KernelQuantizeConfig):
     bits: 2 to 5.   base: another grid in their place (then `bits` is not read).   activation: as in
     `KernelQuantizeConfig`.   options: partition, hybrid_evaluation of `Incremental`.
     Train with `callbacks.PartitionSchedule`, or `callbacks.for_model`. Zhou et al. 2017, arXiv:1702.03044.
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.INQQuantizeConfig(bits=4))
     """
 
     def __init__(self, bits: int = 5, activation: Any = "activation", base: Any = None, **options: Any) -> None:
@@ -227,6 +238,8 @@ class ClusteredQuantizeConfig(KernelQuantizeConfig):
     base: "ternary" or Uniform(4).   cluster_size: input channels in a cluster.   activation: as in
     `KernelQuantizeConfig`.   options: calibration, groups, scale_bits, granularity, int8_exact of `Clustered`.
     Mellempudi et al. 2017, arXiv:1701.08978.
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.ClusteredQuantizeConfig("ternary", cluster_size=4))
     """
 
     def __init__(
@@ -243,6 +256,8 @@ class FATQuantizeConfig(KernelQuantizeConfig):
     `KernelQuantizeConfig`; by default an asymmetric 8-bit range with trained ends.
     options: limits, calibration, project of the kernel's `AdjustableThreshold`.
     The factors are trainable variables of the model. Goncharenko et al. 2018, arXiv:1812.07872.
+
+    >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.FATQuantizeConfig(bits=8, granularity="tensor"))
     """
 
     def __init__(self, bits: int = 8, granularity: str = "channel", activation: Any = "fat", **options: Any) -> None:

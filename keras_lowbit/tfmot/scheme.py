@@ -53,6 +53,10 @@ class QuantizeScheme(tfmot.quantization.keras.QuantizeScheme):
     layout would replace it by nothing.
 
     recipe: name, dict or `keras_lowbit.recipes.Recipe`.
+
+    >>> annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+    >>> with klt.scope():
+    ...     quantized = tfmot.quantization.keras.quantize_apply(annotated, scheme=klt.QuantizeScheme("sq-twn"))
     """
 
     def __init__(self, recipe: Any = "int8") -> None:
@@ -75,6 +79,8 @@ def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()
     skip: regular expressions; a layer whose whole name matches one is left as it is.
     Raises TypeError for a model of another kind, ValueError for a pattern that matches no layer and for a model that is
     quantized already.
+
+    >>> quantized = klt.quantize_model(model, "sq-twn", skip=["head"])
     """
     require_tf_keras("keras_lowbit.tfmot.quantize_model", model)
     _require_not_quantized(model.name, model._flatten_layers())

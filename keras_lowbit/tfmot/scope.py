@@ -75,6 +75,10 @@ def scope(*objects: dict[str, Any]) -> Iterator[None]:
     TFMOT's `quantize_scope`, plus three of its classes in a form that `.keras` and `.h5` files reload with, and `Operator`,
     which TFMOT's wrapper writes without its package. Our other classes are registered and need no scope.
     objects: dicts of name -> class for custom layers, as `quantize_scope` takes them.
+
+    >>> quantized.save("quantized.keras")
+    >>> with klt.scope():
+    ...     again = tf_keras.models.load_model("quantized.keras")
     """
     ours = {cls.__name__: cls for cls in (QuantizeLayer, QuantizeWrapperV2, OutputOnlyConfig, Operator)}
     # The innermost scope wins, and quantize_scope lets its own classes win over those it is given.

@@ -52,6 +52,8 @@ def calibrate(
     Warns of data that lie far outside what the first layers expect, by their batch norm, Normalization or Rescaling, and of
     features that vary by less than a step or two of their input's range.
     Raises ValueError for a model without ranges, an unknown calibration, empty data, or NaN activations (naming the range).
+
+    >>> ranges = klb.calibrate(quantized, images, verbose=0)
     """
     require_choice("calibrate", "calibration", calibration, ("max", "percentile", "mse"))
     check_real(

@@ -73,6 +73,12 @@ def correct_biases(
     pointwise half, which has its path and bias, is corrected for both.
     Raises ValueError if no layer of the two models matches.
     Nagel et al. 2019, arXiv:1906.04721, section 4.2, empirical form (appendix D); differs: behind the activation, and checked.
+
+    >>> quantized, report = klb.quantize_model(folded, "int8")
+    >>> ranges = klb.calibrate(quantized, images, verbose=0)
+    >>> shifts = klb.correct_biases(quantized, folded, images, verbose=0)
+    >>> sorted(shifts)
+    ['depthwise', 'first', 'kind', 'pointwise']
     """
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     wanted: dict[str, Wanted] = {}

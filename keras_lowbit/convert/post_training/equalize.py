@@ -61,6 +61,8 @@ def equalize(
     return_report: give (model, `ConversionReport`) instead: "equalized" with the factors, or "left" and why, and the `verdict`.
     After quantizing and calibrating, `correct_biases` is the second half of the method. Not here: bias absorption.
     Nagel et al. 2019, arXiv:1906.04721 (DFQ), section 4.1. Locked channels are Goncharenko et al.'s, arXiv:1812.07872.
+
+    >>> equalized = klb.equalize(klb.fold_batch_norms(model), images, verbose=0)
     """
     require_choice("equalize", "relu6", relu6, ("relu", "keep"))
     graph = calls_of(model, inline=True)

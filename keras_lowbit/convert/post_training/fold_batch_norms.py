@@ -34,6 +34,10 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
 
     model: Functional or built Sequential Keras 3 model.   return_report: give (model, `ConversionReport`) instead.
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.
+
+    >>> folded = klb.fold_batch_norms(model)
+    >>> klb.layers.find_layers(folded, keras.layers.BatchNormalization)
+    []
     """
     plan = _Plan(model)
     folded = rewrite_model(model, plan.edits(), exact=not hosts(model))

@@ -60,7 +60,7 @@ def activation_ranges(
     Nothing changes in the model. Values are looked at as `calibrate` does: weights quantized, activations float.
     data, batch_size, steps: as for `calibrate`.   Raises ValueError for NaN activations and for empty data.
 
-    >>> print(klb.activation_ranges(quantized, images))
+    >>> found = klb.activation_ranges(quantized, images)
     """
     hosts = {path: host for path, host in layers_of(model) if isinstance(host, QuantizerHost) and host.activation_range}
     seen = {path: _Seen(activation_grid(host)) for path, host in hosts.items()}

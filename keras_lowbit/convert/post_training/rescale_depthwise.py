@@ -54,6 +54,8 @@ def rescale_depthwise(
     and the `verdict`.
     Ours, where the paper is silent: no locked channel: T_0 is the mean of all M_k; M_k = 0: S_k = 1; S_k at most 1000.
     Goncharenko et al. 2018, arXiv:1812.07872, section 3.3.
+
+    >>> rescaled = klb.rescale_depthwise(klb.fold_batch_norms(model), images, recipe="fat-scalar", verbose=0)
     """
     if not 0 < locked_above < 6:
         raise ValueError(

@@ -66,6 +66,10 @@ def round_weights(
     Works for Conv1D, Conv2D, DepthwiseConv2D and Dense kernels on symmetric even grids (Uniform, AdjustableThreshold).
     Raises ValueError if no layer of the two models matches.
     Frantar et al. 2022, arXiv:2210.17323 (GPTQ), with the order of activations; bias as Nagel et al., arXiv:1906.04721.
+
+    >>> four_bits, report = klb.quantize_model(folded, "fat-w4")
+    >>> ranges = klb.calibrate(four_bits, images, verbose=0)
+    >>> report = klb.round_weights(four_bits, folded, images, verbose=0)
     """
     check_whole("round_weights", "seed", seed, low=0)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)

@@ -72,6 +72,10 @@ def weight_errors(model: keras.Model) -> WeightErrors:
 
     For clustered 4-bit weights, whose codes times 8-bit scales must fit int8, also what that costs against the best free
     scales of 8 bits (`Clustered.unconstrained`).
+
+    >>> errors = klb.weight_errors(ternary)
+    >>> 0 < errors.relative < 1
+    True
     """
     rows = tuple(_row(path, layer) for path, layer in quantized_layers(model).items())
     return WeightErrors(model.name, rows)

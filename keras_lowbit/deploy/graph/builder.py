@@ -24,9 +24,10 @@ Pair = Sequence[int]
 class GraphBuilder(BaseBuilder):
     """Builds an IntegerGraph.
 
-    >>> b = GraphBuilder(metadata={"recipe": "ternary"})
-    >>> x = b.input("images", (32, 32, 3), range=Range(1 / 255, -128))
-    >>> y = b.conv2d(x, codes, scales, bias, Range(0.1, -128), "conv", padding="same", activation="relu")
+    >>> codes, scales, bias = np.ones((3, 3, 3, 4), "int8"), np.full(4, 0.01, "float32"), np.zeros(4, "int32")
+    >>> b = klb.deploy.GraphBuilder(metadata={"recipe": "ternary"})
+    >>> x = b.input("images", (32, 32, 3), range=klb.deploy.Range(1 / 255, -128))
+    >>> y = b.conv2d(x, codes, scales, bias, klb.deploy.Range(0.1, -128), "conv", activation="relu")
     >>> graph = b.build(outputs=[y])
     """
 

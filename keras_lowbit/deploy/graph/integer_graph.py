@@ -34,7 +34,9 @@ class IntegerGraph:
     tensors: name -> Tensor.   nodes: in an order that can be run.   inputs, outputs: tensor names.
     metadata: plain JSON (recipe, library version, ...).
 
-    >>> graph.save("q.klb"); again = IntegerGraph.load("q.klb")      # bit-equal
+    >>> graph = klb.deploy.lower(quantized)
+    >>> graph.save("q.klb")
+    >>> again = klb.deploy.IntegerGraph.load("q.klb")  # bit-equal
     """
 
     tensors: Mapping[str, Tensor]

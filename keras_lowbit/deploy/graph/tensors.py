@@ -21,6 +21,8 @@ class Range(NamedTuple):
     """Grid of an activation: `real = scale * (code - zero_point)`; scale in real units.
 
     dtype: of the codes. "int8": any zero point from -128 to 127. "int16": LiteRT's 16x8 mode, zero point 0.
+
+    >>> pixels = klb.deploy.Range(scale=1 / 255, zero_point=-128)  # 0 to 1
     """
 
     scale: float
@@ -43,6 +45,9 @@ class Tensor:
     constant bias.
     scale: float32 array, shape () per tensor or (channels,) per channel; None for values.   zero_point: integer code of
     real 0.   data: the codes, for constants only (kept read-only).
+
+    >>> graph.tensors[graph.inputs[0]].dtype
+    'int8'
     """
 
     name: str
@@ -134,7 +139,11 @@ class Tensor:
 @dataclass(frozen=True)
 class Node:
     """One integer operation. `attributes` are plain JSON values; only a float subgraph holds
-    bytes (`model`)."""
+    bytes (`model`).
+
+    >>> [node.op for node in graph.nodes][:2]
+    ['conv2d', 'depthwise_conv2d']
+    """
 
     op: str
     name: str

@@ -85,7 +85,11 @@ class LayerLatency:
 
 @dataclasses.dataclass(frozen=True)
 class LatencyTable:
-    """Measured layers, and where they were measured; `export_litert(weights=LatencyTable.load(path))` follows it."""
+    """Measured layers, and where they were measured; `export_litert(weights=LatencyTable.load(path))` follows it.
+
+    >>> table = klb.deploy.LatencyTable.load()  # the one that comes with the library
+    >>> written = klb.export_litert(ternary, "q.tflite", weights=table)
+    """
 
     rows: tuple[LayerLatency, ...]
     machine: dict[str, Any]

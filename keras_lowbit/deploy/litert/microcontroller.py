@@ -44,7 +44,10 @@ def arena_bytes(path: FilePath, python: FilePath | None = None) -> int:
     ImportError where tflite-micro is not installed; ValueError, with its reason, for a file that it does not run; errors of
     reading as `verify` has them.
 
-    >>> klb.deploy.arena_bytes("q.tflite", python="micro/bin/python")
+    >>> try:
+    ...     size = klb.deploy.arena_bytes("m.tflite")
+    ... except ImportError as error:
+    ...     size = None  # tflite-micro is not installed here
     """
     file = LiteRTFile(path)
     program = sys.executable if python is None else os.fspath(python)

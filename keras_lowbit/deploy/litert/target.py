@@ -50,6 +50,11 @@ class Target:
     granularity: of the scales of weights.   activations: types of their codes.   ends: types of inputs and outputs.
     any_batch: whether the batch may be open.
     batch_size, axes, size_bytes: the largest batch, number of innermost axes that may be longer than 1, and file; None for any.
+
+    >>> with open("tiny.json", "w") as file:
+    ...     json.dump({"format_version": 1, "name": "tiny", "about": "one operator", "operators": {"MEAN": {}}}, file)
+    >>> klb.export_litert(quantized, "q.tflite", target="tiny.json", strict=False).target
+    'tiny'
     """
 
     name: str

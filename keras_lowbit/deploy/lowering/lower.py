@@ -63,6 +63,9 @@ def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow
     what only the graph rounds, which may be so in models that were not made by `quantize_model`.
     Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
     that does not fit int32.
+
+    >>> graph = klb.deploy.lower(quantized)
+    >>> codes = klb.deploy.run_reference(graph, images[:4])
     """
     check_model(model, "lower")
     check_not_packed(model, "lower")

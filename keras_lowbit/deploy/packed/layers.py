@@ -161,6 +161,10 @@ class PackedTernaryConv2D(PackedLayer):
 
     strides, padding ("valid" or "same"), dilation_rate: as in `keras.layers.Conv2D`. The rest as in `PackedLayer`; made by
     `keras_lowbit.pack`.
+
+    >>> packed = klb.pack(ternary)
+    >>> type(packed.get_layer("pointwise")).__name__
+    'PackedTernaryConv2D'
     """
 
     kernel_rank = 4
@@ -210,6 +214,10 @@ class PackedTernaryDense(PackedLayer):
     """A dense layer on packed ternary (or clustered) weights. Input [..., inputs], output [..., units].
 
     Arguments as in `PackedLayer`; made by `keras_lowbit.pack`.
+
+    >>> packed = klb.pack(ternary)
+    >>> type(packed.get_layer("kind")).__name__
+    'PackedTernaryDense'
     """
 
     kernel_rank = 2

@@ -34,7 +34,8 @@ def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -
     litert: the release whose arithmetic is meant, "2.3" or "2.4", the installed one by default. From 2.4 on a few ties of mul,
     relu, relu6 and leaky_relu fall on the other side.   ValueError or TypeError, with values, for what does not fit.
 
-    >>> codes = run_reference(graph, images[:4])
+    >>> klb.deploy.run_reference(graph, images[:4]).dtype
+    dtype('int8')
     """
     check_graph(graph, "run_reference")
     arrays = trace(graph, images, litert)

@@ -54,9 +54,9 @@ class Runtime(tf.Module):
     Saved with `tf.saved_model.save`, it is served by any process that has called `keras_lowbit.ops.load()` (by any at all
     if it was built without the compiled ops); a graph with float subgraphs runs in this process only.
 
-    >>> run = Runtime(keras_lowbit.deploy.lower(quantized))
-    >>> codes = run(images_int8)
-    >>> tf.saved_model.save(run, "served")
+    >>> run = klb.deploy.Runtime(klb.deploy.lower(quantized))
+    >>> run(images[:4]).shape
+    TensorShape([4, 2])
     """
 
     def __init__(self, graph: IntegerGraph, name: str | None = None) -> None:

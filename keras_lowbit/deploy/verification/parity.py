@@ -44,6 +44,11 @@ class Parity:
     outputs: every output end to end, against Keras, the float reference and labels, where these were given.
     labels_note: why labels that came with the data were not compared.   min_reference_snr_db: as given to `verify`.
     notes: what in the data explains the figures.
+
+    >>> written = klb.export_litert(quantized, "q.tflite")
+    >>> parity = klb.verify(quantized, "q.tflite", images)
+    >>> parity.ok, parity.codes_equal, parity.reference_equal
+    (True, True, True)
     """
 
     layers: tuple[LayerParity, ...]

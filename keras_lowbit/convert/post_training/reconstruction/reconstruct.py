@@ -74,7 +74,9 @@ def reconstruct(
     Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Li et al. 2021, arXiv:2102.05426 (BRECQ); Wei et al. 2022, arXiv:2203.05740
     (QDrop). Differs: the error is relative to the target, so that lambda fits networks of any scale.
 
-    >>> print(klb.reconstruct(quantized, folded, images, iterations=20, verbose=0))
+    >>> four_bits, report = klb.quantize_model(folded, "fat-w4")
+    >>> ranges = klb.calibrate(four_bits, images, verbose=0)
+    >>> report = klb.reconstruct(four_bits, folded, images, iterations=5, verbose=0)
     """
     settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
