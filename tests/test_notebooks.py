@@ -1,46 +1,60 @@
-"""The notebooks of colab/: every cell runs, in a process and a folder of its own, and every file they write verifies."""
+"""The notebooks of colab/: every cell runs, at the sizes that `KERAS_LOWBIT_SMALL` gives them, and what they write verifies.
+
+They are executed here, one after the other in one process: importing TensorFlow takes as long as most of them.
+"""
 
 import json
+import linecache
 
+import matplotlib as mpl
 import pytest
 
-from tests.support.process import ROOT, run_python
+from tests.support.process import ROOT
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+mpl.use("Agg")
 
-CELLS = """
-import json, os, sys
-import matplotlib
-matplotlib.use("Agg")
-notebook, folder = sys.argv[1:]
-os.chdir(folder)
-names = {"__name__": "__main__"}
-with open(notebook, encoding="utf-8") as file:
-    cells = json.load(file)["cells"]
-for cell in cells:
-    if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
-print("RESULTS", json.dumps(names["results"]))
-"""
+
+def cells(path, kind="code"):
+    """The cells of a notebook."""
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if cell["cell_type"] == kind]
+
+
+def run(path):
+    """Runs all cells; an error shows the line of its cell. Returns the names that are left."""
+    names = {"__name__": "__main__"}
+    for cell in cells(path):
+        source, name = "".join(cell["source"]), f"<{path.stem} {cell['id']}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        exec(compile(source, name, "exec"), names)
+    return names
 
 
 def test_there_are_some():
-    assert NOTEBOOKS
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_outputs_are_kept(path):
-    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    assert cells
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(path))
 
 
-@pytest.mark.slow(60)
+def test_all_install_the_library_in_the_same_way():
+    assert len({"".join(cells(path)[0]["source"]) for path in NOTEBOOKS}) == 1
+
+
+@pytest.mark.slow(15)
+@pytest.mark.filterwarnings("ignore:.*(did not help|no epoch was better):UserWarning")  # few data
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_runs_and_every_file_is_the_model(path, tmp_path):
-    printed = run_python(CELLS, path, tmp_path, absent=())
-    results = json.loads(printed.rsplit("RESULTS", 1)[1])
-    assert results
-    assert {name for name, (_, _, verified) in results.items() if not verified} == set()
-    assert {name for name, (accuracy, _, _) in results.items() if accuracy < 0.9} == set()
-    assert {file.stem for file in tmp_path.glob("*.tflite")} == set(results)
+def test_every_cell_runs_and_every_file_is_the_model(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_LOWBIT_SMALL", "1")
+    names = run(path)
+    if path.stem in ("01_quantize_a_model", "03_fat_on_mobilenet", "06_export_to_a_phone"):
+        assert names["parity"].ok
+    least = {"02_the_four_methods": 0.9, "04_four_bits_and_below": 0.6}.get(path.stem)  # a tenth by chance
+    if least is not None:
+        assert len(names["results"]) >= 4
+        assert {name for name, (_, _, verified) in names["results"].items() if not verified} == set()
+        assert {name for name, (accuracy, _, _) in names["results"].items() if accuracy < least} == set()
