@@ -41,7 +41,7 @@ test: $(INSTALLED)
 # The Python tests alone, on whatever op library is there, in two runs: TensorFlow keeps the programs of models that are gone, and
 # a process that had all tests would grow to 6 GB. Whole files go to a process, so that a file's models are made once. Large arrays
 # go back to the system when they are freed.
-TRAINING := $(addprefix tests/,callbacks cli distill layers recipes studies tfmot test_notebooks.py)
+TRAINING := $(addprefix tests/,callbacks cli distill layers recipes studies tfmot test_docstrings.py test_examples.py test_notebooks.py)
 PYTEST := MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 pytest: $(INSTALLED)
 	$(PYTEST) $(TRAINING)
