@@ -67,7 +67,10 @@ def _check_one_type(operation: Operation, use: Use) -> None:
     types = {t.name: t.dtype for t in (*reads, *use.outputs) if t.dtype in CODES}
     if len(set(types.values())) > 1 and not operation.converts:
         words = ", ".join(f"{name!r} is {dtype}" for name, dtype in types.items())
-        raise ValueError(f"{use.where} has codes of two types ({words}): expected one; put quantize between")
+        raise ValueError(
+            f"{use.where} has codes of two types ({words}): expected one; put quantize between (in Keras a QuantActivation "
+            "of the other type)"
+        )
 
 
 def _check_constant(operation: Operation, use: Use, place: int, tensor: Tensor) -> None:
