@@ -127,7 +127,7 @@ def _converted(
         report = export_litert(quantized, made, **arguments)
         words.append(f"{report.size_bytes:,} bytes")
     with work.step("verify") as words:
-        parity = verify(quantized, made, given.dataset, reference=float_model)
+        parity = verify(quantized, made, given.dataset, reference=float_model, verbose=verbose)
         words.append("ok" if parity.ok else "NOT OK")
     quantized.save(folder / "model.keras")
     return Made(work, quantized, report, parity, given.preprocess)

@@ -13,7 +13,7 @@ from absl import flags
 
 from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import read_model
-from keras_lowbit.cli.options import define_json, show, working
+from keras_lowbit.cli.options import define_json, show, wants_progress, working
 from keras_lowbit.deploy.verification.verify import verify
 
 FLAGS = flags.FlagValues()
@@ -31,6 +31,6 @@ def run(values: Any, model: str, path: str) -> int:
         quantized = read_model(model)
         reference = None if values.reference is None else read_model(values.reference)
         given = open_data(quantized if reference is None else reference, values)
-        parity = verify(quantized, path, given.dataset, reference=reference)
+        parity = verify(quantized, path, given.dataset, reference=reference, verbose=wants_progress(values))
     show(values, parity, json.loads(parity.to_json()))
     return int(not parity.ok)

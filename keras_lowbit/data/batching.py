@@ -99,15 +99,36 @@ class Batches:
         return batches(self.data, self.batch_size, self.steps)
 
     def with_progress(self) -> Iterator[Any]:
-        """The batches; a progress bar counts them if `verbose`."""
+        """The batches; `Progress` counts them."""
+        stream, bar = iter(self), Progress(batch_count(self.data, self.batch_size, self.steps), "batch", self.verbose)
+        for batch in stream:
+            yield batch
+            bar.advance()
+        bar.close()
+
+
+class Progress:
+    """Keras' bar, one line with the time left, where a person looks on: on a terminal or in a notebook, and if `verbose`.
+
+    total: of the units, which are called `unit`; None if unknown. Elsewhere nothing shows: each step would be a line of a log.
+    """
+
+    def __init__(self, total: int | None, unit: str, verbose: int | bool) -> None:
         import keras  # for the bar alone
 
-        stream, total, count = iter(self), batch_count(self.data, self.batch_size, self.steps), 0
-        bar = keras.utils.Progbar(total, verbose=1 if self.verbose else 0, unit_name="batch")
-        for count, batch in enumerate(stream, start=1):
-            yield batch
-            bar.update(count, finalize=False)
-        bar.update(count, finalize=True)
+        seen = sys.stdout.isatty() or "ipykernel" in sys.modules
+        self.total, self.done = total, 0
+        self._bar = keras.utils.Progbar(total, verbose=int(bool(verbose) and seen), unit_name=unit)
+
+    def advance(self) -> None:
+        """One more is done; the line ends with the last."""
+        self.done += 1
+        self._bar.update(self.done, finalize=self.done == self.total)
+
+    def close(self) -> None:
+        """No more will come."""
+        if self.done != self.total:
+            self._bar.update(self.done, finalize=True)
 
 
 def _raw_batches(data, labels, batch_size, steps):

@@ -10,6 +10,7 @@ from keras_lowbit.arguments import check_model
 from keras_lowbit.convert.post_training.calibrate import activation_hosts, calibrate
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.data import Batches, samples_in
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.summary import costs, summary
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import kernels_standing_in
@@ -89,7 +90,7 @@ def bit_choices(
 
     sizes = {choice: _sizes(model, choice, base) for choice in choices}
     start = _noise(measure(dict.fromkeys(layers, choices[0])))
-    bar = keras.utils.Progbar(len(layers), verbose=1 if verbose else 0, unit_name="layer")
+    bar = Progress(len(layers), "layer", verbose)
     rows = []
     for path in layers:
         noise = {
@@ -97,7 +98,7 @@ def bit_choices(
             for choice in choices
         }
         rows.append(LayerChoices(path, noise, {choice: sizes[choice][0][path] for choice in choices}))
-        bar.add(1)
+        bar.advance()
     return BitChoices(
         model.name,
         tuple(rows),

@@ -10,6 +10,7 @@ import keras
 
 from keras_lowbit.arguments import check_model
 from keras_lowbit.data import Batches, samples_in
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.distill.state import fingerprint
 from keras_lowbit.files import FilePath, atomic_write, check_writable, make_folder_of, name_of, read_whole
 from keras_lowbit.keras_graph.calls import layers_of
@@ -50,7 +51,7 @@ def sensitivity(
     parts = list(_parts(quantized))
     everything = [host for _, _, _, hosts in parts for host in hosts]
     done = _Done(checkpoint, quantized)
-    bar = keras.utils.Progbar(len(parts), verbose=1 if verbose else 0, unit_name="quantizer")
+    bar = Progress(len(parts), "quantizer", verbose)
     rows = []
     for path, part, bits, hosts in parts:
         others = [host for host in everything if all(host is not own for own in hosts)]
@@ -59,7 +60,7 @@ def sensitivity(
             for which, chosen in (("only", hosts), ("without", others))
         ]
         rows.append(Effect(path, part, bits, *scores))
-        bar.add(1)
+        bar.advance()
     count = sum(samples_in(batch) for batch in batches)
     return Sensitivity(quantized.name, tuple(rows), logits.score(), logits.float_accuracy(), count)
 

@@ -1,5 +1,7 @@
 """`keras-lowbit inspect`, `verify` and `compare`: figures, exit status, and what they refuse."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -48,6 +50,24 @@ def test_verify_refuses_what_is_none(call, files, file, tmp_path):
     assert call("verify", files.quantized, file, "--data", tmp_path / "wrong.npz").refused("(5,)", "(12, 12, 3)")
     np.savez(tmp_path / "nan.npz", x=np.full((3, 12, 12, 3), np.nan, np.float32))
     assert call("verify", files.quantized, file, "--data", tmp_path / "nan.npz").refused("NaN")
+
+
+def test_verify_counts_on_a_terminal_alone(files, file, monkeypatch, capsys):
+    model, images = keras.saving.load_model(files.quantized), np.load(files.data)["images"]
+
+    def shown(terminal, data=images, **options):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+        klb.verify(model, file, data, batch_size=8, **options)
+        return capsys.readouterr().out
+
+    assert (shown(True, verbose=0), shown(False)) == ("", "")
+    layers = len(klb.verify(model, file, images).layers)
+    line = shown(True)
+    assert f"{3 + layers}/{3 + layers}" in line  # three batches, then the layers
+    assert (line.count("\n"), line[-1]) == (1, "\n")
+    unknown = shown(True, data=lambda: iter([images[:8], images[8:]]))
+    assert f"{2 + layers}" in unknown
+    assert (unknown.count("\n"), unknown[-1]) == (1, "\n")
 
 
 def test_inspect_names_every_layer_and_the_files_size(call, files):

@@ -214,12 +214,15 @@ def test_element_with_too_many_parts_is_refused():
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_batches_with_progress_are_the_batches(source, capsys):
-    for verbose in (0, 1):
+def test_batches_with_progress_are_the_batches(source, monkeypatch, capsys):
+    for verbose, terminal in ((0, True), (1, True), (1, False)):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
         found = list(data.Batches(SOURCES[source](), 4, verbose=verbose).with_progress())
         for got, want in zip(found, data.batches(IMAGES, 4), strict=True):
             np.testing.assert_array_equal(got, want)
-        assert ("3" in capsys.readouterr().out) == bool(verbose)
+        shown = capsys.readouterr().out
+        assert ("3" in shown) == (verbose and terminal)
+        assert shown.endswith("\n") == (verbose and terminal)
 
 
 def test_batches_are_checked_when_they_are_described():

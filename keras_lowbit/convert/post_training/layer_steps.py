@@ -11,6 +11,7 @@ from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
 from keras_lowbit.convert.analysis.supported import DROPOUTS
 from keras_lowbit.convert.expansion.expand import expand
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.guard import Samples, Verdict, guarded, noise, outputs_of, say_left_out
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 
@@ -103,11 +104,11 @@ def layer_by_layer(
             "Give the model that was quantized, its batch norms folded."
         )
     functions = {call.path: _activation(float_graph, call) for call in float_graph.calls if call.path in targets}
-    bar = keras.utils.Progbar(len(targets), verbose=1 if verbose else 0, unit_name="layer")
+    bar = Progress(len(targets), "layer", verbose)
 
     def change_and_count(step: Step) -> None:
         change(step)
-        bar.add(1)
+        bar.advance()
 
     for model, graph, visit in ((reference, float_graph, remember), (quantized, quantized_graph, change_and_count)):
         values = [

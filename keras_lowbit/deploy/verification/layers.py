@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.graph.tensors import Range
 from keras_lowbit.deploy.litert.reader import LiteRTFile
@@ -57,11 +58,13 @@ def compare_layers(
     file: LiteRTFile,
     tensors: Mapping[str, np.ndarray],
     taken: set[str],
+    bar: Progress | None = None,
 ) -> list[LayerParity]:
     """Each stored tensor against what Keras makes of the file's own inputs of that layer.
 
     Layers whose weights were altered to fit int8 run with the altered ones.
     tensors: what the file stores, by name.   taken: tensors whose operators XNNPACK runs.
+    bar: a progress bar that counts the layers.
     """
     weights, layers = _weights_equal(model, lowered, file), quantized_layers(model)
     altered = {layers[x.path]: x.weights.real for x in lowered.layers.values() if x.overflow is not None}
@@ -71,6 +74,8 @@ def compare_layers(
             expected = _replayed(lowered.graph, segment, tensors)
             wait(found[-1:])  # no more than two layers' outputs at a time
             found.append(adding_up.submit(_sums, lowered.graph, segment, expected, tensors))
+            if bar is not None:
+                bar.advance()
     return [
         _parity(segment.tensor, sums.result(), weights, file, taken)
         for segment, sums in zip(lowered.segments, found, strict=True)

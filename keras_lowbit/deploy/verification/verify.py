@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_lowbit import data as klb_data
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner
@@ -52,6 +53,7 @@ def verify(
     layer_samples: int = 4,
     reference_samples: int = 1,
     min_reference_snr_db: float = LEAST_REFERENCE_SNR_DB,
+    verbose: int | bool = 1,
 ) -> Parity:
     """Compare a .tflite file that `export_litert` wrote with the model it came from. It reads only.
 
@@ -65,6 +67,7 @@ def verify(
     steps: batches to look at.   reference: the float model that `model` was made from, compared end to end.
     min_reference_snr_db: the least signal-to-noise ratio of the file's outputs to the reference's that is `ok`; -inf for
     none, for a model that has learnt something else since.
+    verbose: 1 shows batches and layers that are done on a terminal, 0 nothing.
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
     numbers of samples below 1, `labels` that do not fit the outputs, and a reference of other outputs.
 
@@ -89,18 +92,21 @@ def verify(
     about = [Described.of(lowered.graph.tensors[name]) for name in lowered.graph.outputs]
     ends = EndToEnd(model, about, run_by(), reference, strict=labels is not None)
     notes = InputNotes(lowered.graph)
+    count = klb_data.batch_count(data, batch_size, steps)
+    bar = Progress(None if count is None else count + len(lowered.segments), "batch or layer", verbose)
     with ThreadPoolExecutor(1) as meanwhile:  # what needs no Keras, beside what does
         batches = klb_data.labelled_batches(data, labels, batch_size, steps)
         trace = partial(meanwhile.submit, partial(trace_by_batches, written, size=batch))
-        ours = _run_over(model, batches, first, trace, ends, notes).result()
+        ours = _run_over(model, batches, first, trace, ends, notes, bar).result()
         runner = run_by(reference=True, spare_reference=softmax_overflows(written, ours))
         coverage = delegate_coverage(path, file.content)
         layers_on = partial(_layers_on, model, lowered, file, set(coverage.taken))
         comparing = meanwhile.submit(compare_reference, ours, runner, first.take(reference_samples))
-        layers = layers_on(ours) if runner.resolver == "reference" else []
+        layers = layers_on(ours, bar) if runner.resolver == "reference" else []
         found = comparing.result()
     if not found.equal:
-        layers = layers_on(runner.all_tensors(first.take(), set(ours)))
+        layers = layers_on(runner.all_tensors(first.take(), set(ours)), bar if not layers else None)
+    bar.close()
     return Parity(
         tuple(layers),
         *_together(ends.outputs),
@@ -128,6 +134,7 @@ def _run_over(
     trace: Callable[[list[np.ndarray]], Future[dict[str, np.ndarray]]],
     ends: EndToEnd,
     notes: InputNotes,
+    bar: Progress,
 ) -> Future[dict[str, np.ndarray]]:
     """Runs all batches end to end; the trace of the first samples, begun as soon as they are there."""
     tracing = None
@@ -138,14 +145,20 @@ def _run_over(
             tracing = trace(first.take())
         ends.add(arrays, labels)
         notes.add(arrays)
+        bar.advance()
     return tracing or trace(first.take())
 
 
 def _layers_on(
-    model: keras.Model, lowered: Lowered, file: LiteRTFile, taken: set[str], tensors: Mapping[str, np.ndarray]
+    model: keras.Model,
+    lowered: Lowered,
+    file: LiteRTFile,
+    taken: set[str],
+    tensors: Mapping[str, np.ndarray],
+    bar: Progress | None,
 ) -> list[LayerParity]:
     with LOWERING:
-        return compare_layers(model, lowered, file, tensors, taken)
+        return compare_layers(model, lowered, file, tensors, taken, bar)
 
 
 def _check_samples(**counts: int) -> None:

@@ -1,5 +1,7 @@
 """Ranges from data: every kind of data, every method against NumPy, and how `fit` goes on from them."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -116,8 +118,11 @@ def test_steps_end_an_endless_generator():
     assert {values["count"] for values in state(copy).values()} == {3.0}
 
 
-def test_progress_bar_counts_batches_and_ends_its_line(capsys):
+def test_progress_bar_counts_batches_and_ends_its_line(monkeypatch, capsys):
     _, copy = one_layer()
+    klb.calibrate(copy, ROWS)
+    assert capsys.readouterr().out == ""  # not for a file
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for data, total in [(ROWS, "2/2"), ((ROWS for _ in range(3)), "3/")]:
         klb.calibrate(copy, data)
         printed = capsys.readouterr().out

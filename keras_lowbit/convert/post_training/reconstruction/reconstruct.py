@@ -19,6 +19,7 @@ from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrain
 from keras_lowbit.convert.post_training.reconstruction.twins import Twins
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused, left_if
 from keras_lowbit.data import Batches
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.files import FilePath
 from keras_lowbit.guard import Samples
 from keras_lowbit.keras_graph.calls import calls_of, inputs_in_order
@@ -144,7 +145,7 @@ class _Run:
     def blocks(self, blocks: list[Block], verbose: int | bool) -> list[LayerReport]:
         """Every block in its order; a row for each of its layers."""
         rows: list[LayerReport] = []
-        bar = keras.utils.Progbar(len(blocks), verbose=1 if verbose else 0, unit_name="block")
+        bar = Progress(len(blocks), "block", verbose)
         for place, block in enumerate(blocks):
             pair = self.twins.quantized_block(block)
             if isinstance(pair, Refused):
@@ -156,7 +157,7 @@ class _Run:
             twins = [twin for b in later if isinstance(twin := self.twins.quantized_block(b), Block)]
             ends = [] if isinstance(pair, Refused) else [pair.output]
             self.codes.keep_only([*(key for b in twins for key in b.inputs), *ends])
-            bar.add(1)
+            bar.advance()
         return rows
 
     def _block(self, block: Block, pair: Block) -> list[LayerReport]:
