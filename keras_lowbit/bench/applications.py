@@ -20,6 +20,7 @@ from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.deploy.lowering.lower import lower
 
+_SIDE = 224  # pixels of an image where a network takes any
 FLAGS = flags.FlagValues()
 define_output(FLAGS)
 flags.DEFINE_multi_string(
@@ -40,10 +41,11 @@ def measure(name: str) -> dict[str, Any]:
     keras.utils.set_random_seed(0)
     start = time.perf_counter()
     model = getattr(keras.applications, name)(weights=None)
-    image = np.random.default_rng(0).uniform(0, 255, (1, *model.input_shape[1:])).astype(np.float32)
+    shape = tuple(_SIDE if size is None else size for size in model.input_shape[1:])
+    image = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype(np.float32)
     quantized, _ = quantize_model(model, "int8")
     calibrate(quantized, image, verbose=0)
-    graph = lower(quantized)
+    graph = lower(quantized, shape)
     return {
         "parameters": int(model.count_params()),
         "nodes": len(graph.nodes),
