@@ -33,7 +33,7 @@ class LayerParity:
     op: the LiteRT operator that writes it.   delegated: whether XNNPACK runs that operator.
     snr_db: signal-to-noise ratio of the file's reals to Keras', see `OutputParity`; Keras' are clipped to the range first.
     unrounded: share of elements that Keras leaves between two codes: what the file rounds and Keras does not simulate.
-    codes: type of the tensor.
+    codes: type of the tensor.   row: its size along the last axis, that of a softmax.
 
     >>> written = klb.export_litert(quantized, "q.tflite")
     >>> max(layer.max_steps for layer in klb.verify(quantized, "q.tflite", images).layers) <= 1
@@ -50,6 +50,7 @@ class LayerParity:
     snr_db: float = math.inf
     unrounded: float = 0.0
     codes: str = "int8"
+    row: int = 1
 
 
 def compare_layers(
@@ -95,6 +96,7 @@ def _parity(name: str, sums: "_Sums", weights: Mapping[str, bool], file: LiteRTF
         snr_db=sums.noise.snr_db,
         unrounded=sums.unrounded / count,
         codes=sums.codes,
+        row=file.tensors[name].shape[-1] if file.tensors[name].shape else 1,
     )
 
 

@@ -153,3 +153,20 @@ def test_thresholds_of_weights_train_beside_sixteen_bit_activations():
     assert any((before[path].scale != after[path].scale).any() for path in before)
     graph = deploy.lower(wide)
     assert {graph.tensors[name].dtype for name in graph.outputs} == {"int16"}
+
+
+def test_what_lies_far_below_the_largest_has_a_share_of_a_softmax_of_16_bits_and_that_is_no_fault(tmp_path):
+    """Keys that a causal query does not see, and classes far from the first: LiteRT gives them exp(-10)."""
+    keras.utils.set_random_seed(0)
+    entry = keras.Input((24, 8), name="x")
+    seen = kl.MultiHeadAttention(2, 4, name="heads")(entry, entry, use_causal_mask=True)
+    logits = kl.Dense(80, kernel_initializer=keras.initializers.RandomNormal(stddev=6.0))(kl.Flatten()(seen))
+    model = keras.Model(entry, kl.Softmax(name="classes")(logits))
+    sequences = np.random.default_rng(0).normal(size=(8, 24, 8)).astype("float32")
+    wide, _ = klb.quantize_model(model, "int16x8")
+    klb.calibrate(wide, sequences, verbose=0)
+    assert klb.export_litert(wide, tmp_path / "m.tflite").float_fallbacks == ()
+    parity = klb.verify(wide, tmp_path / "m.tflite", sequences)
+    assert parity.problems == ()
+    steps = {layer.name: layer.max_steps for layer in parity.layers if layer.op == "SOFTMAX"}
+    assert max(steps.values()) > 16  # more than tables alone explain
