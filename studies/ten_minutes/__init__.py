@@ -1,0 +1,1 @@
+"""How long the way from a fresh clone to a verified file takes."""
