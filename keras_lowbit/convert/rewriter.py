@@ -200,7 +200,7 @@ class _GraphWalk:
         category, has_quantizer = self.categories[call], getattr(call.operation, "kernel_host", None) is not None
         outcome, detail = "kept", category.value
         if category in (Category.BATCH_NORM, Category.RELU) and call not in self.plan.fused and self.plan.learned:
-            detail = f"{detail.split(', ')[0]}, an int8 operation of its own: nothing before it takes it in"
+            detail = f"{detail.split(', ')[0]}, an integer operation of its own: nothing before it takes it in"
         if category is Category.FLOAT:
             ending = "keeps the quantizer it has" if has_quantizer else "runs in float"
             outcome = "kept" if self.reasons[call] == BETWEEN else "skipped"

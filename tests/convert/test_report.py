@@ -40,6 +40,6 @@ def test_the_report_says_which_norms_and_relus_are_operations_of_their_own(name)
     rows = [row for row in report.layers if row.detail.startswith(("per-channel affine", "relu or relu6"))]
     assert rows
     for row in rows:
-        own = "an int8 operation of its own" in row.detail
+        own = "an integer operation of its own" in row.detail
         assert own != (", folds into" in row.detail or ", fuses with" in row.detail)
         assert own == (row.path in operations)

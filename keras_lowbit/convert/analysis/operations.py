@@ -24,7 +24,7 @@ from keras_lowbit.quantizers.base import WIDE
 class Category(enum.Enum):
     """How an operation takes part in the integer pipeline; the value says it in words for the report."""
 
-    WEIGHTED = "weights on int8 inputs"
+    WEIGHTED = "weights on inputs that have codes"
     BATCH_NORM = "per-channel affine, folds into the weighted layer before it"
     RELU = "relu or relu6, fuses with the operation before it"
     NEEDS_RANGE = "makes new values: gets a range of its own"
@@ -33,7 +33,7 @@ class Category(enum.Enum):
     ROUNDS_IN_RANGE = "makes new values inside the range of its input: that range stands behind it once more"
     SHARES_RANGE = "its inputs and its result share one range"
     FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
-    LOOKUP = "rows of a table by whole numbers: the table has 8 bits and a range of its own"
+    LOOKUP = "rows of a table by whole numbers: the table has the bits of activations and a range of its own"
     MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"

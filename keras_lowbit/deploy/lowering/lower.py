@@ -80,7 +80,7 @@ def warn_of_unrounded(lowered: Lowered) -> None:
     if lowered.unrounded:
         pairs = ", ".join(f"{path!r} (read by {reader!r})" for path, reader in lowered.unrounded.items())
         warnings.warn(
-            f"Only the file rounds these results to int8; the Keras model goes on with finer values than a device: {pairs}. "
+            f"Only the file rounds these results to codes; the Keras model goes on with finer values than a device: {pairs}. "
             "Put keras_lowbit.layers.QuantActivation behind each of them (behind bilinear resizing the range in front of it, "
             "called with observe=False), or convert the float model with keras_lowbit.quantize_model, which does.",
             stacklevel=3,

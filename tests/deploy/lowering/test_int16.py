@@ -1,5 +1,7 @@
 """16-bit activations (LiteRT's 16x8 mode), from a Keras model to a verified file; what has no int16 kernel runs in float."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import keras_lowbit as klb
 from keras_lowbit import deploy
 from keras_lowbit.deploy.interpreters import make_interpreter
 from keras_lowbit.deploy.litert.reader import LiteRTFile
+from tests.support.lowering_zoo import ZOO, trained
 
 SHAPE = (12, 12, 3)
 
@@ -109,6 +112,23 @@ def test_what_takes_int8_alone_says_so(quantized, tmp_path):
     report = klb.export_litert(wide, tmp_path / "int4.tflite", weights="int4")
     assert {row.weight_type for row in report.rows} == {"int8"}
     assert all("beside 16-bit activations weights are int8" in row.why for row in report.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transformer", "lstm", "squeeze and excite", "conv1d causal", "concat unequal", "prelu"),
+        # Its means are rounding errors alone, of values that 16 bits hold finer than float32 forms their sum.
+        "layer normalization of what is normalized",
+    ],
+)
+def test_models_of_the_zoo_are_verified(name, tmp_path):
+    wide, images = trained(dataclasses.replace(ZOO[name], recipe="int16x8"))
+    klb.export_litert(wide, tmp_path / "m.tflite")
+    parity = klb.verify(wide, tmp_path / "m.tflite", images)
+    assert parity.problems == ()
+    assert parity.reference_equal is True
 
 
 def test_a_packed_layer_on_sixteen_bits_computes_in_float():
