@@ -11,6 +11,7 @@ from keras_lowbit.deploy.export import ExportReport, export_litert
 from keras_lowbit.deploy.graph import GraphBuilder, IntegerGraph, Node, Range, Tensor
 from keras_lowbit.deploy.litert.format_choice import LatencyTable
 from keras_lowbit.deploy.litert.microcontroller import arena_bytes
+from keras_lowbit.deploy.litert.signatures import join_signatures
 from keras_lowbit.deploy.litert.target import Target
 from keras_lowbit.deploy.lowering.lower import lower
 from keras_lowbit.deploy.pack import pack
@@ -43,6 +44,7 @@ __all__ = [
     "Tensor",
     "arena_bytes",
     "export_litert",
+    "join_signatures",
     "lower",
     "pack",
     "run_reference",

@@ -19,6 +19,7 @@ from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.delegate import delegate_coverage
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.deploy.litert.reader import LiteRTFile, parsing
+from keras_lowbit.deploy.litert.signatures import one_signature
 from keras_lowbit.deploy.litert.weight_formats import as_written
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
 from keras_lowbit.deploy.lowering.int8_overflow import policy_of
@@ -53,6 +54,7 @@ def verify(
     layer_samples: int = 4,
     reference_samples: int = 1,
     min_reference_snr_db: float = LEAST_REFERENCE_SNR_DB,
+    signature: str | None = None,
     verbose: int | bool = 1,
 ) -> Parity:
     """Compare a .tflite file that `export_litert` wrote with the model it came from. It reads only.
@@ -67,6 +69,7 @@ def verify(
     steps: batches to look at.   reference: the float model that `model` was made from, compared end to end.
     min_reference_snr_db: the least signal-to-noise ratio of the file's outputs to the reference's that is `ok`; -inf for
     none, for a model that has learnt something else since.
+    signature: which one of a file of several, see `deploy.join_signatures`.
     verbose: 1 shows batches and layers that are done on a terminal, 0 nothing.
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
     numbers of samples below 1, `labels` that do not fit the outputs, and a reference of other outputs.
@@ -83,7 +86,7 @@ def verify(
     if reference is not None:
         check_model(reference, "verify(reference=)")
     _check_samples(layer_samples=layer_samples, reference_samples=reference_samples)
-    file = LiteRTFile(path)
+    file = LiteRTFile(path) if signature is None else _part(path, signature)
     policy, batch = policy_of(_notes(file, path)), _batch_size(file)
     lowered = lower_model(model, _input_shapes(model, file), batch, overflow=policy)
     written = as_written(lowered.graph, check_same_structure(lowered.graph, file, path))
@@ -120,6 +123,13 @@ def verify(
         labels_note=ends.labels_note,
         min_reference_snr_db=min_reference_snr_db,
     )
+
+
+def _part(path: FilePath, signature: str) -> LiteRTFile:
+    """One network of a file of several."""
+    content = one_signature(path, signature)
+    with parsing(path, len(content)):
+        return LiteRTFile.of_bytes(content)
 
 
 def _notes(file: LiteRTFile, path: FilePath) -> Mapping[str, Any] | None:
