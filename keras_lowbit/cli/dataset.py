@@ -1,13 +1,16 @@
 """DATA of the commands: what --data and the flags beside it mean."""
 
+import dataclasses
+import os
 from typing import Any
 
 from absl import flags
 
 from keras_lowbit.cli.options import say
-from keras_lowbit.data import MODES, ModelData, for_model
+from keras_lowbit.data import MODES, ModelData, cached, for_model
 from keras_lowbit.data.images import RESIZE
 from keras_lowbit.data.source import KINDS
+from keras_lowbit.files import printable
 
 flags.disclaim_key_flags()
 
@@ -17,6 +20,8 @@ def define_data(values: flags.FlagValues, limit: int | None = None) -> None:
     flags.DEFINE_string("data", None, KINDS, required=True, flag_values=values)
     text = "folder of tensorflow-datasets, for tfds: data"
     flags.DEFINE_string("data_dir", None, text, flag_values=values)
+    text = "folder for decoded data, which are then read once; data that train in another order each epoch are not kept"
+    flags.DEFINE_string("cache", None, text, flag_values=values)
     modes = "; ".join(f"{mode}: {meaning}" for mode, meaning in MODES.items())
     text = f"what the model takes for pixels; auto finds it in the model, and asks where nothing tells. {modes}"
     flags.DEFINE_enum("preprocess", "auto", ["auto", *MODES], text, flag_values=values)
@@ -58,4 +63,8 @@ def open_data(
     )
     if not quiet:
         say(f"data: {'; '.join(found.about)}")
+    if values.cache is not None and epoch is None:
+        if not os.path.isdir(values.cache):
+            raise FileNotFoundError(f"no folder {printable(values.cache)!r} for --cache. Make it first")
+        found = dataclasses.replace(found, dataset=cached(found.dataset, values.cache))
     return found

@@ -7,6 +7,7 @@ What every function here takes as data becomes batches in `batching`. Sources on
 from keras_lowbit.data.array_files import arrays, stored_arrays
 from keras_lowbit.data.augmentation import AUGMENTATIONS, padded_crop, random_resized_crop
 from keras_lowbit.data.batching import Batches, batch_count, batches, labelled_batches, samples_in, take
+from keras_lowbit.data.caching import cached
 from keras_lowbit.data.folders import classes, flat_folder, folder_by_class, tfrecords
 from keras_lowbit.data.images import Images
 from keras_lowbit.data.named_sets import tfds
@@ -22,6 +23,7 @@ __all__ = [
     "arrays",
     "batch_count",
     "batches",
+    "cached",
     "classes",
     "flat_folder",
     "folder_by_class",

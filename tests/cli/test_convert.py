@@ -45,14 +45,29 @@ def check_page(page, path, fields):
 @pytest.mark.slow
 def test_the_program_converts_verifies_and_prints_one_table(files, photos, tmp_path):
     path, saved = tmp_path / "m.tflite", tmp_path / "q.keras"
-    flags = ("--data", photos, "--preprocess=unit", "--output", path, "--save", saved, "--labels", files.names)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    flags = (
+        "--data",
+        photos,
+        "--preprocess=unit",
+        "--cache",
+        cache,
+        "--output",
+        path,
+        "--save",
+        saved,
+        "--labels",
+        files.names,
+    )
     found = program("convert", files.model, "--recipe", "int8", *flags)
     assert (found.status, found.err) == (0, "data: preprocess 'unit', as given; 2 classes\n")
     lines = found.out.splitlines()
     steps = [line.split("  ")[0] for line in lines[2:8]]
     assert steps == ["fold batch norms", "quantize", "calibrate", "correct biases", "export", "verify"]
     assert f"{path.stat().st_size:,} bytes" in lines[8]
-    assert sorted(os.listdir(tmp_path)) == ["m.tflite", "q.keras"]
+    assert sorted(os.listdir(tmp_path)) == ["cache", "m.tflite", "q.keras"]
+    assert os.listdir(cache) == []
 
 
 @pytest.mark.slow
@@ -124,6 +139,7 @@ BAD = {
     "labels that do not fit": (["{model}", "--data={data}", "--labels={empty}/one.txt"], "label"),
     "an unknown target": (["{model}", "--data={data}", "--target=toaster"], "toaster"),
     "a layer that is not there": (["{model}", "--data={data}", "--skip=nothing"], "nothing"),
+    "a folder for the cache that is not there": (["{model}", "--data={data}", "--cache={empty}/none"], "no folder"),
     "a named set that is not there": (
         ["{model}", "--data=tfds:no_such_set", "--data_dir={empty}", "--preprocess=tf"],
         "no_such_set",
