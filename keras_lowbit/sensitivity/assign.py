@@ -46,7 +46,7 @@ def assign_bits(
     Returns a `Recipe` of one rule for each layer: quantize, calibrate and tune with it as with any other.
     Raises ValueError for both budgets or none, an unknown choice, and a budget that cannot be kept.
 
-    >>> recipe = klb.assign_bits(folded, images[:32], budget_kb=20, verbose=0)
+    >>> recipe = klb.assign_bits(folded, images, budget_kb=20, verbose=0)
     """
     if (budget_kb is None) == (budget_points is None):
         raise ValueError(f"assign_bits takes one of budget_kb and budget_points, got {budget_kb} and {budget_points}.")

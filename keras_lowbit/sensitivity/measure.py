@@ -42,7 +42,7 @@ def sensitivity(
     Time: two runs of the model on all data for each row. Returns a `Sensitivity`: a table, `to_json()`, `plot("a.png")`.
     Raises ValueError for models whose outputs differ in shape, labels that do not fit, and a checkpoint of other weights.
 
-    >>> print(klb.sensitivity(quantized, folded, images[:32], verbose=0))
+    >>> found = klb.sensitivity(quantized, folded, images, verbose=0)
     """
     for model in (quantized, reference):
         check_model(model, "sensitivity")
