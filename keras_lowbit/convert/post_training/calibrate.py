@@ -83,7 +83,7 @@ def calibrate(
         for variable, value in _range_values(host, *found[path], count):
             variable.assign(value)
     for path, (name, seen) in inputs.items():
-        if said := lost_features(name, seen, *found[path]):
+        if said := lost_features(name, seen, *found[path], bits=int(ranges[path].quantizer.bits)):
             warnings.warn(said, stacklevel=3)
     return found
 

@@ -13,6 +13,7 @@ from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.quantizers import ActivationRange
+from keras_lowbit.quantizers.base import WIDE
 
 LEAST_STEPS = 2.0  # a feature that spans less of its input's range is lost
 _LEAST_ROWS = 8
@@ -42,17 +43,18 @@ class FeatureSpans:
         return list(map(int, np.flatnonzero((spans > 0) & (spans < LEAST_STEPS * step))))
 
 
-def lost_features(name: str, spans: FeatureSpans, low: float, high: float) -> str | None:
-    """The sentence about features of an input that its 8-bit range [low, high] cannot tell apart; None if there are none."""
-    step = (max(high, 0.0) - min(low, 0.0)) / 255.0
+def lost_features(name: str, spans: FeatureSpans, low: float, high: float, bits: int = 8) -> str | None:
+    """The sentence about features of an input that its range [low, high] cannot tell apart; None if there are none."""
+    step = max(-low, high) / 32767.0 if bits == WIDE else (max(high, 0.0) - min(low, 0.0)) / (2.0**bits - 1)
     lost = spans.lost(step)
     if not lost or len(lost) == np.size(spans.low):
         return None
     shown = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
     return (
-        f"The features {shown} of the input {name!r} vary by less than {LEAST_STEPS:g} steps of its 8-bit range "
-        f"[{low:.4g}, {high:.4g}] (one step is {step:.4g}): int8 hardly sees them. Leave the front of the model in float, "
-        f"quantize_model(model, skip=[{name!r}, NAMES OF THE LAYERS THAT SCALE IT]), or scale the features before the model."
+        f"The features {shown} of the input {name!r} vary by less than {LEAST_STEPS:g} steps of its {bits}-bit range "
+        f"[{low:.4g}, {high:.4g}] (one step is {step:.4g}): int{bits} hardly sees them. Leave the front of the model in float, "
+        f"quantize_model(model, skip=[{name!r}, NAMES OF THE LAYERS THAT SCALE IT]), or scale the features before the model"
+        f"{', or give activations 16 bits (activations=16 in the recipe)' if bits != WIDE else ''}."
     )
 
 

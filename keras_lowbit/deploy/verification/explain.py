@@ -26,6 +26,6 @@ class InputNotes:
         for place, spans in self._spans.items():
             name = self._graph.inputs[place]
             grid = self._graph.tensors[name].range
-            ends = (grid.scale * (code - grid.zero_point) for code in grid.limits)
-            found.append(lost_features(name, spans, *ends))
+            low, high = (grid.scale * (code - grid.zero_point) for code in grid.limits)
+            found.append(lost_features(name, spans, low, high, 8 * np.dtype(grid.dtype).itemsize))
         return tuple(said for said in found if said)

@@ -77,6 +77,7 @@ def test_features_below_a_step_or_two_are_named_with_the_way_out():
         klb.calibrate(copy, rows, verbose=0)
     silently(copy, rows / np.maximum(scale, 0.1))
     silently(klb.quantize_model(model, skip=["head"])[0], rows)  # no range at the input
+    silently(klb.quantize_model(model, "int16x8")[0], rows)  # 16 bits hold them all
 
 
 def test_more_than_pixels_in_place_of_pixels():
