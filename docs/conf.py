@@ -18,6 +18,7 @@ for notebook in Path(__file__).parents[1].glob("colab/*.ipynb"):
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parents[1] / "build" / "notebooks")
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # what they write is not kept
 nb_execution_timeout = 600
 nb_output_stderr = "remove"
 
