@@ -6,6 +6,9 @@ Keras is imported by the fixtures alone: pytest's own process, which runs no tes
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow uses oneDNN by itself on some processors alone; of its kernels only oneDNN's run channels-first convolutions and
+# dilated transposed ones on a CPU.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import collections
 import gc

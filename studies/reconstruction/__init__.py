@@ -1,0 +1,1 @@
+"""Block reconstruction without labels, on pretrained MobileNets."""
