@@ -20,7 +20,7 @@ def cached(dataset: Any, folder: FilePath | None = None) -> Any:
     bytes for each number.
     Raises what reading raises; OSError for a folder that is not there; TypeError for what is no tf.data.Dataset.
 
-    >>> given = klb.data.for_model(model, "photos/")
+    >>> given = klb.data.for_model(model, "photos", preprocess="unit")
     >>> batches = klb.data.cached(given.dataset)
     """
     import tensorflow as tf

@@ -72,7 +72,7 @@ def bit_choices(
     once, for no layer. Arguments as for `assign_bits`. Time: a run of the model on all data for each layer and choice.
     Returns `BitChoices`: a table, `recipe(budget_kb=)`, `to_json()`, `plot()`.
 
-    >>> print(klb.bit_choices(folded, images[:32], verbose=0))
+    >>> found = klb.bit_choices(folded, images, verbose=0)
     """
     check_model(model, "bit_choices")
     choices = _checked(choices)

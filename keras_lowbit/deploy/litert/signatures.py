@@ -26,7 +26,8 @@ def join_signatures(files: Mapping[str, FilePath], path: FilePath) -> None:
     Raises TypeError or ValueError for what is no such mapping, FileNotFoundError or ValueError for a file that is missing,
     foreign, damaged, has labels (which stand behind a whole file) or several signatures already.
 
-    >>> klb.deploy.join_signatures({"encode": "encoder.tflite", "decode": "decoder.tflite"}, "both.tflite")
+    >>> written = klb.export_litert(quantized, "reals.tflite", io="float32")
+    >>> klb.deploy.join_signatures({"codes": "m.tflite", "reals": "reals.tflite"}, "both.tflite")
     """
     from keras_lowbit.deploy.litert.flatbuffer import FileBuilder
 
