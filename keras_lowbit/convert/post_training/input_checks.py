@@ -171,8 +171,8 @@ def _out_of_range(call: Call, values: dict[int, np.ndarray]) -> str | None:
     if max(low - least, most - high) <= (high - low) / 255.0:
         return None
     return (
-        f"the model prepares pixels of {low:g} to {high:g}, and the data reach from {least:.4g} to {most:.4g} (an input that "
-        "holds no pixels can be left in float: quantize_model(skip=[its name]))"
+        f"its range is {low:g} to {high:g} beforehand, as of pixels that the model prepares itself, and the data reach from "
+        f"{least:.4g} to {most:.4g} (an input that holds no pixels can be left in float: quantize_model(skip=[its name]))"
     )
 
 

@@ -82,6 +82,6 @@ def test_features_below_a_step_or_two_are_named_with_the_way_out():
 
 def test_more_than_pixels_in_place_of_pixels():
     with pytest.warns(
-        UserWarning, match=r"do not fit 'image_range': .*pixels of 0 to 255.* reach from 0 to 1023 .*skip="
+        UserWarning, match=r"do not fit 'image_range': its range is 0 to 255 beforehand.* reach from 0 to 1023 .*skip="
     ):
         klb.calibrate(trained(L.Rescaling(1 / 255, name="scale")), np.round(IMAGES * 1023 / IMAGES.max()), verbose=0)
