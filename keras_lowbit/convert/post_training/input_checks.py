@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
+from keras_lowbit.convert.analysis.pixels import BRIGHTEST
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of, inputs_in_order, run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
@@ -87,7 +88,7 @@ def _is_range(call: Call) -> bool:
 def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHost]) -> None:
     """A UserWarning if a batch lies far outside what the first layers expect.
 
-    That is known from the statistics of the first batch norm or Normalization, a Rescaling or known range of an input.
+    That is known from the statistics of the first batch norm or Normalization, a Rescaling of an input or its range.
     hosts: the state layers of the ranges, which pass values on meanwhile.
     """
     graph = _graph_of(model)
@@ -109,7 +110,7 @@ def warn_of_other_scale(model: keras.Model, batch: Any, hosts: list[QuantizerHos
 def _expecting(graph: CallGraph) -> Iterator[Call]:
     for call in graph.calls:
         kind = stock_kind(call.operation)
-        if _is_range(call) and call.inputs[0] in graph.inputs and _is_known(call.operation.output_host.quantizer):
+        if _is_range(call) and call.inputs[0] in graph.inputs and _is_of_pixels(call.operation.output_host.quantizer):
             yield call
         if kind == "Rescaling" and _is_input(graph, call.inputs[0]):
             yield call
@@ -118,9 +119,9 @@ def _expecting(graph: CallGraph) -> Iterator[Call]:
             return
 
 
-def _is_known(quantizer: Any) -> bool:
-    """Whether a range was given by minimum and maximum, such as that of pixels."""
-    return isinstance(quantizer, ActivationRange) and quantizer.has_static_range
+def _is_of_pixels(quantizer: Any) -> bool:
+    """Whether a range is that of pixels, which `quantize_model` gives models that prepare them."""
+    return isinstance(quantizer, ActivationRange) and (quantizer.minimum, quantizer.maximum) == (0.0, BRIGHTEST)
 
 
 def _is_input(graph: CallGraph, key: int) -> bool:
@@ -164,7 +165,7 @@ def _rescaled(call: Call, values: dict[int, np.ndarray]) -> str | None:
 
 
 def _out_of_range(call: Call, values: dict[int, np.ndarray]) -> str | None:
-    """What lies outside an input's range that is known beforehand, such as that of pixels."""
+    """What lies outside the range of pixels."""
     quantizer, found = call.operation.output_host.quantizer, values[call.inputs[0]]
     low, high = (float(end) for end in quantizer.ends({}))
     least, most = float(found.min(initial=low)), float(found.max(initial=high))
