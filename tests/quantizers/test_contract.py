@@ -1,11 +1,10 @@
 import dataclasses
-import doctest
 import json
 
 import numpy as np
 import pytest
 
-from keras_lowbit import quantizers, schedules
+from keras_lowbit import quantizers
 from keras_lowbit.quantizers import (
     ActivationRange,
     AdjustableThreshold,
@@ -16,8 +15,6 @@ from keras_lowbit.quantizers import (
     Stochastic,
     Ternary,
     Uniform,
-    base,
-    ternary,
 )
 
 EXAMPLES = [
@@ -93,7 +90,7 @@ def test_unknown_names_list_the_known_ones(identifier):
         (lambda: Ternary(scale_granularity="row"), "scale_granularity='row'"),
         (lambda: Ternary(factor=-0.7), "factor >= 0, got -0.7. The paper uses 0.7"),
         (lambda: Ternary(factor=float("nan")), "got nan"),
-        (lambda: ActivationRange(bits=16), "got bits=16"),
+        (lambda: ActivationRange(bits=12), "got bits=12"),
         (lambda: ActivationRange(momentum=1.0), r"momentum in \[0, 1\), got 1.0"),
         (lambda: ActivationRange(minimum=0.0), "Give both for a fixed range"),
         (lambda: ActivationRange(minimum=2.0, maximum=1.0), "minimum < maximum, got 2.0 and 1.0"),
@@ -138,10 +135,3 @@ def test_a_nan_weight_shows_in_its_whole_filter_and_nowhere_else(quantizer):
     on_grid = np.asarray(quantizer(weights, {}, (-1,)))
     assert np.isnan(on_grid[:, 1]).all()
     assert np.isfinite(on_grid[:, [0, 2]]).all()
-
-
-@pytest.mark.parametrize("module", [base, ternary, schedules], ids=lambda module: module.__name__)
-def test_the_examples_in_the_docstrings_run(module):
-    result = doctest.testmod(module, extraglobs={"get": quantizers.get})
-    assert result.attempted > 0 or module is base
-    assert result.failed == 0
