@@ -16,8 +16,9 @@ from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.verification.parity import Parity
 from keras_lowbit.figures.training import draw_history
 from keras_lowbit.files import FilePath
+from keras_lowbit.sensitivity import BitChoices, Chosen, Sensitivity
 
-__all__ = ["graph", "history", "parity", "ranges", "weights"]
+__all__ = ["bit_choices", "graph", "history", "parity", "ranges", "sensitivity", "weights"]
 
 
 def weights(model: keras.Model | WeightHistograms | WeightHistogram, layers: str | Sequence[str] | None = None) -> Any:
@@ -55,6 +56,26 @@ def parity(found: Parity, most: int = 40) -> Any:
     >>> klb.plot.parity(klb.verify(quantized, "m.tflite", images)).savefig("parity.png")
     """
     return found.plot(most)
+
+
+def sensitivity(found: Sensitivity, most: int = 40) -> Any:
+    """Signal-to-noise ratio of the logits with each part alone quantized, what hurts most on top.
+
+    found: from `keras_lowbit.sensitivity`.   most: bars to draw.
+
+    >>> klb.plot.sensitivity(klb.sensitivity(quantized, folded, images[:16], verbose=0))
+    """
+    return found.plot(most=most)
+
+
+def bit_choices(found: BitChoices, chosen: Chosen | None = None) -> Any:
+    """Size of the file against agreement with the float model, for falling numbers of bits; the float model at its true place.
+
+    found: from `keras_lowbit.bit_choices`.   chosen: an assignment to mark, one of ``found.path``.
+
+    >>> klb.plot.bit_choices(klb.bit_choices(folded, images[:16], choices=(8, 4), verbose=0))
+    """
+    return found.plot(chosen=chosen)
 
 
 def history(logs: keras.callbacks.History | Mapping[str, Sequence[float]]) -> Any:

@@ -224,3 +224,24 @@ def test_a_graph_is_drawn_as_png_and_pdf_too_and_as_nothing_else(made, tmp_path)
         klb.plot.graph(graph, tmp_path / "graph.jpg")
     with pytest.raises(OSError, match="cannot write"):
         klb.plot.graph(graph, tmp_path / "none" / "graph.svg")
+
+
+def test_sensitivity_and_bits_by_layer_are_drawn_by_what_was_measured():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(24, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="classes")(x))
+    data = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    quantized, _ = klb.quantize_model(model, "int8", overrides={"hidden": "ternary"})
+    klb.calibrate(quantized, data, verbose=0)
+    found = klb.sensitivity(quantized, model, data, verbose=0)
+    [axes] = drawn(klb.plot.sensitivity(found)).axes
+    rows = found.worst_first()
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row.path for row in rows]
+    assert [width for _, width in bars(axes)[: len(rows)]] == pytest.approx([row.only.snr_db for row in rows])
+    assert axes.yaxis_inverted()
+    choices = klb.bit_choices(model, data, choices=(8, 4), verbose=0)
+    [axes] = drawn(klb.plot.bit_choices(choices, choices.path[-1])).axes
+    front, reference, chosen = axes.lines
+    assert front.get_xdata()[-1] == chosen.get_xdata()[0] == choices.size_of(choices.path[-1]) / 1000
+    assert (reference.get_xdata()[0], reference.get_ydata()[0]) == (choices.float_size / 1000, 100)

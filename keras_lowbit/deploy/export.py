@@ -80,6 +80,7 @@ def export_litert(
     overflow: str = overflow_.DEFAULT,
     target: str | FilePath | Target = "litert",
     strict: bool | None = None,
+    verbose: int | bool = 1,
 ) -> ExportReport:
     """Write a quantized model as a .tflite file whose codes and scales are the model's own, to the bit.
 
@@ -113,6 +114,7 @@ def export_litert(
     "edgetpu", whose has one scale for all weights. `deploy.arena_bytes` says how much memory tflite-micro needs for a file.
     strict: whether what the target does not take is a ValueError that names every layer, operation and remedy, before anything
     is written; else the report lists it. None for the target's own: True but for "litert", where it refuses what runs in float.
+    verbose: 1 shows the operations that are done on a terminal, 0 nothing.
     A UserWarning says where the normalization contradicts the range that the first input was calibrated to.
     Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.
@@ -135,6 +137,7 @@ def export_litert(
         overflow=overflow,
         target=target,
         strict=strict,
+        verbose=verbose,
     )
     atomic_write(path, file.content)
     lowered = file.lowered
@@ -181,13 +184,14 @@ def file_content(
     target: str | FilePath | Target = "litert",
     strict: bool | None = None,
     range_of: RangeOf = range_of,
+    verbose: int | bool = 0,
 ) -> FileContent:
     """What `export_litert` writes for the same arguments, in memory. model: checked.   range_of: as in `lower_model`."""
     check_not_packed(model, "export_litert")
     device = target_of(target)
     if strict is not None:
         check_flag("export_litert", "strict", strict)
-    lowered = lower_model(model, input_shapes, 1 if batch_size is None else batch_size, range_of, overflow)
+    lowered = lower_model(model, input_shapes, 1 if batch_size is None else batch_size, range_of, overflow, verbose)
     graph = lowered.graph.with_metadata(**_about(labels, normalization))
     write = partial(litert.to_bytes, graph, io=io, batch_size=batch_size, target=device)
     content, rows = write(weights=weights)

@@ -4,6 +4,7 @@
 than three values. Here the forward value is `on_grid` itself.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,13 @@ def straight_through(real: Tensor, on_grid: Tensor, passes: Tensor | None = None
 
 
 def straight_through_where(real: Tensor, on_grid: Tensor, passes: Callable[[], Tensor | None]) -> Tensor:
-    """`straight_through` whose `passes` are a function, asked for on the way back where the backend allows it.
+    """`straight_through` whose `passes` are a function; TensorFlow's eager calls ask for them on the way back alone.
 
-    In TensorFlow an eager forward pass, as in `calibrate` and `verify`, then never computes them.
+    A forward pass without a gradient, as in `calibrate` and `verify`, never computes them. In graphs what nobody reads falls
+    away, and the branches of a conditional let no gradient read what another branch has made.
     """
     on_grid = ops.stop_gradient(on_grid)
-    if keras.backend.backend() == "tensorflow":
+    if keras.backend.backend() == "tensorflow" and sys.modules["tensorflow"].executing_eagerly():
         return _swap_lazily(passes)(real, on_grid)
     found = passes()
     if found is None:

@@ -18,6 +18,7 @@ from keras_lowbit.files import FilePath, atomic_write, check_writable, name_of
 from keras_lowbit.report.layer_rows import layer_rows
 from keras_lowbit.report.model_explorer import overlay
 from keras_lowbit.report.page import html
+from keras_lowbit.sensitivity import Sensitivity
 from keras_lowbit.tables import plain
 
 FORMAT, FORMAT_VERSION = "keras_lowbit.report", 1
@@ -52,6 +53,7 @@ class Report:
     parity: Parity | None = None
     conversion: ConversionReport | None = None
     export: ExportReport | None = None
+    sensitivity: Sensitivity | None = None
 
     def contents(self) -> dict[str, Any]:
         """What the page shows, as `report/schema.json` describes it; what is worst comes first. Infinities are words."""
@@ -73,6 +75,7 @@ class Report:
             if self.export
             else [],
             "layers": list(layer_rows(self.conversion, self.after)),
+            "sensitivity": self._sensitivity(),
             "ranges": self._ranges(),
             "weights": self._weights(),
         }
@@ -141,6 +144,18 @@ class Report:
             dataclasses.asdict(row) for row in sorted(self.parity.layers, key=lambda row: (row.snr_db, -row.max_steps))
         ]
         return {name: part for name, part in found.items() if name not in ("outputs", "labels_note", "samples")}
+
+    def _sensitivity(self) -> list[dict[str, Any]]:
+        """The most sensitive first; empty where none was given."""
+        rows = [] if self.sensitivity is None else self.sensitivity.worst_first()
+        return [
+            {
+                **{name: getattr(row, name) for name in ("path", "part", "bits")},
+                **{f"only_{name}": getattr(row.only, name) for name in ("snr_db", "agreement")},
+                **{f"without_{name}": getattr(row.without, name) for name in ("snr_db", "agreement")},
+            }
+            for row in rows
+        ]
 
     def _ranges(self) -> list[dict[str, Any]]:
         rows = sorted(self.ranges.ranges, key=lambda row: -(row.clipped or 0.0))

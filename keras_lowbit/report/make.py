@@ -20,6 +20,7 @@ from keras_lowbit.deploy.verification.verify import Parity, verify
 from keras_lowbit.files import FilePath, check_writable
 from keras_lowbit.report.content import Report, paths
 from keras_lowbit.report.page import check_jinja
+from keras_lowbit.sensitivity import Sensitivity
 
 _VERSIONS = ("keras", "tensorflow", "numpy")
 
@@ -35,6 +36,7 @@ def report(
     conversion: ConversionReport | None = None,
     export: ExportReport | None = None,
     parity: Parity | None = None,
+    sensitivity: Sensitivity | None = None,
     batch_size: int = 32,
     steps: int | None = None,
     command: str = "",
@@ -47,8 +49,8 @@ def report(
     reference: the float model it was made from: sizes before, and agreement with it.
     data, labels, batch_size, steps: as for `verify`; data are read more than once, so no iterator that ends.
     file: the .tflite file, which is verified on the data.   path: of the page, ends in .html; None writes nothing.
-    conversion, export, parity: what `quantize_model`, `export_litert` and `verify` returned; nothing is computed again, and
-    what they say of layers left in float is shown.
+    conversion, export, parity, sensitivity: what `quantize_model`, `export_litert`, `verify` and `sensitivity` returned;
+    nothing is computed again, and what they say of layers left in float is shown.
     command: shown as it is.   arguments: those that `export_litert` had, for the bytes by layer.
     Raises ValueError for a file without data, an iterator, and where `verify` or `activation_ranges` would; OSError for a path
     that cannot be written and ImportError without Jinja2 (`pip install 'keras_lowbit[report]'`), both before anything else.
@@ -88,6 +90,7 @@ def report(
         parity=parity,
         conversion=conversion,
         export=export,
+        sensitivity=sensitivity,
     )
     if path is not None:
         found.save(path)

@@ -44,11 +44,21 @@ def made(tmp_path_factory):
         conversion=conversion,
         export=export,
         command="train.py --seed 0",
+        sensitivity=klb.sensitivity(quantized, klb.fold_batch_norms(model), images, verbose=0),
     )
     return SimpleNamespace(
         **{"folder": folder, "model": model, "quantized": quantized, "images": images, "labels": labels},
         **{"conversion": conversion, "export": export, "report": report, "contents": report.contents()},
     )
+
+
+def test_sensitivity_is_that_which_was_measured_the_worst_first(made):
+    rows, measured = made.contents["sensitivity"], made.report.sensitivity.worst_first()
+    assert [(row["path"], row["part"]) for row in rows] == [(row.path, row.part) for row in measured]
+    assert rows[0]["only_snr_db"] == measured[0].only.snr_db
+    assert rows[0]["without_agreement"] == measured[0].without.agreement
+    assert (rows[0]["path"], rows[0]["bits"]) == ("hidden", 2)
+    assert 'id="sensitivity"' in html(made.contents)
 
 
 def check(contents):

@@ -14,6 +14,7 @@ import keras
 
 from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
 from keras_lowbit.convert.analysis.supported import DROPOUTS
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
@@ -93,6 +94,7 @@ def lower_model(
     batch_size: int = 1,
     range_of: RangeOf = range_of,
     overflow: str = overflow_.DEFAULT,
+    verbose: int | bool = 0,
 ) -> Lowered:
     """As `lower`, with the graph's ties to the Keras model, and without the warning.
 
@@ -106,19 +108,23 @@ def lower_model(
         )
     _check_finite(model)
     with LOWERING:
-        return _lowered(model, input_shapes, batch_size, range_of, overflow)
+        return _lowered(model, input_shapes, batch_size, range_of, overflow, verbose)
 
 
-def _lowered(model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str) -> Lowered:
+def _lowered(
+    model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str, verbose: int | bool
+) -> Lowered:
     _check_inference(model)
     state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
     steps = schedule(state.calls)
     state.in_float.update(call for step in steps if isinstance(step, FloatPart) for call in step.calls)
+    bar = Progress(len(steps), "operation", verbose)
     for step in steps:
         if isinstance(step, FloatPart):
             lower_part(state, step)
         else:
             lower_call(state, step)
+        bar.advance()
     outputs = [state.output(key) for key in state.calls.outputs]
     graph = state.builder.build(outputs, _in_model_order(state), _notes(state))
     return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys, state.unrounded)

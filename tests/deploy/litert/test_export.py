@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 
 import keras
 import numpy as np
@@ -328,3 +329,16 @@ def run_float(path, images):
     interpreter.set_tensor(detail["index"], images)
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def test_operations_are_counted_on_a_terminal_alone(classifier, tmp_path, monkeypatch, capsys):
+    model, _ = classifier
+    klb.export_litert(model, tmp_path / "m.tflite")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    klb.export_litert(model, tmp_path / "m.tflite")
+    printed = capsys.readouterr().out
+    assert "/operation" in printed
+    assert printed.endswith("\n")
+    klb.export_litert(model, tmp_path / "m.tflite", verbose=0)
+    assert capsys.readouterr().out == ""
