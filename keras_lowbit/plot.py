@@ -63,7 +63,8 @@ def sensitivity(found: Sensitivity, most: int = 40) -> Any:
 
     found: from `keras_lowbit.sensitivity`.   most: bars to draw.
 
-    >>> klb.plot.sensitivity(klb.sensitivity(quantized, folded, images[:16], verbose=0))
+    >>> found = klb.sensitivity(quantized, folded, images[:16], verbose=0)
+    >>> klb.plot.sensitivity(found).savefig("sensitivity.png")
     """
     return found.plot(most=most)
 
@@ -73,7 +74,8 @@ def bit_choices(found: BitChoices, chosen: Chosen | None = None) -> Any:
 
     found: from `keras_lowbit.bit_choices`.   chosen: an assignment to mark, one of ``found.path``.
 
-    >>> klb.plot.bit_choices(klb.bit_choices(folded, images[:16], choices=(8, 4), verbose=0))
+    >>> found = klb.bit_choices(folded, images[:16], choices=(8, 4), verbose=0)
+    >>> klb.plot.bit_choices(found).savefig("front.png")
     """
     return found.plot(chosen=chosen)
 

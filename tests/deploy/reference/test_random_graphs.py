@@ -63,9 +63,9 @@ def test_one_rounding_instead_of_two_is_noticed(monkeypatch):
     graph, inputs = _layer("conv2d")
     assert differing_elements(graph, inputs) == {"x": 0, "y": 0}
 
-    def once(total, f, zero_point, limits=(fp.QMIN, fp.QMAX)):
+    def once(total, f, zero_point, limits=(fp.QMIN, fp.QMAX), dtype=np.int8):
         scaled = (total.astype(np.int64) * f.multiplier + (np.int64(1) << (30 - f.shift))) >> (31 - f.shift)
-        return np.clip(scaled + zero_point, *limits).astype(np.int8)
+        return np.clip(scaled + zero_point, *limits).astype(dtype)
 
     monkeypatch.setattr(fp, "requantize", once)
     assert differing_elements(graph, inputs)["y"] > 0

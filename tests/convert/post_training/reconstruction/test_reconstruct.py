@@ -64,7 +64,7 @@ def learnt(reference, images):
         {layer.name: neighbours_of(layer) for layer in model.layers if hasattr(layer, "kernel")},
     )
     start = error(model, reference, images)
-    report = klb.reconstruct(model, reference, images, iterations=100, verbose=0)
+    report = klb.reconstruct(model, reference, images, iterations=150, verbose=0)
     return model, before, grid, start, report
 
 
