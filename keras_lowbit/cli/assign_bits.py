@@ -17,8 +17,10 @@ from keras_lowbit.cli.dataset import define_data
 from keras_lowbit.cli.models import define_model, load_model
 from keras_lowbit.cli.options import (
     check_output,
+    check_plot,
     define_json,
     define_output,
+    define_plot,
     show,
     wants_progress,
     working,
@@ -35,7 +37,7 @@ define_output(FLAGS, "JSON file of the recipe")
 flags.DEFINE_float("budget_kb", None, "size of the file, in 1,000 bytes", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_float("budget_points", None, "percentage points that may be lost", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_list("choices", ["8", "4", "3", "2", "ternary"], "bits to choose from", flag_values=FLAGS)
-flags.DEFINE_string("plot", None, "picture of size against agreement, .png, .svg or .pdf", flag_values=FLAGS)
+define_plot(FLAGS, "size against agreement")
 ARGUMENTS = ("MODEL",)
 
 
@@ -44,8 +46,7 @@ def run(values: Any, model: str) -> int:
     if (values.budget_kb is None) == (values.budget_points is None):
         raise flags.Error("give one of --budget_kb and --budget_points")
     check_output(values.output, values.force)
-    if values.plot:
-        check_output(values.plot, values.force)
+    check_plot(values)
     choices = [int(choice) if choice.isdigit() else choice for choice in values.choices]
     with working(values):
         folded, inputs, labels = folded_and_data(load_model(model, values), values)

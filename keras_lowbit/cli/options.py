@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 from keras_lowbit import recipes
+from keras_lowbit.figures.canvas import check_picture
 from keras_lowbit.files import atomic_write, check_writable, printable, read_whole
 from keras_lowbit.tables import plain
 
@@ -28,6 +29,18 @@ def define_output(values: flags.FlagValues, what: str) -> None:
     """Defines --output, needed, and --force. what: is written, for the help."""
     flags.DEFINE_string("output", None, what, required=True, flag_values=values)
     flags.DEFINE_bool("force", False, "replace a file that is there already", flag_values=values)
+
+
+def define_plot(values: flags.FlagValues, what: str) -> None:
+    """Defines --plot. what: is drawn, for the help."""
+    flags.DEFINE_string("plot", None, f"picture of {what}, .png, .svg or .pdf", flag_values=values)
+
+
+def check_plot(values: Any) -> None:
+    """Before anything else: as `check_output` for --plot, if it is given, and ValueError for an ending that nothing draws."""
+    if values.plot:
+        check_output(values.plot, values.force)
+        check_picture(values.plot)
 
 
 def define_file(values: flags.FlagValues) -> None:

@@ -17,7 +17,9 @@ from keras_lowbit.cli.dataset import define_data, open_data
 from keras_lowbit.cli.models import define_model, load_model
 from keras_lowbit.cli.options import (
     check_output,
+    check_plot,
     define_json,
+    define_plot,
     define_recipe,
     recipe_of,
     show,
@@ -35,7 +37,7 @@ define_model(FLAGS)
 define_recipe(FLAGS)
 define_data(FLAGS, limit=200)
 flags.DEFINE_string("output", None, "JSON file of the result", flag_values=FLAGS)
-flags.DEFINE_string("plot", None, "picture of the result, .png, .svg or .pdf", flag_values=FLAGS)
+define_plot(FLAGS, "the result")
 flags.DEFINE_bool("force", False, "replace files that are there already", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", None, "file that keeps what is measured so far", flag_values=FLAGS)
 ARGUMENTS = ("MODEL",)
@@ -43,8 +45,9 @@ ARGUMENTS = ("MODEL",)
 
 def run(values: Any, model: str) -> int:
     """Measures and prints the table, the worst layer on top."""
-    for path in filter(None, (values.output, values.plot)):
-        check_output(path, values.force)
+    if values.output:
+        check_output(values.output, values.force)
+    check_plot(values)
     recipe, verbose = recipe_of(values.recipe), wants_progress(values)
     with working(values):
         reference, inputs, labels = folded_and_data(load_model(model, values), values)

@@ -1,8 +1,11 @@
 """Figures that belong to nobody: no window, no global state, nothing to close."""
 
 import io
+import os
 from functools import partial
 from typing import Any
+
+from keras_lowbit.files import FilePath, atomic_write, check_writable, name_of
 
 FLOAT, CODE, RANGE, QUIET = "#9db8d9", "#c2410c", "#4a78b5", "#8a939d"
 GOOD, FAIR, POOR, BAD = "#5aa469", "#d9b430", "#e0893f", "#c9463d"
@@ -23,6 +26,24 @@ def _png(made: Any) -> bytes:
     content = io.BytesIO()
     made.savefig(content, format="png")
     return content.getvalue()
+
+
+def check_picture(path: FilePath) -> None:
+    """Before work that takes long: ImportError without matplotlib, ValueError for an ending that it does not draw, OSError for
+    a path that cannot be written.
+    """
+    kinds = figure(1, 1).canvas.get_supported_filetypes()
+    if (kind := os.path.splitext(os.fsdecode(path))[1][1:].lower()) not in kinds:
+        raise ValueError(f"{name_of(path)!r} ends in {kind!r}: give the picture one of the endings {', '.join(kinds)}.")
+    check_writable(path)
+
+
+def save(drawn: Any, path: FilePath) -> None:
+    """Write a figure; the file appears whole or not at all. Raises what `check_picture` raises."""
+    check_picture(path)
+    content = io.BytesIO()
+    drawn.savefig(content, format=os.path.splitext(os.fsdecode(path))[1][1:].lower())
+    atomic_write(path, content.getvalue())
 
 
 def rows_height(rows: int) -> float:

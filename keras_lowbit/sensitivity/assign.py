@@ -93,9 +93,9 @@ def bit_choices(
     bar = Progress(len(layers), "layer", verbose)
     rows = []
     for path in layers:
-        noise = {
+        noise = {choices[0]: 0.0} | {
             choice: max(_noise(measure(dict.fromkeys(layers, choices[0]) | {path: choice})) - start, 0.0)
-            for choice in choices
+            for choice in choices[1:]
         }
         rows.append(LayerChoices(path, noise, {choice: sizes[choice][0][path] for choice in choices}))
         bar.advance()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from keras_lowbit.figures.canvas import save
 from keras_lowbit.figures.sensitivity import draw_front
 from keras_lowbit.quantizers import AdjustableThreshold, Quantizer, Ternary, Uniform
 from keras_lowbit.recipes import Recipe, Rule
@@ -181,13 +182,14 @@ class BitChoices:
     def plot(self, path: Any = None, chosen: Chosen | None = None) -> Any:
         """Size against agreement along `self.path`, the float model at its true place; a matplotlib figure.
 
-        path: also written there.   chosen: an assignment to mark.
+        path: also written there, whole or not at all; a ValueError for an ending that matplotlib does not draw.
+        chosen: an assignment to mark.
         """
         front = [(size / 1000, 100 * score.agreement) for size, score in self.front()]
         mark = None if chosen is None else (self.size_of(chosen) / 1000, 100 * self.measure(chosen).agreement)
         found = draw_front(front, mark, (self.float_size / 1000, 100.0))
         if path is not None:
-            found.savefig(path)
+            save(found, path)
         return found
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from keras_lowbit.figures.canvas import save
 from keras_lowbit.figures.sensitivity import draw_effects
 from keras_lowbit.sensitivity.logits import Score
 from keras_lowbit.tables import plain, table
@@ -70,12 +71,13 @@ class Sensitivity:
     def plot(self, path: Any = None, most: int = 40) -> Any:
         """Bars of `only.snr_db`, the worst on top, weights and activations apart; a matplotlib figure.
 
-        path: also written there.   most: bars to draw.
+        path: also written there, whole or not at all; a ValueError for an ending that matplotlib does not draw.
+        most: bars to draw.
         """
         rows = [(row.path, row.part, row.only.snr_db) for row in self.worst_first()[:most]]
         found = draw_effects(rows, self.everything.snr_db)
         if path is not None:
-            found.savefig(path)
+            save(found, path)
         return found
 
 

@@ -40,15 +40,20 @@ def sensitivity(
     data: as for `calibrate`; 100 to 500 samples, which stay in memory.   labels: class numbers, for accuracy.
     checkpoint: file that keeps what is measured; a run that finds it goes on.   verbose: 1 a progress bar, 0 nothing.
     Time: two runs of the model on all data for each row. Returns a `Sensitivity`: a table, `to_json()`, `plot("a.png")`.
-    Raises ValueError for models whose outputs differ in shape, labels that do not fit, and a checkpoint of other weights.
+    Raises ValueError for a model without quantizers, models whose outputs differ in shape, labels that do not fit, and a
+    checkpoint of other weights.
 
     >>> found = klb.sensitivity(quantized, folded, images, verbose=0)
     """
     for model in (quantized, reference):
         check_model(model, "sensitivity")
+    parts = list(_parts(quantized))
+    if not parts:
+        raise ValueError(
+            f"{quantized.name!r} has nothing that quantizes. Give what keras_lowbit.quantize_model made of the reference."
+        )
     batches = list(Batches(data, batch_size, steps))
     logits = Logits(quantized, reference, batches, labels)
-    parts = list(_parts(quantized))
     everything = [host for _, _, _, hosts in parts for host in hosts]
     done = _Done(checkpoint, quantized)
     bar = Progress(len(parts), "quantizer", verbose)
@@ -67,14 +72,14 @@ def sensitivity(
 
 def _parts(model: keras.Model) -> Iterator[tuple[str, str, float, list[QuantizerHost]]]:
     """Path, part, bits and state layers of everything that quantizes, in running order."""
-    layers = {id(layer): path for path, layer in quantized_layers(model).items()}
-    inside = {
-        id(host) for path, layer in quantized_layers(model).items() for host in (layer.kernel_host, layer.bias_host)
+    own = {
+        id(layer): [host for host in (layer.kernel_host, layer.bias_host) if host is not None]
+        for layer in quantized_layers(model).values()
     }
+    inside = {id(host) for hosts in own.values() for host in hosts}
     for path, layer in layers_of(model):
-        if id(layer) in layers:
-            hosts = [host for host in (layer.kernel_host, layer.bias_host) if host is not None]
-            yield path, WEIGHTS, float(layer.kernel_quantizer.bits), hosts
+        if id(layer) in own:
+            yield path, WEIGHTS, float(layer.kernel_quantizer.bits), own[id(layer)]
         elif isinstance(layer, QuantizerHost) and id(layer) not in inside:
             yield path.rpartition("/")[0] or path, ACTIVATIONS, float(layer.quantizer.bits), [layer]
 

@@ -48,4 +48,6 @@ def test_refusals_leave_nothing_behind(call, files, tmp_path):
     assert call("assign-bits", files.model, *data, *output, "--budget_kb=9", "--choices=8,9").refused("9")
     assert call("sensitivity", files.model, *data, "--recipe=int9").refused("int9")
     assert call("sensitivity", files.model, *data, "--output", files.names).refused("exists already", "--force")
+    assert call("sensitivity", files.model, *data, "--plot", tmp_path / "a.xyz").refused("a.xyz", "endings", "png")
+    assert call("assign-bits", files.model, *data, *output, "--budget_kb=9", "--plot=none/a.png").refused("none")
     assert list(tmp_path.iterdir()) == []

@@ -132,6 +132,8 @@ def test_the_model_is_left_as_it_was(quantized, reference, images):
 
 
 def test_what_does_not_fit_is_said(quantized, reference, images):
+    with pytest.raises(ValueError, match="has nothing that quantizes"):
+        klb.sensitivity(reference, reference, images, verbose=0)
     with pytest.raises(ValueError, match="7 labels for 48 samples"):
         klb.sensitivity(quantized, reference, images, labels=[0] * 7, verbose=0)
     inputs = keras.Input((6, 6, 3))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,7 @@ from keras_lowbit.convert.reports.conversion import ConversionReport, LayerRepor
 from keras_lowbit.data import Batches
 from keras_lowbit.data.batching import Progress
 from keras_lowbit.files import FilePath
-from keras_lowbit.guard import Samples
+from keras_lowbit.guard import Samples, noise
 from keras_lowbit.keras_graph.calls import calls_of, inputs_in_order
 from keras_lowbit.keras_graph.variables import to_numpy
 
@@ -146,17 +146,14 @@ class _Run:
         """Every block in its order; a row for each of its layers."""
         rows: list[LayerReport] = []
         bar = Progress(len(blocks), "block", verbose)
-        for place, block in enumerate(blocks):
-            pair = self.twins.quantized_block(block)
+        pairs = [self.twins.quantized_block(block) for block in blocks]
+        for place, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
             if isinstance(pair, Refused):
                 rows += [self.twins.row(path, "left", pair.reason) for path in block.layers]
             else:
                 rows += self._block(block, pair)
-            later = blocks[place + 1 :]
-            self.reals.keep_only([*(key for b in later for key in b.inputs), block.output])
-            twins = [twin for b in later if isinstance(twin := self.twins.quantized_block(b), Block)]
-            ends = [] if isinstance(pair, Refused) else [pair.output]
-            self.codes.keep_only([*(key for b in twins for key in b.inputs), *ends])
+            self.reals.keep_only(_read_later(block, blocks[place + 1 :]))
+            self.codes.keep_only(_read_later(pair, pairs[place + 1 :]))
             bar.advance()
         return rows
 
@@ -190,8 +187,7 @@ class _Run:
     def _error(self, target: np.ndarray, found: np.ndarray) -> float:
         """Relative squared error on the samples that judge, or on all where none do."""
         rows = slice(self.fitted, None) if self.judges else slice(None)
-        wanted = target[rows].astype(np.float64)
-        return float(np.square(found[rows] - wanted).sum() / max(float(np.square(wanted).sum()), 1e-30))
+        return noise([target[rows]], [found[rows]])
 
     def _row(
         self, block: Block, path: str, found: Neighbours, up: np.ndarray, errors: list[float], again: bool
@@ -203,3 +199,9 @@ class _Run:
             return self.twins.row(path, "left", f"on held-back samples the {change}")
         moved = float(np.mean(up != found.nearest_is_high))
         return self.twins.row(path, "reconstructed", f"{change}; {moved:.1%} of the weights not at the nearest value")
+
+
+def _read_later(block: Block | Refused, later: Sequence[Block | Refused]) -> list[int]:
+    """Keys of the tensors that later blocks begin with, and of the one that this one ends with."""
+    found = [key for other in later if isinstance(other, Block) for key in other.inputs]
+    return found if isinstance(block, Refused) else [*found, block.output]

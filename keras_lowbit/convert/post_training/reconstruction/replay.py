@@ -22,7 +22,6 @@ class Replay:
 
     def __init__(self, graph: CallGraph, batches: Sequence[Sequence[np.ndarray]], in_memory: int) -> None:
         self.graph, self.in_memory = graph, in_memory
-        self._count = sum(len(batch[0]) for batch in batches)
         self._sizes = [len(batch[0]) for batch in batches]
         arrays = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
         self._values = {key: self._stored(array) for key, array in zip(graph.inputs, arrays, strict=True)}
