@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
-.PHONY: help test docs pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
+.PHONY: help test docs linkcheck pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under sanitizers (threads too), under qemu"
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
 	@echo "make docs    build the documentation into docs/_build/html; every warning is an error"
+	@echo "make linkcheck   ask every site that the documentation links to; needs a network"
 	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
@@ -110,6 +111,11 @@ docs: $(DOCS)
 	rm -rf docs/reference/generated
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# Links inside the documentation are checked by `make docs` and tests/test_links.py. This asks the sites outside, so it needs a network
+# and is no part of CI. Notebooks are not executed for it.
+linkcheck: $(DOCS)
+	$(BIN)/python -m sphinx -E -q -D nb_execution_mode=off -b linkcheck docs docs/_build/linkcheck
 
 $(DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[docs]"
