@@ -2,7 +2,10 @@
 `make docs` builds the pages."""
 
 import ast
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,7 +14,19 @@ import tensorflow as tf
 
 import keras_lowbit as klb
 from keras_lowbit.cli import main
-from tests.support.pages import DOCS, GUIDES, PUBLIC, own_commands, program, run_page
+from tests import from_a_clone
+from tests.support.pages import (
+    DOCS,
+    FOLLOWED,
+    GUIDES,
+    PUBLIC,
+    commands,
+    hidden,
+    left_out,
+    own_commands,
+    program,
+    run_page,
+)
 from tests.support.process import ROOT
 
 MODULES = {"bench", "callbacks", "data", "deploy", "layers", "ops", "plot", "quantizers", "recipes", "schedules"}
@@ -52,13 +67,6 @@ def test_every_module_has_a_page_in_the_table_of_contents():
     assert set(pages) >= MODULES
 
 
-def test_what_the_readme_links_to_is_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = {link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")}
-    assert links
-    assert {link for link in links if not (ROOT / link).exists()} == set()
-
-
 # These begin with a trained network and data of the reader's.
 PIECES = [
     *(f"methods/{name}.md" for name in ("sq", "clustered", "fat", "corrections", "learned_steps")),
@@ -70,6 +78,22 @@ ELSEWHERE = ["guides/tfmot.md", "methods/inq.md"]  # tests/tfmot/test_docs.py, t
 def test_every_page_with_a_program_is_run():
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "_build" not in page.parts}
     assert {page for page in pages if program(page).strip()} == {*GUIDES, *PIECES, *ELSEWHERE}
+
+
+def pages():
+    """Every page of the repository, by its place in docs/."""
+    places = ("*.md", "docs/**/*.md", "colab/*.md", "custom_ops/*.md", "examples/*.md", "studies/*/*.md")
+    found = [os.path.relpath(path, DOCS) for place in places for path in ROOT.glob(place)]
+    return sorted({page for page in found if not page.startswith("_build")})
+
+
+def test_every_command_is_run_from_a_fresh_clone_or_has_its_reason():
+    found = pages()
+    assert {page for page in found if commands(page)} == {page for page in FOLLOWED if commands(page)}
+    assert {page: hidden(page) for page in found if hidden(page)} == {}
+    reasons = [reason for page in found for reason in left_out(page).values()]
+    assert min(map(len, reasons)) > 10
+    assert sum(len(commands(page)) for page in found) > 20
 
 
 @pytest.mark.slow
@@ -123,3 +147,30 @@ def test_the_page_on_the_command_line_has_every_command():
     tables = {getattr(node.target, "id", ""): node.value for node in tree.body if isinstance(node, ast.AnnAssign)}
     commands = [ast.literal_eval(key) for key in tables["COMMANDS"].keys]
     assert sorted(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == sorted(commands)
+
+
+class Written:
+    """Stands in for the programs that a stranger starts: says which, and succeeds but for what contains `fails`."""
+
+    def __init__(self, fails):
+        self.fails, self.lines = fails, []
+
+    def __call__(self, line, cwd=None, **options):
+        self.lines.append((line, cwd))
+        return subprocess.CompletedProcess(line, int(self.fails in str(line)))
+
+
+@pytest.mark.parametrize("fails", ["doctor", "nothing at all"])
+def test_a_stranger_types_every_line_in_its_place(fails, tmp_path, monkeypatch, capsys):
+    typed = Written(fails)
+    monkeypatch.setattr(subprocess, "run", typed)
+    monkeypatch.setattr("sys.argv", ["from_a_clone", "quick_start.md", "command_line.md"])
+    assert from_a_clone.main() == int(fails == "doctor")
+    lines = [(line.split("#")[0].strip(), Path(place).name) for line, place in typed.lines if isinstance(line, str)]
+    installs = [('pip install ".[demo]"', "keras_lowbit"), ('pip install ".[demo,report]"', "keras_lowbit")]
+    assert lines[:3] == [*installs, ("python page.py", "quick_start_md")]
+    places = dict(lines)
+    assert places["keras-lowbit doctor"] == "quick_start_md"
+    assert places["keras-lowbit demo"] == "command_line_md"
+    assert places["keras-lowbit compare m.keras m.tflite --data photos/"] == "demo_output"
+    assert ("1 failed" if fails == "doctor" else "0 failed") in capsys.readouterr().out
