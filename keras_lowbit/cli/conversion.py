@@ -84,7 +84,7 @@ class Conversion:
         self.stages.keep(self.steps[-1], kind, made)
         return made
 
-    def quantized(self, skip: list[str]) -> keras.Model:
+    def quantized(self, skip: list[str], unroll: bool = False) -> keras.Model:
         """Fold, equalize, quantize, calibrate, correct and tune, as far as the recipe wants it."""
         model = self.model
         clustered = any(isinstance(rule.kernel, Clustered) for rule in self.recipe.plan)
@@ -95,7 +95,7 @@ class Conversion:
                 model = self._stage("equalize", "float", functools.partial(self._equalized, model))
 
         def made(words: list[str]) -> keras.Model:
-            quantized, self.report = quantize_model(model, self.recipe, skip=skip)
+            quantized, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
             words.append(f"{len(self.report.outcomes('quantized'))} layers with {self.recipe.name}")
             return quantized
 
@@ -110,7 +110,7 @@ class Conversion:
         for name, change in changes:
             quantized = self._stage(name, "quantized", functools.partial(_changed, change, quantized, model))
         if self.report is None:  # an earlier run has quantized
-            _, self.report = quantize_model(model, self.recipe, skip=skip)
+            _, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
         return quantized
 
     def _folded(self, words: list[str]) -> keras.Model:

@@ -30,7 +30,7 @@ def run(values: Any, model: str) -> int:
     """Quantizes a copy in memory and prints what became of each layer."""
     recipe, arguments = recipe_of(values.recipe), file_arguments(values)
     with working(values):
-        quantized, report = quantize_model(load_model(model, values), recipe, skip=values.skip)
+        quantized, report = quantize_model(load_model(model, values), recipe, skip=values.skip, unroll=values.unroll)
         found = summary(quantized, **arguments)
     rows = list(layer_rows(report, found))
     show(values, _text(report, found, rows), {**fields(found), "recipe": recipe.name, "layers": rows})

@@ -51,7 +51,7 @@ def run(values: Any, model: str) -> int:
     recipe, verbose = recipe_of(values.recipe), wants_progress(values)
     with working(values):
         reference, inputs, labels = folded_and_data(load_model(model, values), values)
-        quantized, _ = quantize_model(reference, recipe, skip=values.skip)
+        quantized, _ = quantize_model(reference, recipe, skip=values.skip, unroll=values.unroll)
         calibrate(quantized, lambda: iter(inputs), verbose=verbose)
         found = sensitivity(
             quantized,

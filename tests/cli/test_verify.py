@@ -84,6 +84,16 @@ def test_inspect_names_every_layer_and_the_files_size(call, files):
     assert text.out.splitlines()[0] == "small with twn"
 
 
+def test_inspect_takes_loops_apart_where_asked(call, tmp_path):
+    entry = keras.Input((4, 3))
+    keras.Model(entry, keras.layers.Bidirectional(keras.layers.GRU(2), name="both")(entry)).save(tmp_path / "m.keras")
+    looping, apart = (call("inspect", tmp_path / "m.keras", *flag, "--json").fields for flag in ((), ("--unroll",)))
+    assert [row["outcome"] for row in looping["layers"] if row["path"] == "both"] == ["skipped"]
+    assert {row["outcome"] for row in apart["layers"] if row["path"] == "both"} == {"rewritten"}
+    assert looping["file_bytes"] is None
+    assert apart["file_bytes"] > 0
+
+
 def test_inspect_refuses_what_is_none(call, files):
     assert call("inspect", files.model, "--recipe=int9").refused("Unknown recipe 'int9'")
     assert call("inspect", files.model, "--skip=nothing").refused("nothing")

@@ -37,6 +37,9 @@ def text():
 EXPANSIONS: dict[str, Case] = {
     "embedding and argmax": Case(text),
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
+    "the largest and their places": function(lambda x: list(keras.ops.top_k(conv()()(x), 2))),
+    "the largest alone": function(lambda x: kl.Dense(3)(keras.ops.top_k(conv()()(x), 3)[0])),
+    "places of the largest alone": function(lambda x: keras.ops.top_k(conv()()(x), 1)[1]),
     "layer normalization": normalized(kl.LayerNormalization),
     "layer normalization of an image": function(lambda x: conv()()(kl.LayerNormalization()(conv()()(x)))),
     "layer normalization of a vector": normalized(lambda: kl.LayerNormalization(center=False), VECTOR),
@@ -168,6 +171,14 @@ EXPANSIONS: dict[str, Case] = {
         (4,),
     ),
     "gru": time_series(lambda: kl.GRU(4, unroll=True)),
+    "gru that resets before its product": time_series(lambda: kl.GRU(4, unroll=True, reset_after=False)),
+    "bidirectional lstm": function(
+        lambda x: kl.Dense(3)(kl.Bidirectional(kl.LSTM(3, unroll=True, return_sequences=True))(x)), (3, 5)
+    ),
+    "bidirectional gru, averaged": function(
+        lambda x: kl.Bidirectional(kl.GRU(3, unroll=True), merge_mode="ave")(kl.Dense(4)(x)), (3, 5)
+    ),
+    "cell in an rnn": function(lambda x: kl.RNN(kl.SimpleRNNCell(4, dropout=0.1), unroll=True)(x), (3, 5)),
     "simple rnn": time_series(lambda: kl.SimpleRNN(4, unroll=True, use_bias=False)),
     "bilinear to three times": case(conv(), lambda: kl.UpSampling2D((3, 5), interpolation="bilinear"), conv()),
     "resizing": case(lambda: kl.Resizing(7, 13, "nearest"), conv()),

@@ -311,6 +311,14 @@ def _argmax(g):
     g.ends.append(g.builder.argmax(x, g.name("argmax"), s.integer(1, len(g.shape(x)))))
 
 
+def _top_k(g):
+    """Values that others read, and places that nothing reads."""
+    x, s = g.take(), g.source
+    values, places = g.builder.top_k(x, g.name("top_k"), s.integer(1, g.shape(x)[-1]))
+    g.ends.append(places)
+    return values
+
+
 def _embedding(g):
     """Rows of a table, by ids that are an input of their own."""
     s, rows = g.source, g.source.integer(1, 9)
@@ -394,6 +402,7 @@ OPERATIONS = (
     _extremum_over_axes,
     _batch_matmul,
     _argmax,
+    _top_k,
     _embedding,
     _move,
     _move,

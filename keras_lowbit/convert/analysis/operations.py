@@ -72,7 +72,7 @@ _SIMPLE: dict[str, Category] = {
         (
             "InputLayer Reshape Flatten Permute Identity ActivityRegularization MaxPooling1D MaxPooling2D "
             "GlobalMaxPooling1D GlobalMaxPooling2D ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling2D "
-            "GetItem Squeeze ExpandDims Transpose Pad RepeatVector Max Min CenterCrop"
+            "GetItem Squeeze ExpandDims Transpose Pad RepeatVector Max Min CenterCrop TopK"
         ).split(),
         Category.KEEPS_RANGE,
     ),
@@ -110,7 +110,7 @@ _ACTIVATIONS: dict[str, Category] = {
     **dict.fromkeys(functions.ACTIVATIONS, Category.FUNCTION),
 }
 
-RECURRENT = ("GRU", "LSTM", "SimpleRNN")
+RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
 
@@ -210,13 +210,14 @@ def category_of(call: Call) -> Category:
 
 
 def _has_too_many_outputs(call: Call, kind: str) -> bool:
-    return len(call.outputs) > 1 and kind not in SPLITS
+    return len(call.outputs) > 1 and kind not in (*SPLITS, "TopK")
 
 
 def _other_types(call: Call) -> str | None:
     """Which values of a call are no reals: whole numbers and masks have no range."""
     kind = stock_kind(call.operation)
-    reads, makes = () if kind == "Embedding" else call.tensors, () if kind == "Argmax" else call.results
+    reads = () if kind == "Embedding" else call.tensors
+    makes = call.results[: {"Argmax": 0, "TopK": 1}.get(kind)]
     for does, tensors in (("reads", reads), ("makes", makes)):
         for tensor in tensors:
             if "float" not in str(tensor.dtype):
@@ -259,6 +260,11 @@ def is_known(operation: Any) -> bool:
     return _usual_category(operation) is not Category.FLOAT
 
 
+def is_loop(operation: Any) -> bool:
+    """Whether a recurrent layer runs in a loop: it is not unrolled."""
+    return not getattr(operation, "forward_layer", operation).unroll
+
+
 def fallback_reason(call: Call) -> str:
     """Why `category_of` says FLOAT, for the report."""
     operation, name = call.operation, type(call.operation).__name__
@@ -276,7 +282,7 @@ def fallback_reason(call: Call) -> str:
         return f"its function {known!r} has no integer form here"
     if any(isinstance(call.arguments.kwargs.get(name), keras.KerasTensor) for name in ("attention_mask", "mask")):
         return "its mask is made of inputs: in integers a mask is a constant"
-    if stock_kind(operation) in RECURRENT and not (operation.unroll or operation.stateful):
+    if stock_kind(operation) in RECURRENT and is_loop(operation) and not operation.stateful:
         return "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart"
     if stock_kind(operation) in EXPANDABLE:
         return f"this call of {name} has no integer form"

@@ -31,12 +31,13 @@ AUGMENTATIONS = (
 )
 
 RESIZES = ("Resizing", "Resize")
-SPLITS = ("Split", "ArraySplit", "Unstack")  # the only operations in integers that have several results
+SPLITS = ("Split", "ArraySplit", "Unstack")  # operations whose several results are parts of one tensor
 
 # What `convert.expansion` makes compositions of, where a call has a form that it knows.
 EXPANDABLE = (
-    *"Attention CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU GroupNormalization LSTM".split(),
-    *"LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization SeparableConv1D SimpleRNN Sum".split(),
+    *"Attention Bidirectional CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU".split(),
+    *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
+    *"SeparableConv1D SimpleRNN Sum".split(),
     *"Einsum LogSoftmax TimeDistributed UnitNormalization Var".split(),
 )
 
@@ -188,6 +189,12 @@ def _argmax(call: Call) -> str | None:
     return None
 
 
+def _top_k(call: Call) -> str | None:
+    if _rank(call) < 2:
+        return "it mixes the samples of a batch"
+    return None if call.operation.sorted else "sorted=False leaves the order of its results open"
+
+
 def _concatenate(call: Call) -> str | None:
     if _given(call):
         return "it joins constants to tensors"
@@ -321,6 +328,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Matmul": _matmul,
     "Embedding": _embedding,
     "Argmax": _argmax,
+    "TopK": _top_k,
     **dict.fromkeys(("Max", "Min"), _extremum_over_axes),
     "Concatenate": _concatenate,
     "Stack": _stack,

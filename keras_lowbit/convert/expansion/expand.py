@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import tree
 
-from keras_lowbit.convert.analysis.operations import RECURRENT, stock_kind
+from keras_lowbit.convert.analysis.operations import RECURRENT, is_loop, stock_kind
 from keras_lowbit.convert.expansion import arithmetic, attention, normalizations, recurrent, signals
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
@@ -57,7 +57,7 @@ class _Walk:
         kind = stock_kind(call.operation)
         if kind not in EXPANSIONS or self.leaves(call.name, path):
             return None
-        if kind in RECURRENT and not (call.operation.unroll or self.unroll):
+        if kind in RECURRENT and is_loop(call.operation) and not self.unroll:
             return None
         reals = all("float" in str(tensor.dtype) for tensor in (*call.tensors, *call.results))
         return EXPANSIONS[kind](call) if reals and (len(call.results) == 1 or kind in RECURRENT) else None

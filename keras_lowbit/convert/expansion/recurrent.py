@@ -7,7 +7,7 @@ are quantized once, and its range is the widest that a step needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops, tree
@@ -20,30 +20,92 @@ from keras_lowbit.keras_graph.calls import Call
 Step = Callable[[Parts, Any, "list[Any] | None", str], list[Any]]
 
 
-def _unrolled(call: Call, step: Callable[[Any], Step], reset_after: bool = False) -> Compose | None:
-    """The layer as a chain of steps. reset_after: whether the product of the state has a bias of its own."""
-    layer, sizes = call.operation, sizes_of(call.tensors[0])
-    cell, states = layer.cell, len(call.inputs) - 1
-    drops = getattr(cell, "dropout", 0) or getattr(cell, "recurrent_dropout", 0)
-    plain = not layer.stateful and states in (0, len(tree.flatten(layer.state_size)))
-    if not plain or drops or sizes is None or sizes[0] > MOST_STEPS or call.arguments.kwargs.get("mask") is not None:
+class _Cell(NamedTuple):
+    """bias: of what all inputs add.   products: kernel and bias of each dense layer of the state, by the name of its part."""
+
+    bias: Any
+    products: dict[str, tuple[Any, Any]]
+    step: Step
+
+
+@expands("GRU", "LSTM", "RNN", "SimpleRNN")
+def recurrent(call: Call) -> Compose | None:
+    """The layer as a chain of steps."""
+    layer, cell = call.operation, _cell_of(call.operation)
+    if cell is None or not _has_form(call) or len(call.inputs) - 1 not in (0, _states(layer)):
         return None
-    bias = None if cell.bias is None else array(cell.bias)
-    biases = (None, None) if bias is None else (bias[0], bias[1]) if reset_after else (bias, None)
 
     def compose(parts: Parts, values: Values) -> Any:
-        entering = _dense(parts, "input", array(cell.kernel), biases[0])(values[call.inputs[0]])
-        parts.layer("recurrent", *_dense_form(array(cell.recurrent_kernel), biases[1]))
-        order = range(sizes[0])[::-1] if layer.go_backwards else range(sizes[0])
-        state: list[Any] | None = [values[key] for key in call.inputs[1:]] or None
-        found, run = [], step(cell)
-        for at, time in enumerate(order):
-            state = run(parts, parts.named(entering[:, time], f"at_{at}"), state, f"_{at}")
-            found.append(state[0])
+        state = [values[key] for key in call.inputs[1:]] or None
+        found, state = _run(parts, layer, cell, values[call.inputs[0]], state)
         made = parts.named(ops.stack(found, axis=1)) if layer.return_sequences else parts.named(found[-1])
-        return [made, *(state or [])] if layer.return_state else made
+        return [made, *state] if layer.return_state else made
 
     return compose
+
+
+_MERGED: dict[str, Callable[[Parts, Any, Any], Any]] = {
+    "concat": lambda parts, ahead, back: ops.concatenate([ahead, back], axis=-1),
+    "sum": lambda parts, ahead, back: ops.add(ahead, back),
+    "mul": lambda parts, ahead, back: ops.multiply(ahead, back),
+    "ave": lambda parts, ahead, back: ops.multiply(parts.named(ops.add(ahead, back), "sum"), 0.5),
+}
+
+
+@expands("Bidirectional")
+def bidirectional(call: Call) -> Compose | None:
+    """Two layers, one from the last step to the first, and what joins them."""
+    both = {"forward": call.operation.forward_layer, "backward": call.operation.backward_layer}
+    cells = {name: cell for name, layer in both.items() if (cell := _cell_of(layer)) is not None}
+    counts = [_states(layer) for layer in both.values()]
+    if len(cells) < 2 or not _has_form(call) or len(call.inputs) - 1 not in (0, sum(counts)):
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        source, *given = (values[key] for key in call.inputs)
+        states, made = {"forward": given[: counts[0]], "backward": given[counts[0] :]}, {}
+        for name, layer in both.items():
+            inner = parts.within(name)
+            found, states[name] = _run(inner, layer, cells[name], source, states[name] or None)
+            order = found[::-1] if name == "backward" else found
+            made[name] = inner.named(ops.stack(order, axis=1)) if layer.return_sequences else found[-1]
+        merged = _MERGED.get(call.operation.merge_mode)
+        joined = [*made.values()] if merged is None else [parts.named(merged(parts, *made.values()))]
+        return joined + (states["forward"] + states["backward"] if call.operation.return_state else [])
+
+    return compose
+
+
+def _has_form(call: Call) -> bool:
+    """Whether a call has known sizes, few steps and no mask."""
+    sizes, layer = sizes_of(call.tensors[0]), call.operation
+    masked = call.arguments.kwargs.get("mask") is not None
+    return not (layer.stateful or masked or sizes is None or len(sizes) != 2 or sizes[0] > MOST_STEPS)
+
+
+def _states(layer: Any) -> int:
+    return len(tree.flatten(layer.state_size))
+
+
+def _cell_of(layer: Any) -> _Cell | None:
+    """What a layer does at a step; None for another cell than Keras' three, and for one that drops parts of its state."""
+    cell: Any = getattr(layer, "cell", None)
+    made = _CELLS.get(type(cell).__name__) if type(cell).__module__.startswith("keras.") else None
+    return None if made is None or cell.recurrent_dropout else made(cell)
+
+
+def _run(parts: Parts, layer: Any, cell: _Cell, x: Any, state: list[Any] | None) -> tuple[list[Any], list[Any]]:
+    """The result of each step in the order in which they run, and the last state."""
+    if rate := layer.cell.dropout:  # the same features at every step
+        x = parts.layer("dropout", lambda **options: keras.layers.SpatialDropout1D(rate, **options))(x)
+    entering = parts.layer("input", *_dense_form(array(layer.cell.kernel), cell.bias))(x)
+    for part, (kernel, bias) in cell.products.items():
+        parts.layer(part, *_dense_form(kernel, bias))
+    steps, found = range(int(x.shape[1])), []
+    for at, time in enumerate(steps[::-1] if layer.go_backwards else steps):
+        state = cell.step(parts, parts.named(entering[:, time], f"at_{at}"), state, f"_{at}")
+        found.append(state[0])
+    return found, state or []
 
 
 def _dense_form(kernel: Any, bias: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -51,40 +113,35 @@ def _dense_form(kernel: Any, bias: Any) -> tuple[Callable[..., Any], dict[str, A
     return lambda **options: keras.layers.Dense(kernel.shape[1], use_bias=bias is not None, **options), weights
 
 
-def _dense(parts: Parts, part: str, kernel: Any, bias: Any) -> Any:
-    return parts.layer(part, *_dense_form(kernel, bias))
-
-
 def _recurrent(parts: Parts, state: Any) -> Any:
     """The product of the state with the recurrent kernel."""
     return parts.known("recurrent")(state)
 
 
-@expands("SimpleRNN")
-def simple_rnn(call: Call) -> Compose | None:
+def _bias(cell: Any) -> Any:
+    return None if cell.bias is None else array(cell.bias)
+
+
+def _simple_rnn(cell: Any) -> _Cell:
     """``h = f(W x + b + U h)``."""
 
-    def of(cell: Any) -> Step:
-        def step(parts: Parts, entering: Any, state: list[Any] | None, suffix: str) -> list[Any]:
-            if state is not None:
-                entering = parts.named(ops.add(entering, _recurrent(parts, state[0])), f"sum{suffix}")
-            return [parts.named(cell.activation(entering), f"state{suffix}")]
+    def step(parts: Parts, entering: Any, state: list[Any] | None, suffix: str) -> list[Any]:
+        if state is not None:
+            entering = parts.named(ops.add(entering, _recurrent(parts, state[0])), f"sum{suffix}")
+        return [parts.named(cell.activation(entering), f"state{suffix}")]
 
-        return step
-
-    return _unrolled(call, of)
+    return _Cell(_bias(cell), {"recurrent": (array(cell.recurrent_kernel), None)}, step)
 
 
-@expands("LSTM")
-def lstm(call: Call) -> Compose | None:
+def _lstm(cell: Any) -> _Cell:
     """``c = f c + i g``, ``h = o tanh(c)`` with the gates i, f, o and the candidate g of ``W x + b + U h``."""
+    gates = {"in": cell.recurrent_activation, "forget": cell.recurrent_activation, "candidate": cell.activation}
+    gates["out"] = cell.recurrent_activation
 
-    def of(cell: Any) -> Step:
-        gates = {"in": cell.recurrent_activation, "forget": cell.recurrent_activation, "candidate": cell.activation}
-        gates["out"] = cell.recurrent_activation
-        return lambda parts, entering, state, suffix: _lstm_step(cell, gates, parts, entering, state, suffix)
+    def step(parts: Parts, entering: Any, state: list[Any] | None, suffix: str) -> list[Any]:
+        return _lstm_step(cell, gates, parts, entering, state, suffix)
 
-    return _unrolled(call, of)
+    return _Cell(_bias(cell), {"recurrent": (array(cell.recurrent_kernel), None)}, step)
 
 
 def _lstm_step(
@@ -105,17 +162,22 @@ def _lstm_step(
     return [parts.named(ops.multiply(opened["out"], bounded), f"state{suffix}"), carry]
 
 
-@expands("GRU")
-def gru(call: Call) -> Compose | None:
-    """``h = z h + (1 - z) g`` as ``g + z (h - g)``, with the candidate ``g = tanh(W x + b + r (U h + c))``."""
-    if not call.operation.cell.reset_after:
-        return None
+def _gru(cell: Any) -> _Cell:
+    """``h = z h + (1 - z) g`` as ``g + z (h - g)``, with the candidate ``g = tanh(W x + b + r (U h + c))``.
 
-    def of(cell: Any) -> Step:
-        bias = None if cell.bias is None else array(cell.bias)[1]
-        return lambda parts, entering, state, suffix: _gru_step(cell, bias, parts, entering, state, suffix)
+    Without `reset_after` it is ``g = tanh(W x + b + U (r h))``, whose U is a dense layer of its own.
+    """
+    kernel, bias, gates = array(cell.recurrent_kernel), _bias(cell), 2 * cell.units
+    if cell.reset_after:
+        bias, added = (None, None) if bias is None else (bias[0], bias[1])
+        products = {"recurrent": (kernel, added)}
+    else:
+        added, products = None, {"recurrent": (kernel[:, :gates], None), "reset": (kernel[:, gates:], None)}
 
-    return _unrolled(call, of, reset_after=call.operation.cell.bias is not None)
+    def step(parts: Parts, entering: Any, state: list[Any] | None, suffix: str) -> list[Any]:
+        return _gru_step(cell, added, parts, entering, state, suffix)
+
+    return _Cell(bias, products, step)
 
 
 def _gru_step(cell: Any, bias: Any, parts: Parts, entering: Any, state: list[Any] | None, suffix: str) -> list[Any]:
@@ -141,7 +203,11 @@ def _gru_step(cell: Any, bias: Any, parts: Parts, entering: Any, state: list[Any
         )
         for k, name in enumerate(("update", "reset"))
     )
-    kept = None if known is None else parts.named(ops.multiply(reset, part(2, "known")), f"remembered{suffix}")
+    if cell.reset_after:
+        kept = None if known is None else parts.named(ops.multiply(reset, part(2, "known")), f"remembered{suffix}")
+    else:
+        kept = None if state is None else parts.named(ops.multiply(reset, state[0]), f"remembered{suffix}")
+        kept = None if kept is None else parts.known("reset")(kept)
     candidate = parts.named(cell.activation(total(third(entering, 2, "input"), kept, "sum")), f"candidate{suffix}")
     if state is None:
         moved = parts.named(ops.multiply(update, candidate), f"moved{suffix}")
@@ -149,3 +215,6 @@ def _gru_step(cell: Any, bias: Any, parts: Parts, entering: Any, state: list[Any
     apart = parts.named(ops.subtract(state[0], candidate), f"apart{suffix}")
     moved = parts.named(ops.multiply(update, apart), f"moved{suffix}")
     return [parts.named(ops.add(candidate, moved), f"state{suffix}")]
+
+
+_CELLS: dict[str, Callable[[Any], _Cell]] = {"SimpleRNNCell": _simple_rnn, "LSTMCell": _lstm, "GRUCell": _gru}

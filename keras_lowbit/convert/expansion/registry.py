@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -38,14 +39,20 @@ class Parts:
 
     def __init__(self, call: Call, layers: dict[tuple[int, str], Any], names: dict[str, Call]) -> None:
         self.call, self.operation = call, call.operation
-        self._layers, self._names = layers, names
+        self._layers, self._names, self._within = layers, names, ""
+
+    def within(self, part: str) -> Parts:
+        """The same for what stands for one part of the call: all its names begin with that of the part."""
+        inner = copy.copy(self)
+        inner._within = self._whole(part)
+        return inner
 
     def layer(self, part: str, make: Callable[..., Any], weights: dict[str, Any] | None = None) -> Any:
         """The layer of a part, made once for all calls. make: takes name and dtype.   weights: by attribute, once it is built.
 
         part: "" for the one that has the name of the original.
         """
-        key = (id(self.operation), part)
+        key = (id(self.operation), self._whole(part))
         if key not in self._layers:
             policy = getattr(self.operation, "dtype_policy", None)
             made = make(name=self._name(part), **({} if policy is None else {"dtype": policy}))
@@ -55,7 +62,7 @@ class Parts:
 
     def known(self, part: str) -> Any:
         """A layer that is made already."""
-        return self._layers[id(self.operation), part]
+        return self._layers[id(self.operation), self._whole(part)]
 
     def named(self, value: Any, part: str = "") -> Any:
         """The same value, the operation that made it named after the original."""
@@ -63,9 +70,11 @@ class Parts:
             value._keras_history.operation.name = self._name(part)
         return value
 
+    def _whole(self, part: str) -> str:
+        return f"{self._within}_{part}".strip("_")
+
     def _name(self, part: str) -> str:
-        own = self.call.name
-        wanted = fresh_name(f"{own}_{part}" if part else own, self._names.keys())
+        wanted = fresh_name(f"{self.call.name}_{self._whole(part)}".rstrip("_"), self._names.keys())
         self._names[wanted] = self.call
         return wanted
 

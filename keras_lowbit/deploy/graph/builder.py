@@ -1,7 +1,7 @@
 """GraphBuilder: makes an integer graph node by node and refuses at once what cannot be run exactly.
 
 Conventions of every method: shapes, paddings and slices leave the batch axis out; axis numbers count it as
-axis 0. Each method returns the name of its output tensor, which is the node's name.
+axis 0. Each method returns the name of its output tensor, which is the node's name; of several outputs, all names.
 """
 
 from __future__ import annotations
@@ -256,6 +256,13 @@ class GraphBuilder(BaseBuilder):
         """Place (int32) of the largest code along an axis, the first of several; a negative axis counts from the end."""
         axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
         return self._node("argmax", name, (x,), {"axis": axis}, None)
+
+    def top_k(self, x: str, name: str, k: int) -> tuple[str, str]:
+        """The k largest codes of the last axis, the largest first, and their places (int32); of equal codes the first ones.
+
+        Returns the names of both, `name` and `name/output_1`.
+        """
+        return self._node("top_k", name, (x,), {"k": int(k)}), f"{name}/output_1"
 
     def resize_nearest(
         self, x: str, name: str, size: Pair, half_pixel_centers: bool = True, align_corners: bool = False

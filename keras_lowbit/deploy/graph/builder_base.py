@@ -179,8 +179,10 @@ class BaseBuilder:
             shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
-        made = self._activation(name, shape, Range(*out) if out is not None else None, OPERATIONS[op].writes[0])
-        self._insert(Node(op, name, inputs, (name,), attributes), [*constants, made])
+        made = [self._activation(name, shape, Range(*out) if out is not None else None, OPERATIONS[op].writes[0])]
+        for dtype in OPERATIONS[op].also_writes:
+            made.append(self._activation(f"{name}/output_{len(made)}", shape, None, dtype))
+        self._insert(Node(op, name, inputs, tuple(t.name for t in made), attributes), [*constants, *made])
         return name
 
     def _insert(self, node: Node, made: Sequence[Tensor]) -> None:

@@ -174,6 +174,19 @@ def lower_argmax(state: Lowering, call: Call) -> bool:
     return True
 
 
+@lowers("TopK")
+def lower_top_k(state: Lowering, call: Call) -> bool:
+    """The largest codes, which keep the range, and their places: whole numbers, which have none."""
+    if isinstance(state.values[call.inputs[0]], FloatTensor):
+        return False
+    source = state.stored(call.inputs[0], call)
+    values, places = state.builder.top_k(source.tensor, state.name(call.path), call.operation.k)
+    provenance = source.provenance.add(call=call)
+    state.store(call.outputs[0], values, provenance)
+    state.values[call.outputs[1]] = FloatTensor(places, provenance)
+    return True
+
+
 @lowers("Rescaling")
 def lower_rescaling(state: Lowering, call: Call) -> bool:
     """``scale * x + offset``."""

@@ -66,6 +66,14 @@ def argmax(call: NodeCall) -> np.ndarray:
     return call.arrays[0].argmax(axis=call.attributes["axis"]).astype(np.int32)
 
 
+@kernel("top_k")
+def top_k(call: NodeCall) -> list[np.ndarray]:
+    """The k largest codes of the last axis and their places; of equal codes the first ones come first."""
+    codes = call.arrays[0]
+    places = np.argsort(-codes.astype(np.int32), axis=-1, kind="stable")[..., : call.attributes["k"]]
+    return [np.take_along_axis(codes, places, axis=-1), places.astype(np.int32)]
+
+
 @kernel("resize_nearest")
 def resize_nearest(call: NodeCall) -> np.ndarray:
     """Copies the nearest pixel; float32 positions, `floor((i + 0.5) * in / out)` with half-pixel centres."""

@@ -237,6 +237,12 @@ def argmax(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: tf.argmax(values[0], node.attributes["axis"], tf.int32)
 
 
+@runs("top_k")
+def top_k(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """The largest codes and their places."""
+    return lambda values: list(tf.math.top_k(values[0], node.attributes["k"]))
+
+
 @runs("resize_nearest")
 def resize_nearest(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """Copies the nearest pixel."""

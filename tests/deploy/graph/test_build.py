@@ -211,3 +211,15 @@ def test_ranges_that_end_or_mislead_litert_are_refused(scale_in, scale_out, buil
     with pytest.raises(ValueError, match=message):
         build(builder(scale_in), Range(scale_out, 0))
     build(builder(scale_in * 2 if scale_in < 1 else scale_in), Range(scale_out * 2, 0))
+
+
+def test_the_largest_codes_have_places_of_their_own(b):
+    assert b.top_k("x", "t", 3) == ("t", "t/output_1")
+    values, places = b.tensor("t"), b.tensor("t/output_1")
+    assert values.shape == places.shape == (None, 7, 9, 3)
+    assert (values.range, values.dtype) == (b.tensor("x").range, "int8")
+    assert (places.scale, places.dtype) == (None, "int32")
+    with pytest.raises(
+        ValueError, match=r"top_k 'u': k 9 does not fit shape .*: expected 1 to the size of the last axis"
+    ):
+        b.top_k("x", "u", 9)

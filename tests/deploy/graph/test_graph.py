@@ -257,7 +257,7 @@ def test_validate_checks_operations_and_attributes(graph):
     first, rest = graph.nodes[0], graph.nodes[1:]
     for change, message in (
         ({"op": "conv9d"}, "unknown operation; expected one of conv2d"),
-        ({"inputs": ("images",)}, "1 inputs and 1 outputs: expected 3 and one"),
+        ({"inputs": ("images",)}, "1 inputs and 1 outputs: expected 3 and 1"),
         ({"inputs": ("images", "conv/kernel", "lost")}, r"tensors that the graph lacks|reads \['lost'\]"),
         ({"attributes": {}}, "incomplete attributes"),
         (

@@ -323,3 +323,13 @@ def test_grids_that_litert_cannot_run_are_refused_also_where_nobody_validated(op
     graph = IntegerGraph({**graph.tensors, **changed}, graph.nodes, graph.inputs, graph.outputs)
     with pytest.raises(ValueError, match=words):
         run_reference(graph, ugly((3,)))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 1), (2, 3, 9)])
+def test_the_largest_codes_and_of_equal_ones_the_first(shape):
+    k = min(4, shape[-1])
+    graph, images = check(lambda b, x: b.top_k(x, "t", k)[1], shape)
+    places = run_reference(graph, images)
+    assert (places[0] == np.arange(k)).all()  # all codes are equal there
+    for codes, found in zip(images[3].reshape(-1, shape[-1]), places[3].reshape(-1, k), strict=True):
+        assert found.tolist() == sorted(range(shape[-1]), key=lambda i: (-int(codes[i]), i))[:k]

@@ -39,10 +39,11 @@ def check_use(operation: Operation, node: Node, tensors: Mapping[str, Tensor]) -
 def _check_operands(operation: Operation, use: Use) -> None:
     inputs, outputs = use.inputs, use.outputs
     wrong_count = len(inputs) != (operation.inputs or max(len(inputs), 1))
-    if wrong_count or (len(outputs) != 1 and operation.builtin is not None):
+    writes = 1 + len(operation.also_writes)
+    if wrong_count or (len(outputs) != writes and operation.builtin is not None):
         raise ValueError(
             f"{use.where} has {len(inputs)} inputs and {len(outputs)} outputs: "
-            f"expected {operation.inputs or 'one or more'} and one"
+            f"expected {operation.inputs or 'one or more'} and {writes}"
         )
     for place, tensor in enumerate(inputs):
         fits = (operation.reads, ("int8",), BIASES)[place if operation.weighted else 0]
@@ -52,9 +53,10 @@ def _check_operands(operation: Operation, use: Use) -> None:
                 "dequantize between"
             )
         _check_constant(operation, use, place, tensor)
-    for tensor in outputs:
-        if tensor.dtype not in operation.writes or tensor.is_constant:
-            expected = " or ".join(operation.writes)
+    for place, tensor in enumerate(outputs):
+        types = operation.also_writes[place - 1 : place] if place and operation.also_writes else operation.writes
+        if tensor.dtype not in types or tensor.is_constant:
+            expected = " or ".join(types)
             raise ValueError(
                 f"{use.where} writes {tensor.name!r} of dtype {tensor.dtype}: expected {expected}, not constant"
             )
@@ -86,9 +88,9 @@ def _check_shape(operation: Operation, use: Use) -> None:
         expected = operation.infer_shape(use.attributes, [t.shape for t in use.inputs])
     except ValueError as error:
         raise ValueError(f"{use.where}: {error}") from error
-    output = use.outputs[0]
-    if output.shape != expected:
-        raise ValueError(f"{use.where} writes {output.name!r} of shape {output.shape}: expected {expected}")
+    for output in use.outputs:
+        if output.shape != expected:
+            raise ValueError(f"{use.where} writes {output.name!r} of shape {output.shape}: expected {expected}")
 
 
 def _check_range(operation: Operation, use: Use) -> None:

@@ -142,6 +142,17 @@ def _argmax_builtin(use: Use) -> Builtin:
     return Builtin("ARG_MAX", 2, "ArgMaxOptions", {"outputType": INT32}, {"axis": [use.attributes["axis"]]})
 
 
+def _top_k_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    k, shape = attributes["k"], shapes[0]
+    if len(shape) < 2 or k > (shape[-1] or 0):
+        raise ValueError(f"k {k} does not fit shape {shape}: expected 1 to the size of the last axis, behind the batch")
+    return (*shape[:-1], k)
+
+
+def _top_k_builtin(use: Use) -> Builtin:
+    return Builtin("TOPK_V2", 2, "TopKV2Options", constants={"k": use.attributes["k"]})
+
+
 CONCATENATION = Operation(
     "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}, int16=3
 )
@@ -158,6 +169,7 @@ EMBEDDING = Operation(
     check=_check_embedding,
 )
 ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
+TOP_K = Operation("top_k", _top_k_shape, _top_k_builtin, also_writes=("int32",), takes={"k": whole(1)}, int16=3)
 RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, int16=1)
 TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)}, int16=5)
 STRIDED_SLICE = Operation(

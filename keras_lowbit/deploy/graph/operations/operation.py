@@ -85,7 +85,8 @@ class Operation:
     its own.
     inputs: how many; None for one or more.   range: FREE, KEEP, or by type of codes the `Range` that the output always has.
     takes: its attributes beside the activation.
-    reads, writes: data types of inputs (the bias of a weighted operation is int32 or int64) and outputs.
+    reads, writes: data types of inputs (the bias of a weighted operation is int32 or int64) and of the output.
+    also_writes: data types of further outputs, which are values and have the shape of the first.
     int16: the lowest version of the LiteRT operator that has a kernel for int16 codes, which the operation then takes wherever
     it takes int8; None where LiteRT has none.   int16_biases: the types of bias that this kernel takes, the faster first.
     converts: whether inputs and output may have codes of different types.
@@ -102,6 +103,7 @@ class Operation:
     takes: Mapping[str, Attribute] = field(default_factory=dict)
     reads: tuple[str, ...] = ("int8",)
     writes: tuple[str, ...] = ("int8",)
+    also_writes: tuple[str, ...] = ()
     int16: int | None = None
     int16_biases: tuple[str, ...] = BIASES
     converts: bool = False
