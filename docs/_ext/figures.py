@@ -9,6 +9,7 @@ import numpy as np
 import keras_lowbit as klb
 from keras_lowbit import schedules
 from keras_lowbit.layers import QuantizerHost
+from keras_lowbit.numerics import soft_rounding
 from keras_lowbit.quantizers import (
     AdjustableThreshold,
     Binary,
@@ -112,6 +113,18 @@ def learned_steps(left, right) -> None:
     right.set(title="Gradient to the factor of the step", xlabel="weight", xticks=TICKS)
 
 
+def reconstruction(left, right) -> None:
+    """How far up a weight is rounded, and what its indecision costs as beta falls."""
+    logits = np.linspace(-4, 4, 401, dtype="float32")
+    left.plot(logits, soft_rounding.up_share(logits))
+    left.set(title="h(v): how far up", xlabel="v", ylabel="h")
+    shares = np.linspace(0, 1, 201, dtype="float32")
+    for beta in (20.0, 6.0, 2.0):
+        right.plot(shares, [float(soft_rounding.softness(share, beta)) for share in shares], label=f"beta {beta:g}")
+    right.set(title="What indecision costs", xlabel="h")
+    right.legend(fontsize="small")
+
+
 def reports() -> plt.Figure:
     """`plot.weights` of three layers on three grids."""
     keras.utils.set_random_seed(0)
@@ -127,7 +140,7 @@ def draw(app) -> None:
     """Hook of Sphinx: all pictures, before the pages are read."""
     folder = Path(app.srcdir) / "_static" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in (sq, inq, clustered, fat, learned_steps):
+    for picture in (sq, inq, clustered, fat, learned_steps, reconstruction):
         figure, places = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
         picture(*places)
         figure.savefig(folder / f"{picture.__name__}.svg")

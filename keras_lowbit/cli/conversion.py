@@ -15,9 +15,11 @@ from keras_lowbit.convert.post_training.calibrate import calibrate
 from keras_lowbit.convert.post_training.correct_biases import correct_biases
 from keras_lowbit.convert.post_training.equalize import equalize
 from keras_lowbit.convert.post_training.fold_batch_norms import fold_batch_norms
+from keras_lowbit.convert.post_training.reconstruction.reconstruct import reconstruct
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.convert.reports.conversion import ConversionReport
 from keras_lowbit.data import batch_count
+from keras_lowbit.distill.config import DistillConfig
 from keras_lowbit.distill.train import distill
 from keras_lowbit.keras_graph.calls import find_layers
 from keras_lowbit.keras_graph.variables import to_numpy
@@ -86,13 +88,11 @@ class Conversion:
 
     def quantized(self, skip: list[str], unroll: bool = False) -> keras.Model:
         """Fold, equalize, quantize, calibrate, correct and tune, as far as the recipe wants it."""
-        model = self.model
-        clustered = any(isinstance(rule.kernel, Clustered) for rule in self.recipe.plan)
-        statistics = clustered and bool(find_layers(model, keras.layers.BatchNormalization))
-        if not statistics:
+        model, steps = self.model, self._steps()
+        if "reestimate_batch_norms" not in steps:  # which wants them where they are
             model = self._stage("fold batch norms", "float", self._folded)
-            if wants_equal_ranges(self.recipe):
-                model = self._stage("equalize", "float", functools.partial(self._equalized, model))
+        if "equalize" in steps:
+            model = self._stage("equalize", "float", functools.partial(self._equalized, model))
 
         def made(words: list[str]) -> keras.Model:
             quantized, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
@@ -100,18 +100,27 @@ class Conversion:
             return quantized
 
         quantized = self._stage("quantize", "quantized", made)
-        changes = [("calibrate", self._calibrated)]
-        if statistics:
-            changes += [("batch norms", self._reestimated), ("calibrate", self._calibrated)]
-        else:
-            changes += [("correct biases", self._corrected)]
-            if any(isinstance(rule.kernel, AdjustableThreshold) for rule in self.recipe.plan):
-                changes += [("tune", self._tuned)]
-        for name, change in changes:
-            quantized = self._stage(name, "quantized", functools.partial(_changed, change, quantized, model))
+        for step in steps:
+            if step in _CHANGES:
+                name, change = _CHANGES[step]
+                quantized = self._stage(
+                    name, "quantized", functools.partial(_changed, functools.partial(change, self), quantized, model)
+                )
         if self.report is None:  # an earlier run has quantized
             _, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
         return quantized
+
+    def _steps(self) -> list[str]:
+        """The recipe's, or what its plan asks for."""
+        plan = self.recipe.plan
+        if self.recipe.steps:
+            return list(self.recipe.steps)
+        clustered = any(isinstance(rule.kernel, Clustered) for rule in plan)
+        if clustered and find_layers(self.model, keras.layers.BatchNormalization):
+            return ["calibrate", "reestimate_batch_norms", "calibrate"]
+        first = ["equalize"] if wants_equal_ranges(self.recipe) else []
+        tuned = ["distill"] if any(isinstance(rule.kernel, AdjustableThreshold) for rule in plan) else []
+        return [*first, "calibrate", "correct_biases", *tuned]
 
     def _folded(self, words: list[str]) -> keras.Model:
         folded = fold_batch_norms(self.model)
@@ -137,6 +146,19 @@ class Conversion:
         found = correct_biases(quantized, model, self.data, steps=self.first, verbose=self.verbose)
         return str(found.report.verdict)
 
+    def _reconstructed(self, quantized: keras.Model, model: keras.Model) -> str:
+        """Rounding learnt block by block; goes on behind its last block after a kill."""
+        iterations = int(self.recipe.training.get("iterations", 1000))
+        found = reconstruct(
+            quantized,
+            model,
+            self.data,
+            iterations=iterations,
+            checkpoint=self.stages.tuning,
+            verbose=self.verbose,
+        )
+        return f"{iterations} iterations of a block, {len(found.outcomes('reconstructed'))} layers; {found.verdict}"
+
     def _tuned(self, quantized: keras.Model, model: keras.Model) -> str:
         """FAT: thresholds learn the float model's outputs, judged on every fourth batch."""
         before = [np.array(to_numpy(variable)) for variable in quantized.variables]
@@ -146,6 +168,7 @@ class Conversion:
             quantized,
             model,
             training,
+            DistillConfig(variables=self.recipe.training.get("variables", "thresholds")),
             steps=count,
             epochs=epochs,
             validation_data=judging,
@@ -165,6 +188,16 @@ class Conversion:
             return self.data, count, None
         training = self.data.skip(kept)
         return lambda: training.shuffle(count - kept, seed=epoch.number), count - kept, self.data.take(kept)
+
+
+#: Steps that change the quantized model: their rows in the table, and what makes them.
+_CHANGES: dict[str, tuple[str, Callable[..., str]]] = {
+    "calibrate": ("calibrate", Conversion._calibrated),
+    "reestimate_batch_norms": ("batch norms", Conversion._reestimated),
+    "correct_biases": ("correct biases", Conversion._corrected),
+    "reconstruct": ("reconstruct", Conversion._reconstructed),
+    "distill": ("tune", Conversion._tuned),
+}
 
 
 def _changed(change: Callable[..., str], quantized: keras.Model, model: keras.Model, words: list[str]) -> keras.Model:

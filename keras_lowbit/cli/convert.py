@@ -3,10 +3,10 @@
     keras-lowbit convert model.keras --recipe int8 --data photos/ --labels labels.txt --output model.tflite
     keras-lowbit convert applications:MobileNetV2 --recipe fat --data photos/ --limit 800 --output m.tflite
 
-Folds batch norms, equalizes where channels share a scale, quantizes, calibrates, corrects biases, tunes thresholds (fat),
-exports and verifies against the float model. Each change is judged on images it was not made from. Exit status 1 if the file
-does not verify; it is written then, too, and the reason is said. The quantized Keras model is written as well, m.keras beside
-m.tflite.
+Folds batch norms, equalizes where channels share a scale, quantizes, calibrates, corrects biases, learns rounding (w4), tunes
+thresholds (fat, w4), exports and verifies against the float model. Each change is judged on images it was not made from. Exit
+status 1 if the file does not verify; it is written then, too, and the reason is said. The quantized Keras model is written as
+well, m.keras beside m.tflite.
 
 What the steps give is kept beside the output, in m.tflite.stages/ for m.tflite, until the files are written. The same command
 with --resume goes on there after a kill, to the same bits.

@@ -15,6 +15,7 @@ from keras_lowbit.quantizers import (
     Uniform,
 )
 from keras_lowbit.recipes.dfp import dfp, dfp8
+from keras_lowbit.recipes.few_bits import w4
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
@@ -80,6 +81,7 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "fat": lambda: _fat("fat", bits=8),
     "fat-scalar": lambda: _fat("fat-scalar", bits=8, granularity="tensor"),
     "fat-w4": lambda: _fat("fat-w4", bits=4),
+    "w4": w4,
     "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
     "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
 }

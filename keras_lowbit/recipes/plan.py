@@ -17,6 +17,8 @@ from keras_lowbit.quantizers.former import upgrade
 FORMAT_VERSION = 2
 KINDS = ("conv1d", "conv2d", "depthwise", "transpose", "separable", "dense")
 POSITIONS = ("any", "first", "last")
+#: Functions that a conversion without labels may call, beside `fold_batch_norms` before and `quantize_model` between them.
+STEPS = ("equalize", "calibrate", "correct_biases", "reconstruct", "distill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Recipe:
     (the papers' SQ).
     schedule: what `callbacks` builds, ``{"ratio": "exponential"}`` (SQ), ``{"portions": 5}`` (INQ) or {}.
     training: defaults of the source, for people.   source: paper and section.
+    steps: names of the functions that a conversion without labels calls, of `STEPS`, in their order; empty: what the plan
+    asks for.
 
     >>> first = klb.recipes.Rule(klb.quantizers.Uniform(8), position="first")
     >>> recipe = klb.recipes.get("twn").replace(name="twn-but-first", plan=[first, klb.recipes.Rule(klb.quantizers.Ternary())])
@@ -88,6 +92,7 @@ class Recipe:
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
+    steps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -99,6 +104,7 @@ class Recipe:
         bits = isinstance(self.activations, int) and not isinstance(self.activations, bool)
         ranges = quantizers.ActivationRange(self.activations) if bits else quantizers.get(self.activations)
         object.__setattr__(self, "activations", ranges)
+        object.__setattr__(self, "steps", _as_steps(self.name, self.steps))
         unknown = sorted(set(self.schedule) - {"ratio", "portions"})
         if unknown:
             raise ValueError(f"Recipe {self.name!r} has unknown schedule keys {unknown}; known: ['portions', 'ratio'].")
@@ -148,6 +154,7 @@ class Recipe:
             "schedule": dict(self.schedule),
             "training": dict(self.training),
             "source": self.source,
+            "steps": list(self.steps),
         }
 
     @classmethod
@@ -195,6 +202,7 @@ class Recipe:
             lines.append(f"  {where}: {rule.kernel or 'float'}")
         lines.append(f"  activations: {self.activations or 'float'}")
         lines.append(f"  schedule: {dict(self.schedule) or 'none'}")
+        lines += [f"  steps: {' -> '.join(self.steps)}"] if self.steps else []
         return "\n".join(lines)
 
 
@@ -202,6 +210,14 @@ def _as_plan(name: str, plan: Any) -> Iterable[Any]:
     if isinstance(plan, Rule | Mapping | str) or not isinstance(plan, Iterable):
         raise TypeError(f"Recipe {name!r} got plan={shown(plan)}; give a list of rules: plan=[Rule('ternary')].")
     return plan
+
+
+def _as_steps(name: str, steps: Any) -> tuple[str, ...]:
+    found = steps if isinstance(steps, str) else tuple(steps)
+    order = [STEPS.index(step) for step in found if step in STEPS]
+    if len(order) < len(found) or order != sorted(set(order)):
+        raise ValueError(f"Recipe {name!r} got steps={shown(steps)}; give some of {STEPS}, in that order.")
+    return tuple(found)
 
 
 def _as_rule(name: str, rule: Any) -> Rule:

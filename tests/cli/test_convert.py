@@ -97,6 +97,21 @@ def test_every_method_without_training_becomes_a_file_that_verifies(call, files,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_steps_that_a_recipe_names_are_taken(call, files, tmp_path):
+    recipe, path = get("w4"), tmp_path / "m.tflite"
+    (tmp_path / "w4.json").write_text(recipe.replace(training={**recipe.training, "iterations": 7}).to_json())
+    flags = ("--data", files.data, "--batch_size=4", "--output", path, "--json")
+    found = call("convert", files.model, "--recipe", tmp_path / "w4.json", *flags)
+    steps = {step["step"]: step["outcome"] for step in found.fields["steps"]}
+    before = ["fold batch norms", "equalize", "quantize", "calibrate", "correct biases", "reconstruct", "tune"]
+    assert list(steps) == [*before, "export", "verify"]
+    assert steps["reconstruct"].startswith("7 iterations of a block, ")
+    assert steps["tune"].startswith("3 epochs, ")
+    assert (found.status, found.fields["ok"]) == (0, True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
 @pytest.mark.filterwarnings("default")
 def test_what_came_of_tuning_is_said(call, files, tmp_path, monkeypatch, better):

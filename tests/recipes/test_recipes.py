@@ -45,9 +45,10 @@ def test_prints_every_rule_the_activations_and_the_schedule(recipe):
         assert str(rule.kernel or "float") in line
         assert all(kind in line for kind in rule.kinds)
         assert rule.position == "any" or f"{rule.position} one" in line
-    assert lines[-2].startswith("  activations: ")
-    assert lines[-1].startswith("  schedule: ")
-    assert len(lines) == len(recipe.plan) + 3
+    activations, schedule, *steps = lines[len(recipe.plan) + 1 :]
+    assert activations.startswith("  activations: ")
+    assert schedule.startswith("  schedule: ")
+    assert steps == ([f"  steps: {' -> '.join(recipe.steps)}"] if recipe.steps else [])
 
 
 def test_what_the_recipes_hold():
@@ -66,6 +67,20 @@ def test_what_the_recipes_hold():
         assert quantizers.is_activation_quantizer(recipe.activations)
         assert recipe.activations.bits == (16 if name == "int16x8" else 8)
         assert recipe.source
+
+
+def test_w4_has_eight_bits_at_both_ends_and_names_its_steps():
+    w4 = recipes.get("w4")
+    assert [(rule.position, rule.kernel.bits) for rule in w4.plan] == [("first", 8), ("last", 8), ("any", 4)]
+    assert w4.steps == ("equalize", "calibrate", "correct_biases", "reconstruct", "distill")
+    assert [rule.kernel.bits for rule in recipes.w4(3, first=None, last=None).plan] == [3]
+    assert recipes.w4(3).name == "w3"
+
+
+@pytest.mark.parametrize("steps", ["calibrate", ["reconstruct", "calibrate"], ["calibrate", "calibrate"], ["train"]])
+def test_steps_are_known_names_in_the_order_of_a_conversion(steps):
+    with pytest.raises(ValueError, match=r"Recipe 'mine' got steps=.*; give some of \('equalize', .* in that order"):
+        CUSTOM.replace(steps=steps)
 
 
 def test_get_takes_a_recipe_a_dict_or_a_name():

@@ -1,6 +1,7 @@
 """The training of one block: its kernels between their neighbours, its output against the float one."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from keras_lowbit.layers.base import kernels_standing_in
 from keras_lowbit.layers.host import activations_mixed
 from keras_lowbit.numerics.soft_rounding import annealed_beta, softness, up_share
 
+_VALUES = 2**22  # of the largest tensor of an iteration
 WARM_UP = 0.2  # of all iterations, in which nothing pushes the shares to 0 and 1
 
 
@@ -89,7 +91,9 @@ class BlockTrainer(keras.Model):
         return known[block.output]
 
     def _mixed(self, real: Any, on_grid: Any) -> Any:
-        stays = keras.random.uniform(ops.shape(real), seed=self.random) < self.settings.drop_probability
+        """The places that stay float are the same in every sample: drawing for each would take half of a step's time."""
+        places = (1, *ops.shape(real)[1:])
+        stays = keras.random.uniform(places, seed=self.random) < self.settings.drop_probability
         return ops.where(stays, real, on_grid)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any) -> Any:
@@ -124,10 +128,18 @@ def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, r
     compiles = "auto" if keras.backend.backend() == "jax" else False
     trainer.compile(keras.optimizers.Adam(settings.learning_rate), jit_compile=compiles)
     trainer.optimizer.build(trainer.trainable_variables)
+    drawn = min(settings.batch_size, count, _most_samples(trainer.fixed.block))
     for _ in range(settings.iterations):
-        rows = np.sort(rng.choice(count, min(settings.batch_size, count), replace=False))
+        rows = np.sort(rng.choice(count, drawn, replace=False))
         batch = [_as_read(array[rows]) for array in inputs]
         trainer.train_on_batch(batch, target[rows].astype(np.float32))
+
+
+def _most_samples(block: Block) -> int:
+    """How many samples an iteration may take: with its largest tensor a block of many positions sees enough in a few."""
+    shapes = (result.shape[1:] for call in block.calls for result in call.results)
+    largest = max(math.prod(size or 1 for size in shape) for shape in shapes)
+    return max(1, _VALUES // largest)
 
 
 def _as_read(array: np.ndarray) -> np.ndarray:
