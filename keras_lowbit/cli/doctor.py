@@ -42,6 +42,7 @@ def report(reason: str) -> list[tuple[str, str]]:
         ("TensorFlow", f"{tf.__version__}, {' '.join(build.abi_flags(tf.sysconfig.get_compile_flags()))}"),
         ("compiler", _compiler()),
         ("library", str(library) if library else "none"),
+        ("from", ops.library.origin() or "nowhere"),
         ("built for", f"TensorFlow {info.get('tensorflow')}, {info.get('machine')}" if info else "nothing says"),
         ("CPU", f"{machine()['cpu']}, {platform.machine()}"),
         ("CPU features", " ".join(_features()) or "unknown"),

@@ -34,7 +34,6 @@ except ImportError:  # not on Windows: no two builds are kept apart there
 
 COMMAND = "python -m keras_lowbit.ops.build"
 NAME, INFO = "keras_lowbit_ops.so", "build.json"
-NAMED = "KERAS_LOWBIT_LIBRARY"  # the variable that names a library file in place of the usual ones
 NATIVE = Path(__file__).resolve().parent / "native"
 KERNELS = "kernels_"  # the object files that know nothing of TensorFlow begin with this
 WORK = ".building-"  # what a build makes in its target folder while it runs begins with this
@@ -58,25 +57,25 @@ class BuildError(RuntimeError):
     """The library cannot be built here; the message says why."""
 
 
-def find_library(version: str, abi: Sequence[str]) -> Path | None:
-    """The library file: `KERAS_LOWBIT_LIBRARY`, beside this package, or in the user's cache; None if there is none.
+class CompilerError(BuildError):
+    """The compiler refused a source, and would do so again."""
 
-    The first that fits this TensorFlow, else the first.
+
+def cache_folder(tensorflow: str) -> Path | None:
+    """Where a library goes that is not beside the package: a folder for each TensorFlow, architecture and state of the sources.
+
+    None for a user without a home, or without sources.
     """
-    named = os.environ.get(NAMED)
-    folders = [folder for folder in (NATIVE, cache_folder()) if folder]
-    places = [Path(named)] if named else [folder / NAME for folder in folders]
-    found = [path for path in places if os.path.isfile(path)]
-    return next((path for path in found if not mismatch(path, version, abi)), found[0] if found else None)
-
-
-def cache_folder() -> Path | None:
-    """Where the library goes when the package's own folder cannot be written; None for a user without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         home = os.path.expanduser("~") if os.environ.get("HOME", "~") else "~"
         cache = os.path.join(home, ".cache")
-    return Path(cache, "keras_lowbit", "native") if os.path.isabs(cache) else None
+    try:
+        digest = fingerprint(source_folder(), "", tensorflow)[:16]
+    except (BuildError, OSError):
+        return None
+    name = f"{tensorflow}-{platform.machine()}-{digest}"
+    return Path(cache, "keras_lowbit", "native", name) if os.path.isabs(cache) else None
 
 
 def read_info(library: Path) -> dict[str, Any]:
@@ -198,17 +197,24 @@ def fingerprint(folder: Path, compiler: str, tensorflow: str) -> str:
     return digest.hexdigest()
 
 
-def build(target: Path | None = None, force: bool = False, say=print, objects: Path | None = None) -> Path:
+def build(
+    target: Path | None = None,
+    force: bool = False,
+    say=print,
+    objects: Path | None = None,
+    tensorflow: dict[str, Any] | None = None,
+) -> Path:
     """Builds the library into `target` (beside the package, or the user's cache), if anything changed; its path.
 
     One build of a folder at a time. The kernels' object files are left in the folder `objects`, if one is given: `kept_objects`
-    finds them. BuildError without sources, compiler or TensorFlow, with the compiler's words if it fails, and for a folder that
-    cannot be written.
+    finds them. tensorflow: what `ask_tensorflow` gives, for who has imported it. BuildError without sources, compiler or
+    TensorFlow, with the compiler's words if it fails, and for a folder that cannot be written.
     """
-    folder, compiler, version = source_folder(), find_compiler(), installed_tensorflow()
+    folder, compiler = source_folder(), find_compiler()
+    version = tensorflow["version"] if tensorflow else installed_tensorflow()
     if not version:
         raise BuildError(f"no TensorFlow in the environment of {sys.executable}")
-    target = target or _writable_folder()
+    target = target or _writable_folder(version)
     wanted = fingerprint(folder, describe(compiler), version)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -216,7 +222,7 @@ def build(target: Path | None = None, force: bool = False, say=print, objects: P
             for ready in () if force else (target, NATIVE):
                 if read_info(ready / NAME).get("fingerprint") == wanted and _is_whole(ready / NAME):
                     return _copied(ready, target)
-            return _build(folder, compiler, target, say, objects)
+            return _build(folder, compiler, tensorflow or ask_tensorflow(), target, say, objects)
     except OSError as error:
         raise BuildError(f"{target} cannot be written ({error})") from error
 
@@ -237,9 +243,11 @@ def can_build() -> bool:
         return False
 
 
-def _build(folder: Path, compiler: list[str], target: Path, say, objects: Path | None) -> Path:
+def _build(
+    folder: Path, compiler: list[str], tensorflow: dict[str, Any], target: Path, say, objects: Path | None
+) -> Path:
     """Compiles beside the library that is there, if one is, and puts the new one in its place."""
-    tensorflow, start = ask_tensorflow(), time.monotonic()
+    start = time.monotonic()
     say(f"building the op library with {shlex.join(compiler)} for TensorFlow {tensorflow['version']}")
     with tempfile.TemporaryDirectory(dir=target, prefix=WORK) as work:
         made, described = _compile(folder, compiler, tensorflow, Path(work)), describe(compiler)
@@ -347,14 +355,14 @@ def _run(command: list[str], what: str) -> None:
     except OSError as error:
         raise BuildError(f"{command[0]} does not run ({error})") from error
     if done.returncode:
-        raise BuildError(f"{what} failed to build:\n{' '.join(command)}\n{done.stderr[-4000:]}")
+        raise CompilerError(f"{what} failed to build:\n{' '.join(command)}\n{done.stderr[-4000:]}")
 
 
-def _writable_folder() -> Path:
+def _writable_folder(tensorflow: str) -> Path:
     folder = NATIVE if NATIVE.is_dir() else NATIVE.parent
     if folder.is_dir() and os.access(folder, os.W_OK):
         return NATIVE
-    cache = cache_folder()
+    cache = cache_folder(tensorflow)
     if cache is None:
         raise BuildError(f"{NATIVE} cannot be written and this user has no home: set XDG_CACHE_HOME to a folder")
     return cache

@@ -1,7 +1,7 @@
-"""The compiled op library: found and loaded on first use; if that cannot be, why, in one sentence, once.
+"""The compiled op library: found, or compiled, and loaded on first use; if that cannot be, why, in one sentence, once.
 
 Environment: `KERAS_LOWBIT_KERNEL` forces one ISA target by name, or "tf_fallback"; `KERAS_LOWBIT_STRICT=1` makes falling
-back an error; `KERAS_LOWBIT_LIBRARY` names the library file.
+back an error; `KERAS_LOWBIT_LIBRARY` names the library file; `KERAS_LOWBIT_BUILD=0` forbids to compile it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_lowbit.ops import build
+from keras_lowbit.ops import build, library_file
 
 TF_FALLBACK = "tf_fallback"
 # Ops of the library -> what TensorFlow calls their wrappers, behind "keras_lowbit_".
@@ -73,7 +73,8 @@ _STATE = _State()
 def load() -> Path:
     """Loads the library and registers its ops, once; its path. A process that serves a SavedModel calls this first.
 
-    LibraryError if there is no library, it was built for another TensorFlow, or it does not load.
+    Where none fits this TensorFlow, it is compiled first, in about half a minute. LibraryError if that cannot be or is
+    forbidden, or the library does not load.
 
     >>> path = klb.ops.load() if not klb.ops.why_not() else None
     """
@@ -101,7 +102,13 @@ def loaded_or_none() -> Loaded | None:
 
 def find() -> Path | None:
     """The library file that `load` takes, whether it fits or not; None if there is none."""
-    return build.find_library(*_tensorflow())
+    return library_file.find(*_tensorflow())
+
+
+def origin() -> str:
+    """Where the file that `find` gives comes from, in words; "" without one."""
+    path, (version, _) = find(), _tensorflow()
+    return library_file.origin(path, version) if path else ""
 
 
 def why_not() -> str:
@@ -234,25 +241,44 @@ def _load() -> Loaded:
             raise _STATE.failure
         if _STATE.loaded is None:
             try:
-                _STATE.loaded = _open(find())
+                _STATE.loaded = _open(_fitting())
             except LibraryError as error:
                 _STATE.failure = error
                 raise
         return _STATE.loaded
 
 
-def _open(path: Path | None) -> Loaded:
+def _fitting() -> Path:
+    """The library file for this TensorFlow, compiled now if there is none."""
+    path, named = find(), os.environ.get(library_file.NAMED)
+    if path is None and named:
+        raise LibraryError(
+            f"{library_file.NAMED}={named!r} is no file; correct it, or unset it and run `{build.COMMAND}`"
+        )
+    problem = "the op library is not built" if path is None else build.mismatch(path, *_tensorflow())
+    if path is not None and not problem:
+        return path
+    if named:
+        raise LibraryError(
+            f"{problem}; unset {library_file.NAMED}, which names it, and run `{build.COMMAND}` to build it again"
+        )
+    return _compiled(problem)
+
+
+def _compiled(problem: str) -> Path:
+    """The library, compiled now; problem: why the one that is there, if one is, does not do."""
     import tensorflow as tf
 
-    named = os.environ.get(build.NAMED)
-    if path is None and named:
-        raise LibraryError(f"{build.NAMED}={named!r} is no file; correct it, or unset it and run `{build.COMMAND}`")
-    if path is None:
-        raise LibraryError(f"the op library is not built; run `{build.COMMAND}` (it needs a C++17 compiler)")
-    problem = build.mismatch(path, *_tensorflow())
-    if problem:
-        unset = f"unset {build.NAMED}, which names it, and " if named else ""
-        raise LibraryError(f"{problem}; {unset}run `{build.COMMAND}` to build it again")
+    flags = {"compile": tf.sysconfig.get_compile_flags(), "link": tf.sysconfig.get_link_flags()}
+    try:
+        return library_file.compiled({"version": tf.__version__, **flags})
+    except build.BuildError as error:
+        raise LibraryError(f"{problem}, and {error}; run `{build.COMMAND}` (it needs a C++17 compiler)") from error
+
+
+def _open(path: Path) -> Loaded:
+    import tensorflow as tf
+
     try:
         ops, handle = tf.load_op_library(str(path)), ctypes.CDLL(str(path))
         _declare(handle)

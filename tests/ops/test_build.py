@@ -4,7 +4,6 @@ import fcntl
 import os
 import platform
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -12,36 +11,20 @@ import time
 
 import pytest
 
-from keras_lowbit.ops import build
+from keras_lowbit.ops import build, library_file
 from tests.support.process import ROOT
+from tests.support.toy_library import TENSORFLOW, script, toy_sources
 
 pytestmark = pytest.mark.skipif(not any(map(build.shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
-TENSORFLOW = {"version": "9.9.9", "compile": ["-DA=1"], "link": []}
-
-
-@pytest.fixture
-def sources(monkeypatch, tmp_path):
-    """The folder of a library of one function, against a TensorFlow that needs no import."""
-    folder = tmp_path / "custom_ops"
-    (folder / "core").mkdir(parents=True)
-    (folder / "sources.cmake").write_text("set(KLB_SOURCES core/a.cc)")
-    (folder / "core" / "a.cc").write_text('extern "C" int Answer() { return 42; }\n')
-    monkeypatch.setattr(build, "source_folder", lambda: folder)
-    monkeypatch.setattr(build, "installed_tensorflow", lambda: TENSORFLOW["version"])
-    monkeypatch.setattr(build, "ask_tensorflow", lambda: TENSORFLOW)
-    monkeypatch.setattr(build, "NATIVE", tmp_path / "native")
-    monkeypatch.delenv("CXX", raising=False)
-    return folder
 
 
 def problem(target):
     return build.mismatch(target / build.NAME, TENSORFLOW["version"], build.abi_flags(TENSORFLOW["compile"]))
 
 
-def script(path, text):
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
+@pytest.fixture
+def sources(monkeypatch, tmp_path):
+    return toy_sources(monkeypatch, tmp_path)
 
 
 def test_builds_once_until_a_source_changes(sources):
@@ -149,19 +132,23 @@ def test_without_a_home_nothing_is_written_where_we_stand(sources, monkeypatch, 
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user whom the system does not know
     else:
         monkeypatch.setenv("HOME", home)
-    assert build.cache_folder() is None
-    assert build.find_library("9.9.9", []) is None
+    assert build.cache_folder("9.9.9") is None
+    assert library_file.find("9.9.9", []) is None
     assert build.main(["--if-possible"]) == 0
     assert "no home: set XDG_CACHE_HOME" in capsys.readouterr().err
     assert sorted(sources.rglob("*")) == before
 
 
-def test_the_cache_is_the_user_s(monkeypatch):
+def test_the_cache_is_the_user_s_with_a_folder_for_each_tensorflow_and_state_of_the_sources(sources, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert str(build.cache_folder()) == "/cache/keras_lowbit/native"
+    first = build.cache_folder("9.9.9")
+    assert str(first).startswith(f"/cache/keras_lowbit/native/9.9.9-{platform.machine()}-")
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, says the specification
     monkeypatch.setenv("HOME", "/home/me")
-    assert str(build.cache_folder()) == "/home/me/.cache/keras_lowbit/native"
+    assert str(build.cache_folder("9.9.9")) == f"/home/me/.cache/keras_lowbit/native/{first.name}"
+    assert build.cache_folder("9.9.8").name != first.name
+    (sources / "core" / "a.cc").write_text("int other;\n")
+    assert build.cache_folder("9.9.9").name != first.name
 
 
 # A build whose compiler takes a minute.

@@ -78,7 +78,7 @@ def places(monkeypatch, tmp_path):
     version, abi = library._tensorflow()
 
     def write(place, tensorflow=version):
-        folder = {"package": build.NATIVE, "cache": build.cache_folder()}[place]
+        folder = {"package": build.NATIVE, "cache": build.cache_folder(version)}[place]
         folder.mkdir(parents=True)
         (folder / build.NAME).write_bytes(b"")
         info = {"tensorflow": tensorflow, "abi": abi, "machine": platform.machine(), "compiler": "c++"}
