@@ -79,14 +79,16 @@ struct Avx512 {
     four[3] = _mm512_unpackhi_epi16(high01, high23);
   }
   static Activations FromBytes(Bytes x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }
-  // Back in order: a 4 x 4 transposition of lanes.
+  // Lane l of vector q and lane q of vector l change places.
+  static void TransposeLanes(const __m512i* from, __m512i* to) {
+    const __m512i a = _mm512_shuffle_i32x4(from[0], from[1], 0x44), b = _mm512_shuffle_i32x4(from[0], from[1], 0xEE);
+    const __m512i c = _mm512_shuffle_i32x4(from[2], from[3], 0x44), d = _mm512_shuffle_i32x4(from[2], from[3], 0xEE);
+    to[0] = _mm512_shuffle_i32x4(a, c, 0x88), to[1] = _mm512_shuffle_i32x4(a, c, 0xDD);
+    to[2] = _mm512_shuffle_i32x4(b, d, 0x88), to[3] = _mm512_shuffle_i32x4(b, d, 0xDD);
+  }
   static void StoreInterleaved(int32_t* to, const int32_t* init, const Totals* total) {
-    const __m512i a = _mm512_shuffle_i32x4(total[0], total[1], 0x44),
-                  b = _mm512_shuffle_i32x4(total[0], total[1], 0xEE);
-    const __m512i c = _mm512_shuffle_i32x4(total[2], total[3], 0x44),
-                  d = _mm512_shuffle_i32x4(total[2], total[3], 0xEE);
-    const __m512i lanes[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
-                              _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
+    __m512i lanes[4];
+    TransposeLanes(total, lanes);
     KLB_UNROLL for (int l = 0; l < 4; ++l)
       Store(to + 16 * l, Add(lanes[l], Init(init + 16 * l)));
   }
@@ -142,16 +144,22 @@ struct Avx512 {
     return _mm512_sra_epi32(_mm512_add_epi32(high, nudge), _mm_cvtsi32_si128(factor.shift));
   }
 
-  // 64 numbers to clamp(number + zero_point), in order. Saturation to 16 bits on the way cannot change the result.
-  static __m512i ToCodes(const __m512i* y, int32_t zero_point, int32_t low, int32_t high) {
+  // 64 numbers + zero_point as bytes: in lane l those of lane l of all four vectors, one vector after the other.
+  // Saturation to 16 bits on the way cannot change the result.
+  static __m512i PackLanes(const __m512i* y, int32_t zero_point) {
     const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(zero_point));
     const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(y[0], y[1]), zero);
     const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(y[2], y[3]), zero);
-    // Packing works within 128-bit lanes: doubleword 4 lane + j holds channels 16 j + 4 lane and on.
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+    return _mm512_packs_epi16(a, b);
+  }
+  static __m512i Clamp(__m512i codes, int32_t low, int32_t high) {
     const __m512i least = _mm512_set1_epi8(static_cast<char>(low)), most = _mm512_set1_epi8(static_cast<char>(high));
     return _mm512_min_epi8(_mm512_max_epi8(codes, least), most);
+  }
+  // 64 numbers to clamp(number + zero_point), in order: doubleword 4 lane + j holds channels 16 j + 4 lane and on.
+  static __m512i ToCodes(const __m512i* y, int32_t zero_point, int32_t low, int32_t high) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return Clamp(_mm512_permutexvar_epi32(order, PackLanes(y, zero_point)), low, high);
   }
 
   static __m512i Centered(__m128i codes, int32_t zero_point) {
