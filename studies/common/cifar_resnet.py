@@ -19,36 +19,39 @@ def normalize(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float32) / 255 - MEAN) / STD
 
 
-def cifar_resnet(depth: int = 20, classes: int = 10) -> keras.Model:
+def cifar_resnet(
+    depth: int = 20, classes: int = 10, norm: type[layers.Layer] = layers.BatchNormalization
+) -> keras.Model:
     """Functional ResNet of `6 n + 2` layers: float32 `[batch, 32, 32, 3]` in, logits `[batch, classes]` out.
 
     Shortcuts are option A of the paper: where the width doubles, every second pixel, and zeros for the new channels,
     half of them on each side. Convolutions pad 1 on every side, also at stride 2 (not TensorFlow's SAME).
+    norm: the class of the batch norms.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ValueError(f"A CIFAR ResNet has 6 n + 2 layers, got depth={depth}. Use 20, 32, 44 or 56.")
     inputs = keras.Input((32, 32, 3), name="image")
-    features = _conv_bn(inputs, 16, 1, "conv1", "bn1")
+    features = _conv_bn(inputs, 16, 1, "conv1", "bn1", norm)
     features = layers.ReLU(name="relu1")(features)
     for group, width in enumerate(_WIDTHS, start=1):
         for block in range(blocks):
             stride = 2 if group > 1 and block == 0 else 1
-            features = _residual_block(features, width, stride, f"layer{group}_{block}_")
+            features = _residual_block(features, width, stride, f"layer{group}_{block}_", norm)
     pooled = layers.GlobalAveragePooling2D(name="pool")(features)
     return keras.Model(inputs, layers.Dense(classes, name="linear")(pooled), name=f"cifar_resnet{depth}")
 
 
-def _residual_block(features, width, stride, prefix):
-    main = _conv_bn(features, width, stride, f"{prefix}conv1", f"{prefix}bn1")
+def _residual_block(features, width, stride, prefix, norm):
+    main = _conv_bn(features, width, stride, f"{prefix}conv1", f"{prefix}bn1", norm)
     main = layers.ReLU(name=f"{prefix}relu1")(main)
-    main = _conv_bn(main, width, 1, f"{prefix}conv2", f"{prefix}bn2")
+    main = _conv_bn(main, width, 1, f"{prefix}conv2", f"{prefix}bn2", norm)
     if stride == 2:
         features = _option_a(features, width, prefix)
     return layers.ReLU(name=f"{prefix}relu2")(layers.Add(name=f"{prefix}add")([main, features]))
 
 
-def _conv_bn(features, width, stride, conv_name, bn_name):
+def _conv_bn(features, width, stride, conv_name, bn_name, norm):
     if stride == 1:
         padding = "same"
     else:  # SAME would pad 0 before and 1 after here
@@ -56,7 +59,7 @@ def _conv_bn(features, width, stride, conv_name, bn_name):
         padding = "valid"
     features = layers.Conv2D(width, 3, stride, padding, use_bias=False, name=conv_name)(features)
     # momentum 0.9 is 0.1 in PyTorch's words
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=bn_name)(features)
+    return norm(momentum=0.9, epsilon=1e-5, name=bn_name)(features)
 
 
 def _option_a(features, width, prefix):
@@ -85,9 +88,9 @@ def load_weights(model: keras.Model, path: str | os.PathLike) -> keras.Model:
     return model
 
 
-def pretrained(folder: str | os.PathLike, depth: int = 20) -> keras.Model:
+def pretrained(folder: str | os.PathLike, depth: int = 20, **choices) -> keras.Model:
     """The trained network of `folder`: depth 20 (91.73 % on the test images) or 56 (93.39 %)."""
-    return load_weights(cifar_resnet(depth), os.path.join(folder, f"cifar10_resnet{depth}.npz"))
+    return load_weights(cifar_resnet(depth, **choices), os.path.join(folder, f"cifar10_resnet{depth}.npz"))
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, margin: int = 4) -> np.ndarray:

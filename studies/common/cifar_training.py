@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,25 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_lowbit as klb
-from keras_lowbit.callbacks import reset_optimizer
 from studies.common import cifar_resnet
 from studies.common.cifar10 import data_folder, load_cifar10
 
 CACHE = Path(__file__).resolve().parent / "work" / "cifar10.npz"  # the images, decoded once; ignored by git
-
-
-class Restarts(keras.callbacks.Callback):
-    """Restarts the optimizer (slots, step count, so also its schedule) when a stage begins, as staged methods do."""
-
-    def __init__(self, epochs_per_stage):
-        super().__init__()
-        self.epochs_per_stage = epochs_per_stage
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Epoch 0 starts with a fresh optimizer anyway."""
-        if epoch and epoch % self.epochs_per_stage == 0:
-            reset_optimizer(self.model)
 
 
 class Progress(keras.callbacks.Callback):
@@ -76,29 +60,6 @@ def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> floa
 def settings(config: dict) -> dict:
     """What two runs must share to be compared; not which methods and seeds were asked for."""
     return {name: value for name, value in config.items() if name not in ("methods", "seeds")}
-
-
-def machine() -> dict:
-    """Where a run happened."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "keras_lowbit": klb.__version__,
-    }
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 class Results:

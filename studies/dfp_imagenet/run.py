@@ -26,7 +26,7 @@ import keras_lowbit as klb
 from keras_lowbit.recipes import Recipe
 from studies.common import imagenet
 from studies.common.cifar10 import data_folder
-from studies.common.cifar_training import machine
+from studies.common.machine import machine
 from studies.dfp_imagenet.networks import NETWORKS, file_accuracy, keras_accuracy, unfold_batch_norms
 from studies.dfp_imagenet.tune import tune, tune_without_labels
 

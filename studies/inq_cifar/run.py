@@ -24,7 +24,9 @@ from keras_lowbit import schedules
 from keras_lowbit.distill import losses
 from keras_lowbit.quantizers import Incremental, PowerOfTwo, Ternary
 from studies.common import cifar_resnet
-from studies.common.cifar_training import Progress, Restarts, accuracy, compile_model, machine, run_missing, settings
+from studies.common.cifar_training import Progress, accuracy, compile_model, run_missing, settings
+from studies.common.machine import machine
+from studies.common.restarts import Restarts
 
 HERE = Path(__file__).resolve().parent
 PARTITIONS = ("magnitude", "random")

@@ -20,7 +20,9 @@ import numpy as np
 
 import keras_lowbit as klb
 from studies.common import cifar_resnet
-from studies.common.cifar_training import Progress, Restarts, accuracy, compile_model, machine, run_missing, settings
+from studies.common.cifar_training import Progress, accuracy, compile_model, run_missing, settings
+from studies.common.machine import machine
+from studies.common.restarts import Restarts
 
 HERE = Path(__file__).resolve().parent
 FLOAT = "float"  # no quantizer, same budget: what the extra epochs alone do
