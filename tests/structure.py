@@ -43,6 +43,7 @@ ROOMS = {
     "convert": (
         *(
             "analysis",
+            "byte_inputs",
             "channels_last",
             "expansion",
             "reports",

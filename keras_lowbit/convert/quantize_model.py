@@ -10,6 +10,7 @@ import keras
 from keras_lowbit import quantizers, recipes
 from keras_lowbit.arguments import check_flag, check_model, patterns, shown
 from keras_lowbit.convert.analysis.operations import KINDS, stock_kind
+from keras_lowbit.convert.byte_inputs import cast_once
 from keras_lowbit.convert.channels_last import channels_last
 from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
@@ -87,7 +88,7 @@ def quantize_model(
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
     check_flag("quantize_model", "unroll", unroll)
-    expanded = _expanded(channels_last(model), recipe, skip, unroll)
+    expanded = _expanded(channels_last(cast_once(model)), recipe, skip, unroll)
     model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")

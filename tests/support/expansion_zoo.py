@@ -34,9 +34,17 @@ def text():
     return keras.Model(ids, [found, keras.ops.argmax(found, axis=-1)], name="text")
 
 
+def picture():
+    """Bytes in, prepared in two places."""
+    image = keras.Input((6, 5, 3), dtype="uint8", name="image")
+    half = kl.Conv2D(2, 3)(kl.Rescaling(1 / 255)(image))
+    return keras.Model(image, kl.Add()([half, kl.Conv2D(2, 3)(keras.ops.cast(image, "float32") / 64)]), name="picture")
+
+
 EXPANSIONS: dict[str, Case] = {
     "embedding and argmax": Case(text),
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
+    "bytes of an image": Case(picture),
     "the largest and their places": function(lambda x: list(keras.ops.top_k(conv()()(x), 2))),
     "the largest alone": function(lambda x: kl.Dense(3)(keras.ops.top_k(conv()()(x), 3)[0])),
     "places of the largest alone": function(lambda x: keras.ops.top_k(conv()()(x), 1)[1]),

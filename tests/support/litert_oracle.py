@@ -6,6 +6,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.litert import writer as litert
 from keras_lowbit.deploy.litert.format_choice import plan_formats
 from keras_lowbit.deploy.litert.weight_formats import as_written
@@ -34,7 +35,8 @@ def run_litert(content, inputs, resolver=REFERENCE):
 def differing_elements(graph, inputs, weights="int8"):
     """name -> number of elements in which the NumPy reference and LiteRT's reference kernels differ."""
     batch = len(next(iter(inputs.values())))
-    content, _ = litert.to_bytes(graph, weights=weights, batch_size=batch)
+    codes = {name: kind for name in graph.inputs if (kind := graph.tensors[name].dtype) in CODES}  # not bytes
+    content, _ = litert.to_bytes(graph, weights=weights, io=codes, batch_size=batch)
     ours = trace(as_written(graph, plan_formats(graph, weights)), inputs)
     theirs = run_litert(content, inputs)
     assert all(ours[n].shape == theirs[n].shape and ours[n].dtype == theirs[n].dtype for n in ours)

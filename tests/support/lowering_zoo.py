@@ -342,14 +342,18 @@ def _random_norm(layer, rng) -> None:
 
 
 def samples(model: keras.Model, count: int = 3, input_shapes: Any = None, seed: int = 1) -> list[np.ndarray]:
-    """Random inputs in the model's order, normal with a tail; whole numbers from 0 to 8."""
+    """Random inputs in the model's order, normal with a tail; whole numbers from 0 to 8, bytes from 0 to 255."""
     rng = np.random.default_rng(seed)
     found = []
     for tensor in model.inputs:
         given = input_shapes.get(tensor.name) if isinstance(input_shapes, dict) else input_shapes
         shape = (count, *(given or tensor.shape[1:]))
-        whole = "int" in tensor.dtype
-        found.append(rng.integers(0, 9, shape, np.int32) if whole else rng.normal(0, 1.5, shape).astype(np.float32))
+        if tensor.dtype == "uint8":
+            found.append(rng.integers(0, 256, shape, np.uint8))
+        elif "int" in tensor.dtype:
+            found.append(rng.integers(0, 9, shape, np.int32))
+        else:
+            found.append(rng.normal(0, 1.5, shape).astype(np.float32))
     return found
 
 

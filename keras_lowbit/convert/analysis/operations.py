@@ -34,6 +34,7 @@ class Category(enum.Enum):
     SHARES_RANGE = "its inputs and its result share one range"
     FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
     LOOKUP = "rows of a table by whole numbers: the table has the bits of activations and a range of its own"
+    PIXELS = "bytes of an input as reals: codes of the range 0 to 255"
     MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
@@ -83,6 +84,7 @@ _SIMPLE: dict[str, Category] = {
     "Average": Category.MANY,
     "MaskScores": Category.ROUNDS_IN_RANGE,
     "Embedding": Category.LOOKUP,
+    "Cast": Category.PIXELS,
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,
@@ -150,6 +152,8 @@ def lacks_int16(call: Call, category: Category) -> str | None:
     """
     if category is Category.FUNCTION:
         return "a function of 16-bit values: no table of 256 codes stands for it"
+    if category is Category.PIXELS:
+        return "LiteRT has no kernel that makes 16-bit codes of bytes"
     return "LiteRT's ARG_MAX takes no int16" if stock_kind(call.operation) == "Argmax" else None
 
 
@@ -216,7 +220,7 @@ def _has_too_many_outputs(call: Call, kind: str) -> bool:
 def _other_types(call: Call) -> str | None:
     """Which values of a call are no reals: whole numbers and masks have no range."""
     kind = stock_kind(call.operation)
-    reads = () if kind == "Embedding" else call.tensors
+    reads = () if kind in ("Embedding", "Cast") else call.tensors
     makes = call.results[: {"Argmax": 0, "TopK": 1}.get(kind)]
     for does, tensors in (("reads", reads), ("makes", makes)):
         for tensor in tensors:

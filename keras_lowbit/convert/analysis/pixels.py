@@ -17,7 +17,7 @@ _BRINGS_TO_ONE = (255.0, 256.0, 127.5, 128.0)  # what images are divided by, fir
 _MEANS, _DEVIATIONS = (64.0, 192.0), (32.0, 128.0)  # of the pixels of photographs, channel by channel
 _AFFINE_LAYERS = ("Rescaling", "Normalization", "ChannelAffine", "BatchNormalization")
 _WITH_CONSTANT = ("Add", "Subtract", "Multiply", *DIVISIONS)
-_MOVES = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
+_MOVES = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE, Category.PIXELS)
 
 
 def is_affine(call: Call, category: Category) -> bool:
@@ -30,6 +30,9 @@ def is_affine(call: Call, category: Category) -> bool:
 
 def know_ranges(top: Level) -> None:
     """Note in the levels of a nest, the outermost given, the ranges of images of 0 to 255 and of what is made of them."""
+    for call in top.graph.calls:
+        if top.categories[call] is Category.PIXELS:
+            top.known_ranges[call.outputs[0]] = 0.0, BRIGHTEST
     for key in top.graph.inputs:
         level, end, chain = _front(top, key)
         if not chain or not _prepares_images(chain, *_affine(chain)):

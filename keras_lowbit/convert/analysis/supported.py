@@ -182,6 +182,14 @@ def _embedding(call: Call) -> str | None:
     return "it makes a mask" if call.operation.mask_zero else None
 
 
+def _cast(call: Call) -> str | None:
+    source, made = call.tensors[0], call.results[0]
+    if str(source.dtype) != "uint8" or str(made.dtype) != "float32":
+        return f"it makes {made.dtype} values of {source.dtype} ones"
+    is_input = type(source._keras_history.operation).__name__ == "InputLayer"
+    return None if is_input else "its bytes are no input of a model"
+
+
 def _argmax(call: Call) -> str | None:
     axis, rank = call.operation.axis, _rank(call)
     if axis is None or axis % rank == 0 or call.operation.keepdims:
@@ -328,6 +336,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Matmul": _matmul,
     "Embedding": _embedding,
     "Argmax": _argmax,
+    "Cast": _cast,
     "TopK": _top_k,
     **dict.fromkeys(("Max", "Min"), _extremum_over_axes),
     "Concatenate": _concatenate,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_PIXELS = 1.0, -128  # of int8 codes that are bytes less 128
 PLAIN = ("int32", "float32", "int64", "uint8", "bool")  # what operations in float read and make: values, not codes
 CODES = {"int8": (-128, 127), "int16": (-(2**15), 2**15 - 1)}  # the types of codes: the lowest and the highest one
 DTYPES = (*CODES, *PLAIN)
@@ -33,6 +34,11 @@ class Range(NamedTuple):
     def limits(self) -> tuple[int, int]:
         """The lowest and the highest code."""
         return CODES[self.dtype]
+
+    @property
+    def is_of_bytes(self) -> bool:
+        """Whether its int8 codes are bytes, pixels of 0 to 255, less 128."""
+        return self[:2] == _PIXELS and self.dtype == "int8"
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,8 +30,8 @@ Io = str | tuple[str, str] | Mapping[str, str] | Ends | None
 def ends_of(graph: IntegerGraph, io: Io) -> Ends:
     """The types that `io` gives the ends of a graph: one for all, a pair for inputs and outputs, or by name.
 
-    None, and what a dict leaves out: the graph's own. An output's name is that in the signature, or of its tensor. ValueError
-    for another type or name, and for 8-bit ends of a graph of 16-bit codes.
+    None, and what a dict leaves out: the graph's own, uint8 where the model reads bytes. An output's name is that in the
+    signature, or of its tensor. ValueError for another type or name, and for 8-bit ends of a graph of 16-bit codes.
     """
     if isinstance(io, Ends):
         return io
@@ -53,7 +53,7 @@ def _asked(graph: IntegerGraph, io: Io) -> Ends:
             raise ValueError(f"io= names {unknown}, but the ends of the model are {', '.join(names)}")
         by_tensor = {names[name]: _checked(kind, f" for {name!r}") for name, kind in io.items()}
         sides = (
-            {name: by_tensor.get(name, _own(graph, name)) for name in side} for side in (graph.inputs, graph.outputs)
+            {name: by_tensor.get(name, _usual(graph, name)) for name in side} for side in (graph.inputs, graph.outputs)
         )
         return Ends(*sides)
     pair = (io, io) if isinstance(io, str) else io
@@ -73,6 +73,11 @@ def _own(graph: IntegerGraph, name: str) -> str:
     """The type of an end that nothing stands in front of or behind."""
     tensor = graph.tensors[name]
     return tensor.dtype if tensor.scale is not None else "int8"
+
+
+def _usual(graph: IntegerGraph, name: str) -> str:
+    """The type of an end that none is asked for: that of the model's input where it reads bytes."""
+    return "uint8" if name in graph.metadata.get("byte_inputs", ()) else _own(graph, name)
 
 
 def _names(graph: IntegerGraph) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, lacks_int16
 from keras_lowbit.deploy.lowering.activations import deferred_activation, has_fixed_range
-from keras_lowbit.deploy.lowering.ranges import codes_of, stored_inputs, uses_int16
+from keras_lowbit.deploy.lowering.ranges import codes_of, reads_bytes, stored_inputs, uses_int16
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.layers import KeepFloat, QuantizedLayer
 
@@ -36,7 +36,8 @@ def float_calls(graph: CallGraph) -> set[Call]:
             kept |= set(call.outputs)
             runs = graph.producers.get(call.inputs[0]) in found
         else:
-            runs = _runs_in_float(call, values, kept) or _lacks_range(graph, call)
+            bytes_in = reads_bytes(graph, call)
+            runs = (not bytes_in and _runs_in_float(call, values, kept)) or _lacks_range(graph, call)
             runs = runs or (wide and lacks_int16(call, category_of(call)) is not None)
         if runs:
             found.add(call)

@@ -57,7 +57,7 @@ def lower_range(state: Lowering, call: Call) -> None:
     grid = state.range_of(layer.output_host, call.path)
     value = state.values[key]
     provenance = value.provenance if activation != "linear" else value.provenance.add(call=call)
-    if isinstance(value, GraphInput) and key in state.stored_inputs:
+    if isinstance(value, GraphInput) and (key in state.stored_inputs or value.name in state.byte_inputs):
         tensor = state.builder.input(value.name, value.shape, grid.dtype, grid)
         state.values[out] = QuantizedTensor(tensor, Provenance({out: tensor}))
     elif isinstance(value, DeferredOp) and scale_alone(state, value, grid) is not None:
@@ -143,6 +143,17 @@ def lower_matmul(state: Lowering, call: Call) -> bool:
     left, right = (state.stored(source, call) for source in (call.inputs[0], call.inputs[-1]))
     turned = data_movement.turns_for_product(state, state.calls.producers.get(call.inputs[-1]))
     return state.defer(call, "batch_matmul", left, right, attributes={"transpose_a": False, "transpose_b": turned})
+
+
+@lowers("Cast")
+def lower_bytes(state: Lowering, call: Call) -> bool:
+    """An input of bytes as reals: the range of 0 to 255 behind it makes codes of them, each byte less 128."""
+    value = state.values[call.inputs[0]]
+    if not isinstance(value, GraphInput):
+        return False
+    state.values[call.outputs[0]] = value
+    state.byte_inputs.append(value.name)
+    return True
 
 
 @lowers("Embedding")

@@ -136,7 +136,7 @@ def _notes(state: Lowering) -> dict[str, Any]:
     altered = {layer.path: dataclasses.asdict(layer.overflow) for layer in state.layers.values() if layer.overflow}
     if altered:
         notes["overflow"] = {"policy": state.overflow, "layers": altered}
-    return notes
+    return notes | ({"byte_inputs": state.byte_inputs} if state.byte_inputs else {})
 
 
 def _in_model_order(state: Lowering) -> list[str]:

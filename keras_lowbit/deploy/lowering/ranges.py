@@ -64,6 +64,16 @@ def stored_inputs(graph: CallGraph) -> set[int]:
     return {key for key, reader in found if reader is not None and _is_range(reader)}
 
 
+def reads_bytes(graph: CallGraph, call: Call) -> bool:
+    """Whether a call makes reals of an input of bytes, which it alone reads, for a range of 0 to 255 alone."""
+    reader = graph.only_consumer(call.outputs[0])
+    alone = category_of(call) is Category.PIXELS and graph.only_consumer(call.inputs[0]) is call
+    if not alone or call.inputs[0] not in graph.inputs or reader is None or not _is_range(reader):
+        return False
+    host = reader.operation.output_host
+    return host.quantizer.has_static_range and range_of(host, reader.path).is_of_bytes
+
+
 class StandInRanges:
     """`range_of` for a model that was not calibrated: made-up ranges where data have not been seen.
 

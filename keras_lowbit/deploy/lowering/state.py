@@ -58,6 +58,7 @@ class Lowering:
         self.float_fallbacks: list[FloatFallback] = []
         self.unrounded: dict[str, str] = {}  # path of a call whose result only the graph rounds -> of one that reads it
         self.input_keys: dict[str, int] = {}
+        self.byte_inputs: list[str] = []  # names of inputs of uint8 whose codes are these bytes less 128
         self.in_float: set[Call] = set()  # the calls that run in float
         self.stored_inputs = stored_inputs(calls)
         self._names: set[str] = set()

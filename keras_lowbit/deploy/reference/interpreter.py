@@ -104,6 +104,8 @@ def _as_input(tensor: Tensor, value: Any) -> np.ndarray:
     if tensor.dtype == array.dtype:
         return array
     coded = tensor.dtype in CODES
+    if coded and array.dtype == np.uint8 and tensor.range.is_of_bytes:
+        array = array.astype(np.float32)
     if np.issubdtype(array.dtype, np.floating) and (coded or tensor.dtype == "float32"):
         if not coded:
             return array.astype(np.float32)

@@ -172,7 +172,8 @@ def _as_codes(tensor: Tensor, value: Any) -> tf.Tensor:
         raise ValueError(f"input {tensor.name!r} has shape {given.shape}; expected ({expected})")
     if given.dtype.name == tensor.dtype:
         return given
-    if tensor.dtype in ("int8", "float32") and given.dtype.is_floating:
+    pixels = given.dtype == tf.uint8 and tensor.scale is not None and tensor.range.is_of_bytes
+    if tensor.dtype in ("int8", "float32") and (given.dtype.is_floating or pixels):
         real = tf.cast(given, tf.float32)
         return real if tensor.dtype == "float32" else tf_fallback.quantize(real, scale_of(tensor), tensor.zero_point)
     if tensor.dtype not in ("int8", "float32") and np.can_cast(given.dtype.as_numpy_dtype, tensor.dtype):

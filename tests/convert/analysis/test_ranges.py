@@ -161,9 +161,11 @@ def test_float_operations_in_a_row_have_a_range_behind_them_and_none_between():
     assert set(ranges(quantized(x, y))) == {"third"}
 
 
-def test_integer_inputs_have_no_range():
+def test_bytes_have_the_range_of_the_cast_behind_them():
     x = keras.Input((8, 8, 3), name="image", dtype="uint8")
-    assert set(ranges(quantized(x, L.Rescaling(1 / 255, name="scaled")(x)))) == {"scaled"}
+    found = ranges(quantized(x, L.Rescaling(1 / 255, name="scaled")(x)))
+    assert set(found) == {"image_pixels", "scaled"}
+    assert found["image_pixels"] == ActivationRange(minimum=0.0, maximum=255.0)
 
 
 def test_concatenation_has_one_range_and_its_parts_none():

@@ -78,3 +78,53 @@ def test_a_share_that_others_read_too_is_computed_for_them():
     codes, grid = deploy.run_reference(graph, DARK)[0], graph.tensors["sum"].range
     ours = grid.scale * (codes.astype(np.float64) - grid.zero_point)
     assert np.abs(ours - keras_sum).max() <= 1.01 * grid.scale
+
+
+def of_bytes(front):
+    image = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    return keras.Model(image, L.Conv2D(2, 3, name="conv")(front(image)))
+
+
+PIXELS = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), np.uint8)
+READERS = {
+    "rescaling": L.Rescaling(1 / 255, name="front"),
+    "a cast": lambda x: keras.ops.cast(x, "float32") / 255.0,
+    "arithmetic": lambda x: x / 255.0,
+    "a root": lambda x: keras.ops.sqrt(keras.ops.cast(x, "float32")),
+    "a nested model": lambda x: keras.Sequential([keras.Input((8, 8, 3)), L.Rescaling(1 / 255)])(x),
+}
+
+
+@pytest.mark.parametrize("front", READERS.values(), ids=READERS)
+def test_an_input_of_uint8_is_one_of_the_file(front, tmp_path):
+    model, _ = klb.quantize_model(of_bytes(front))
+    klb.calibrate(model, PIXELS[:, :4].repeat(2, 1) // 2, verbose=0)
+    assert klb.export_litert(model, tmp_path / "m.tflite").float_fallbacks == ()
+    interpreter = Interpreter(str(tmp_path / "m.tflite"), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    interpreter.allocate_tensors()
+    [taken], [made] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (taken["dtype"], taken["quantization"]) == (np.uint8, (1.0, 0))
+    interpreter.set_tensor(taken["index"], PIXELS[:1])
+    interpreter.invoke()
+    graph = deploy.lower(model)
+    codes = deploy.run_reference(graph, PIXELS)
+    np.testing.assert_array_equal(interpreter.get_tensor(made["index"]), codes[:1])
+    np.testing.assert_array_equal(deploy.Runtime(graph)(PIXELS), codes)
+    assert klb.verify(model, tmp_path / "m.tflite", PIXELS).ok
+
+
+def test_bytes_are_no_reals_where_they_are_ids_or_have_16_bits():
+    ids = keras.Input((6,), dtype="uint8", name="ids")
+    model, report = klb.quantize_model(keras.Model(ids, L.Dense(2)(L.Embedding(9, 4, name="table")(ids))))
+    assert "its ids are uint8 values" in report["table"].detail
+    assert model.inputs[0].dtype == "uint8"
+    _, report = klb.quantize_model(of_bytes(L.Rescaling(1 / 255)), "int16x8")
+    assert report["image_pixels"].detail == "LiteRT has no kernel that makes 16-bit codes of bytes; runs in float"
+
+
+def test_bytes_for_other_codes_are_refused():
+    builder = deploy.GraphBuilder()
+    graph = builder.build([builder.relu(builder.input("x", (3,), range=deploy.Range(0.5)), deploy.Range(0.5), "y")])
+    for run in (deploy.run_reference, lambda graph, data: deploy.Runtime(graph)(data)):
+        with pytest.raises(TypeError, match="input 'x' is uint8; expected int8"):
+            run(graph, np.zeros((1, 3), np.uint8))
