@@ -26,6 +26,7 @@ def weights(model: keras.Model | WeightHistograms | WeightHistogram, layers: str
 
     Bars: float weights. Stems: codes and how many weights have them; of grids with many codes the two ends.
     model: quantized, or from `weight_histograms`.   layers: paths; all by default.
+    Returns a matplotlib `Figure`.
     Raises KeyError for a layer that is not quantized, ValueError where there is none.
 
     >>> klb.plot.weights(quantized, ["first", "kind"]).savefig("weights.png")
@@ -41,6 +42,7 @@ def ranges(model: keras.Model | ActivationRanges, data: Any = None, **reading: A
 
     Each row is in units of the range's larger end, since every tensor has its own.
     model: quantized, or from `activation_ranges`.   data, reading: as for `activation_ranges`.
+    Returns a matplotlib `Figure`.
 
     >>> klb.plot.ranges(quantized, images).savefig("ranges.png")
     """
@@ -52,6 +54,7 @@ def parity(found: Parity, most: int = 40) -> Any:
     """Signal-to-noise ratio of each stored tensor of a file to Keras, the noisiest on top, with differences in steps.
 
     found: from `verify`.   most: bars to draw.
+    Returns a matplotlib `Figure`.
 
     >>> klb.plot.parity(klb.verify(quantized, "m.tflite", images)).savefig("parity.png")
     """
@@ -62,6 +65,7 @@ def sensitivity(found: Sensitivity, most: int = 40) -> Any:
     """Signal-to-noise ratio of the logits with each part alone quantized, what hurts most on top.
 
     found: from `keras_lowbit.sensitivity`.   most: bars to draw.
+    Returns a matplotlib `Figure`.
 
     >>> found = klb.sensitivity(quantized, folded, images[:16], verbose=0)
     >>> klb.plot.sensitivity(found).savefig("sensitivity.png")
@@ -73,6 +77,7 @@ def bit_choices(found: BitChoices, chosen: Chosen | None = None) -> Any:
     """Size of the file against agreement with the float model, for falling numbers of bits; the float model at its true place.
 
     found: from `keras_lowbit.bit_choices`.   chosen: an assignment to mark, one of ``found.path``.
+    Returns a matplotlib `Figure`.
 
     >>> found = klb.bit_choices(folded, images[:16], choices=(8, 4), verbose=0)
     >>> klb.plot.bit_choices(found).savefig("front.png")
@@ -85,6 +90,7 @@ def history(logs: keras.callbacks.History | Mapping[str, Sequence[float]]) -> An
 
     Raw values are faint, smoothed ones (five epochs) lie over them; dotted lines begin a stage.
     logs: what `fit` returned, or its `history`.   Raises ValueError if no ratio or portion was logged.
+    Returns a matplotlib `Figure`.
 
     >>> stages = klb.recipes.get("sq-twn").callbacks(epochs=4)
     >>> logs = ternary.fit(images[:16], labels[:16], epochs=4, callbacks=stages, verbose=0)
@@ -98,6 +104,7 @@ def graph(graph: IntegerGraph, path: FilePath) -> None:
 
     Each box has the operation, its name, and shape, scale and zero point of what it gives; for weights, the shape and
     the smallest and largest code.
+    graph: from `lower`, or loaded.
     path: ends in .svg, .png or .pdf.   Raises ValueError for another ending, OSError if it cannot be written.
 
     >>> klb.plot.graph(klb.deploy.lower(quantized), "model.svg")

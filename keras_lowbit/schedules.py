@@ -35,6 +35,7 @@ def average(stages: int = 5) -> tuple[float, ...]:
 def fine_tune() -> tuple[float, ...]:
     """One stage at ratio 1: a trained float model is quantized at once and tuned.
 
+    Returns one ratio.
     Dong et al. 2017 compare with such a run. Its exact recipe (length, learning rate) is not recoverable from
     what is public, so only the ratio is given here.
 
@@ -56,7 +57,9 @@ def ratios(schedule: str | Sequence[float]) -> tuple[float, ...]:
 
     schedule: "average", "exponential", "fine_tune", or ratios in [0, 1] that grow strictly and end with 1.
     Equal neighbours would be one stage: a stage is recognised by its ratio when a killed training resumes.
+    Returns one ratio for each stage.
     Raises ValueError for an unknown name (the message lists the known ones) and for other numbers.
+    Raises TypeError for what is neither a name nor a sequence.
 
     >>> klb.schedules.ratios("exponential")
     (0.5, 0.75, 0.875, 1.0)
@@ -101,6 +104,7 @@ def stage_at(epoch: int, stages: int, epochs: int) -> int:
     [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
 
     epoch: counted from 0; `epochs` and later stay in the last stage.   stages: how many.   epochs: in total.
+    Returns an int.
     Raises ValueError if there are fewer epochs than stages.
     """
     _require_stages("stage_at", stages)
@@ -131,6 +135,7 @@ def portions(schedule: int | Sequence[float]) -> tuple[float, ...]:
     (0.5, 0.75, 0.875, 1.0)
 
     schedule: 5, 4, 3 or 2, or fractions that grow strictly and end with 1.
+    Returns one portion for each step, the last 1.
     Raises ValueError for other bits and numbers, TypeError for anything else.
     """
     if isinstance(schedule, int):
@@ -158,6 +163,7 @@ def step_at(epoch: int, steps: int, epochs: int) -> int:
     [0, 0, 1, 1, 2, 2, 3]
 
     epoch: counted from 0; `epochs` and later stay in the last step.   steps: how many.   epochs: in total.
+    Returns an int, from 0 to ``steps - 1``.
     Raises ValueError if there are fewer epochs than steps, and for a negative epoch.
     """
     _require_stages("step_at", steps)
@@ -177,6 +183,7 @@ def cosine_restarts(
 ) -> float:
     """``learning_rate * exp(-decay * step) * |cos(pi * fraction * d / period)| + 1e-7``, ``d = step mod period``.
 
+    learning_rate: where every cycle starts, above 0.   decay: of the cycles' start, for each step; 0 or more.
     step: counted from 0.   period: steps in a cycle.   fraction: how far of a full cosine a cycle goes: 0.5 falls to 0,
     0.25 to 0.71 (the published code of FAT, with period 400 and decay 1e-4).   Returns the learning rate of that step.
     Raises ValueError for numbers that are not positive.   Loshchilov and Hutter 2017, arXiv:1608.03983 (restarts).

@@ -1,4 +1,4 @@
-"""Every public function and class has an example in its docstring, and the example runs.
+"""Every public function and class says in its docstring what it takes, returns and raises, and has an example, which runs.
 
 Examples are a few lines on what `names` prepares. Those of `keras_lowbit.tfmot` are run by tests/tfmot/test_docstrings.py.
 """
@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lowbit as klb
-from tests.support.docstrings import public_objects, run_example
+from tests.support.docstrings import gaps, public_objects, run_example
 from tests.support.pages import PUBLIC
 
 OBJECTS = public_objects(*(f"keras_lowbit.{part}".strip(".") for part in PUBLIC if part != "tfmot"))
@@ -73,3 +73,33 @@ def test_the_example_in_the_docstring_runs(name, names, monkeypatch):
     monkeypatch.chdir(folder)
     failures = run_example(OBJECTS[name], shared)
     assert not failures, failures
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_docstring_says_what_it_takes_returns_and_raises(name):
+    assert gaps(OBJECTS[name]) == []
+
+
+def good(size, kind="a", *, seed=0) -> int:
+    """The `size` of it.
+
+    kind: "a" or "b".   seed: of the draw.
+    Returns an int.
+    Raises ValueError for another kind.
+    """
+    if kind not in "ab":
+        raise ValueError(kind)
+    return size + seed
+
+
+def poor(size, other_kind="a", *, seed=0) -> int:
+    """Its size, with kind: and seed."""
+    if other_kind not in "ab":
+        raise TypeError(other_kind)
+    return size + seed
+
+
+def test_what_a_docstring_leaves_out_is_found():
+    assert gaps(good) == []
+    arguments = [f"{name}: is not described" for name in ("size", "other_kind", "seed")]
+    assert gaps(poor) == [*arguments, "what it returns", "when it raises TypeError"]

@@ -21,6 +21,8 @@ KERNELS = {"xnnpack": "XNNPACK delegate", "built-in": "built-in kernels"}
 class Latency:
     """One file on one set of kernels. Times in milliseconds for one call: median, 10th and 90th percentile.
 
+    path: of the file.   kernels: "xnnpack" or "built-in".   median_ms, p10_ms, p90_ms: of one call.   size_bytes: of the file.
+    batch_size: samples in a call.
     ratio: median over that of the first file on the same kernels.   resolver: LiteRT's name of the kernels.
 
     >>> row = klb.bench.latency("m.tflite", threads=1, repeats=5).rows[0]
@@ -42,6 +44,8 @@ class Latency:
 @dataclasses.dataclass(frozen=True)
 class LatencyReport:
     """What `latency` measured, and under what conditions; prints as a table.
+
+    rows: a `Latency` for each file and set of kernels.   threads, repeats, warmup: as given.   machine: processor and versions.
 
     >>> report = klb.bench.latency("m.tflite", threads=1, repeats=5)
     >>> report.repeats, len(report.rows)
@@ -93,6 +97,7 @@ def latency(
 
     paths: .tflite files, of any tool; ratios are to the first.   threads: of LiteRT.   repeats, warmup: calls.
     xnnpack: True (what an app gets), False (LiteRT's built-in kernels) or "both".
+    Returns a `LatencyReport`; `print` it.
     Raises FileNotFoundError for a missing file, ValueError for no files, for a file that LiteRT refuses, and for counts
     below 1.
 

@@ -26,6 +26,8 @@ def write_peers(
     static 8-bit weights and activations. All batch 1.
     model: the float model, Functional or Sequential, with fixed sizes.   data: images for its calibration, as for
     `keras_lowbit.calibrate`: give both the same.
+    folder: one that exists.   batch_size, steps: of the calibration, as for `calibrate`.
+    Returns a dict: name -> path.
     Raises FileNotFoundError if the folder does not exist, ValueError for a Sequential model without an input shape.
 
     >>> os.makedirs("files", exist_ok=True)

@@ -42,8 +42,9 @@ class ReestimateBatchNorms(keras.callbacks.Callback):
     The last step of INQ is followed by one epoch at most, and moving averages still remember the weights before it. While
     an `Incremental` kernel is only partly frozen nothing happens: a fit in several pieces re-estimates once, after the
     last step.
-    data, batch_size, steps, verbose, and the keyword arguments: as for `reestimate_batch_norms`, which checks what it does;
-    give it `labels`, since the network has learnt with its statistics. A generator is used up by the first fit that ends.
+    data, batch_size, steps, verbose: as for `reestimate_batch_norms`, which checks what it does.
+    labels, reference, validation_data, check: as there too. Give it `labels`, since the network has learnt with its
+    statistics. A generator is used up by the first fit that ends.
     Raises at the start of `fit`: ValueError for a model without batch norms or with some inside custom layers, TypeError
     for a subclassed one.
 
@@ -117,11 +118,13 @@ def reestimate_batch_norms(
     the quantizers off, the distance to the outputs of this model without them. Otherwise (a float model, one trained since it
     was quantized, data unlike the training set) nothing can judge others, and they stay, with a warning.
 
+    model: its batch norms are changed in place.
     data, batch_size, steps: as for `calibrate`; a few hundred batches of training data, augmented as in training:
     statistics of the bare images cost a CIFAR-10 ResNet-20 three points (studies/dfp_imagenet).
     labels: beside data in arrays, as for `evaluate`.   reference: the float network, of the same inputs and outputs.
     validation_data: samples that judge, in the forms of `data`, with `labels` a pair (inputs, labels); by default every fourth
     of `data` is held back for that (256 at most; a single sample judges itself).   check=False: all data count, unjudged.
+    verbose: 1 a progress bar, 0 nothing.
     Returns how many batch norms were set; 0 for a model without any, and where they were left.
     Raises ValueError for empty data, for labels that do not fit and for batch norms inside custom layers, TypeError for a
     subclassed model.

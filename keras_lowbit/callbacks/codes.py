@@ -12,6 +12,9 @@ from keras_lowbit.layers.base import kernel_layers
 def weight_codes(model: Any) -> list[np.ndarray]:
     """The int16 codes (5-bit powers of two reach 128) of every quantized kernel of `model`, in the order of its layers.
 
+    model: quantized.
+    Returns a list of NumPy arrays, each of its kernel's shape.
+
     >>> [codes.shape for codes in klb.callbacks.weight_codes(ternary)][0]
     (3, 3, 3, 8)
     """
@@ -27,6 +30,9 @@ def codes_of(layer: Any) -> np.ndarray:
 
 def flip_rate(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
     """Fraction (0..1) of elements that differ between two lists of equally shaped arrays; 0 if empty.
+
+    before, after: such lists, as `weight_codes` gives them.
+    Returns a float.
 
     >>> before = klb.callbacks.weight_codes(ternary)
     >>> klb.callbacks.flip_rate(before, klb.callbacks.weight_codes(ternary))

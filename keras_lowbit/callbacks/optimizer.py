@@ -13,6 +13,9 @@ from keras_lowbit.keras_graph.variables import to_numpy
 def plain_learning_rate(optimizer: Any) -> float | None:
     """The learning rate of `optimizer` if it is a number, None if it is a schedule or a function.
 
+    optimizer: of Keras, or of tf_keras.
+    Returns a float, or None.
+
     >>> round(klb.callbacks.plain_learning_rate(keras.optimizers.SGD(0.1)), 6)
     0.1
     """
@@ -29,6 +32,7 @@ def reset_optimizer(model: Any) -> None:
     until then they may hold the model's own weights (`SwapEMAWeights`). The learning rate is left alone.
     An optimizer that was never used is left alone. Raises ValueError for one that cannot be built again.
     Optimizers of tf_keras are taken as they are, for `keras_lowbit.tfmot`.
+    model: compiled.
 
     >>> klb.callbacks.reset_optimizer(model)
     >>> int(model.optimizer.iterations)

@@ -78,6 +78,9 @@ def _has(layer: Any, portion: float) -> bool:
 def freeze_portion(layer: QuantizedLayer, portion: float, rng: np.random.Generator) -> None:
     """One partition of one layer: its state moves on, and its kernel takes the frozen values.
 
+    layer: one whose kernel has an `Incremental` quantizer.   portion: of its weights that are frozen afterwards, 0 to 1.
+    rng: what draws, for partition="random".
+
     >>> inq, report = klb.quantize_model(model, "inq-5")
     >>> klb.callbacks.freeze_portion(inq.get_layer("first"), 0.5, np.random.default_rng(0))
     """

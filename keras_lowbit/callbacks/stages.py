@@ -30,6 +30,8 @@ class StageCallback(keras.callbacks.Callback):
     be called again on the same model object.
     Adds to the logs of each epoch the value under `log_name`, and ``flip_rate``, the fraction of weight codes (over all
     quantized kernels) that the epoch changed. Callbacks that read the logs, such as `TensorBoard`, find them in any order.
+    Raises ValueError at the start of `fit` for fewer epochs than stages, and for a `learning_rate` where the optimizer follows
+    a schedule.
 
     >>> isinstance(klb.callbacks.RatioSchedule("average"), klb.callbacks.StageCallback)
     True

@@ -31,8 +31,10 @@ STOCK_CLASSES = {cls: getattr(keras.layers, name) for name, cls in QUANTIZED_CLA
 def quantized_weights(model: keras.Model) -> dict[str, Quantized]:
     """Path of every quantized layer ("backbone/conv1") -> codes (int8), scale and `.real` of its kernel.
 
+    model: from `quantize_model`, or with drop-in layers.
     codes: NumPy int8 in the layout of the Keras kernel.   scale: float32, broadcasts against the codes.
     ``.real == scale * codes`` is, bit for bit, what the forward pass multiplies with (before a cast to half precision).
+    Returns a dict: path -> `Quantized`.
     Raises ValueError for a model without quantized layers.
 
     >>> found = klb.quantized_weights(ternary)["pointwise"]
@@ -53,6 +55,8 @@ def dequantize(model: keras.Model) -> keras.Model:
     Kernels and biases are the on-grid reals of the quantized layers; activation ranges are left out. The original is
     not touched; an operation without weights that cannot be copied is shared with it. A Functional or Sequential model is
     needed, as for `quantize_model`.
+    model: from `quantize_model`, or with drop-in layers.
+    Returns a Keras model of stock layers, not compiled.
 
     >>> stock = klb.dequantize(quantized)
     >>> klb.layers.find_layers(stock, klb.layers.QuantizedLayer)

@@ -19,6 +19,8 @@ def stored_arrays(path: FilePath, input_names: Sequence[str] = ()) -> tuple[Any,
 
     The inputs of an .npz are its only array, or called as in `PAIRS`. A .npy stays on the disk until a row is read; what
     is in an .npz comes into memory. ValueError for files that are neither, hold Python objects, or have other arrays.
+    path: of the file.
+    Returns (array or dict of arrays, labels or None).
 
     >>> np.savez("data.npz", x=images, y=labels)
     >>> inputs, classes = klb.data.stored_arrays("data.npz")
@@ -65,8 +67,11 @@ def _chosen(found: Mapping[str, np.ndarray], names: list[str], path: str) -> tup
 def arrays(inputs: Any, labels: np.ndarray | None, images: Images, pictures: bool) -> Any:
     """A tf.data.Dataset of arrays (or a dict of them) and labels, row by row, in the order of `images`.
 
+    inputs: an array `[n, ...]` or a dict of such.   labels: one for each row, or None.   images: an `Images`, which has batch
+    size and order.
     pictures: the array holds pictures [n, height, width(, channels)]: resized and prepared as `images` says. Else rows are
     only batched.
+    Returns the data set: inputs, or (inputs, labels).
 
     >>> rows = klb.data.arrays(images, labels, klb.data.Images((8, 8), batch_size=16), pictures=False)
     >>> next(iter(rows))[0].shape

@@ -13,6 +13,8 @@ def padded_crop(pixels: Any, seed: Any, pad: int = 4) -> Any:
     """A random crop, of its own size, of a picture with zeros around it; mirrored with probability 1/2.
 
     pixels: [height, width, channels], 0 being black.   seed: two integers, as the stateless functions of TensorFlow take them.
+    pad: pixels of zeros on each side, 0 or more.
+    Returns a tensor of the picture's shape and type.
     He et al. 2016, arXiv:1512.03385, section 4.2 (CIFAR-10).
 
     >>> klb.data.padded_crop(tf.constant(images[0]), seed=(0, 1)).shape
@@ -31,6 +33,7 @@ def random_resized_crop(pixels: Any, size: tuple[int, int], seed: Any) -> Any:
 
     pixels: [height, width, channels] of any size.   size: (height, width) of the result.   seed: two integers.
     The part has `AREA` of the picture's area and `PROPORTIONS` (width to height), drawn until it fits; else it is the whole.
+    Returns float32 [*size, channels].
     Szegedy et al. 2015, arXiv:1409.4842, section 6.
 
     >>> klb.data.random_resized_crop(images[0], size=(6, 6), seed=(0, 1)).shape

@@ -49,8 +49,10 @@ def labelled_batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Pairs of the inputs as `batches` gives them and the labels of those samples, None where there are none.
 
+    data, batch_size, steps: as for `batches`.
     labels: for data in arrays: an array `[n, ...]`, a list of numbers, or for several outputs a list or dict of arrays.
     Data sets and iterators bring their own, the `y` of `(x, y)`, which is passed on as it is.
+    Yields pairs (inputs, labels or None).
     Raises what `batches` raises, and ValueError for labels that are not one for each sample, or that come twice.
 
     >>> [(batch.shape[0], len(of_batch)) for batch, of_batch in klb.data.labelled_batches(images, labels, 16)]
@@ -63,6 +65,8 @@ def labelled_batches(
 def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> int | None:
     """How many batches `batches` will yield, for a progress bar; None when only running out of them will tell.
 
+    data, batch_size, steps: as for `batches`.
+    Returns an int, or None.
     Raises ValueError for a batch size or a number of steps that is no positive integer, as `batches` does.
 
     >>> klb.data.batch_count(images, batch_size=16)
@@ -83,6 +87,8 @@ def batch_count(data: Any, batch_size: int = 32, steps: int | None = None) -> in
 @dataclasses.dataclass(frozen=True)
 class Batches:
     """Data and how to read them: the arguments of `batches`, checked at once, and whether to show a progress bar.
+
+    data, batch_size, steps: as for `batches`.   verbose: 1 a progress bar on a terminal, 0 nothing.
 
     >>> read = klb.data.Batches(images, batch_size=32, steps=2)
     """
@@ -236,6 +242,9 @@ def _pair_of(element):
 def samples_in(batch: Any) -> int:
     """Samples in a batch as `batches` yields it.
 
+    batch: an array, or a list or dict of arrays.
+    Returns an int.
+
     >>> klb.data.samples_in(images)
     32
     """
@@ -243,7 +252,10 @@ def samples_in(batch: Any) -> int:
 
 
 def take(batch: Any, rows: np.ndarray) -> Any:
-    """Some samples of a batch as `batches` yields it, in its structure. rows: their places.
+    """Some samples of a batch as `batches` yields it, in its structure.
+
+    batch: an array, or a list or dict of arrays.   rows: places of the samples in it.
+    Returns a batch of the same structure.
 
     >>> klb.data.take(images, np.arange(4)).shape
     (4, 8, 8, 3)

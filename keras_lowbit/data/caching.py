@@ -18,6 +18,7 @@ def cached(dataset: Any, folder: FilePath | None = None) -> Any:
     dataset: a finite tf.data.Dataset of batches.   folder: where the files are, below it in a folder of their own that goes
     with the result, or with the process (a killed one leaves it); by default the system's for temporary files. They take 4
     bytes for each number.
+    Returns a tf.data.Dataset.
     Raises what reading raises; OSError for a folder that is not there; TypeError for what is no tf.data.Dataset.
 
     >>> given = klb.data.for_model(model, "photos", preprocess="unit")

@@ -18,6 +18,8 @@ def classes(folder: FilePath) -> dict[str, int]:
     """Name -> class number of the subfolders with pictures in them.
 
     The number that the name is, where all names are numbers ("0", "1", ..., "10"); else the place in sorted order.
+    folder: of subfolders.
+    Returns a dict; empty where no subfolder has pictures.
 
     >>> klb.data.classes("photos")
     {'dark': 0, 'light': 1}
@@ -39,6 +41,8 @@ def pictures(folder: FilePath) -> list[str]:
 def folder_by_class(folder: FilePath, images: Images) -> Any:
     """A tf.data.Dataset of (pictures, class numbers) from a folder with a subfolder for each class, see `classes`.
 
+    folder: of subfolders.   images: an `Images`: size, preparation, order.
+    Returns batches of (float32 [batch, height, width, channels], int32 [batch]).
     Raises ValueError for a folder without such subfolders.
 
     >>> pictures = klb.data.folder_by_class("photos", klb.data.Images((8, 8), preprocess="unit"))
@@ -55,6 +59,9 @@ def folder_by_class(folder: FilePath, images: Images) -> Any:
 
 def flat_folder(folder: FilePath, images: Images) -> Any:
     """A tf.data.Dataset of the pictures right in a folder, without labels. ValueError if there are none.
+
+    folder: of pictures.   images: an `Images`: size, preparation, order.
+    Returns batches of float32 [batch, height, width, channels].
 
     >>> pictures = klb.data.flat_folder("photos/dark", klb.data.Images((8, 8)))
     """
@@ -98,6 +105,8 @@ def tfrecords(pattern: FilePath, images: Images) -> Any:
 
     Their features are "image/encoded" and "image/class/label", which may be missing everywhere: then there are no labels.
     Labels are as stored: many ImageNet files count from 1.
+    pattern: a path, a pattern such as "train-*", or a folder.   images: an `Images`: size, preparation, order.
+    Returns batches of (pictures, class numbers), or of pictures alone.
     Raises FileNotFoundError, and ValueError for what are no such records.
 
     >>> picture = tf.io.read_file(klb.data.folders.pictures("photos/dark")[0]).numpy()

@@ -30,6 +30,7 @@ class Images:
     augment: for training: one of `augmentation.AUGMENTATIONS`, drawn from (seed, epoch, place in the epoch); without `epoch`
     every reading is another epoch.
     Orientation that cameras note in EXIF is not applied: TensorFlow does not read it.
+    Raises ValueError for numbers and names that are not among these.
 
     >>> klb.data.Images((224, 224), preprocess="tf", limit=100).order(1000).shape
     (100,)

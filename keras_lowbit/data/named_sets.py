@@ -13,11 +13,13 @@ DESCRIBED_BY = "features.json"  # in every folder that tensorflow-datasets wrote
 def tfds(name: str, images: Images, split: str = "", data_dir: str | None = None) -> tuple[Any, str, dict[str, int]]:
     """(a tf.data.Dataset of (pictures, labels), the split, name -> number of the classes) of a data set by its name.
 
+    images: an `Images`: size, preparation, order.
     name: as for `tfds.load`; "" for a folder that says what it is.   split: as "test" or "train[:500]"; by default "test",
     "validation" or "train", the first there is.   data_dir: where tensorflow-datasets keeps its data sets, or the folder of
     one; nothing is downloaded if it is there.
     Pictures are decoded here, in the order of the files. Raises ImportError without tensorflow-datasets, ValueError for data
     sets without pictures and splits that there are not, OSError where nothing can be downloaded.
+    Returns (data set, split, classes).
 
     >>> try:
     ...     pictures, split, classes = klb.data.tfds("no_such_set", klb.data.Images((32, 32)), data_dir=".")

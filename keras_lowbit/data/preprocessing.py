@@ -46,6 +46,8 @@ def found_mode(model: Any) -> tuple[str, str] | None:
 
     From what stands at its front (a Rescaling or Normalization layer, or arithmetic with constants: the model prepares pixels
     itself, "none"), or from the name that keras.applications gave it or the network inside it.
+    model: Functional or Sequential.
+    Returns (mode, how it is known), or None.
 
     >>> scaled = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255, name="scale"), model])
     >>> klb.data.found_mode(scaled)

@@ -22,8 +22,9 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelData:
-    """Data for a model. dataset: batched.   preprocess: the mode.   about: sentences, what was found and decided.
+    """Data for a model.
 
+    dataset: batched.   preprocess: the mode.   about: sentences, what was found and decided.
     classes: name -> number, of the folders or the data set; empty where nothing says. If they are not the model's the data
     have no labels.
 
@@ -49,10 +50,12 @@ def for_model(
 ) -> ModelData:
     """The data that a word names, of the model's input size.
 
+    model: Keras model whose input it is for.
     source: a folder of pictures by class (or without classes), a .npz or .npy file, TFRecord files (a path, a pattern or a
     folder), a folder that tensorflow-datasets wrote, or "tfds:NAME[:SPLIT]", with `data_dir`.
     preprocess: a mode of `MODES`, or "auto": what `found_mode` finds in the model; arrays of floats are taken as they are.
     size: (height, width) for a model that takes any.   options: of `Images`: resize, batch_size, limit, seed, epoch, augment.
+    Returns a `ModelData`: the data set, how it was prepared, and the classes.
     Warns where a mode is given and the model says another.
     Raises ValueError where "auto" finds nothing, for data that do not fit the model, and what the sources raise.
 

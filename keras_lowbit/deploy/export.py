@@ -32,6 +32,7 @@ from keras_lowbit.tables import table
 class ExportReport:
     """What was written, layer by layer; prints as a table.
 
+    path, size_bytes: of the file.
     rows: name, LiteRT op, weight type, weight bytes, why.   float_fallbacks: operations that run in float, with reasons.
     flushed: layer -> channels whose negligible weights became zero codes (their bias would not have fitted int32).
     overflows: layer -> what was altered so that its codes fit int8; empty where the file holds every weight as trained.
@@ -89,6 +90,7 @@ def export_litert(
     codes; a filter of zeros becomes zero codes with a positive scale. The file is written under a temporary name and
     renamed, so that an error leaves an older file whole.
 
+    model: from `quantize_model` or of drop-in layers, calibrated.   path: of the file, usually "....tflite".
     weights: "int8"; "int4" or "int2" give every layer the smallest container that its codes fit and LiteRT runs (int2: dense
     layers and 1x1 convolutions; int4: other convolutions too, at three times the time or more: the report says how much);
     "auto" takes the smallest that is no slower than int8, by latencies that were measured on one x86-64 server;
@@ -115,6 +117,7 @@ def export_litert(
     strict: whether what the target does not take is a ValueError that names every layer, operation and remedy, before anything
     is written; else the report lists it. None for the target's own: True but for "litert", where it refuses what runs in float.
     verbose: 1 shows the operations that are done on a terminal, 0 nothing.
+    Returns an `ExportReport`: bytes, and for each layer how it was written; `print` it.
     A UserWarning says where the normalization contradicts the range that the first input was calibrated to.
     Raises ValueError before calibration, for a value without a range, for a model from `pack`, and for labels or numbers
     that do not fit; TypeError for what is no Keras model; OSError for a path that cannot be written.

@@ -26,6 +26,7 @@ def pack(model: keras.Model) -> keras.Model:
     as before; its layers quantize their inputs to the ranges the model has learnt and sum in integers. Where the model has
     no ranges (or a layer is shared between different ones), a packed layer computes in float and only saves memory. All
     other layers are kept as they are.
+    Returns the copy, a Keras model that is not compiled.
 
     The result saves to a `.keras` file that loads without a scope, and predicts the same bits with and without the compiled
     ops. Raises ValueError if no layer is ternary or one is packed already, TypeError for what is no Keras model, and what

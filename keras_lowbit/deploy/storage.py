@@ -20,6 +20,7 @@ from keras_lowbit.tables import table
 class LayerStorage:
     """The kernel of one layer. path "total" for the sum of all.
 
+    path: of the layer.
     bits: of a weight that is not zero.   weights, zeros: how many.   pruned: those of the zeros that were there before the
     first partition of INQ, None where no partition counted them.   code_bits: of the whole kernel, as in `storage`.
     dense_bits: the same if no weight were zero.
@@ -54,7 +55,9 @@ class LayerStorage:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Every quantized kernel; prints as a table. float_weights: all other weights of the model (biases, batch norms).
+    """Every quantized kernel; prints as a table.
+
+    model: its name.   layers: a `LayerStorage` for each kernel.   float_weights: all other weights (biases, batch norms).
 
     >>> sizes = klb.storage(ternary)
     >>> sizes.total.weights == sum(layer.weights for layer in sizes.layers)
@@ -121,6 +124,7 @@ def storage(model: keras.Model) -> Storage:
     This is a code for comparing methods; `summary` has the bytes of the .tflite file, which packs 8, 4 or 2 bits.
     model: quantized, or from `pack` (whose layers count as the ternary ones that they were made from); its weights as at
     inference, frozen or not.   Raises ValueError for a model without quantized layers.
+    Returns a `Storage`: a row for each kernel, and the sum; `print` it.
     Zhou et al. 2017, arXiv:1702.03044, section 2.1: b counts the flag.
 
     >>> sizes = klb.storage(ternary)

@@ -31,6 +31,7 @@ _HEADERS = (
 class LayerSummary:
     """One layer with weights.
 
+    path: of the layer in the model.   layer: its class.
     weight_bits, activation_bits: 32 where float.   parameters: all weights of the layer.   file_bytes: of the layer's
     constants in the .tflite file (kernel in the format it has there, bias, what a float operation holds; nothing for a batch
     norm that went into them; equal ones are stored once, and count for the first layer); None where there is no file.
@@ -62,6 +63,7 @@ class LayerSummary:
 class Summary:
     """All layers with weights, and totals; prints as a table.
 
+    model: its name.   layers: a `LayerSummary` for each layer with weights.
     file_bytes: of the file that `export_litert` writes with `arguments`; None if it writes none, and `no_file_because`.
     is_estimate: whether ranges that have seen no data are stood in for: it is then some bytes off, and export refuses.
     smaller_files: bytes of the file with other `weights`, where that makes it smaller.
@@ -134,6 +136,7 @@ def summary(model: keras.Model, **arguments: Any) -> Summary:
     Bytes are those of the file that `export_litert` writes with the same arguments, to the byte: it is made in memory. Ranges
     that have seen no data are stood in for; the size is then an estimate.
     model: Functional or Sequential, quantized or not, or from `pack`.   arguments: keyword arguments of `export_litert`.
+    Returns a `Summary`: a row for each layer with weights, and totals; `print` it.
     Raises TypeError for arguments that it has not; where it would raise ValueError, there is no file and the summary says why.
 
     >>> size = klb.export_litert(ternary, "m.tflite", weights="int2", io="float32").size_bytes

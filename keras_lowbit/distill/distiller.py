@@ -167,6 +167,9 @@ class _Between(keras.constraints.Constraint):
 def thresholds(student: Any) -> list[Any]:
     """The state of a model's quantizers that learns, in frozen layers too: FAT's factors.
 
+    student: a quantized model.
+    Returns Keras variables.
+
     >>> from keras_lowbit.distill import thresholds
     >>> sorted({variable.name for variable in thresholds(student)})
     ['factor', 'left', 'width']
@@ -176,6 +179,9 @@ def thresholds(student: Any) -> list[Any]:
 
 def biases(student: Any) -> list[Any]:
     """What layers of a model add to each channel: biases of its quantized layers, betas of its batch norms.
+
+    student: a quantized model.
+    Returns Keras variables.
 
     >>> from keras_lowbit.distill import biases
     >>> len(biases(student))

@@ -18,6 +18,7 @@ def logits_model(model: Any) -> Any:
     QuantActivation), as an operation of `keras.ops`; inside nested models, and before a Reshape, Flatten, Dropout or linear
     Activation. An output without them is given as it is, and so are the outputs of a subclassed model: its code
     cannot be read. The model itself does not change.
+    Returns a Keras model.
 
     >>> from keras_lowbit.distill import logits_model
     >>> logits = logits_model(model)

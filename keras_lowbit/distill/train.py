@@ -52,6 +52,7 @@ def distill(
     sides) with Adam; both models in inference mode. Only the declared variables change, the teacher does not; "pointwise"
     factors are multiplied into the weights at the end.
 
+    student: calibrated, from `quantize_model`; changed in place.   teacher: the float model; it is not changed.
     data: arrays, dicts, tf.data and so on as for `calibrate`; arrays are shuffled, an epoch is a function of (seed, epoch).
     config: loss, variables, learning rate and so on, see `DistillConfig`; its defaults are FAT's.
     steps: batches in an epoch, all by default.
@@ -70,11 +71,13 @@ def distill(
     model, a ValueError that leaves the student as it is.
     callbacks: Keras callbacks, of the `Distiller`; the run ends with the epoch in which one sets `stop_training`.
     verbose: 1 a progress bar, 0 nothing.
+    epochs: passes over the data.   batch_size: for arrays.   seed: of the order of arrays.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
 
     After a loss or variable that is not finite the best state so far returns and Adam starts anew, with a RuntimeWarning;
     a FloatingPointError, with the best state in place, if that happens more than three times.
     Raises ValueError and TypeError for models that do not fit each other or the data, before anything is trained.
+    Raises NotImplementedError on Keras' NumPy backend, which has no gradients.
     Goncharenko et al. 2018, arXiv:1812.07872.
 
     >>> student, report = klb.quantize_model(folded, "fat")

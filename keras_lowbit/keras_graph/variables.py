@@ -12,6 +12,8 @@ def to_numpy(variable: Any) -> np.ndarray:
     """The value of a Keras variable or tensor on any backend.
 
     `ops.convert_to_numpy` hands a variable itself to NumPy 2, which warns; a copy is a plain tensor.
+    variable: of Keras, or a tensor of its backend.
+    Returns a NumPy array of the same shape and type.
 
     >>> klb.layers.to_numpy(model.get_layer("kind").bias).shape
     (2,)

@@ -119,7 +119,8 @@ class AddConstant(_Constant):
 class MultiplyConstant(_Constant):
     """``y = x * c`` for a trainable constant of every position, such as the slopes of a PReLU.
 
-    The constant is held to 8 bits as that of `AddConstant`. shape: as there. It starts as ones.
+    The constant is held to 8 bits as that of `AddConstant`; it starts as ones.
+    shape: as there.
 
     >>> klb.layers.MultiplyConstant(shape=(1, 3))(np.full((1, 4, 3), 2.0, "float32")).numpy().max()
     np.float32(2.0)

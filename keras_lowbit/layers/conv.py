@@ -27,8 +27,8 @@ def _convolve(layer: Any, inputs: Any, kernel: Any, padding: str) -> Any:
 class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
     """`keras.layers.Conv1D` whose kernel [k, c_in / groups, c_out] is quantized on every call.
 
-    Input [batch, steps, c_in], output [batch, new_steps, c_out]. Arguments of the stock layer, and
-    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    Input [batch, steps, c_in], output [batch, new_steps, c_out]. Arguments of the stock layer, and three more.
+    kernel_quantizer, bias_quantizer, output_quantizer: object, short name, plain dict or None (float); see `QuantizedLayer`.
 
     >>> layer = klb.layers.QuantConv1D(4, 3, kernel_quantizer="ternary")
     >>> layer(np.ones((2, 10, 3), "float32")).shape
@@ -50,8 +50,8 @@ class QuantConv1D(QuantizedLayer, keras.layers.Conv1D):
 class QuantConv2D(QuantizedLayer, keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose kernel [kh, kw, c_in / groups, c_out] is quantized on every call.
 
-    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
-    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and three more.
+    kernel_quantizer, bias_quantizer, output_quantizer: object, short name, plain dict or None (float); see `QuantizedLayer`.
 
     >>> layer = klb.layers.QuantConv2D(4, 3, kernel_quantizer="ternary", padding="same")
     >>> layer(images).shape
@@ -70,8 +70,8 @@ class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel [kh, kw, c_in, multiplier] is quantized on every call.
 
     An output channel is one (input channel, multiplier) pair: scales have shape [1, 1, c_in, multiplier]. Input
-    [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and
-    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    [batch, h, w, c_in], output [batch, new_h, new_w, c_in * multiplier]. Arguments of the stock layer, and three more.
+    kernel_quantizer, bias_quantizer, output_quantizer: object, short name, plain dict or None (float); see `QuantizedLayer`.
 
     >>> layer = klb.layers.QuantDepthwiseConv2D(3, padding="same", kernel_quantizer="uniform")
     >>> layer(images).shape
@@ -96,8 +96,8 @@ class QuantDepthwiseConv2D(QuantizedLayer, keras.layers.DepthwiseConv2D):
 class QuantConv2DTranspose(QuantizedLayer, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` whose kernel [kh, kw, c_out, c_in] is quantized on every call.
 
-    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and
-    kernel_quantizer, bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    Input [batch, h, w, c_in], output [batch, new_h, new_w, c_out]. Arguments of the stock layer, and three more.
+    kernel_quantizer, bias_quantizer, output_quantizer: object, short name, plain dict or None (float); see `QuantizedLayer`.
 
     >>> layer = klb.layers.QuantConv2DTranspose(4, 2, strides=2, kernel_quantizer="uniform")
     >>> layer(images).shape

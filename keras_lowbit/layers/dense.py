@@ -14,8 +14,8 @@ from keras_lowbit.numerics.kernel_layouts import LAYOUTS
 class QuantDense(QuantizedLayer, keras.layers.Dense):
     """`keras.layers.Dense` whose kernel [inputs, units] is quantized on every call; an output channel is a column.
 
-    Input [..., inputs], output [..., units]. Arguments of the stock layer, and kernel_quantizer,
-    bias_quantizer, output_quantizer (see `QuantizedLayer`).
+    Input [..., inputs], output [..., units]. Arguments of the stock layer, and three more.
+    kernel_quantizer, bias_quantizer, output_quantizer: object, short name, plain dict or None (float); see `QuantizedLayer`.
 
     >>> layer = klb.layers.QuantDense(10, kernel_quantizer="ternary", output_quantizer="activation")
     >>> layer(np.ones((2, 5), "float32")).shape

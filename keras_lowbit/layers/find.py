@@ -16,6 +16,8 @@ def hosts(model: Any) -> list[tuple[str, QuantizerHost]]:
 
     The path names layer and role, for example ``"block_1/conv/kernel_quantizer"``. A view of a model of another Keras (see
     `keras_lowbit.tfmot`) lists its own, in `quantizer_hosts()`.
+    model: a Keras model or layer.
+    Returns a list of (path, `QuantizerHost`).
 
     >>> [path for path, host in klb.layers.hosts(ternary) if path.startswith("first")]
     ['first/kernel_quantizer']
@@ -65,6 +67,8 @@ def ratio_hosts(model: Any) -> list[QuantizerHost]:
 def set_ratio(model: Any, ratio: float) -> None:
     """Let every stochastic quantizer of `model` quantize `ratio` (0 to 1) of its units in each training step.
 
+    model: from `quantize_model` with an SQ recipe, or of layers with such quantizers.   ratio: 0 (all float) to 1 (all
+    quantized).
     Raises ValueError for a ratio outside [0, 1] and for a model without stochastic quantizers.
 
     >>> klb.layers.set_ratio(ternary, 0.5)  # in training half of the filters of each layer are ternary
@@ -78,6 +82,7 @@ def set_ratio(model: Any, ratio: float) -> None:
 def freeze_ranges(model: Any, frozen: bool = True) -> int:
     """Stop `fit` from changing the activation ranges of `model`, or with ``frozen=False`` let it again.
 
+    model: quantized.   frozen: False lets the ranges follow the data again.
     Returns how many ranges there are; static ones (given as arguments) have nothing to freeze. Raises
     ValueError, and changes nothing, if a range to freeze has seen no data: it would stay open for good.
 

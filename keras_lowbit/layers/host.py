@@ -90,6 +90,7 @@ class QuantizerHost(keras.layers.Layer):
     quantizer: object, short name or plain dict.
     filter_axes: axes that tell output channels apart, () for activations.
     Input and output: any shape, the same; build with the shape of the tensor to quantize.
+    Raises ValueError for None in place of a quantizer.
 
     >>> host = klb.layers.QuantizerHost("ternary", filter_axes=(-1,))
     >>> weights = np.linspace(-1, 1, 8, dtype="float32").reshape(4, 2)

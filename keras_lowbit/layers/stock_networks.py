@@ -54,8 +54,9 @@ def load_model(filepath: Any, custom_objects: Mapping[str, Any], **options: Any)
     filepath: whatever Keras loads, .h5 included.   custom_objects: class name -> class, for example
     ``{"Conv2D": layers.QuantConv2D}``, beside the custom classes of the model. A class is made from the configuration of the
     stock layer, in which there are no quantizers: a subclass gives them.   options: `compile` and `safe_mode`, as Keras'.
-    The optimizer comes along, but not out of .h5, from which Keras does not get its state: compile that model. Raises
-    ValueError if the model has none of the stock layers named, or drop-in layers already.
+    The optimizer comes along, but not out of .h5, from which Keras does not get its state: compile that model.
+    Returns the model.
+    Raises ValueError if the model has none of the stock layers named, or drop-in layers already.
 
     >>> class TernaryConv2D(klb.layers.QuantConv2D):
     ...     def __init__(self, *args, **kwargs):

@@ -50,6 +50,8 @@ class Requantize:
 class Rescale:
     """float32 `clip(float(total) * scale, low, high)`.   scale: float32 [channels] or one.
 
+    low, high: reals that a fused activation lets through.
+
     >>> codes, kernel = np.full((1, 8), 100, "int8"), klb.ops.pack_kernel(np.ones((8, 3), "int8"))
     >>> klb.ops.ternary_dense(codes, kernel, output=klb.ops.Rescale(0.5)).numpy()
     array([[400., 400., 400.]], dtype=float32)

@@ -28,11 +28,13 @@ def clustered_ternary_conv2d(
 ) -> tf.Tensor:
     """`sum (x - input_zero_point) * scale * code` over each window: a convolution on packed ternary weights.
 
+    input_zero_point: the code of real 0 in `images`.   strides, dilations: one number, or (height, width).
     images: int8 [N, H, W, C].   packed: from `pack_ternary` (or `pack_int8`); groups are those it was packed with.
     padding: "SAME", "VALID" or ((top, bottom), (left, right)); padded pixels hold the zero point, real 0.   bias: int32
     [C'], added to the sums.   output: None for int32 sums [N, H', W', C'], `Requantize` for int8, `Rescale` for float32.
     residual: an int8 addition after `Requantize`. No gradient: integers. ValueError (InvalidArgumentError inside a graph)
     for shapes and values that do not fit.
+    Returns [N, H', W', C'].
 
     >>> codes, scales = np.ones((3, 3, 8, 16), "int8"), np.ones((2, 16), "int8")
     >>> x = np.zeros((1, 12, 12, 8), "int8")
@@ -63,6 +65,9 @@ def clustered_ternary_conv2d(
 def int8_conv2d(images: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
     """As `clustered_ternary_conv2d`, on weights from `pack_int8`.
 
+    images, packed, arguments: as there.
+    Returns [N, H', W', C'].
+
     >>> x, kernel = np.zeros((1, 12, 12, 8), "int8"), klb.ops.pack_int8(np.ones((3, 3, 8, 16), "int8"))
     >>> klb.ops.int8_conv2d(x, kernel, strides=2).shape
     TensorShape([1, 5, 5, 16])
@@ -81,8 +86,11 @@ def ternary_dense(
 ) -> tf.Tensor:
     """`sum (x - input_zero_point) * scale * code` over the last axis: a dense layer on packed weights.
 
+    input_zero_point, bias, output, residual: as in `clustered_ternary_conv2d`.
     inputs: int8 [..., C].   packed: from `pack_ternary` or `pack_int8`, kernel [C, C'].   The rest, the result [..., C']
     and the errors as in `clustered_ternary_conv2d`.
+    Returns [..., C'].
+    Raises ValueError for a kernel of a convolution.
 
     >>> kernel = klb.ops.pack_ternary(np.array([[1, 0], [-1, 1]], "int8"))
     >>> klb.ops.ternary_dense(np.array([[5, 3]], "int8"), kernel).numpy()
@@ -106,6 +114,9 @@ def ternary_dense(
 def int8_dense(inputs: Any, packed: PackedWeights, **arguments: Any) -> tf.Tensor:
     """As `ternary_dense`, on weights from `pack_int8`.
 
+    inputs, packed, arguments: as there.
+    Returns [..., C'].
+
     >>> klb.ops.int8_dense(np.full((1, 8), 2, "int8"), klb.ops.pack_int8(np.full((8, 3), 5, "int8"))).numpy()
     array([[80, 80, 80]], dtype=int32)
     """
@@ -126,8 +137,11 @@ def int8_depthwise_conv2d(
 ) -> tf.Tensor:
     """Each input channel c with its own M windows; output channel `c * M + m`.
 
+    images: int8 [N, H, W, C].   input_zero_point, strides, padding, dilations, bias, output, residual: as in
+    `clustered_ternary_conv2d`.
     kernel: int8 [KH, KW, C, M], not packed. The rest as in `clustered_ternary_conv2d`; the fallback needs a known height
     and width.
+    Returns [N, H', W', C * M].
 
     >>> klb.ops.int8_depthwise_conv2d(np.zeros((1, 12, 12, 8), "int8"), np.ones((3, 3, 8, 1), "int8")).shape
     TensorShape([1, 10, 10, 8])

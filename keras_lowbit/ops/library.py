@@ -73,8 +73,8 @@ _STATE = _State()
 def load() -> Path:
     """Loads the library and registers its ops, once; its path. A process that serves a SavedModel calls this first.
 
-    Where none fits this TensorFlow, it is compiled first, in about half a minute. LibraryError if that cannot be or is
-    forbidden, or the library does not load.
+    Where none fits this TensorFlow, it is compiled first, in about half a minute. Returns its path.
+    Raises LibraryError if that cannot be or is forbidden, or the library does not load.
 
     >>> path = klb.ops.load() if not klb.ops.why_not() else None
     """
@@ -114,6 +114,8 @@ def origin() -> str:
 def why_not() -> str:
     """Why the compiled library is not used; empty if it is.
 
+    Returns a sentence, or "".
+
     >>> klb.ops.why_not() == "" or klb.ops.active_kernel() == "tf_fallback"
     True
     """
@@ -129,6 +131,8 @@ def why_not() -> str:
 def available_kernels() -> list[str]:
     """ISA targets that run on this CPU, best first; the last is "tf_fallback", in plain TensorFlow.
 
+    Returns a list of str.
+
     >>> klb.ops.available_kernels()[-1]
     'tf_fallback'
     """
@@ -142,6 +146,8 @@ def available_kernels() -> list[str]:
 def compiled_kernels() -> list[IsaTarget]:
     """All ISA targets in the library, best first. LibraryError if it cannot be loaded.
 
+    Returns a list of `IsaTarget`: name, and whether this CPU runs it.
+
     >>> if not klb.ops.why_not():
     ...     kernels = klb.ops.compiled_kernels()
     """
@@ -152,6 +158,7 @@ def compiled_kernels() -> list[IsaTarget]:
 def active_kernel() -> str:
     """The kernel that runs: forced by `using_kernel` or `KERAS_LOWBIT_KERNEL`, else the first available.
 
+    Returns the name of an ISA target, or "tf_fallback".
     ValueError for a forced name that is unknown or that this CPU cannot run, with the choices.
 
     >>> klb.ops.active_kernel() in klb.ops.available_kernels()
@@ -184,6 +191,7 @@ def ceilings() -> Ceilings | None:
     """This machine's ceilings from loops in the compiled library, half a second; None without the library.
 
     MemoryError where the 256 MB to be read do not fit.
+    Returns a `Ceilings`: products, floats, reads; or None.
 
     >>> found = klb.ops.ceilings() if klb.ops.why_not() == "" else None
     """
@@ -203,6 +211,8 @@ def using_kernel(name: str) -> Iterator[None]:
 
     For tests and measurements: it counts for all threads; behind it, what counted before. ValueError for an unknown name,
     with the choices.
+    name: one of `available_kernels()`.
+    Returns a context manager.
 
     >>> with klb.ops.using_kernel("tf_fallback"):
     ...     klb.ops.active_kernel()

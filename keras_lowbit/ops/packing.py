@@ -48,6 +48,7 @@ class Layout:
     kind: "ternary" or "int8".   kernel_shape: (rows, columns, input channels of a group, output channels), or (inputs,
     outputs) of a dense layer.   cluster_size: input channels that share a scale; 0: no scales.   per_tap: one scale for
     each kernel position too.   groups: of the convolution.   largest: the largest magnitude of an integer weight.
+    Raises ValueError for another kind or shape, and for groups and clusters that do not divide it.
 
     >>> klb.ops.pack_kernel(np.ones((8, 3), "int8")).layout.kind
     'ternary'
@@ -147,6 +148,10 @@ class Layout:
 class PackedWeights:
     """Packed weights: a layout and its arrays, as NumPy arrays or (inside layers and graphs) as tensors of those shapes.
 
+    layout: a `Layout`.   data: uint8, the packed codes.   scales: int8, of the clusters.   sums: int32, of each output
+    channel's weights.
+    Raises ValueError for arrays that do not fit the layout.
+
     >>> klb.ops.pack_kernel(np.ones((256, 64), "int8")).data.nbytes  # two bits a weight
     4096
     """
@@ -180,10 +185,11 @@ def pack_ternary(
 ) -> PackedWeights:
     """Packs ternary codes at two bits each, and the scales of their clusters.
 
-    codes: integers -1, 0 or 1, [kh, kw, c_in / groups, c_out] or [c_in, c_out].   scales: integers 0..127, [clusters,
-    c_out], [c_out] or a single one, broadcast, or [kh, kw, clusters, c_out]; None: every scale is 1.   cluster_size:
-    consecutive input channels that share a scale, all of them by default.   groups: of the convolution. ValueError with
-    the offending values for anything else, and where a sum could leave int32.
+    codes: integers -1, 0 or 1, [kh, kw, c_in / groups, c_out] or [c_in, c_out].
+    scales: integers 0..127, [clusters, c_out], [c_out] or a single one, broadcast, or [kh, kw, clusters, c_out]; None: all 1.
+    cluster_size: consecutive input channels that share a scale, all of them by default.   groups: of the convolution.
+    Returns a `PackedWeights`.
+    Raises ValueError with the offending values for anything else, and where a sum could leave int32.
 
     >>> codes, scales = np.ones((3, 3, 8, 16), "int8"), np.full((2, 16), 5, "int8")
     >>> packed = klb.ops.pack_ternary(codes, scales, cluster_size=4)
@@ -205,6 +211,8 @@ def pack_ternary(
 def pack_int8(kernel: ArrayLike, groups: int = 1) -> PackedWeights:
     """Packs int8 weights -127..127, [kh, kw, c_in / groups, c_out] or [c_in, c_out], one byte each.
 
+    kernel: int8, or integers that fit.   groups: of the convolution.
+    Returns a `PackedWeights`.
     ValueError as in `pack_ternary`.
 
     >>> klb.ops.unpack(klb.ops.pack_int8(np.full((8, 3), 5, "int8"))).max()
@@ -220,6 +228,8 @@ def pack_kernel(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] = (64
 
     One cluster of all input channels (one scale per output channel) is tried first, then `sizes` in turn; smaller
     clusters pay more for their scales and padding than two-bit weights save in time.
+    kernel: int8, [kh, kw, c_in / groups, c_out] or [c_in, c_out].   groups: of the convolution.
+    Returns a `PackedWeights`.
 
     >>> klb.ops.pack_kernel(np.array([[7, 0], [-7, 7]], "int8")).layout.kind  # one magnitude
     'ternary'
@@ -245,6 +255,8 @@ def pack_if_ternary(kernel: ArrayLike, groups: int = 1, sizes: tuple[int, ...] =
 def unpack(packed: PackedWeights) -> NDArray[np.int8]:
     """The integer weights `scale * code` as int8, in the shape that was packed.
 
+    packed: from `pack_ternary`, `pack_int8` or `pack_kernel`.
+    Returns int8.
     ValueError if the arrays do not fit the layout.
 
     >>> kernel = np.array([[1, 0], [-1, 1]], "int8")

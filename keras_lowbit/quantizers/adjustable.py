@@ -31,6 +31,7 @@ class AdjustableThreshold(LearnedQuantizer):
     project: bring factors back into their limits after each step of the optimizer: outside, nothing moves them back.
     signed: of activations; None asks the calibrated minimum.
     Asymmetric weights train but do not export: LiteRT's int8 weights have zero point 0.
+    Raises ValueError for another base, mode or calibration, and for limits that leave out the start of their factor.
     Goncharenko et al. 2018, arXiv:1812.07872.   Differs: the S printed for signed tensors would cut half the range off; an
     unsigned left end stays 0, without which 0.0 has no code; signed symmetric activations use the code -q - 1 too, to
     which int8 arithmetic saturates.

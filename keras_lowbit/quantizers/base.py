@@ -161,6 +161,8 @@ class ActivationQuantizer(Quantizer):
 def is_activation_quantizer(quantizer: Any) -> TypeGuard[ActivationQuantizer]:
     """Whether `quantizer` gives activations their range; True for `DynamicFixedPoint`, which quantizes kernels too.
 
+    Returns a bool.
+
     >>> klb.quantizers.is_activation_quantizer(klb.quantizers.Ternary())
     False
     """
@@ -173,6 +175,10 @@ Q = TypeVar("Q", bound=type[Quantizer])
 
 def register(cls: Q) -> Q:
     """Class decorator: makes a quantizer known under its `name`.
+
+    cls: a subclass of `Quantizer`, a frozen dataclass with a `name` of its own.
+    Returns the class.
+    Raises ValueError for a name that another class has.
 
     >>> @klb.quantizers.register
     ... @dataclasses.dataclass(frozen=True)
@@ -191,6 +197,8 @@ def register(cls: Q) -> Q:
 def known_names() -> list[str]:
     """The short names `get` understands, sorted.
 
+    Returns a list of str, those of `register` included.
+
     >>> "ternary" in klb.quantizers.known_names()
     True
     """
@@ -199,6 +207,10 @@ def known_names() -> list[str]:
 
 def get(identifier: Any) -> Quantizer | None:
     """A quantizer from a short name (``"ternary"``), a plain dict, a class or an object; None stays None.
+
+    identifier: a name of `known_names()`, a dict with "name" and arguments, a class, an object, or None.
+    Returns the quantizer; short names and classes get their defaults.
+    Raises TypeError for anything else, ValueError for an unknown name.
 
     >>> klb.quantizers.get("binary") == klb.quantizers.get(klb.quantizers.Binary)
     True
@@ -220,6 +232,9 @@ def get(identifier: Any) -> Quantizer | None:
 def serialize(quantizer: Quantizer | None) -> dict[str, Any] | None:
     """The plain JSON dict of a quantizer, or None.
 
+    quantizer: any, or None.
+    Returns a dict with "name" and the arguments, or None for None.
+
     >>> klb.quantizers.serialize(klb.quantizers.Binary())
     {'name': 'binary', 'granularity': 'channel'}
     """
@@ -228,6 +243,10 @@ def serialize(quantizer: Quantizer | None) -> dict[str, Any] | None:
 
 def deserialize(config: Mapping[str, Any] | None) -> Quantizer | None:
     """The quantizer of a plain dict as `serialize` writes it.
+
+    config: a dict with "name" and the quantizer's arguments, or None.
+    Returns the quantizer, or None for None.
+    Raises ValueError for a dict without a name, an unknown name and unknown arguments.
 
     >>> klb.quantizers.deserialize({"name": "binary", "granularity": "tensor"})
     Binary(granularity='tensor')

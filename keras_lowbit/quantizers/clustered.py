@@ -68,13 +68,15 @@ class Clustered(Quantizer):
     Gradient: identity; scales and codes follow the weights in every step.
 
     base: `Ternary()` or `Uniform(bits)` of 2 to 4 bits, as they are: their own thresholds and scales do not apply.
-    calibration, for ternary: "rms" scans root mean squares of the largest slices, weights above half of it are +-1;
+    cluster_size: N, 1 or more.   groups: "kernels" or "weights".   granularity: "channel" or "tensor".
+    calibration: for ternary. "rms" scans root mean squares of the largest slices, weights above half of it are +-1;
     "rms_literal" is the same with the whole of it as threshold, a literal and much worse reading of the paper, for
     comparison; "mse" is the exact least-squares fit of each cluster (FGQ). Scales are rounded after T is found.
-    4 bits: scales by scan. Codes times scale would reach 7 * 127; with int8_exact (default) the scan takes whole scales
-    whose products fit int8, with int8_exact=False the best free scales (export then alters the weights that do not fit and
-    counts them, see `export_litert(overflow=)`; `keras_lowbit.weight_errors` compares).
+    int8_exact: for 4 bits, whose scales are found by a scan. Codes times scale would reach 7 * 127. True: the scan takes whole
+    scales whose products fit int8. False: the best free scales; export then alters the weights that do not fit and counts
+    them, see `export_litert(overflow=)`. `keras_lowbit.weight_errors` compares the two.
     scale_bits: 2 to 8, None for real scales (does not export).
+    Raises ValueError for another base, choice or number.
     Mellempudi et al. 2017, arXiv:1701.08978; FGQ: arXiv:1705.01462. Only abstracts and notes of both were at hand: "rms"
     is a reconstruction, with the support of the nearest value where the literal reading fits badly.
 

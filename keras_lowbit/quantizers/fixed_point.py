@@ -39,7 +39,10 @@ class DynamicFixedPoint(ActivationRange):
     lets it follow the data); without `calibrate` it follows the moving average. Signed activations may use the code
     -2^(P-1), to which int8 arithmetic saturates. Gradient: 1 inside the grid, 0 outside.
     One class for both, since files and recipes name the format once: a tensor with `filter_axes` is a kernel.
-    bits: 2 to 8.   signed: None decides by the data; kernels are always signed.   Others: as in `ActivationRange`.
+    bits: 2 to 8.   signed: None decides by the data; kernels are always signed.
+    momentum, minimum, maximum, hold, room_below: of activations, as in `ActivationRange`.
+    granularity: of kernels: an exponent for each "channel" or one for the "tensor".
+    Raises ValueError for other bits or choices, and for signed=False with a minimum below 0.
     Mellempudi et al. 2017, arXiv:1701.08978 (reconstructed, see the study), with the formulas of arXiv:1802.00930.
 
     >>> host = klb.layers.QuantizerHost(klb.quantizers.DynamicFixedPoint(bits=4), filter_axes=(-1,))

@@ -31,8 +31,10 @@ class Incremental(Quantizer):
     fixed by the first partition. Gradient: 0 on frozen weights, 1 on the others; no straight-through anywhere.
     The frozen values are state, not part of the kernel: no optimizer, momentum, weight decay or weight averaging
     reaches them. Weights that are exactly 0 at the first partition (a pruned network) stay 0 and are not counted.
+    base: the grid, a quantizer of weights such as `PowerOfTwo(5)`, or its short name.
     partition: "magnitude" freezes the largest first (the paper), "random" draws them.
     hybrid_evaluation: evaluate frozen and float weights as they are; by default inference snaps all to the grid.
+    Raises ValueError for a base that is no such grid, and for another partition.
     State: mask (1 = frozen), codes, scale, portion in [0, 1], zeros (count of pruned weights).
     Zhou et al. 2017, arXiv:1702.03044, sections 2.2 and 2.3, eq. 5 to 8, Algorithm 1.
 

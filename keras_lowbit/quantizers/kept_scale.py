@@ -21,6 +21,7 @@ class KeptScale(Uniform):
     ``s`` is the state `scale` of a group whose largest |w| is the state `largest`, for which it was given. Otherwise, in
     training, and before any was given, s comes from the weights as `Uniform` says: a scale never meets other weights.
     Weights beyond the grid saturate. `scale_state` makes the state.
+    bits, granularity, calibration, percentile: as in `Uniform`.
     State: scale, largest; one for each group of weights that share a scale.
 
     >>> kept = klb.quantizers.KeptScale(bits=8)

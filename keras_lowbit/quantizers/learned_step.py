@@ -36,10 +36,13 @@ class LearnedStep(_FollowsNoWeights):
     ``g = 1 / sqrt(n q)``. n: weights that share the step, or features of one sample.
     Trained: ``factor`` f, 1 at first, with gradient ``g ds / s_0``: under SGD s takes exactly LSQ's path; Adam's steps are
     relative to s_0, where LSQ's own would need another learning rate in each layer.
+    base: `Uniform(bits, granularity=)` for weights, `ActivationRange(bits)` for activations.   signed: of activations; None
+    asks the calibrated minimum.
     calibration: s_0 of weights, "mean" (LSQ: ``2 mean |w| / sqrt(q)``), "max" (``max |w| / q``) or "mse" (least squared error;
     without `calibrate` the mean). It is fixed by `calibrate` or at the first training step. Of activations s_0 is that
     of the calibrated range: calibrate before training.
     limits: of f; 0 gradient outside, and brought back.
+    Raises ValueError for another base or calibration, and for limits that leave out 1.
     Esser et al. 2020, arXiv:1902.08153, section 2, eq. 1 to 3.   Differs: weights leave the code -q - 1 out, for LiteRT;
     s_0 of activations comes from calibration and not from ``2 mean |x| / sqrt(q)`` of the first batch.
 
@@ -96,6 +99,8 @@ class LearnedPowerOfTwo(_FollowsNoWeights):
     """TQT: a trained threshold in the log domain and power-of-two steps.
 
     ``T = T_0 * 2^t``, ``s = 2^ceil(log2 T) / 2^(bits-1)`` signed, ``/ 2^bits`` unsigned.
+    base: `Uniform(bits, granularity=)` for weights, `ActivationRange(bits)` for activations.   signed: of activations; None
+    asks the calibrated minimum.
     Trained: ``log2_factor`` t, 0 at first. Gradients: dx 1 inside, 0 outside; ``dt = s ln 2 (u - v)`` inside (``v = x / s``,
     ``u = round(v)``), ``s ln 2`` times the code outside; the ceil counts as the identity.
     T_0: ``max |w|`` of weights, at `calibrate` or the first training step; the calibrated range of activations.

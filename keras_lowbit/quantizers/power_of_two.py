@@ -34,6 +34,7 @@ class PowerOfTwo(Quantizer):
     calibration: "max", n1 as above, or "mse": the n1 of least squared error, at or below it. At 2 and 3 bits "max" turns most
         weights of a trained kernel into 0 (98 and 85 % of a ResNet-20 with one n1 per kernel, relative squared error 0.91 and
         0.52; "mse": 57 and 43 %, 0.25 and 0.13); at 4 and 5 bits they differ little.
+    Raises ValueError for bits outside 2 to 5, and for another granularity or calibration.
     Zhou et al. 2017, arXiv:1702.03044, eq. 1 to 4. Differs: saturates where eq. 4 gives 0 above ``1.5 * 2^n1``, which
     with "max" only values that grew after n1 was fixed can reach; "mse" is not from the paper.
 

@@ -32,12 +32,14 @@ class Stochastic(Quantizer):
     Every training step draws N_q of the m units without replacement, by weight ``p(f)`` with
     ``f = 1 / (e + 1e-7)`` and ``e = ||w - q||_1 / ||w||_1``, so that well-approximated units go first.
     Gradient: that of the base on the drawn units, identity on the others.
+    base: a quantizer of weights, such as `Ternary()` or `Binary()`, or its short name.
     granularity: the unit is a "channel" (the paper) or an "element" (an ablation there, and worse).
     probability: "constant", "linear" (the paper's choice), "softmax" or "sigmoid" of f.
     selection: "quantize_inv_error" draws the quantized units by 1/e (paper); "keep_error" draws the units
     that stay float by e (official code; a unit of error 0 stays float only when no other is left).
     hybrid_evaluation: draw at inference too, as the official code; by default inference is fully quantized.
     seed: start of the random sequence; None takes one from `keras.utils.set_random_seed`'s generator.
+    Raises ValueError for another base or choice.
     State: ratio in [0, 1], 1 at first, set by `callbacks.RatioSchedule`; the generator; the base's own.
     Ratio 0 gives the bits of w, ratio 1 the bits of the base, whatever was drawn.
     Dong et al. 2017, arXiv:1708.01001, sections 3.1 to 3.4 and Algorithm 1.

@@ -67,6 +67,7 @@ class Ternary(Quantizer):
     scale_granularity: alpha per "channel" or per "tensor".   centered: ``Delta = factor * mean |w - mean w|``.
     calibration: Delta from the "mean" as above, or "mse": the exact least-squares support of each `scale_granularity`
     group instead; `factor`, `granularity` and `centered` then have no effect.
+    Raises ValueError for a factor below 0, and for another granularity or calibration.
     Li et al. 2016, arXiv:1605.04711, eq. 6. The official TWN code is granularity="tensor", scale_granularity="tensor";
     the official SQ code is granularity="tensor", centered=True.
 

@@ -35,6 +35,8 @@ class Uniform(Quantizer):
     calibration: s from the "max" of |w|, from a "percentile" of |w| (in 0..100), or of least squared
     error ("mse").
     s is the size of one step, in the units of w; 0 for a group of zeros, whose codes are 0.
+    percentile: in (0, 100], for calibration="percentile".
+    Raises ValueError for other bits or choices, and for a percentile out of range.
     Jacob et al. 2018, arXiv:1712.05877, section 2; narrow range as the LiteRT int8 specification asks.
 
     >>> klb.quantizers.get({"name": "uniform", "bits": 4})
@@ -98,6 +100,8 @@ class ActivationRange(ActivationQuantizer):
     than all of them", as a mask in front of a softmax needs.
     hold: the average only ever widens the range. For a range that several tensors share: with plain averaging
     the narrow ones would cut the wide ones off.
+    Raises ValueError for other bits or momentum, for one of minimum and maximum alone, unless minimum < maximum, and for
+    room_below < 0.
     State: minimum, maximum; count (batches seen, 0 = no range yet); frozen (1: `fit` leaves the range alone, as it does in
     layers with ``trainable=False``).
     Jacob et al. 2018, arXiv:1712.05877, section 3.1; 16 bits: LiteRT's quantization specification.

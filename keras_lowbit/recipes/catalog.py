@@ -90,6 +90,8 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
 def names() -> list[str]:
     """The names `get` understands.
 
+    Returns a list of str.
+
     >>> "int8" in klb.recipes.names()
     True
     """
@@ -98,6 +100,10 @@ def names() -> list[str]:
 
 def get(identifier: Any) -> Recipe:
     """A recipe from its name, a dict as `Recipe.get_config` writes it, or a recipe itself.
+
+    identifier: a name of `names()`, a dict, or a `Recipe`.
+    Returns a `Recipe`.
+    Raises ValueError for an unknown name (the message has the likeliest), TypeError for anything else.
 
     >>> klb.recipes.get("sq-twn").schedule
     {'ratio': 'exponential'}

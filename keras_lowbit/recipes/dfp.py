@@ -29,6 +29,8 @@ def dfp(
     `quantizers.Clustered`.   first, last, depthwise: bits of the first and last weighted layer and of depthwise layers in
     dynamic fixed point with an exponent for each channel; None clusters them like the others.
     The paper keeps the first layer at 8 bits; for the last one it is not clear, and it has no depthwise layers.
+    Returns a `Recipe`.
+    Raises ValueError for other bits.
 
     >>> klb.recipes.dfp(4, 64, last=None).name
     'dfp-4w8a-n64'

@@ -25,8 +25,10 @@ STEPS = ("equalize", "calibrate", "correct_biases", "reconstruct", "distill")
 class Rule:
     """One line of a plan: layers that match all conditions get `kernel`; None leaves them float.
 
+    kernel: a quantizer, short name or dict, or None.
     layers: regular expression that must match the whole name or the whole path.   kinds: any of `KINDS`, empty
     for all.   position: "first" or "last" weighted layer of the model, or "any".
+    Raises ValueError for unknown kinds or positions, and for `layers` that are no regular expression.
 
     >>> rule = klb.recipes.Rule(klb.quantizers.Uniform(8), layers=r"block_1_.*", kinds=("depthwise",))
     >>> rule.matches("depthwise", "block_1_depthwise", "depthwise", ())
@@ -72,6 +74,7 @@ class Rule:
 class Recipe:
     """A method as data: printable, comparable, JSON both ways.
 
+    name: of the recipe, in reports and files.
     plan: rules, the first that matches a layer decides.
     activations: quantizer of activation ranges, or their bits: 8, or 16 for LiteRT's 16x8 mode; None for float activations
     (the papers' SQ).
@@ -79,6 +82,7 @@ class Recipe:
     training: defaults of the source, for people.   source: paper and section.
     steps: names of the functions that a conversion without labels calls, of `STEPS`, in their order; empty: what the plan
     asks for.
+    Raises TypeError for a name that is no text, ValueError for unknown keys of the schedule.
 
     >>> first = klb.recipes.Rule(klb.quantizers.Uniform(8), position="first")
     >>> recipe = klb.recipes.get("twn").replace(name="twn-but-first", plan=[first, klb.recipes.Rule(klb.quantizers.Ternary())])

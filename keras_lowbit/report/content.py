@@ -33,6 +33,9 @@ class Report:
     outputs: end to end on `samples` of the data, against the reference and labels where these were given.
     parity, conversion, export: None where there was no file, or none was given.
     versions: of the libraries and the machine.   command: that made the model; may be empty.   created: when, in UTC.
+    ranges, errors, histograms: of the quantized model, from `activation_ranges`, `weight_errors`, `weight_histograms`.
+    labels_note: why labels that came with the data were not compared; empty otherwise.   sensitivity: from `sensitivity`, or
+    None.
 
     >>> report = klb.report(quantized, reference=model, data=images)
     >>> sorted(report.contents())[:3]

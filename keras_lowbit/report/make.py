@@ -46,12 +46,13 @@ def report(
 
     The page opens from a disk, without a network. Beside `report.html` the same stands in `report.json`, as
     `keras_lowbit/report/schema.json` describes it.
-    reference: the float model it was made from: sizes before, and agreement with it.
+    model: quantized; it is not changed.   reference: the float model it was made from: sizes before, and agreement with it.
     data, labels, batch_size, steps: as for `verify`; data are read more than once, so no iterator that ends.
     file: the .tflite file, which is verified on the data.   path: of the page, ends in .html; None writes nothing.
     conversion, export, parity, sensitivity: what `quantize_model`, `export_litert`, `verify` and `sensitivity` returned;
     nothing is computed again, and what they say of layers left in float is shown.
     command: shown as it is.   arguments: those that `export_litert` had, for the bytes by layer.
+    Returns a `Report`: `contents()`, `to_json()`, `to_html()`, `save(path)`.
     Raises ValueError for a file without data, an iterator, and where `verify` or `activation_ranges` would; OSError for a path
     that cannot be written and ImportError without Jinja2 (`pip install 'keras_lowbit[report]'`), both before anything else.
 

@@ -43,6 +43,7 @@ def assign_bits(
     model: float, its batch norms folded.   data: as for `calibrate`, for ranges and noise; 100 to 500 samples.
     budget_kb: 1,000 bytes, of the file that `export_litert(weights="auto")` writes.   budget_points: percentage points of
     accuracy (with labels) or of agreement with the float model, before any tuning.   choices: of 8 to 2 bits and "ternary".
+    labels: class numbers beside data in arrays, for the accuracy.   batch_size, steps, verbose: as for `calibrate`.
     Returns a `Recipe` of one rule for each layer: quantize, calibrate and tune with it as with any other.
     Raises ValueError for both budgets or none, an unknown choice, and a budget that cannot be kept.
 
@@ -70,6 +71,7 @@ def bit_choices(
 
     Activations are quantized to 8 bits and the other layers' weights to the first of `choices`; the noise of that alone counts
     once, for no layer. Arguments as for `assign_bits`. Time: a run of the model on all data for each layer and choice.
+    model, data, choices, labels, batch_size, steps, verbose: as for `assign_bits`.
     Returns `BitChoices`: a table, `recipe(budget_kb=)`, `to_json()`, `plot()`.
 
     >>> found = klb.bit_choices(folded, images, verbose=0)

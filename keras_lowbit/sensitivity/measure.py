@@ -39,6 +39,7 @@ def sensitivity(
     quantized: calibrated; it is not changed.   reference: the float model that it was made of, its batch norms folded.
     data: as for `calibrate`; 100 to 500 samples, which stay in memory.   labels: class numbers, for accuracy.
     checkpoint: file that keeps what is measured; a run that finds it goes on.   verbose: 1 a progress bar, 0 nothing.
+    batch_size, steps: as for `calibrate`.
     Time: two runs of the model on all data for each row. Returns a `Sensitivity`: a table, `to_json()`, `plot("a.png")`.
     Raises ValueError for a model without quantizers, models whose outputs differ in shape, labels that do not fit, and a
     checkpoint of other weights.

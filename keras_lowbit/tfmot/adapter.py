@@ -47,6 +47,9 @@ class LowbitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """A quantizer of this library as TFMOT's `Quantizer`: declares its variables in `build`, receives them in calls.
 
     quantizer: object, short name or plain dict.   filter_axes: axes that tell output channels apart, () for activations.
+    format_version: of the file that a configuration comes from; left out otherwise.
+    Raises ValueError for None in place of a quantizer.
+
     In training the quantizer observes first, but not in a layer with ``trainable=False``: ranges and thresholds stand still
     there, as a batch norm's statistics do. As with those, compile after changing `trainable`. (The kernel of a frozen layer
     TFMOT trains all the same unless the whole model is frozen: its wrapper lists it whatever `trainable` says.)

@@ -58,6 +58,8 @@ class LowbitCallback(tf_keras.callbacks.Callback):
 class RatioSchedule(LowbitCallback):
     """`keras_lowbit.callbacks.RatioSchedule`, the stages of SQ, for tf_keras; the same arguments.
 
+    schedule: and the others, as there.
+
     >>> stages = klt.callbacks.RatioSchedule("average", epochs=10)
     """
 
@@ -67,6 +69,8 @@ class RatioSchedule(LowbitCallback):
 
 class PartitionSchedule(LowbitCallback):
     """`keras_lowbit.callbacks.PartitionSchedule`, the steps of INQ, for tf_keras; the same arguments.
+
+    portions: and the others, as there.
 
     >>> steps = klt.callbacks.PartitionSchedule((0.5, 0.75, 1.0), epochs=6)
     """
@@ -78,6 +82,8 @@ class PartitionSchedule(LowbitCallback):
 class FreezeRanges(LowbitCallback):
     """`keras_lowbit.callbacks.FreezeRanges`, ranges that stop following the data, for tf_keras; the same argument.
 
+    epoch: the first, counted from 0, with frozen ranges.
+
     >>> still = klt.callbacks.FreezeRanges(epoch=3)
     """
 
@@ -87,6 +93,8 @@ class FreezeRanges(LowbitCallback):
 
 class CosineRestarts(LowbitCallback):
     """`keras_lowbit.callbacks.CosineRestarts`, FAT's learning rate, for tf_keras; the same arguments.
+
+    learning_rate: and the others, as there.
 
     >>> rates = klt.callbacks.CosineRestarts(1e-3, period=100)
     """
@@ -108,6 +116,7 @@ def for_model(
     model: tf_keras model that `quantize_apply` made.   ratio: the schedule of its `Stochastic` kernels.
     portions: those of its `Incremental` kernels, by default the paper's for the fewest bits among them (5 bits: 4 steps).
     arguments: reset_optimizer, learning_rate of both schedules.
+    Returns a list of callbacks.
     Raises TypeError for a Keras 3 model and ValueError for fewer epochs than stages.
 
     >>> [type(callback).__name__ for callback in klt.callbacks.for_model(quantized, epochs=8)]

@@ -132,6 +132,7 @@ class KernelQuantizeConfig(LowbitQuantizeConfig):
     kernel: object, short name or plain dict. Both kernels of a separable convolution get it.
     activation: quantizer of what the layer hands on, None leaves it float. It stands where the integer operation ends:
     before softmax, sigmoid and tanh, behind any other activation.
+    Raises ValueError for None in place of the kernel's quantizer.
 
     >>> layer = annotate(tf_keras.layers.Conv2D(8, 3), klt.KernelQuantizeConfig(klb.quantizers.Uniform(4)))
     """

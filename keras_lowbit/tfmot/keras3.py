@@ -43,7 +43,10 @@ def to_keras3(model: Any) -> keras.Model:
     `quantize_model` and `calibrate` add them. A division by a constant becomes a product, which runs in int8. In Keras 3 `fit`
     overrules the ``training=False`` of a call; frozen batch norms are in inference there too.
 
-    Each float layer is compared with its original on random values. Raises TypeError for a model that is not from tf_keras,
+    Each float layer is compared with its original on random values.
+    model: of tf_keras, Functional or Sequential.
+    Returns a Keras 3 model, not compiled.
+    Raises TypeError for a model that is not from tf_keras,
     is not Functional or Sequential, or holds a layer or function that Keras 3 does not have or computes otherwise;
     ValueError for quantizers that are neither ours nor TFMOT's.
 

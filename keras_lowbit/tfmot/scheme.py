@@ -76,7 +76,8 @@ def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()
 
     model: Functional or built Sequential tf_keras model without nested models (TFMOT takes no others). Its operators and
     Lambda layers (``x / 255.``) become layers, each with the range of its result, under the names they have there.
-    skip: regular expressions; a layer whose whole name matches one is left as it is.
+    recipe: name, dict or `Recipe`.   skip: regular expressions; a layer whose whole name matches one is left as it is.
+    Returns a tf_keras model, not compiled.
     Raises TypeError for a model of another kind, ValueError for a pattern that matches no layer and for a model that is
     quantized already.
 

@@ -75,6 +75,7 @@ def scope(*objects: dict[str, Any]) -> Iterator[None]:
     TFMOT's `quantize_scope`, plus three of its classes in a form that `.keras` and `.h5` files reload with, and `Operator`,
     which TFMOT's wrapper writes without its package. Our other classes are registered and need no scope.
     objects: dicts of name -> class for custom layers, as `quantize_scope` takes them.
+    Returns a context manager.
 
     >>> quantized.save("quantized.keras")
     >>> with klt.scope():

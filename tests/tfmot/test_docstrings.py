@@ -7,7 +7,7 @@ import tf_keras
 
 import keras_lowbit as klb
 import keras_lowbit.tfmot as klt
-from tests.support.docstrings import public_objects, run_example
+from tests.support.docstrings import gaps, public_objects, run_example
 
 OBJECTS = public_objects("keras_lowbit.tfmot", "keras_lowbit.tfmot.callbacks")
 
@@ -28,3 +28,8 @@ def test_the_example_in_the_docstring_runs(name, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     failures = run_example(OBJECTS[name], names)
     assert not failures, failures
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_docstring_says_what_it_takes_returns_and_raises(name):
+    assert gaps(OBJECTS[name]) == []

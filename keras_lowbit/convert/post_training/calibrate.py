@@ -44,10 +44,12 @@ def calibrate(
     Ranges known before are replaced, frozen ones included; `fit` goes on from the new ones. Trained thresholds
     (`quantizers.AdjustableThreshold`) start afresh, those of weights too. Runs in inference mode. If it fails nothing changes.
 
+    model: quantized, or built from the drop-in layers; its ranges are changed in place.
     data: array [n, ...], list or dict of arrays, tf.data.Dataset, PyDataset or generator; labels are dropped.
     batch_size: for arrays.   steps: batches to look at, all by default (an endless generator needs it).
     calibration: "max" (extremes), "percentile" (cuts ``100 - percentile`` percent off each end), "mse" (least squared error).
     verbose: 1 shows a progress bar on a terminal or in a notebook, 0 nothing.
+    percentile: in (0, 100], for calibration="percentile".
     Returns path of the range -> (minimum, maximum), in the units of the tensor.
     Warns of data that lie far outside what the first layers expect, by their batch norm, Normalization or Rescaling, and of
     features that vary by less than a step or two of their input's range.

@@ -49,16 +49,18 @@ def equalize(
     with a warning. Ranges of activations spread where those of weights meet, so not every recipe gains. Without data nothing is
     judged, and the report says so.
 
-    A ReLU6 does not pass them on. relu6: "keep" leaves pairs with one as they are; with `data` (as for `calibrate`, about
-    100 images) it scales their channels that stay below 5.9 there, up to 6, and locks the others, as `rescale_depthwise`
-    does: unchanged on inputs like the data. "relu" replaces the ReLU6 of a pair by ReLU, as the source does: outputs change
-    where it clipped, and trained networks may need it (the published MobileNetV2 loses 8 points).
     model: Functional or Sequential Keras model; fold its batch norms first, since they end a pair.
+    data: as for `calibrate`, about 100 images; None: nothing is judged.
+    relu6: what happens to pairs with a ReLU6, which does not pass factors on. "keep" leaves them as they are; with `data` it
+    scales their channels that stay below 5.9 there, up to 6, and locks the others, as `rescale_depthwise` does: unchanged
+    on inputs like the data. "relu" replaces the ReLU6 by ReLU, as the source does: outputs change where it clipped, and
+    trained networks may need it (the published MobileNetV2 loses 8 points).
     iterations: at most so many rounds over all pairs.   batch_size, steps, verbose: of the data.
     recipe: name, dict or `Recipe` that the model is for; None: "int8" and "fat-scalar", by the geometric mean of both
     errors.   validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for
     that (256 at most; a single sample judges itself).   check=False: nothing is judged.
-    return_report: give (model, `ConversionReport`) instead: "equalized" with the factors, or "left" and why, and the `verdict`.
+    return_report: whether the report is wanted too: "equalized" with the factors, or "left" and why, and the `verdict`.
+    Returns the copy, or (model, `ConversionReport`) with return_report=True.
     After quantizing and calibrating, `correct_biases` is the second half of the method. Not here: bias absorption.
     Nagel et al. 2019, arXiv:1906.04721 (DFQ), section 4.1. Locked channels are Goncharenko et al.'s, arXiv:1812.07872.
 

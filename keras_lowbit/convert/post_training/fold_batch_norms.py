@@ -32,7 +32,8 @@ def fold_batch_norms(model: keras.Model, return_report: bool = False) -> Any:
     models, several inputs and outputs are kept. Fold before `quantize_model` where thresholds are trained on the folded
     weights (FAT); for the other recipes export folds by itself.
 
-    model: Functional or built Sequential Keras 3 model.   return_report: give (model, `ConversionReport`) instead.
+    model: Functional or built Sequential Keras 3 model.   return_report: whether the report is wanted too.
+    Returns the copy, or (model, `ConversionReport`) with return_report=True.
     Raises TypeError for a subclassed model. Jacob et al. 2018, arXiv:1712.05877, section 3.2.
 
     >>> folded = klb.fold_batch_norms(model)

@@ -58,7 +58,9 @@ def activation_ranges(
     """The activation ranges of a model and, with data, what they see of them and how much they clip.
 
     Nothing changes in the model. Values are looked at as `calibrate` does: weights quantized, activations float.
+    model: quantized, its ranges calibrated or not; it is not changed.
     data, batch_size, steps: as for `calibrate`.   Raises ValueError for NaN activations and for empty data.
+    Returns an `ActivationRanges`: a row for each range; `print` it, or `plot()`.
 
     >>> found = klb.activation_ranges(quantized, images)
     """

@@ -50,8 +50,10 @@ def rescale_depthwise(
     recipe: name, dict or `Recipe` that the model is for; None: "int8" and "fat-scalar", by the geometric mean of both
     errors.   validation_data: samples that judge, in the forms of `data`; by default every fourth of `data` is held back for
     that (256 at most; a single sample judges itself).   check=False: nothing is judged.
-    return_report: give (model, `ConversionReport`) instead: "rescaled" with the ranges before and after, or "left" and why,
+    return_report: whether the report is wanted too: "rescaled" with the ranges before and after, or "left" and why,
     and the `verdict`.
+    Returns the copy, or (model, `ConversionReport`) with return_report=True.
+    Raises ValueError for a `locked_above` that is not between 0 and 6; TypeError for a subclassed model.
     Ours, where the paper is silent: no locked channel: T_0 is the mean of all M_k; M_k = 0: S_k = 1; S_k at most 1000.
     Goncharenko et al. 2018, arXiv:1812.07872, section 3.3.
 

@@ -72,6 +72,9 @@ class WeightHistograms:
 def weight_histograms(model: keras.Model) -> WeightHistograms:
     """A histogram of the float weights of every quantized layer on the grid that they go to.
 
+    model: quantized.
+    Returns a `WeightHistograms`: path of the layer -> its histogram; `plot()` draws one or all.
+
     >>> histogram = klb.weight_histograms(quantized)["first"]
     """
     return WeightHistograms(model.name, tuple(_histogram(*each) for each in quantized_layers(model).items()))

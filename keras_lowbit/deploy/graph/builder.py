@@ -22,7 +22,10 @@ Pair = Sequence[int]
 
 
 class GraphBuilder(BaseBuilder):
-    """Builds an IntegerGraph.
+    """Builds an IntegerGraph: every method adds an input or an operation, and returns the name of its result.
+
+    metadata: plain JSON that the graph carries (recipe, versions); None for none.
+    Raises ValueError in the methods for what does not fit, naming the operation.
 
     >>> codes, scales, bias = np.ones((3, 3, 3, 4), "int8"), np.full(4, 0.01, "float32"), np.zeros(4, "int32")
     >>> b = klb.deploy.GraphBuilder(metadata={"recipe": "ternary"})

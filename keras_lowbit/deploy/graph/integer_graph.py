@@ -33,6 +33,7 @@ class IntegerGraph:
 
     tensors: name -> Tensor.   nodes: in an order that can be run.   inputs, outputs: tensor names.
     metadata: plain JSON (recipe, library version, ...).
+    Raises ValueError for a graph that could not run: its checks are done once, here.
 
     >>> graph = klb.deploy.lower(quantized)
     >>> graph.save("q.klb")

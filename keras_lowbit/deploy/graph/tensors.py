@@ -21,6 +21,7 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # XNNPACK takes normal number
 class Range(NamedTuple):
     """Grid of an activation: `real = scale * (code - zero_point)`; scale in real units.
 
+    scale: of one step, above 0.   zero_point: the code of real 0.
     dtype: of the codes. "int8": any zero point from -128 to 127. "int16": LiteRT's 16x8 mode, zero point 0.
 
     >>> pixels = klb.deploy.Range(scale=1 / 255, zero_point=-128)  # 0 to 1
@@ -51,6 +52,7 @@ class Tensor:
     constant bias.
     scale: float32 array, shape () per tensor or (channels,) per channel; None for values.   zero_point: integer code of
     real 0.   data: the codes, for constants only (kept read-only).
+    Raises ValueError for arrays that do not fit shape or type.
 
     >>> graph.tensors[graph.inputs[0]].dtype
     'int8'
@@ -146,6 +148,8 @@ class Tensor:
 class Node:
     """One integer operation. `attributes` are plain JSON values; only a float subgraph holds
     bytes (`model`).
+    op: the operation, as in `deploy.graph.operations`.   name: unique in the graph.   inputs, outputs: names of tensors, in the
+    operation's order.
 
     >>> [node.op for node in graph.nodes][:2]
     ['conv2d', 'depthwise_conv2d']

@@ -87,6 +87,9 @@ class LayerLatency:
 class LatencyTable:
     """Measured layers, and where they were measured; `export_litert(weights=LatencyTable.load(path))` follows it.
 
+    rows: one for each layer and container, in ms.   machine: processor, threads, versions.
+    Raises FileNotFoundError in `load` for a missing file, ValueError for one of another kind.
+
     >>> table = klb.deploy.LatencyTable.load()  # the one that comes with the library
     >>> written = klb.export_litert(ternary, "q.tflite", weights=table)
     """

@@ -40,7 +40,9 @@ def arena_bytes(path: FilePath, python: FilePath | None = None) -> int:
     It holds activations, buffers of kernels and what tflite-micro keeps of the graph, not the weights. Counted by
     tflite-micro's own interpreter while it runs the file once. Pointers take eight bytes here and four on most
     microcontrollers, so it is a little less there; kernels of a vendor may ask for other buffers.
+    path: of the file.
     python: an interpreter in whose environment `tflite-micro` is installed; this one by default.
+    Returns an int.
     ImportError where tflite-micro is not installed; ValueError, with its reason, for a file that it does not run; errors of
     reading as `verify` has them.
 

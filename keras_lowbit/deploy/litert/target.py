@@ -44,6 +44,7 @@ LIMITS: Mapping[str, type] = {
 class Target:
     """What a device takes. The keys of a target's JSON are these fields.
 
+    name: of the target, in reports and errors.
     about, sources: for people.   operators: LiteRT operator -> its limits.   left_out: operator -> why it is not among them,
     where one would look for it.   others: whether operators that are not listed are taken too, without limits.
     strict: whether export refuses what does not fit unless told otherwise.   floats: whether operations may run in float.

@@ -62,6 +62,7 @@ def lower(model: keras.Model, input_shapes: Any = None, overflow: str = overflow
     input_shapes: shapes without batch for inputs of variable size, a tuple or {input name: tuple}.
     overflow: what to do with codes beyond 127, as in `export_litert`; a UserWarning says what it altered. Another one names
     what only the graph rounds, which may be so in models that were not made by `quantize_model`.
+    Returns an `IntegerGraph`.
     Raises ValueError before calibration, for a value with no range, for ranges that are not 8 bits, and for a bias
     that does not fit int32.
 

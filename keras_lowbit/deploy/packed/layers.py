@@ -159,8 +159,9 @@ class PackedLayer(keras.layers.Layer):
 class PackedTernaryConv2D(PackedLayer):
     """A 2-D convolution on packed ternary (or clustered) weights. Input [batch, h, w, c_in], output [batch, h', w', c_out].
 
-    strides, padding ("valid" or "same"), dilation_rate: as in `keras.layers.Conv2D`. The rest as in `PackedLayer`; made by
-    `keras_lowbit.pack`.
+    Made by `keras_lowbit.pack`.
+    strides, padding, dilation_rate: as in `keras.layers.Conv2D`; padding is "valid" or "same".
+    layout: a `Layout`, or its fields as a dict.   The rest as in `PackedTernaryDense`.
 
     >>> packed = klb.pack(ternary)
     >>> type(packed.get_layer("pointwise")).__name__
@@ -213,7 +214,9 @@ class PackedTernaryConv2D(PackedLayer):
 class PackedTernaryDense(PackedLayer):
     """A dense layer on packed ternary (or clustered) weights. Input [..., inputs], output [..., units].
 
-    Arguments as in `PackedLayer`; made by `keras_lowbit.pack`.
+    Made by `keras_lowbit.pack`.
+    layout: a `Layout`, or its fields as a dict.   input_range, output_range: (scale, zero point) of int8 codes, None for float.
+    activation, use_bias: as in Keras.   output_quantizer: an activation range behind a fused activation.
 
     >>> packed = klb.pack(ternary)
     >>> type(packed.get_layer("kind")).__name__

@@ -26,6 +26,7 @@ _KERNEL_FILES = (convolution, data_movement, elementwise, float_subgraph, softma
 def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -> Any:
     """Outputs of the graph for a batch of inputs: one array, or a list where the graph has several outputs.
 
+    graph: from `lower`, or loaded.
     images: an array with the batch axis first; a dict by input name, or a list, where the graph has several
     inputs. Arrays of the input's integer type are codes; floating-point arrays are real numbers and are quantized by its
     scale (`round_half_away(x / scale) + zero_point`). Outputs are codes, or float32 after a float
@@ -33,6 +34,7 @@ def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -
     twice: run `weight_formats.as_written(graph, formats)` for it.
     litert: the release whose arithmetic is meant, "2.3" or "2.4", the installed one by default. From 2.4 on a few ties of mul,
     relu, relu6 and leaky_relu fall on the other side.   ValueError or TypeError, with values, for what does not fit.
+    Returns NumPy arrays.
 
     >>> klb.deploy.run_reference(graph, images[:4]).dtype
     dtype('int8')

@@ -47,6 +47,7 @@ def _step(graph: IntegerGraph, node: Node, keep: Keep) -> Step:
 class Runtime(tf.Module):
     """An integer graph on the compiled ops (plain TensorFlow where there are none): calling it is a `tf.function`.
 
+    graph: from `lower`, or loaded.   name: of the tf.Module.
     images: int8 codes or reals (quantized by the input's grid), batch first; a dict by input name, or a list, where the
     graph has several inputs. The result equals `run_reference(graph, images)` in every bit: a tensor, or a list. The weights
     stand packed in variables, small ones in the graph. ValueError or TypeError, with values, for inputs that do not fit.

@@ -27,8 +27,10 @@ BETWEEN_CODES = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class LayerParity:
-    """One stored tensor. max_steps: largest difference in steps of its last bit.   exact: share of equal elements.
+    """One stored tensor of a file, compared with Keras.
 
+    name: of the tensor.   elements: how many were compared.   max_steps: largest difference in steps of its last bit.
+    exact: share of equal elements.
     codes_equal: whether the file's weights and scales are the model's; None for a tensor without weights.
     op: the LiteRT operator that writes it.   delegated: whether XNNPACK runs that operator.
     snr_db: signal-to-noise ratio of the file's reals to Keras', see `OutputParity`; Keras' are clipped to the range first.

@@ -39,6 +39,7 @@ LARGEST_LOSS_DB, FINE_SNR_DB = 3.0, 30.0
 class Parity:
     """The verdict of `verify`; prints as a table by layer.
 
+    size_bytes: of the file.
     layers: each stored tensor against Keras on equal inputs.   reference: the file against the NumPy reference.
     delegate: which operators XNNPACK runs.   output_steps: how many output elements differ from Keras by 0, 1, 2, ...
     steps, end to end.   top1_agreement: share of samples on which file and Keras agree on the largest output, None for

@@ -64,6 +64,7 @@ def verify(
     first `layer_samples`: on the tensors of the NumPy reference if the file proved equal to it, else on those of the file.
     End to end on all of `data`, batch by batch, run on the XNNPACK delegate, as on a device.
 
+    model: quantized; it is not changed.   path: of the file.
     data: as for `calibrate`; labels that a data set gives are compared too.   labels: for data in arrays, class numbers,
     one-hot rows or reals, one for each sample; a list or dict for several outputs.   batch_size: for arrays.
     steps: batches to look at.   reference: the float model that `model` was made from, compared end to end.
@@ -71,6 +72,8 @@ def verify(
     none, for a model that has learnt something else since.
     signature: which one of a file of several, see `deploy.join_signatures`.
     verbose: 1 shows batches and layers that are done on a terminal, 0 nothing.
+    layer_samples, reference_samples: as above, 1 or more.
+    Returns a `Parity`: `ok`, `problems`, a row for each layer and the outputs end to end; `print` it.
     Raises FileNotFoundError or ValueError for a missing, damaged or foreign file, or one of another model; ValueError for
     numbers of samples below 1, `labels` that do not fit the outputs, and a reference of other outputs.
 
