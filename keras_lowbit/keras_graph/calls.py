@@ -390,10 +390,7 @@ def _nodes(model: Any) -> Iterator[Any]:
 
 
 def find_layers(model: Any, kind: type) -> list[Any]:
-    """Every layer of type `kind` inside `model`, nested models and sub-layers included, each once.
-
-    model: a Keras model or layer.   kind: a class of layers; its subclasses count.
-    Returns the layers in the order in which the model holds them.
+    """Returns every layer of the class `kind` inside `model`, nested models and sub-layers included, each once.
 
     >>> [layer.name for layer in klb.layers.find_layers(model, keras.layers.Conv2D)]
     ['first', 'pointwise']

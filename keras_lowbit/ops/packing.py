@@ -185,10 +185,9 @@ def pack_ternary(
 ) -> PackedWeights:
     """Packs ternary codes at two bits each, and the scales of their clusters.
 
-    codes: integers -1, 0 or 1, [kh, kw, c_in / groups, c_out] or [c_in, c_out].
+    codes: integers -1, 0 or 1, [kh, kw, c_in / groups, c_out] or [c_in, c_out].   groups: of the convolution.
     scales: integers 0..127, [clusters, c_out], [c_out] or a single one, broadcast, or [kh, kw, clusters, c_out]; None: all 1.
-    cluster_size: consecutive input channels that share a scale, all of them by default.   groups: of the convolution.
-    Returns a `PackedWeights`.
+    cluster_size: consecutive input channels that share a scale, all of them by default.   Returns a `PackedWeights`.
     Raises ValueError with the offending values for anything else, and where a sum could leave int32.
 
     >>> codes, scales = np.ones((3, 3, 8, 16), "int8"), np.full((2, 16), 5, "int8")
