@@ -16,6 +16,7 @@ def w4(bits: int = 4, *, first: int | None = 8, last: int | None = 8) -> Recipe:
     Its steps are functions of the library, in their order: `equalize`, `calibrate`, `correct_biases`, `reconstruct`,
     `distill`; ``keras-lowbit convert`` takes them.
     bits: of weights, one step per channel.   first, last: bits of the first and last weighted layer, None for `bits`.
+    Returns a `Recipe`.
 
     >>> print(str(klb.recipes.w4(first=None)).splitlines()[-1].strip())
     steps: equalize -> calibrate -> correct_biases -> reconstruct -> distill
