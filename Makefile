@@ -48,9 +48,10 @@ pytest: $(INSTALLED)
 	$(PYTEST) $(TRAINING)
 	$(PYTEST) tests $(addprefix --ignore=,$(TRAINING))
 
-# The tests of what reaches the compiled ops: nothing else in keras_lowbit imports them (tests/test_structure.py holds the order).
+# The tests of what reaches the compiled ops: nothing else in keras_lowbit imports them (tests/test_structure.py holds the list).
 pytest-ops: $(INSTALLED)
-	$(PYTEST) $(addprefix tests/,bench cli ops deploy/packed deploy/runtime test_fingerprint.py)
+	$(PYTEST) $(addprefix tests/,bench/test_kernels.py bench/test_runtime.py cli/test_doctor.py ops deploy/packed deploy/runtime \
+	  test_fingerprint.py)
 
 # The C++ kernels by themselves: CMake and a compiler, no Python, no TensorFlow. test-arm needs
 # g++-aarch64-linux-gnu and qemu-user-static.
@@ -105,11 +106,13 @@ $(OPS): $(INSTALLED) $(OP_SOURCES) keras_lowbit/ops/build.py
 ops: $(OPS)
 
 # Every warning and every reference without a target is an error. From the start each time: pages of new names would be missing,
-# those of former ones would stay. The libraries are not those of the tests: they come when asked for.
+# those of former ones would stay. The libraries are not those of the tests: they come when asked for. `make docs NOTEBOOKS=off`
+# shows the notebooks without what their cells give, and runs none: behind `make test`, which has run them all.
 DOCS := $(VENV)/.docs
+NOTEBOOKS ?= cache
 docs: $(DOCS)
 	rm -rf docs/reference/generated
-	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -D nb_execution_mode=$(NOTEBOOKS) -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 # Links inside the documentation are checked by `make docs` and tests/test_links.py. This asks the sites outside, so it needs a network

@@ -126,10 +126,10 @@ class Progress:
         self.total, self.done = total, 0
         self._bar = keras.utils.Progbar(total, verbose=int(bool(verbose) and seen), unit_name=unit)
 
-    def advance(self) -> None:
-        """One more is done; the line ends with the last."""
+    def advance(self, values: Mapping[str, float] | None = None) -> None:
+        """One more is done, with these values behind the bar; the line ends with the last."""
         self.done += 1
-        self._bar.update(self.done, finalize=self.done == self.total)
+        self._bar.update(self.done, list((values or {}).items()), finalize=self.done == self.total)
 
     def close(self) -> None:
         """No more will come."""

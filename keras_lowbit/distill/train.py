@@ -13,6 +13,7 @@ from keras import tree
 from keras_lowbit.arguments import check_flag, check_whole
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import reset_optimizer
+from keras_lowbit.data.batching import Progress
 from keras_lowbit.distill.config import DistillConfig
 from keras_lowbit.distill.distiller import Distiller
 from keras_lowbit.distill.source import Source, check_rereadable
@@ -70,7 +71,7 @@ def distill(
     to the same bits. A place that cannot be written is an OSError before the first epoch; a damaged file, or one of another
     model, a ValueError that leaves the student as it is.
     callbacks: Keras callbacks, of the `Distiller`; the run ends with the epoch in which one sets `stop_training`.
-    verbose: 1 a progress bar, 0 nothing.
+    verbose: 1 shows the steps that are done, with the means of their epoch, on a terminal or in a notebook, 0 nothing.
     epochs: passes over the data.   batch_size: for arrays.   seed: of the order of arrays.
     Returns the History: loss, agreement (share of samples with the teacher's top-1) and learning_rate of each epoch.
 
@@ -181,7 +182,7 @@ class _Means:
 
 
 class _Training:
-    """The loop of `distill`, for what `keras.Model.fit` cannot do; steps, callbacks and progress bar are Keras'.
+    """The loop of `distill`, for what `keras.Model.fit` cannot do; steps and callbacks are Keras'.
 
     `fit` does not measure the held-back loss before the first epoch, has no order of samples that depends on (seed, epoch)
     alone, counts a step whose loss is not finite into the means of its epoch, and cannot restore variables and optimizer
@@ -233,15 +234,16 @@ class _Training:
     def run(self, callbacks: Sequence[keras.callbacks.Callback], verbose: int | bool) -> keras.callbacks.History:
         """All epochs that are left."""
         history = keras.callbacks.History()
-        progress = keras.callbacks.CallbackList(
+        observers = keras.callbacks.CallbackList(
             [*callbacks, self.rates, history],
-            add_progbar=bool(verbose),
             model=self.distiller,
             verbose=int(verbose),
             epochs=self.epochs,
             steps=self.source.count,
         )
-        progress.on_train_begin()
+        count = self.source.count
+        bar = Progress(None if count is None else count * (self.epochs - self.first), "step", verbose)
+        observers.on_train_begin()
         for name, values in self.history.items():
             history.history[name] = list(values)
         history.epoch.extend(range(self.first))
@@ -250,15 +252,16 @@ class _Training:
             self.best = Snapshot.of(self.distiller.trainable_variables, self._validate()["val_loss"])
         self.distiller.stop_training = False
         for epoch in range(self.first, self.epochs):
-            logs = self._epoch(epoch, progress)
+            logs = self._epoch(epoch, observers, bar)
             self.history = history.history
             self._keep(epoch, float(logs.get("loss" if self.held_back is None else "val_loss", np.inf)))
             if self.distiller.stop_training:
                 break
+        bar.close()
         if self.held_back is not None:
             self.best.restore(self.distiller.trainable_variables)
             self._say_if_nothing_helped()
-        progress.on_train_end(logs)
+        observers.on_train_end(logs)
         return history
 
     def _say_if_nothing_helped(self) -> None:
@@ -281,22 +284,23 @@ class _Training:
             found = means.update(batch, len(tree.flatten(inputs)[0]))
         return {f"val_{name}": value for name, value in found.items()}
 
-    def _epoch(self, epoch: int, progress: keras.callbacks.CallbackList) -> dict[str, Any]:
-        progress.on_epoch_begin(epoch)
+    def _epoch(self, epoch: int, observers: keras.callbacks.CallbackList, bar: Progress) -> dict[str, Any]:
+        observers.on_epoch_begin(epoch)
         means = _Means()
         logs: dict[str, Any] = {}
         for step, (inputs, targets) in enumerate(self.source.epoch(epoch)):
-            progress.on_train_batch_begin(step)
+            observers.on_train_batch_begin(step)
             batch = self.distiller.train_on_batch(inputs, targets, return_dict=True)
             if np.isfinite(float(batch["loss"])):
                 logs = means.update(batch, len(tree.flatten(inputs)[0]))
             else:
                 self._restore(f"epoch {epoch + 1}, step {step + 1}")
-            progress.on_train_batch_end(step, logs)
+            observers.on_train_batch_end(step, logs)
+            bar.advance(logs)
         if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
             self._restore(f"epoch {epoch + 1}")
         logs = {**logs, **self._validate()}
-        progress.on_epoch_end(epoch, logs)
+        observers.on_epoch_end(epoch, logs)
         return logs
 
     def _restore(self, where: str) -> None:

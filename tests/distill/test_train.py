@@ -333,3 +333,16 @@ def test_snippet_runs_as_written(tmp_path, capsys):
     assert len(report.outcomes("quantized")) == 3
     assert len(history.history["loss"]) == 6
     assert "agreement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_line_counts_all_steps_where_a_person_looks_on(pair, step_by_step, terminal, monkeypatch, capsys):
+    teacher, student = pair
+    start_again(student)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    capsys.readouterr()
+    distilled(student, teacher, VECTORS, epochs=3, batch_size=16, verbose=1)
+    shown, steps = capsys.readouterr().out, 3 * -(-len(VECTORS) // 16)
+    assert (f"{steps}/{steps}" in shown) == terminal
+    assert ("agreement: " in shown) == terminal
+    assert shown.count("\n") == int(terminal)

@@ -263,23 +263,41 @@ def as_given(array: np.ndarray) -> np.ndarray:
 
 
 class Predictor:
-    """A model's outputs in inference, flattened: float32, integers of an integer output. It leaves no trace in the model."""
+    """A model's outputs in inference, flattened: float32, integers of an integer output. It leaves no trace in the model.
+
+    What many batches share is their shapes: for those of one of them a graph is made; batches of others run without one.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.batches = 0
-        self.function: Callable[..., Any] = lambda inputs: model(inputs, training=False)
+        self.traced: Callable[..., Any] | None = None
+        self.shapes: list[tuple[int, ...]] = []
 
     def __call__(self, batch: list[np.ndarray]) -> list[np.ndarray]:
         """For one batch of inputs in the model's order."""
-        self.batches += 1
-        if self.batches == _EAGER_BATCHES + 1:
-            self.function = _traced(self.function)
         structure = batch[0] if len(batch) == 1 else batch
         if is_graph_model(self.model) and self.model.built:
             structure = functional_of(self.model).input
-        outputs = self.function(keras.tree.pack_sequence_as(structure, batch))
+        outputs = self._function(batch)(keras.tree.pack_sequence_as(structure, batch))
         return [_as_real(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
+
+    def _function(self, batch: list[np.ndarray]) -> Callable[..., Any]:
+        eager, shapes = _Inference(self.model), [array.shape for array in batch]
+        self.batches += 1
+        if self.batches > _EAGER_BATCHES and self.traced is None:
+            self.traced, self.shapes = _traced(eager), shapes
+        return self.traced if self.traced is not None and shapes == self.shapes else eager
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Inference:
+    """A call of the model. An object, since TensorFlow warns of functions made in one place that are traced again and again."""
+
+    model: Any
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.model(inputs, training=False)
 
 
 def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -288,7 +306,7 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     import tensorflow as tf
 
-    return tf.function(function, reduce_retracing=True, autograph=False)
+    return tf.function(function, autograph=False)
 
 
 def _as_real(array: np.ndarray) -> np.ndarray:

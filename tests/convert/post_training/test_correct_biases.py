@@ -98,14 +98,14 @@ def test_what_leaves_a_relu_counts_not_what_enters_it(form):
     model.get_layer("d").bias.assign(np.full(4, -3.0))
     quantized, _ = klb.quantize_model(model, "int8", overrides={".*": klb.quantizers.Uniform(2)})
     rows = np.random.default_rng(2).normal(size=(4000, 16)).astype("float32") * 2
-    klb.calibrate(quantized, rows, verbose=0)
+    klb.calibrate(quantized, rows, batch_size=1000, verbose=0)
     wanted = outputs(model, rows)
     off = np.abs(outputs(quantized, rows).mean(0) - wanted.mean(0)).max()
     kernels = to_numpy(model.get_layer("d").kernel), to_numpy(quantized.get_layer("d").quantized_kernel())
     sums = [rows @ kernel for kernel in kernels]
     by_sums = np.maximum(sums[1] + (sums[0] - sums[1]).mean(0) - 3, 0)
     assert np.abs(by_sums.mean(0) - wanted.mean(0)).max() > 0.5 * off
-    corrected(quantized, model, rows, check=False)
+    corrected(quantized, model, rows, batch_size=1000, check=False)
     assert np.abs(outputs(quantized, rows).mean(0) - wanted.mean(0)).max() < 0.05 * off
 
 
