@@ -4,6 +4,7 @@ set(KLB_SOURCES
   core/cpu_features.cc
   core/packing.cc
   core/shapes.cc
+  cuda/plan.cc
   kernels/isa.cc
   kernels/depthwise/depthwise.cc
   kernels/depthwise/reference.cc
@@ -22,6 +23,9 @@ set(KLB_SOURCES
   layers/layer_cache.cc
   layers/max_pool.cc
   layers/padded_image.cc)
+
+# Of the CUDA compiler. No contraction there either.
+set(KLB_CUDA_FLAGS --expt-relaxed-constexpr -fmad=false)
 
 set(KLB_X86_ISAS avx2 avxvnni avx512vnni)
 set(KLB_FLAGS_avx2 -mavx2)

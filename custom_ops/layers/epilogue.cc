@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/finish.h"
 #include "core/requantize.h"
 
 namespace keras_lowbit {
@@ -41,21 +42,6 @@ bool IsFastResidual(const ResidualAdd& add) {
           add.first_multiplier >= 0 && add.second_multiplier >= 0 && add.output_multiplier >= 0);
 }
 
-int8_t AddResidual(const ResidualAdd& add, int32_t code, int32_t zero_point, int32_t other) {
-  const int32_t first = ToAddGrid(code, zero_point, add.first_multiplier, add.first_shift);
-  const int32_t second = ToAddGrid(other, add.zero_point, add.second_multiplier, add.second_shift);
-  const int32_t sum = MultiplyByQuantizedMultiplier(WrapAdd(first, second), add.output_multiplier, add.output_shift);
-  return ToCode(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
-}
-
-int8_t Requantized(const Requantize& requantize, int32_t total, int64_t channel) {
-  const int32_t scaled =
-      requantize.factor != nullptr
-          ? MultiplyByDouble(total, requantize.factor[channel])
-          : MultiplyByQuantizedMultiplier(total, requantize.multiplier[channel], requantize.shift[channel]);
-  return ToCode(scaled, requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
-}
-
 // The residual may lie where the output goes: nothing is written there but the result, and that at once.
 void ApplyInt8(const PreparedEpilogue& prepared, const int32_t* totals, int64_t position, int64_t channel,
                int64_t channels) {
@@ -63,7 +49,7 @@ void ApplyInt8(const PreparedEpilogue& prepared, const int32_t* totals, int64_t 
   const ResidualAdd& add = prepared.definition->residual;
   int8_t* y = static_cast<int8_t*>(prepared.output) + position;
   for (int64_t c = 0; c < channels; ++c) {
-    const int8_t code = Requantized(requantize, totals[c], channel + c);
+    const int8_t code = Requantized(requantize, FactorOf(requantize, channel + c), totals[c]);
     y[c] = prepared.has_residual ? AddResidual(add, code, requantize.zero_point, add.codes[position + c]) : code;
   }
 }
@@ -73,8 +59,7 @@ void ApplyFloat(const PreparedEpilogue& prepared, const int32_t* totals, int64_t
   const Epilogue& epilogue = *prepared.definition;
   float* y = static_cast<float*>(prepared.output) + position;
   for (int64_t c = 0; c < channels; ++c) {
-    const float scaled = static_cast<float>(totals[c]) * epilogue.float_scale[channel + c];
-    y[c] = std::min(std::max(scaled, epilogue.float_min), epilogue.float_max);
+    y[c] = Rescaled(epilogue, totals[c], epilogue.float_scale[channel + c]);
   }
 }
 

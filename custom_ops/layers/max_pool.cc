@@ -8,6 +8,7 @@
 
 #include "core/per_thread.h"
 #include "layers/layers.h"
+#include "layers/max_pool.h"
 #include "layers/scratch.h"
 
 namespace keras_lowbit {
@@ -68,6 +69,8 @@ void RunRows(const Pool& pool, int64_t begin, int64_t end) {
   }
 }
 
+}  // namespace
+
 Status CheckPool(const ConvShape& shape, int32_t padding_code, int32_t clamp_min, int32_t clamp_max) {
   KLB_RETURN_IF_ERROR(CheckConv(shape));
   if (shape.in_channels != shape.out_channels || shape.groups != 1 || shape.dilation_height != 1 ||
@@ -83,8 +86,6 @@ Status CheckPool(const ConvShape& shape, int32_t padding_code, int32_t clamp_min
   return Status::Error("a pool's clamp runs from " + std::to_string(clamp_min) + " down to " +
                        std::to_string(clamp_max) + "; expected the lower code first");
 }
-
-}  // namespace
 
 Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t clamp_min,
                  int32_t clamp_max, int8_t* output, const ParallelFor& parallel) {

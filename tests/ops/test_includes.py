@@ -11,15 +11,15 @@ from keras_lowbit.ops.library import OP_NAMES
 from tests.support.process import ROOT
 
 CUSTOM_OPS = ROOT / "custom_ops"
-BELOW = {"core": [], "kernels": ["core"], "layers": ["core", "kernels"]}
-ON_TOP = {name: list(BELOW) for name in ("tf", "test", "bench")}  # no one includes these
+BELOW = {"core": [], "kernels": ["core"], "layers": ["core", "kernels"], "cuda": ["core", "layers"]}
+ON_TOP = {name: list(BELOW) for name in ("tf", "bench")} | {"test": [*BELOW, "bench"]}  # no one else includes these
 INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 def include_violations(folder: Path) -> list[str]:
     """ "file:line: what is wrong" for includes from above, and for those that are not in this folder."""
     found = []
-    for path in sorted(path for kind in ("*.h", "*.cc", "*.inc") for path in folder.rglob(kind)):
+    for path in sorted(path for kind in ("*.h", "*.cc", "*.cu", "*.inc") for path in folder.rglob(kind)):
         name = path.relative_to(folder).as_posix()
         own = name.split("/")[0]
         if own not in BELOW | ON_TOP:
