@@ -2,14 +2,15 @@
 #include "bench/machine.h"
 #include "core/export.h"
 
-// Products of vpdpbusd, and float32 fused multiply-adds, in 10**9 a second on one thread; 0 where there is no
-// AVX512-VNNI.
-KLB_EXPORT double KerasLowbitPeakGmacs() {
-  return keras_lowbit::bench::HasPeak() ? keras_lowbit::bench::PeakGmacs() : 0;
+// Products of int8 codes in 10**9 a second on one thread, by the fastest instruction of this CPU, whose name goes to
+// `instruction`; 0 where none is known.
+KLB_EXPORT double KerasLowbitPeakGmacs(const char** instruction) {
+  const keras_lowbit::bench::Peak peak = keras_lowbit::bench::BestInt8Peak();
+  *instruction = peak.instruction;
+  return peak.gmacs;
 }
-KLB_EXPORT double KerasLowbitPeakFloatGmacs() {
-  return keras_lowbit::bench::HasPeak() ? keras_lowbit::bench::PeakFloatGmacs() : 0;
-}
+// Float32 fused multiply-adds, the same.
+KLB_EXPORT double KerasLowbitPeakFloatGmacs() { return keras_lowbit::bench::PeakFloatGmacs(); }
 
 // GB a second of reading so many bytes on one thread; 0 where there is no memory for them.
 KLB_EXPORT double KerasLowbitReadGigabytes(int64_t bytes) {

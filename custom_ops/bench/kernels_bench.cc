@@ -130,7 +130,8 @@ int main(int argc, char** argv) {
   const keras_lowbit::Status status = keras_lowbit::ActiveKernel(&isa);
   std::printf("kernel %s; GMAC/s: best (median) of %d rounds\n", (status.ok() ? isa : status.message()).c_str(),
               rounds);
-  if (HasPeak()) std::printf("vpdpbusd peak %.0f GMAC/s\n", PeakGmacs());
+  const Peak peak = BestInt8Peak();
+  std::printf("%s reaches %.0f GMAC/s\n", peak.instruction, peak.gmacs);
   std::printf("reads %.0f GB/s from 256 MB, %.0f GB/s from 4 MB\n", ReadGigabytes(256 << 20), ReadGigabytes(4 << 20));
   MeasureAll("ResNet-50", ResNet50(), filter, rounds);
   MeasureAll("MobileNetV2", MobileNetV2(), filter, rounds);

@@ -5,7 +5,8 @@
 Same shapes, one thread, interleaved repeats. Every layer runs on the ternary op (2-bit weights, int8 out), on our int8
 op, as TensorFlow's float32 Conv2D or MatMul, and as an int8 .tflite file on XNNPACK. The last columns set the
 ternary op beside this machine's ceilings, which loops in the compiled library measure between the layers: products
-against `vpdpbusd`, weight bytes against memory. `--isa x86_avx2` times our two ops on that ISA target as well.
+against the fastest int8 instruction of the CPU, whoever uses it, weight bytes against memory. `--isa x86_avx2` times our
+two ops on that ISA target as well.
 """
 
 import dataclasses
@@ -225,6 +226,7 @@ def _roofline(row: dict[str, Any], ceilings: Any) -> dict[str, Any]:
     return {
         "ternary_gmacs": round(gmacs, 2),
         "peak_gmacs": peak and round(peak, 1),
+        "peak_instruction": ceilings and ceilings.instruction,
         "peak_float_gmacs": ceilings and ceilings.floats and round(ceilings.floats, 1),
         "ternary_weight_gbs": round(reads, 2),
         "bandwidth_gbs": ceilings and round(ceilings.reads, 1),
@@ -247,6 +249,7 @@ def measure(
     rows = [_row(shape, repeats, milliseconds, others) for shape in shapes]
     about = {**machine(), "tensorflow": tf.__version__, "kernel": ops.active_kernel(), "threads": 1, "repeats": repeats}
     about["op_microseconds"] = op_microseconds(repeats)
+    about["peak_instruction"] = rows[0]["peak_instruction"]
     for name in ("peak_gmacs", "peak_float_gmacs", "bandwidth_gbs"):
         found = [row[name] for row in rows if row[name] is not None]
         about[name] = round(float(np.median(found)), 1) if found else None
@@ -296,12 +299,13 @@ def markdown(report: dict[str, Any]) -> str:
     peaks = "none (no compiled library)"
     if about["peak_gmacs"] is not None:
         peaks = (
-            f"{about['peak_gmacs']} GMAC/s of vpdpbusd, {about['peak_float_gmacs']} of float32, memory "
+            f"{about['peak_gmacs']} GMAC/s of {about['peak_instruction']}, {about['peak_float_gmacs']} of float32, memory "
             f"{about['bandwidth_gbs']} GB/s"
         )
     conditions = (
         f"{about['cpu']}, {about['cores']} cores, one thread, ISA target {about['kernel']}, TensorFlow {about['tensorflow']}, "
-        f"ai-edge-litert {about['ai-edge-litert']}; ceilings: {peaks}; an op that does nothing takes "
+        f"ai-edge-litert {about['ai-edge-litert']} (can use {about['litert_instructions']}); ceilings: {peaks}; an op that "
+        f"does nothing takes "
         f"{about['op_microseconds']} us in a graph."
     )
     return "\n".join([heads, *lines, "", conditions])

@@ -138,7 +138,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         about = prepare(model, folder)
         times = interleaved_workers(runs_of, threads, repeats, milliseconds, folder=folder, layers=shapes)
-    about = {**machine(), "tensorflow": tf.__version__, "repeats": repeats, "model": model.name, **about}
+    about = {**machine(), "tensorflow": tf.__version__, "repeats": repeats, "model": model.name, **about, **_ceiling()}
     first = threads[0]
     scaled = ["runtime", *(str(shape) for shape in shapes)]
     return {
@@ -150,6 +150,15 @@ def measure(
             for name in scaled
         ],
     }
+
+
+def _ceiling() -> dict[str, Any]:
+    """int8 products of one thread at most, and by which instruction; None without the library."""
+    from keras_lowbit import ops
+
+    found = ops.ceilings()
+    gmacs = found and found.products and round(found.products, 1)
+    return {"peak_gmacs": gmacs, "peak_instruction": found and found.instruction}
 
 
 def _row(times: dict[tuple[int, str], np.ndarray], threads: int) -> dict[str, Any]:
@@ -178,8 +187,20 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "| | threads | x one thread |", "|---|---|---|"]
     for row in report["scaling"]:
         lines.append(f"| {row['what']} | {row['threads']} | {'{:.2f} ({:.2f} to {:.2f})'.format(*row['times'])} |")
-    lines += ["", f"{about['model']}, {about['cpu']}, {about['cores']} cores, ISA target {about['kernel']}."]
+    lines += [
+        "",
+        f"{about['model']}, {about['cpu']}, {about['cores']} cores, ISA target {about['kernel']}; {_peer(about)}.",
+    ]
     return "\n".join(lines)
+
+
+def _peer(about: dict[str, Any]) -> str:
+    """What LiteRT can use, and this machine's ceiling for int8 products where the library measured it."""
+    peak = (
+        about["peak_gmacs"]
+        and f", of which one thread reaches {about['peak_gmacs']} GMAC/s of {about['peak_instruction']}"
+    )
+    return f"LiteRT {about['ai-edge-litert']} can use {about['litert_instructions']}{peak or ''}"
 
 
 def run(values: Any) -> int:

@@ -177,14 +177,16 @@ def active_kernel() -> str:
 
 
 class Ceilings(NamedTuple):
-    """What one thread of this machine can do at most, measured now; None where the CPU lacks the instruction.
+    """What one thread of this machine can do at most, measured now; None where no loop is known for the CPU.
 
-    products, floats: 10**9 products of `vpdpbusd`, and float32 fused multiply-adds, a second.   reads: GB a second of 256 MB.
+    products, floats: 10**9 products of int8 codes, and float32 fused multiply-adds, a second.   reads: GB a second of 256 MB.
+    instruction: the fastest that multiplies int8 codes here, which `products` is of.
     """
 
     products: float | None
     floats: float | None
     reads: float
+    instruction: str
 
 
 def ceilings() -> Ceilings | None:
@@ -198,11 +200,15 @@ def ceilings() -> Ceilings | None:
     found = loaded_or_none()
     if found is None:
         return None
-    products, floats = found.handle.KerasLowbitPeakGmacs(), found.handle.KerasLowbitPeakFloatGmacs()
+    instruction = ctypes.c_char_p()
+    products, floats = (
+        found.handle.KerasLowbitPeakGmacs(ctypes.byref(instruction)),
+        found.handle.KerasLowbitPeakFloatGmacs(),
+    )
     reads = found.handle.KerasLowbitReadGigabytes(256 << 20)
     if not reads:
         raise MemoryError("no 256 MB of memory whose reading could be timed: free some")
-    return Ceilings(products or None, floats or None, reads)
+    return Ceilings(products or None, floats or None, reads, _text(instruction.value or b""))
 
 
 @contextlib.contextmanager
@@ -309,6 +315,7 @@ def _declare(handle: ctypes.CDLL) -> None:
     for function in NUMBERS:
         getattr(handle, f"KerasLowbit{function}").restype = ctypes.c_double
     handle.KerasLowbitForceKernel.argtypes = [ctypes.c_char_p]
+    handle.KerasLowbitPeakGmacs.argtypes = [ctypes.POINTER(ctypes.c_char_p)]
     handle.KerasLowbitReadGigabytes.argtypes = [ctypes.c_int64]
 
 

@@ -29,12 +29,15 @@ def test_a_report_holds_its_conditions(shape):
     assert row["macs"] == shape.macs
     assert row["ternary_gmacs"] == pytest.approx(shape.macs / row["ternary_ms"] / 1e6, rel=0.01, abs=0.01)
     ceilings = row["peak_gmacs"], row["peak_float_gmacs"], row["bandwidth_gbs"]
-    if report["machine"]["kernel"] == "x86_avx512vnni":
+    text, about = kernels.markdown(report), report["machine"]
+    assert f"can use {about['litert_instructions']}" in text
+    if about["kernel"] == "x86_avx512vnni":
+        assert f"{about['peak_gmacs']} GMAC/s of {about['peak_instruction']}" in text
         assert row["share_of_peak"] == pytest.approx(row["ternary_gmacs"] / ceilings[0], abs=0.002)
         assert row["share_of_bandwidth"] == pytest.approx(row["ternary_weight_gbs"] / ceilings[2], abs=0.002)
         assert ceilings[1] < ceilings[0]
     assert set(report["means"]["n"]) == {"int8", "tf_float32", "litert_int8"}
-    assert report["machine"]["kernel"] in kernels.markdown(report)
+    assert about["kernel"] in text
 
 
 def test_other_isa_targets_have_their_own_ratio():
