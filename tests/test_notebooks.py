@@ -3,8 +3,12 @@
 They are executed here, one after the other in one process: importing TensorFlow takes as long as most of them.
 """
 
+import importlib.util
 import json
 import linecache
+import subprocess
+import sys
+import time
 
 import matplotlib as mpl
 import pytest
@@ -44,19 +48,40 @@ def test_all_install_the_library_in_the_same_way():
     assert len({"".join(cells(path)[0]["source"]) for path in NOTEBOOKS}) == 1
 
 
+@pytest.mark.parametrize("beside", ["keras_lowbit-1.0-py3-none-any.whl", "keras_lowbit/setup.cfg", None])
+def test_the_first_cell_installs_what_lies_beside_the_notebook(beside, tmp_path, monkeypatch):
+    """As on Colab, where the library is not there yet: a wheel, or a clone; else it says what to do."""
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda words, check: started.append(words))
+    first = "".join(cells(NOTEBOOKS[0])[0]["source"])
+    if beside is None:
+        with pytest.raises(FileNotFoundError, match="Upload one, then run this cell again"):
+            exec(first, {})
+        return
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).touch()
+    exec(first, {})
+    given = tmp_path / (beside if beside.endswith(".whl") else "keras_lowbit")
+    assert started == [[sys.executable, "-m", "pip", "install", "--quiet", f"{given}[demo]"]]
+
+
 @pytest.mark.slow(15)
 @pytest.mark.filterwarnings("ignore:.*(did not help|no epoch was better):UserWarning")  # few data
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs_and_every_file_is_the_model(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_LOWBIT_SMALL", "1")
+    begun = time.process_time()
     names = run(path)
+    assert time.process_time() - begun < 120  # what the notebooks promise: two minutes
     if path.stem in ("01_quantize_a_model", "03_fat_on_mobilenet", "06_export_to_a_phone"):
         assert names["parity"].ok
-    least = {"02_the_four_methods": 0.9, "04_four_bits_and_below": 0.5}.get(path.stem)  # a tenth by chance
+    least = {"02_the_four_methods": 0.9, "04_four_bits_and_below": 0.75}.get(path.stem)  # a tenth by chance
     if least is not None:
         assert len(names["results"]) >= 4
         assert {name for name, (_, _, verified) in names["results"].items() if not verified} == set()
         assert {name for name, (accuracy, _, _) in names["results"].items() if accuracy < least} == set()
     if path.stem == "04_four_bits_and_below":  # what its last part says
-        assert names["results"]["ternary, two layers at 8 bits"][0] > names["results"]["ternary, TWN"][0] + 0.1
+        assert names["results"]["ternary, two layers at 8 bits"][0] > names["results"]["ternary, TWN"][0] + 0.03
