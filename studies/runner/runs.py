@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "held_out": 5000,  # the last of the training images: never trained on, and what choices are made by
 }
 # What a method may say.
-METHOD = ("recipe", "dfp", "kernel", "schedule", "activations", "stages", "teacher", "prune")
+METHOD = ("recipe", "dfp", "kernel", "schedule", "activations", "stages", "teacher", "prune", "settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Run:
 def read_runs(path: Path) -> list[Run]:
     """The runs of a list, in the order in which they are to be made.
 
-    The file: ``settings`` (what differs from `DEFAULTS`), ``methods`` (name -> what it is), ``blocks``: each has ``seeds``
-    and ``runs``, pairs (method, epochs). Seed by seed: every seed of a block is a complete comparison before the next one
-    begins. A run that an earlier block has is made once.
+    The file: ``purpose``, ``settings`` (what differs from `DEFAULTS`), ``methods`` (name -> what it is; with ``settings`` of
+    its own where it differs), ``blocks``: each has ``seeds`` and ``runs``, pairs (method, epochs). Seed by seed: every seed
+    of a block is a complete comparison before the next one begins. A run that an earlier block has is made once.
     """
     content = json.loads(path.read_text())
     settings = DEFAULTS | _known(path, "settings", content.get("settings", {}), DEFAULTS)
@@ -83,7 +83,9 @@ def read_runs(path: Path) -> list[Run]:
             for method, epochs in block["runs"]:
                 if method not in methods:
                     raise ValueError(f"{path} asks for the method {method!r}; it defines {', '.join(methods)}.")
-                run = Run(path.stem, method, epochs, seed, methods[method], settings)
+                what = dict(methods[method])
+                own = _known(path, method, what.pop("settings", {}), DEFAULTS)
+                run = Run(path.stem, method, epochs, seed, what, settings | own)
                 _check_stages(path, run)
                 found.setdefault(run.name, run)
     return list(found.values())
