@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "kernels/simd/x86_amx.h"
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -49,6 +51,17 @@ inline double BestGmacs(int products_of_round, void (*loop)(int rounds)) {
   inline double function() { return BestGmacs(12 * (products), function##Loop); }
 
 #if defined(__x86_64__)
+// Four products of tiles, each with totals of its own.
+__attribute__((noinline)) inline void TileLoop(int rounds) {
+  alignas(kAlignment) static const int8_t bytes[kMaxTileRows * kMaxTileRowBytes] = {1, 2, 3};
+  AmxTiles tiles(WholeTiles());
+  tiles.Load<0>(bytes, 64), tiles.Load<1>(bytes, 64), tiles.Load<2>(bytes, 64), tiles.Load<3>(bytes, 64);
+  tiles.Load<4>(bytes, 64), tiles.Load<5>(bytes, 64), tiles.Load<6>(bytes, 64), tiles.Load<7>(bytes, 64);
+  for (int round = 0; round < rounds; ++round) {
+    tiles.Dot<0, 4, 6>(), tiles.Dot<1, 4, 7>(), tiles.Dot<2, 5, 6>(), tiles.Dot<3, 5, 7>();
+  }
+}
+inline double TileGmacs() { return BestGmacs(4 * 16 * 16 * 64, TileLoop); }
 // vpdpbusd as text: compilers move the sums of the intrinsic about, and older ones have no name for that of AVX-VNNI.
 KLB_PEAK(Avx512VnniGmacs, "avx512f,avx512vnni", 64, __m512i, _mm512_set1_epi8(3), "+v",
          asm("vpdpbusd %1, %1, %0" : "+v"(sum[i]) : "v"(x)))
@@ -59,6 +72,8 @@ KLB_PEAK(Avx2Gmacs, "avx2", 32, __m256i, _mm256_set1_epi8(3), "+x",
 KLB_PEAK(Avx512FloatGmacs, "avx512f", 16, __m512, _mm512_set1_ps(0.5f), "+v", sum[i] = _mm512_fmadd_ps(x, x, sum[i]))
 KLB_PEAK(Avx2FloatGmacs, "avx2,fma", 8, __m256, _mm256_set1_ps(0.5f), "+x", sum[i] = _mm256_fmadd_ps(x, x, sum[i]))
 #elif defined(__aarch64__)
+KLB_PEAK(I8mmGmacs, "arch=armv8.2-a+dotprod+i8mm", 32, int32x4_t, vdupq_n_s32(3), "+w",
+         asm("smmla %0.4s, %1.16b, %1.16b" : "+w"(sum[i]) : "w"(x)))
 KLB_PEAK(DotprodGmacs, "arch=armv8.2-a+dotprod", 16, int32x4_t, vdupq_n_s32(3), "+w",
          asm("sdot %0.4s, %1.16b, %1.16b" : "+w"(sum[i]) : "w"(x)))
 KLB_PEAK(NeonGmacs, "arch=armv8-a", 8, int32x4_t, vdupq_n_s32(3), "+w",
@@ -83,10 +98,12 @@ inline Peak BestInt8Peak() {
   };
   [[maybe_unused]] const CpuFeatures& cpu = Cpu();
 #if defined(__x86_64__)
+  offer(cpu.amx_int8, "AMX tdpbssd", TileGmacs);
   offer(cpu.avx512_vnni, "AVX512-VNNI vpdpbusd", Avx512VnniGmacs);
   offer(cpu.avx_vnni, "AVX-VNNI vpdpbusd", AvxVnniGmacs);
   offer(cpu.avx2, "AVX2 vpmaddubsw", Avx2Gmacs);
 #elif defined(__aarch64__)
+  offer(cpu.i8mm, "smmla", I8mmGmacs);
   offer(cpu.dotprod, "sdot", DotprodGmacs);
   offer(cpu.neon, "smull and sadalp", NeonGmacs);
 #endif

@@ -7,8 +7,10 @@ struct CpuFeatures {
   bool avx2 = false;
   bool avx_vnni = false;     // AVX-VNNI, 256 bits, with AVX2
   bool avx512_vnni = false;  // AVX512 F, BW, DQ, VL and VNNI
+  bool amx_int8 = false;     // AMX tiles of int8, and this process may use them
   bool neon = false;         // every 64-bit Arm
   bool dotprod = false;      // Armv8.2 sdot
+  bool i8mm = false;         // Armv8.6 smmla
 };
 
 const CpuFeatures& Cpu();

@@ -91,14 +91,16 @@ Status ForceKernel(const std::string& name) {
 std::vector<std::string> AvailableKernels() {
   std::vector<std::string> names;
   for (const IsaInfo& info : kIsas) {
-    if (info.supported()) names.push_back(info.name);
+    if (info.supported() && info.isa <= Isa::reference) names.push_back(info.name);
   }
   return names;
 }
 
 std::vector<KernelInfo> CompiledKernels() {
   std::vector<KernelInfo> infos;
-  for (const IsaInfo& info : kIsas) infos.push_back({info.name, info.needs, info.supported()});
+  for (const IsaInfo& info : kIsas) {
+    infos.push_back({info.name, info.needs, info.supported(), info.isa > Isa::reference});
+  }
   return infos;
 }
 

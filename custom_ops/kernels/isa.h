@@ -25,14 +25,15 @@ Status ActiveKernel(std::string* name);
 // Chooses the target by name; an empty name returns to the environment's choice.
 Status ForceKernel(const std::string& name);
 
-// Names of the targets that this CPU runs, best first: "x86_avx512vnni", "x86_avx2", "arm_dotprod", "arm_neon",
-// "reference".
+// Names of the targets that this CPU runs, best first, without those that emulate a machine: "x86_amx",
+// "x86_avx512vnni", "x86_avxvnni", "x86_avx2", "arm_i8mm", "arm_dotprod", "arm_neon", "reference".
 std::vector<std::string> AvailableKernels();
 
 // All targets compiled into this library, with the CPU features each needs: for `doctor`.
 struct KernelInfo {
   std::string name, needs;
   bool supported;
+  bool emulates;  // another machine, for tests: runs only when asked for by name
 };
 std::vector<KernelInfo> CompiledKernels();
 

@@ -10,6 +10,7 @@
 
 #include "core/per_thread.h"
 #include "layers/conv2d_plan.h"
+#include "layers/conv2d_tiles.h"
 #include "layers/epilogue.h"
 #include "layers/indirection.h"
 #include "layers/layers.h"
@@ -22,16 +23,6 @@ namespace {
 constexpr int64_t kNarrowChannels = 32, kFewPixelsNarrow = 12;
 // What a thread does in a nanosecond, about: for ParallelFor's parts.
 constexpr int64_t kProductsPerNanosecond = 100;
-
-// What one group of one call reads and writes.
-struct GroupData {
-  ImageView image;
-  const uint8_t* codes = nullptr;
-  const int8_t* scales = nullptr;
-  const ChannelBlock* constants = nullptr;
-  const PreparedEpilogue* epilogue = nullptr;
-  int64_t first_channel = 0;  // of the group, in the output
-};
 
 // One block of ternary codes as int8 weights, [tap][k_block][kInt8BlockBytes]: taps outermost, clusters inside.
 void UnpackBlock(const ConvPlan& plan, const uint8_t* codes, const int8_t* scales, int8_t* weights) {
@@ -54,12 +45,6 @@ void UnpackBlock(const ConvPlan& plan, const uint8_t* codes, const int8_t* scale
 struct TaskScratch {
   Scratch rows, filled, weights;
 };
-
-const int8_t* BlockScales(const ConvPlan& plan, const GroupData& data, int64_t block) {
-  if (data.scales == nullptr) return nullptr;
-  const int64_t factors = plan.sizes.clusters * (plan.image.clusters.scales_per_tap ? plan.shape.taps() : 1);
-  return data.scales + block * factors * kBlockChannels;
-}
 
 // A place in the grid.
 struct Task {
@@ -85,8 +70,7 @@ Path BlockPath(const ConvPlan& plan, const GroupData& data, int64_t block) {
 
 // The weights of a block as the kernel wants them.
 const void* BlockWeights(const ConvPlan& plan, const GroupData& data, int64_t block, Scratch* scratch) {
-  const bool int8 = plan.kernel.path == Path::kInt8;
-  const uint8_t* codes = data.codes + block * plan.sizes.k_blocks * (int8 ? kInt8BlockBytes : kTernaryBlockBytes);
+  const uint8_t* codes = BlockCodes(plan, data, block);
   if (BlockPath(plan, data, block) != Path::kTernaryUnpacked) return codes;
   auto* weights = scratch->Get<int8_t>(plan.sizes.k_blocks * kInt8BlockBytes);
   UnpackBlock(plan, codes, BlockScales(plan, data, block), weights);
@@ -204,13 +188,18 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
   CallScratch scratch;
   for (int64_t group = 0; group < shape.groups; ++group) {
     GroupData data;
-    data.image = ImageOf(plan, group, input, input_zero_point, &scratch, parallel);
     data.codes = static_cast<const uint8_t*>(weights.codes) + group * (plan.sizes.codes_bytes_total / shape.groups);
     if (weights.scales != nullptr)
       data.scales = weights.scales + group * (plan.sizes.scales_bytes_total / shape.groups);
     data.constants = constants->blocks.data() + group * plan.sizes.oc_blocks;
     data.epilogue = &prepared;
     data.first_channel = group * plan.channels;
+    if (plan.kernel.path == Path::kTiles) {
+      const int8_t* pixels = input + group * (shape.in_channels / shape.groups);
+      RunTiles(plan, data, pixels, input_zero_point, &scratch.image, parallel);
+      continue;
+    }
+    data.image = ImageOf(plan, group, input, input_zero_point, &scratch, parallel);
     RunGrid(plan, data, parallel);
   }
   return Status();

@@ -19,6 +19,8 @@ constexpr int64_t kSpanEntries = 32768;  // of the tables of a span
 constexpr int64_t kSharedTasks = 16, kFewestPixels = 24;
 // A bordered copy may be twice the image, and for a small image so many pixels more.
 constexpr int64_t kSmallImage = 65536;
+// A copy for tiles has at most so many times the pixels of input and output, and a plan lists so many taps.
+constexpr int64_t kMostCopied = 2, kMostTileTaps = 4096;
 
 Path PathOf(const ConvShape& shape, const PackedWeights& weights) {
   if (weights.layout == WeightLayout::kInt8) return Path::kInt8;
@@ -34,6 +36,33 @@ KernelChoice ChooseKernel(Isa isa, const ConvShape& shape, const PackedWeights& 
   const bool as_int8 = path == Path::kInt8 || (path == Path::kTernaryUnpacked && weights.scales != nullptr);
   if (as_int8) return {path, int8.run, ternary, int8.activation_offset};
   return {path, ternary.run_unpacked, ternary, ternary.activation_offset};
+}
+
+ClusterArgs ClustersOf(const WeightSizes& sizes, const PackedWeights& weights) {
+  return {sizes.clusters, sizes.cluster_k_blocks, sizes.last_k_blocks, nullptr, weights.scales_per_tap};
+}
+
+// Whether tiles of so many positions pay: they multiply those between rows too, and depths and channels that are not
+// full.
+bool IsWorthTiles(const ConvPlan& plan, const TileSizes& sizes) {
+  const auto up = [](int64_t a, int64_t b) { return 1.0 * ((a + b - 1) / b * b); };
+  const ConvShape& s = plan.shape;
+  const double depth = up(plan.sizes.tap_k_blocks, kTileKBlocks) * kKBlock;
+  const double tiles = std::max<double>(sizes.positions, kTilePositions) * depth * up(plan.channels, kFieldChannels);
+  const double own = 1.0 * s.out_pixels() * (s.in_channels / s.groups) * plan.channels;
+  const double pixels = 1.0 * s.out_pixels() + 1.0 * s.batch * s.in_height * s.in_width + kSmallImage;
+  return tiles <= plan.kernel.tiles.most_products * own && sizes.copied <= kMostCopied * pixels;
+}
+
+// Whether the layer runs on matrix tiles, with the plan for it.
+bool ChooseTiles(ConvPlan* plan, const PackedWeights& weights) {
+  const TileBlockKernel& kernel = plan->kernel.tiles;
+  if (kernel.run == nullptr || plan->shape.out_pixels() < kernel.fewest_pixels) return false;
+  if (plan->shape.taps() > kMostTileTaps) return false;
+  if (!IsWorthTiles(*plan, PlanTileAxes(plan->shape, &plan->tiles))) return false;
+  PlanTileImage(plan->shape, weights, plan->sizes, &plan->tiles);
+  plan->kernel.path = Path::kTiles;
+  return true;
 }
 
 // Whether a pixel's channels can be read where they are: every cluster starts at, and ends on, a multiple of 4.
@@ -73,7 +102,7 @@ ImagePlan PlanImage(const ConvShape& shape, const WeightSizes& sizes, const Pack
   ImagePlan plan;
   plan.view = shape;
   plan.k_blocks = sizes.tap_k_blocks;
-  plan.clusters = {sizes.clusters, sizes.cluster_k_blocks, sizes.last_k_blocks, nullptr, weights.scales_per_tap};
+  plan.clusters = ClustersOf(sizes, weights);
   plan.copies = !IsReadInPlace(shape, sizes);
   if (!plan.copies) return plan;
   plan.copy = CopyOf(shape, sizes, weights);
@@ -106,6 +135,10 @@ ConvPlan PlanConv(Isa isa, const ConvShape& shape, const PackedWeights& weights,
   plan.shape = shape;
   plan.sizes = WeightSizesOf(shape, weights);
   plan.channels = shape.out_channels / shape.groups;
+  plan.is_ternary = weights.layout == WeightLayout::kTernary2Bit;
+  plan.clusters = ClustersOf(plan.sizes, weights);
+  plan.kernel.tiles = SelectTileBlock(isa);
+  if (ChooseTiles(&plan, weights)) return plan;
   plan.kernel = ChooseKernel(isa, shape, weights);
   plan.image = PlanImage(shape, plan.sizes, weights, plan.kernel.path);
   plan.grid = MakeGrid(shape.out_pixels(), plan.image.view.taps(), plan.sizes.oc_blocks, shared);

@@ -22,12 +22,6 @@ void CopyColours(const int8_t* input, int64_t pixels, int8_t* copy) {
   std::memcpy(copy, &word, 4);
 }
 
-void CopyPixel(const PaddedImage& image, const int8_t* input, int8_t* copy) {
-  for (int64_t c = 0; c < image.channels; c += image.cluster_channels, copy += image.cluster_bytes) {
-    std::memcpy(copy, input + c, std::min(image.cluster_channels, image.channels - c));
-  }
-}
-
 // Image rows begin .. end - 1, counted over the batch.
 void CopyRows(const PaddedImage& image, const int8_t* input, int64_t begin, int64_t end, int8_t* copy) {
   const ConvShape& s = image.shape;
@@ -44,6 +38,12 @@ void CopyRows(const PaddedImage& image, const int8_t* input, int64_t begin, int6
 }
 
 }  // namespace
+
+void CopyPixel(const PaddedImage& image, const int8_t* input, int8_t* copy) {
+  for (int64_t c = 0; c < image.channels; c += image.cluster_channels, copy += image.cluster_bytes) {
+    std::memcpy(copy, input + c, std::min(image.cluster_channels, image.channels - c));
+  }
+}
 
 void CopyPadded(const PaddedImage& image, const int8_t* input, int32_t zero_point, int8_t* copy,
                 const ParallelFor& parallel) {

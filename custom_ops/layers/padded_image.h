@@ -22,6 +22,9 @@ struct PaddedImage {
   int64_t size() const { return shape.batch * height() * width() * bytes; }
 };
 
+// The channels of one pixel. Bytes between them are not written.
+void CopyPixel(const PaddedImage& image, const int8_t* input, int8_t* copy);
+
 // input: the group's first channel of the first pixel; pixels are shape.in_channels apart.
 void CopyPadded(const PaddedImage& image, const int8_t* input, int32_t zero_point, int8_t* copy,
                 const ParallelFor& parallel);

@@ -1,4 +1,5 @@
 // Choosing an ISA target: by the CPU, by the environment, by force.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -36,6 +37,10 @@ int main() {
     std::printf("%s: needs %s; %s\n", info.name.c_str(), info.needs.c_str(),
                 info.supported ? "runs here" : "SKIPPED: not on this CPU");
     if (!info.supported) KLB_CHECK_ERROR(ForceKernel(info.name), info.needs);
+    if (!info.emulates || !info.supported) continue;
+    KLB_CHECK(std::find(isas.begin(), isas.end(), info.name) == isas.end(), info.name + " is offered");
+    KLB_CHECK_OK(ForceKernel(info.name));
+    KLB_CHECK_OK(DepthwiseConv2D(ConvShape(), &x, &x, 0, epilogue, &y, nullptr));
   }
   KLB_CHECK(CompiledKernels().front().supported == (CompiledKernels().front().name == isas.front()), "best first");
   return 0;

@@ -25,6 +25,7 @@ const char* Text(const Write& write, const char* otherwise) noexcept {
 std::string AllKernels() {
   std::string text;
   for (const KernelInfo& isa : CompiledKernels()) {
+    if (isa.emulates) continue;
     text += isa.name + "\t" + isa.needs + "\t" + (isa.supported ? "1" : "0") + "\n";
   }
   return text;
@@ -39,7 +40,8 @@ std::string ActiveOrError() {
 }  // namespace
 }  // namespace keras_lowbit
 
-// One line for each compiled ISA target, best first: name, tab, CPU features it needs, tab, 1 if this CPU has them.
+// One line for each compiled ISA target that is no emulation, best first: name, tab, CPU features it needs, tab, 1 if
+// this CPU has them.
 KLB_EXPORT const char* KerasLowbitCompiledKernels() { return keras_lowbit::Text(keras_lowbit::AllKernels, ""); }
 
 // The ISA target in use, tab, nothing; or nothing, tab, the error.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from keras_lowbit import ops
@@ -226,6 +227,19 @@ def test_cpp_tests(tmp_path):
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_emulated_tiles_run_when_asked_for_by_name():
+    if ops.why_not():
+        pytest.skip(ops.why_not())
+    assert "reference_amx" not in ops.available_kernels()
+    rng = np.random.default_rng(1)
+    codes = rng.integers(-128, 128, (40, 70)).astype(np.int8)
+    weights = rng.integers(-1, 2, (70, 65)).astype(np.int8)
+    with ops.using_kernel("reference_amx"):
+        assert ops.active_kernel() == "reference_amx"
+        sums = ops.ternary_dense(codes, ops.pack_kernel(weights))
+    np.testing.assert_array_equal(sums, codes.astype(np.int32) @ weights.astype(np.int32))
 
 
 TARGETS = [name for name in ops.available_kernels() if name != "tf_fallback"]

@@ -1,0 +1,46 @@
+// x86_amx in plain C++, for any machine: slow, for tests of its order of work.
+#include "kernels/simd/emulated_tiles.h"
+#include "kernels/simd/tiles.h"
+
+namespace keras_lowbit {
+namespace {
+
+struct PlainPanel {
+  struct Bytes {
+    int8_t values[kTernaryBlockBytes];
+  };
+  static Bytes Load(const int8_t* from) {
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return bytes;
+  }
+  static void StoreBytes(int8_t* to, const Bytes& bytes) { std::memcpy(to, &bytes, sizeof bytes); }
+  static void DecodeBytes(const uint8_t* codes, Bytes* w) {
+    for (int f = 0; f < kCodesPerByte; ++f) {
+      for (int i = 0; i < kTernaryBlockBytes; ++i) w[f].values[i] = static_cast<int8_t>(((codes[i] >> 2 * f) & 3) - 1);
+    }
+  }
+  static Bytes SpreadScales(const int8_t* scales) {
+    Bytes bytes;
+    for (int i = 0; i < kTernaryBlockBytes; ++i) bytes.values[i] = scales[i / kKBlock];
+    return bytes;
+  }
+  static Bytes Scale(const Bytes& t, const Bytes& scale) {
+    Bytes bytes;
+    for (int i = 0; i < kTernaryBlockBytes; ++i) bytes.values[i] = static_cast<int8_t>(t.values[i] * scale.values[i]);
+    return bytes;
+  }
+  static void ApplyEpilogue(const TileTask& task, const PreparedEpilogue& prepared, int field, const int32_t* totals,
+                            int64_t pixel, int64_t count) {
+    const int64_t from = kFieldChannels * field, channels = Least(task.channels - from, kPanelChannels);
+    prepared.apply_scalar(prepared, totals + from, pixel, task.first_channel + from, count, channels);
+  }
+};
+
+}  // namespace
+
+void TileBlockReferenceAmx(const TileArgs& args, const TileTask* tasks, int64_t count) {
+  RunTileBlock<EmulatedTiles, PlainPanel>(args, tasks, count);
+}
+
+}  // namespace keras_lowbit
