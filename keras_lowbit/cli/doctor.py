@@ -72,7 +72,7 @@ def _compiler() -> str:
 
 def _features() -> list[str]:
     """The CPU features that ISA targets ask for, of those the system names."""
-    wanted = ("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_vbmi", "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm")
+    wanted = ("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm")
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             lines = [line for line in file if line.startswith(("flags", "Features"))]
