@@ -11,6 +11,7 @@ from keras_lowbit.callbacks.batch_norms import ReestimateBatchNorms, reestimate_
 from keras_lowbit.callbacks.codes import flip_rate, weight_codes
 from keras_lowbit.callbacks.cosine import CosineRestarts
 from keras_lowbit.callbacks.optimizer import plain_learning_rate, reset_optimizer
+from keras_lowbit.callbacks.oscillations import DampenOscillations, FreezeOscillations
 from keras_lowbit.callbacks.partition import PartitionSchedule, freeze_portion
 from keras_lowbit.callbacks.ranges import FreezeRanges
 from keras_lowbit.callbacks.ratio import RatioSchedule
@@ -19,6 +20,8 @@ from keras_lowbit.callbacks.summaries import QuantizationSummaries
 
 __all__ = [
     "CosineRestarts",
+    "DampenOscillations",
+    "FreezeOscillations",
     "FreezeRanges",
     "PartitionSchedule",
     "QuantizationSummaries",

@@ -1,14 +1,13 @@
 """Snapshots of the variables that learn, and the checkpoint file of a distillation."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_lowbit.files import FilePath, atomic_write, name_of, read_whole
-from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.keras_graph.variables import fingerprint, to_numpy
 from keras_lowbit.sealed import DamagedError, seal, unseal
 
 FORMAT_VERSION = 2
@@ -61,14 +60,6 @@ def mark_written(path: FilePath, weights: Sequence[Any]) -> None:
     """Say in a checkpoint that its factors are multiplied in, and what that gave."""
     about, arrays = _read(path)
     _write(path, about | {"written": fingerprint(weights)}, arrays)
-
-
-def fingerprint(weights: Sequence[Any]) -> str:
-    """The same for weights of the same bits."""
-    found = hashlib.sha256()
-    for weight in weights:
-        found.update(to_numpy(weight).tobytes())
-    return found.hexdigest()
 
 
 def load(path: FilePath, distiller: Any) -> Progress:

@@ -1,5 +1,7 @@
 """Values of Keras variables, on any backend."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,14 @@ def to_numpy(variable: Any) -> np.ndarray:
     (2,)
     """
     return ops.convert_to_numpy(ops.copy(variable))
+
+
+def fingerprint(weights: Iterable[Any]) -> str:
+    """The same for weights of the same bits."""
+    found = hashlib.sha256()
+    for weight in weights:
+        found.update(to_numpy(weight).tobytes())
+    return found.hexdigest()
 
 
 def weight_value(layer: Any, name: str = "kernel") -> np.ndarray:

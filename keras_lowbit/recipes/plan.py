@@ -217,11 +217,12 @@ def _as_plan(name: str, plan: Any) -> Iterable[Any]:
 
 
 def _as_steps(name: str, steps: Any) -> tuple[str, ...]:
-    found = steps if isinstance(steps, str) else tuple(steps)
-    order = [STEPS.index(step) for step in found if step in STEPS]
-    if len(order) < len(found) or order != sorted(set(order)):
-        raise ValueError(f"Recipe {name!r} got steps={shown(steps)}; give some of {STEPS}, in that order.")
-    return tuple(found)
+    found = () if isinstance(steps, str) else tuple(steps)
+    if isinstance(steps, str) or not set(found) <= set(STEPS) or "equalize" in found[1:]:
+        raise ValueError(
+            f"Recipe {name!r} got steps={shown(steps)}; give some of {STEPS}, equalize at most as the first."
+        )
+    return found
 
 
 def _as_rule(name: str, rule: Any) -> Rule:

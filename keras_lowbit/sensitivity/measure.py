@@ -11,9 +11,9 @@ import keras
 from keras_lowbit.arguments import check_model
 from keras_lowbit.data import Batches, samples_in
 from keras_lowbit.data.batching import Progress
-from keras_lowbit.distill.state import fingerprint
 from keras_lowbit.files import FilePath, atomic_write, check_writable, make_folder_of, name_of, read_whole
 from keras_lowbit.keras_graph.calls import layers_of
+from keras_lowbit.keras_graph.variables import fingerprint
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.sensitivity.effects import ACTIVATIONS, WEIGHTS, Effect, Sensitivity

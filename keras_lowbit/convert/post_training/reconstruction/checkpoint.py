@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.distill.state import fingerprint
 from keras_lowbit.files import FilePath, atomic_write, check_writable, make_folder_of, name_of, read_whole
+from keras_lowbit.keras_graph.variables import fingerprint
 from keras_lowbit.sealed import DamagedError, seal, unseal
 
 _KEY = "reconstruct"

@@ -1,6 +1,7 @@
 """reconstruct: rounding learnt block by block, so that each block's output, not each weight, comes out nearest."""
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,13 +53,15 @@ def reconstruct(
     itself, and ``h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)``. Of each block, its inputs those of the quantized network, its
     target t the output in the float one, Adam minimises ``C E|y - t|^2 / E|t|^2 + lambda sum(1 - |2 h(v) - 1|^beta)``, C the
     channels of t. The second term is 0 in the first fifth of the iterations, then beta falls from 20 to 2 and every h ends at
-    0 or 1. The kernel gets the values chosen, on its grid: scales stay. It is for 4 bits and below.
+    0 or 1. The kernel gets the values chosen, on its grid: scales stay. The bias becomes the float model's again: what
+    `correct_biases` put there makes up for nearest rounding. Correct biases afterwards. It is for 4 bits and below.
 
     Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels. If the
     outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a warning.
 
-    quantized: what `quantize_model` made of `reference`, calibrated; changed in place. Do not calibrate it again: that may look
-    for scales anew.   reference: the float model, folded, with layers of the same paths.
+    quantized: what `quantize_model` made of `reference`, calibrated; changed in place, kernels and biases. Do not calibrate it
+    again: that may look for scales anew.   reference: the float model that was quantized (folded, the equalized one where it
+    was equalized).
     data, steps, verbose: as for `calibrate`; a few hundred images, whose tensors between blocks are kept in half precision, in
     memory or, above 1 GiB, in a nameless file.
     unit: "block" (residual blocks and inverted residuals, as a whole) or "layer".
@@ -86,6 +89,13 @@ def reconstruct(
         raise ValueError(
             f"No quantized layer of {quantized.name!r} has a float one of the same path in {reference.name!r}. Give the model "
             "that was quantized, its batch norms folded."
+        )
+    if twins.others:
+        warnings.warn(
+            f"reconstruct: {reference.name!r} is not the model that {quantized.name!r} was made of: the kernels of "
+            f"{len(twins.others)} layers differ, the first is {twins.others[0]!r}. Their biases stay, so the rounding learns "
+            "to undo what correct_biases put there. Give the model that quantize_model got, such as the equalized one.",
+            stacklevel=2,
         )
     blocks = find_blocks(twins.float_graph, lambda call: call.path in twins.layers, unit)
     rows: list[LayerReport] = []
@@ -160,15 +170,19 @@ class _Run:
     def _block(self, block: Block, pair: Block) -> list[LayerReport]:
         target, before = self.reals[block.output], self.codes[pair.output]
         neighbours = {path: self.twins.neighbours[path] for path in block.layers}
-        kernels = {path: to_numpy(self.twins.layers[path].kernel).copy() for path in block.layers}
+        layers = [self.twins.layers[path] for path in block.layers]
+        weights = [weight for layer in layers for weight in (layer.kernel, layer.bias) if weight is not None]
+        first = [to_numpy(weight).copy() for weight in weights]
+        for path in block.layers:
+            self.twins.take_float_bias(path)
         if (chosen := self.done.of(block.layers)) is None:
             chosen = self._trained(block, pair, neighbours)
         left = [path for path in block.layers if not self._take(path, neighbours[path], chosen[path])]
         after = self.codes.again(pair.output, pair.inputs)
         errors = [self._error(target, found) for found in (before, after)]
         if self.judges and not errors[1] < errors[0]:
-            for path, kernel in kernels.items():
-                self.twins.layers[path].kernel.assign(kernel)
+            for weight, value in zip(weights, first, strict=True):
+                weight.assign(value)
             self.codes.again(pair.output, pair.inputs)
         self.done.add(chosen)
         return [self._row(block, path, neighbours[path], chosen[path], errors, path in left) for path in block.layers]

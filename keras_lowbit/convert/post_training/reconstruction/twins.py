@@ -2,29 +2,35 @@
 
 from typing import Any
 
+import numpy as np
+
 from keras_lowbit import layers as klb_layers
 from keras_lowbit.convert.post_training.reconstruction.blocks import Block, ancestors
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours, neighbours_of
 from keras_lowbit.convert.reports.conversion import LayerReport, Refused
 from keras_lowbit.keras_graph.calls import Call, CallGraph
+from keras_lowbit.keras_graph.variables import to_numpy
 
 
 class Twins:
     """The quantized graph beside the float one: which layers train, and which tensors are of the same place.
 
-    layers: those that train, by path.   left: rows of the others.
+    layers: those that train, by path.   left: rows of the others.   others: paths of those of `layers` whose kernel is not the
+    float one's.
     """
 
     def __init__(self, graph: CallGraph, float_graph: CallGraph) -> None:
         self.graph, self.float_graph = graph, float_graph
         self._paths = {call.path for call in float_graph.calls}
         self._calls = {call.path: call for call in graph.calls}
+        self._floats = {call.path: call.operation for call in float_graph.calls}
         self.layers: dict[str, Any] = {}
         self.neighbours: dict[str, Neighbours] = {}
         self.left: dict[str, LayerReport] = {}
         for call in graph.calls:
             if isinstance(call.operation, klb_layers.QuantizedLayer):
                 self._sort_in(call)
+        self.others = [path for path in self.layers if self._is_other(path)]
 
     def _sort_in(self, call: Call) -> None:
         reason = self._reason(call)
@@ -33,6 +39,20 @@ class Twins:
             self.left[call.path] = LayerReport.of(call, "left", found.reason)
         else:
             self.layers[call.path], self.neighbours[call.path] = call.operation, found
+
+    def _is_other(self, path: str) -> bool:
+        """Whether a kernel that is not rounded yet is not the float model's: the model was made of another one."""
+        twin = getattr(self._floats[path], "kernel", None)
+        if twin is None or not self.neighbours[path].free.any():
+            return False
+        kernel = to_numpy(self.layers[path].kernel)
+        return kernel.shape != twin.shape or not np.allclose(kernel, to_numpy(twin), rtol=1e-5)
+
+    def take_float_bias(self, path: str) -> None:
+        """Give a layer the bias of the float one, unless that belongs to other weights."""
+        bias, twin = self.layers[path].bias, getattr(self._floats[path], "bias", None)
+        if bias is not None and path not in self.others:
+            bias.assign(np.zeros(bias.shape, np.float32) if twin is None else to_numpy(twin))
 
     def _reason(self, call: Call) -> str:
         if call.path not in self._paths:

@@ -99,6 +99,43 @@ def test_no_iterations_leave_every_weight_at_its_nearest_value(reference, images
         np.testing.assert_array_equal(after[name], wanted)
 
 
+def test_biases_that_were_found_for_nearest_rounding_do_not_stay(reference, images):
+    plain, corrected = quantized(reference, images), quantized(reference, images)
+    klb.correct_biases(corrected, reference, images, check=False, verbose=0)
+    options = {"iterations": 30, "check": False, "verbose": 0}
+    for model in (plain, corrected):
+        klb.reconstruct(model, reference, images, **options)
+    for left, right in zip(kernels(plain), kernels(corrected), strict=True):
+        np.testing.assert_array_equal(left, right)
+    for layer in corrected.layers:
+        if hasattr(layer, "kernel"):
+            np.testing.assert_array_equal(layer.bias, reference.get_layer(layer.name).bias)
+
+
+def test_biases_of_a_block_that_is_left_stay_too(reference, images, monkeypatch):
+    model = quantized(reference, images)
+    klb.correct_biases(model, reference, images, check=False, verbose=0)
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    monkeypatch.setattr(module._Run, "_error", lambda *_: 1.0)  # nothing helps
+    report = klb.reconstruct(model, reference, images, iterations=2, verbose=0)
+    assert not report.outcomes("reconstructed")
+    for left, right in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_reference_that_was_not_quantized_is_said(reference, images):
+    scaled = keras.models.clone_model(reference)
+    scaled.set_weights([2.0 * weight for weight in reference.get_weights()])
+    model = quantized(reference, images)
+    bias = [keras.ops.convert_to_numpy(layer.bias) for layer in model.layers if hasattr(layer, "kernel")]
+    with pytest.warns(
+        UserWarning, match=r"is not the model that .* the kernels of 5 layers differ, the first is 'stem'"
+    ):
+        klb.reconstruct(model, scaled, images, iterations=1, check=False, verbose=0)
+    for layer, value in zip([layer for layer in model.layers if hasattr(layer, "kernel")], bias, strict=True):
+        np.testing.assert_array_equal(layer.bias, value)
+
+
 def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch):
     options = {"iterations": 12, "check": False, "verbose": 0, "seed": 3}
     whole = quantized(reference, images)
