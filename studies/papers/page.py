@@ -13,8 +13,10 @@ from typing import Any
 
 from studies.papers.comparisons import MISSING, ROOT, Difference, compare, verdict
 from studies.runner.runs import PAPERS, all_lists, read_runs, stored_result
+from studies.runner.throughput import differences_from_base
 
 PAGE, PICTURE = ROOT / "studies" / "README.md", PAPERS / "headlines.png"
+THROUGHPUT = ROOT / "studies" / "runner" / "throughput.json"
 
 
 def headlines() -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def page() -> str:
     for paper in dict.fromkeys(row["paper"] for row in rows):
         own = [row for row in rows if row["paper"] == paper]
         parts += [f"## {paper}", "", *_table(own), "", *_commands(own), ""]
-    return "\n".join([*parts, *_state()]) + "\n"
+    return "\n".join([*parts, *_throughput(), "", *_state()]) + "\n"
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -61,6 +63,20 @@ def _commands(rows: list[dict[str, Any]]) -> Iterator[str]:
         numbers = ", ".join(str(row["number"]) for row in rows if row["command"] == command)
         yield f"{command}   # {numbers}"
     yield "```"
+
+
+def _throughput() -> Iterator[str]:
+    yield from ("## What a training costs", "", (PAPERS / "page_throughput.md").read_text().rstrip(), "")
+    rows = json.loads(THROUGHPUT.read_text())
+    machines = sorted({row["machine"]["processor"] for row in rows})
+    loads = [row["load"] for row in rows]
+    yield f"Measured on {', '.join(machines)}, with {min(loads):.0f} to {max(loads):.0f} other processes at work."
+    yield ""
+    yield "| network | how | images per processor second | processor seconds an epoch |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        numbers = f"{row['images_per_processor_s']:.0f} | {row['processor_s_per_epoch']:.1f}"
+        yield f"| ResNet-{row['depth']} | {differences_from_base(row)} | {numbers} |"
 
 
 def _state() -> Iterator[str]:

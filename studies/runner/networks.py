@@ -9,6 +9,7 @@ import numpy as np
 
 import keras_lowbit as klb
 from keras_lowbit.distill import losses
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental
 from studies.common import cifar_resnet
 from studies.common.restarts import Restarts
@@ -76,7 +77,7 @@ def prune(model: keras.Model, share: float) -> None:
     """Sets the smallest `share` of the weights of every kernel to 0, where INQ leaves them."""
     for layer in model.layers:
         if hasattr(layer, "kernel"):
-            kernel = np.array(layer.kernel)
+            kernel = to_numpy(layer.kernel).copy()
             smallest = np.argsort(np.abs(kernel), axis=None, kind="stable")[: round(share * kernel.size)]
             kernel.ravel()[smallest] = 0
             layer.kernel.assign(kernel)

@@ -116,9 +116,10 @@ def status(runs: list[Run], results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def one_thread() -> None:
+def one_thread(idle: bool = True) -> None:
     """What a process of the queue is: one thread at idle priority, oneDNN's kernels on any processor."""
-    os.setpriority(os.PRIO_PROCESS, 0, IDLE)
+    if idle:
+        os.setpriority(os.PRIO_PROCESS, 0, IDLE)
     for name, value in {"TF_ENABLE_ONEDNN_OPTS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}.items():
         os.environ.setdefault(name, value)
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":

@@ -18,7 +18,14 @@ class Steps:
     loss: (targets, logits) -> scalar.   teacher: gives the targets instead of the labels; never trained.
     """
 
-    def __init__(self, model: keras.Model, loss: Any, train: Split, teacher: keras.Model | None = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any,
+        train: Split,
+        teacher: keras.Model | None = None,
+        jit_compile: bool = False,  # XLA has no convolutions of oneDNN: its step takes over twice as long
+    ):
         self.padded, self.labels = pad(train[0]), train[1].astype(np.int32)
         optimizer = model.optimizer
         optimizer.build(model.trainable_variables)
@@ -33,8 +40,7 @@ class Steps:
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
             return value, ops.mean(ops.cast(ops.equal(ops.argmax(logits, -1), labels), "float32"))
 
-        # XLA has no convolutions of oneDNN: its step takes over twice as long.
-        self._step = tf.function(step, jit_compile=False)
+        self._step = tf.function(step, jit_compile=jit_compile)
 
     def run(self, epoch: Epoch) -> tuple[np.ndarray, np.ndarray]:
         """The loss and the share of right classes of every step."""

@@ -11,7 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from studies.runner import checkpoints, networks, runs, training
+import keras_lowbit as klb
+from keras_lowbit.keras_graph.variables import to_numpy
+from studies.runner import checkpoints, networks, runs, throughput, training
 from studies.runner.batches import MARGIN, cut, draw_epoch, hold_out, pad
 from studies.runner.queue import BUSY, Queue, locked, main, status
 from tests.support.process import ROOT
@@ -138,6 +140,48 @@ def test_a_killed_run_ends_with_the_same_bits(listed, data, tmp_path, monkeypatc
         runs.stored_result(other, tmp_path)
 
 
+@pytest.mark.slow(40)
+def test_pruned_weights_stay_zero_in_a_taught_run_and_clusters_get_ranges(data, tmp_path, monkeypatch):
+    import keras
+
+    from studies.common import cifar_resnet
+
+    monkeypatch.setattr(
+        cifar_resnet, "pretrained", lambda folder, depth=20, **choices: cifar_resnet.cifar_resnet(8, **choices)
+    )
+    path = tmp_path / "pretrained.json"
+    methods = {
+        "inq": {"recipe": "inq-5", "stages": 4, "teacher": True, "prune": 0.5},
+        "clusters": {
+            "dfp": {"weight_bits": 2, "cluster_size": 4},
+            "activations": "recipe",
+            "settings": {"learning_rate": 1e-3},
+        },
+    }
+    blocks = [{"seeds": [1], "runs": [["inq", 4], ["clusters", 1]]}]
+    settings = LIST["settings"] | {"start": "pretrained"}
+    path.write_text(json.dumps({"settings": settings, "methods": methods, "blocks": blocks}))
+    for run in runs.read_runs(path):
+        record = training.train(run, data, tmp_path, tmp_path / f"{run.method}.npz")
+        assert len(record["curves"]["held_out_accuracy"]) == run.epochs
+        model = networks.build(run, tmp_path)
+        model.compile(networks.optimizer_of(run, 4))
+        model.optimizer.build(model.trainable_variables)
+        checkpoints.load(tmp_path / f"{run.method}.npz", model)
+        if run.method == "inq":
+            assert record["curves"]["portion"] == [0.5, 0.75, 0.875, 1.0]
+            shares = [np.mean(to_numpy(layer.kernel) == 0) for layer in model.layers if hasattr(layer, "kernel")]
+            assert min(shares) >= 0.5 - 1e-3
+            assert max(shares) < 1
+        else:
+            counts = [
+                float(to_numpy(host.state["count"])) for _, host in klb.layers.hosts(model) if "count" in host.state
+            ]
+            assert counts
+            assert min(counts) > 0
+        keras.backend.clear_session()
+
+
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     import keras
 
@@ -233,3 +277,25 @@ def test_command_says_what_is_missing_and_refuses_unknown_runs(listed, tmp_path,
     with pytest.raises(SystemExit):
         main([str(listed), "--make", "tiny/no-4-seed1"])
     assert "no run 'tiny/no-4-seed1' in these lists" in capsys.readouterr().err
+
+
+def test_throughput_stores_each_variant_once_in_the_order_of_the_list(tmp_path, monkeypatch):
+    rates = iter((100, 200, 300, 400))
+    measured = {"images_per_s": 1.0, "processor_s_per_epoch": 2.0}
+    monkeypatch.setattr(
+        throughput,
+        "in_a_process",
+        lambda variant, depth, parsed: variant | measured | {"depth": depth, "images_per_processor_s": next(rates)},
+    )
+    path = tmp_path / "throughput.json"
+    for depth, variant in ((20, 6), (8, 1), (8, 0), (8, 1)):
+        throughput.main(["--depths", str(depth), "--variants", str(variant), "--output", str(path)])
+    rows = json.loads(path.read_text())
+    assert [(row["depth"], row["images_per_processor_s"]) for row in rows] == [(8, 300), (8, 400), (20, 100)]
+    lines = throughput.table(rows).splitlines()
+    assert [line.split(maxsplit=1)[1].split("  ")[0] for line in lines] == [
+        "loop fit",
+        "loop fit, steps_per_execution 16",
+        "precision mixed_bfloat16, norm fused",
+    ]
+    assert throughput.differences_from_base(throughput.BASE) == "the base"
