@@ -31,15 +31,13 @@ set(KLB_SOURCES
 # Of the CUDA compiler. No contraction there either.
 set(KLB_CUDA_FLAGS --expt-relaxed-constexpr -fmad=false)
 
-set(KLB_X86_ISAS avx2 avxvnni avx512vnni amx amx_emulated)
+set(KLB_X86_ISAS avx2 avxvnni avx512vnni amx)
 set(KLB_FLAGS_avx2 -mavx2)
 set(KLB_FLAGS_avxvnni -mavx2 -mavxvnni)
 # GCC 12 reports uninitialised values inside its own AVX512 headers.
 set(KLB_FLAGS_avx512vnni -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized
     -Wno-uninitialized)
 set(KLB_FLAGS_amx -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mamx-tile -mamx-int8
-    -Wno-maybe-uninitialized -Wno-uninitialized)
-set(KLB_FLAGS_amx_emulated -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
     -Wno-maybe-uninitialized -Wno-uninitialized)
 set(KLB_ARM_ISAS neon dotprod i8mm)
 set(KLB_FLAGS_neon "")

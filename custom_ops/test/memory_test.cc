@@ -163,6 +163,9 @@ void CheckResidualSearch() {
 int main() {
   keras_lowbit::test::CheckResidualSearch();
   keras_lowbit::test::CheckMaxPool();
-  keras_lowbit::test::CheckLayers();
+  for (const char* kernel : {"", "reference_amx"}) {  // the second has matrix tiles
+    KLB_CHECK_OK(keras_lowbit::ForceKernel(kernel));
+    keras_lowbit::test::CheckLayers();
+  }
   return 0;
 }

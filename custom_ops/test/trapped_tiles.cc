@@ -1,6 +1,7 @@
 // Linked into a test, lets `x86_amx` itself run on a processor with AVX512-VNNI that lacks AMX: every tile instruction is
 // illegal there, and a signal handler reads it, computes it by the emulation and goes on behind it. So the real target's
 // instructions, their operands and their order are tested, all but the machine's own arithmetic. Linux on x86-64.
+#include <cpuid.h>
 #include <signal.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -129,17 +130,28 @@ void OnIllegal(int, siginfo_t*, void* data) {
   context->uc_mcontext.gregs[REG_RIP] += in.length;
 }
 
+// Leaf 7, EDX bit 24: instructions of tiles run by themselves, those that need no permission at least.
+bool HasTiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & (1u << 24)) != 0;
+}
+
+void SkipIf(bool condition, const char* reason) {
+  if (!condition) return;
+  std::printf("SKIPPED: %s\n", reason);
+  std::fflush(stdout);
+  _exit(0);
+}
+
 CpuFeatures DetectWithTraps() {
+  SkipIf(HasTiles(), "this CPU has tiles of its own; the tests without traps run on them");
   CpuFeatures features;
   features.avx2 = __builtin_cpu_supports("avx2");
   features.avx512_vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                          __builtin_cpu_supports("avx512vnni");
   features.amx_int8 = features.avx512_vnni;
-  if (!features.amx_int8) {
-    std::printf("SKIPPED: this CPU has no AVX512-VNNI for what x86_amx does beside its tiles\n");
-    _exit(0);
-  }
+  SkipIf(!features.amx_int8, "this CPU has no AVX512-VNNI for what x86_amx does beside its tiles");
   struct sigaction action = {};
   action.sa_sigaction = OnIllegal;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;

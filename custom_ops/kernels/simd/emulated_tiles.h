@@ -12,7 +12,7 @@ namespace {
 
 class EmulatedTiles {
  public:
-  // As AmxTiles: configured while it lives. Without a configuration every instruction is refused.
+  // As AmxTiles: configured while it lives; without a configuration every instruction is refused.
   EmulatedTiles() = default;
   explicit EmulatedTiles(const TileConfig& config) { LoadConfig(config); }
 
