@@ -34,6 +34,25 @@ def text():
     return keras.Model(ids, [found, keras.ops.argmax(found, axis=-1)], name="text")
 
 
+def padded_text():
+    """Ids of tokens in, of which 0 counts nowhere: Keras hands the mask on from layer to layer."""
+    ids = keras.Input((4,), dtype="int32", name="ids")
+    x = kl.Dense(6)(kl.Embedding(9, 8, mask_zero=True)(ids))
+    x = kl.Add()([x, kl.MultiHeadAttention(2, 3)(x, x)])
+    return keras.Model(ids, kl.Dense(3)(kl.Bidirectional(kl.GRU(3, unroll=True))(x)), name="padded")
+
+
+def flagged():
+    """Whole numbers beside values, which say what counts."""
+    x, flags = keras.Input((5, 4), name="x"), keras.Input((5,), dtype="int32", name="flags")
+    seen = keras.ops.logical_or(flags > 2, keras.ops.logical_not(keras.ops.not_equal(flags, 1)))
+    column = keras.ops.expand_dims(seen, -1)
+    y = keras.ops.where(column, kl.Dense(4)(x), kl.Dense(4, activation="relu")(x))
+    y = keras.ops.where(keras.ops.cast(flags, "bool")[..., None], y, 0.25) * keras.ops.cast(column, "float32")
+    attended = kl.Attention()([y, kl.Dense(4)(x)], mask=[seen, keras.ops.less_equal(flags, 5)])
+    return keras.Model([x, flags], [kl.Softmax()(kl.Dense(5)(attended), mask=seen[:, None]), column], name="flagged")
+
+
 def picture():
     """Bytes in, prepared in two places."""
     image = keras.Input((6, 5, 3), dtype="uint8", name="image")
@@ -45,6 +64,8 @@ EXPANSIONS: dict[str, Case] = {
     "embedding and argmax": Case(text),
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
     "bytes of an image": Case(picture),
+    "text with a mask": Case(padded_text),
+    "flags beside values": Case(flagged),
     "the largest and their places": function(lambda x: list(keras.ops.top_k(conv()()(x), 2))),
     "the largest alone": function(lambda x: kl.Dense(3)(keras.ops.top_k(conv()()(x), 3)[0])),
     "places of the largest alone": function(lambda x: keras.ops.top_k(conv()()(x), 1)[1]),
@@ -90,7 +111,7 @@ EXPANSIONS: dict[str, Case] = {
         lambda x, mask: kl.MultiHeadAttention(2, 4, name="a")(x, x, attention_mask=mask > 0),
         SEQUENCE,
         (6, 6),
-        float_fallbacks=("greater", "a"),
+        float_fallbacks=("greater",),
     ),
     "attention": function(lambda x: kl.Attention()([kl.Dense(4)(x), kl.Dense(4)(x)]), SEQUENCE),
     "transformer": function(block, SEQUENCE),

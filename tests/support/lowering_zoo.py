@@ -233,9 +233,7 @@ ZOO: dict[str, Case] = {
     "relu layer": case(conv(), lambda: kl.ReLU(6.0)),
     "leaky relu layer": case(conv(), lambda: kl.LeakyReLU(negative_slope=0.1)),
     "sloped relu": case(conv(), lambda: kl.ReLU(negative_slope=0.25)),
-    "softmax with a mask": function(
-        lambda x: kl.Softmax(name="s")(kl.Conv2D(4, 1)(x), mask=np.arange(4) < 2), float_fallbacks=("s",)
-    ),
+    "softmax with a mask": function(lambda x: kl.Softmax(name="s")(kl.Conv2D(4, 1)(x), mask=np.arange(4) < 2)),
     "norm after conv": case(conv(6), _norm(), lambda: kl.ReLU(), recipe="twn"),
     "norm after depthwise": case(lambda: kl.DepthwiseConv2D(3, depth_multiplier=2), _norm(), recipe="bwn"),
     "norm after dense": case(lambda: kl.Dense(6), _norm(), lambda: kl.ReLU(), shape=VECTOR, recipe="twn"),

@@ -45,7 +45,8 @@ def operators_of(graph):
         if record.builtin is not None:
             ends = (tuple(graph.tensors[name] for name in names) for names in (node.inputs, node.outputs))
             found[node.name] = [step.kind for step in record.operators(Use(node, *ends))]
-            (NARROW if record.int16 is None else WIDE).update(found[node.name])
+            narrow = record.int16 is None and "int8" in (*record.reads, *record.writes)  # masks have no codes
+            (NARROW if narrow else WIDE).update(found[node.name])
     return found
 
 

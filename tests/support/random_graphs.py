@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from keras_lowbit.deploy.graph import GraphBuilder, Range
+from keras_lowbit.deploy.graph.operations.masks import COMPARISONS
 from tests.support.litert_oracle import float_model
 
 ACTIVATIONS = (None, None, "relu", "relu6")
@@ -319,6 +320,38 @@ def _top_k(g):
     return values
 
 
+def _mask(g, shape):
+    """Some of whole numbers that are an input of their own, maybe in other axes and back, and what they are not."""
+    s, b = g.source, g.builder
+    ids = b.input(g.name("numbers"), shape, "int32")
+    g.ids[ids] = s.random.integers(-2, 3, (g.batch, *shape)).astype(np.int32)
+    if s.integer(0, 1):
+        ids = b.reshape(b.reshape(ids, g.name("row"), [-1]), g.name("back"), shape)
+    mask = b.compare(ids, g.name("compare"), s.pick(COMPARISONS), s.integer(-2, 2))
+    if s.integer(0, 1):
+        other = b.logical("not", [b.compare(ids, g.name("compare"), "equal", 0)], g.name("not"))
+        mask = b.logical(s.pick(["and", "or"]), [mask, other], g.name("both"))
+    if s.integer(0, 1):
+        g.ends.append(mask)
+    return mask
+
+
+def _where(g):
+    """A choice between codes and a constant, or other codes in the same range."""
+    x, s, b = g.take(), g.source, g.builder
+    shape, grid = g.shape(x), g.tensor(x).range
+    mask = _mask(g, [size if s.integer(0, 2) else 1 for size in shape])
+    fits = [name for name in g.live if g.shape(name) == shape and name != x]
+    if fits and s.integer(0, 1):
+        other = s.pick(fits)
+        g.read.add(other)
+        other = b.quantize(other, grid, g.name("other"))
+    else:
+        other = b.constant(g.name("constant"), s.codes(s.pick([(1,), (1, *shape)])), *grid)
+    parts = [x, other] if s.integer(0, 1) else [other, x]
+    return b.where(mask, *parts, g.name("where"))
+
+
 def _embedding(g):
     """Rows of a table, by ids that are an input of their own."""
     s, rows = g.source, g.source.integer(1, 9)
@@ -362,14 +395,19 @@ def _activation(g):
     near = s.range_near(g.tensor(x).range.scale, 5.0)
     kinds = ["relu", "relu6", "leaky_relu", "quantize"]
     kinds += ["softmax", "logistic", "tanh"] if s.kind == "int8" or g.tensor(x).range.scale < 5 else []
-    kind = s.pick([*kinds, "hard_swish", "table"] if s.kind == "int8" else kinds)
-    if kind == "table":
-        return b.table(x, s.codes((256,)), s.range(), g.name(kind))
+    kind = s.pick([*kinds, "hard_swish"] if s.kind == "int8" else kinds)
     if kind in ("softmax", "logistic", "tanh"):
         return getattr(b, kind)(x, g.name(kind))
     if kind == "leaky_relu":
         return b.leaky_relu(x, near, g.name(kind), s.pick([0.01, 0.1, 0.2, 0.3, 0.0, 1.5, -0.3]))
     return getattr(b, kind)(x, near, g.name(kind))
+
+
+def _table(g):
+    """Any function of a code."""
+    if g.source.kind == "int16":
+        return None
+    return g.builder.table(g.take(), g.source.codes((256,)), g.source.range(), g.name("table"))
 
 
 def _float_subgraph(g):
@@ -403,6 +441,7 @@ OPERATIONS = (
     _batch_matmul,
     _argmax,
     _top_k,
+    _where,
     _embedding,
     _move,
     _move,
@@ -410,5 +449,6 @@ OPERATIONS = (
     _activation,
     _activation,
     _activation,
+    _table,
     _float_subgraph,
 )

@@ -179,6 +179,8 @@ def _wanted(level: Level, call: Call) -> bool:
     moves = level.categories[call] in _MOVES
     if any(level.read_in_float(key, exactly=not moves) for key in call.outputs):
         return True
+    if level.categories[call] is Category.MASK:
+        return False
     if any(level.is_final(key) and (level.is_whole(key) or _is_probability(level, call)) for key in call.outputs):
         return True
     return level.categories[call] is Category.KEEPS_RANGE and any(map(level.read_in_float, call.inputs))

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_lowbit import layers as klb_layers
-from keras_lowbit.convert.analysis import functions, picks
+from keras_lowbit.convert.analysis import functions, masks, picks
 from keras_lowbit.convert.analysis.supported import (
     AUGMENTATIONS,
     DROPOUTS,
@@ -35,6 +35,7 @@ class Category(enum.Enum):
     FUNCTION = "a function of each value by itself: a table of 256 codes, and a range of its own"
     LOOKUP = "rows of a table by whole numbers: the table has the bits of activations and a range of its own"
     PIXELS = "bytes of an input as reals: codes of the range 0 to 255"
+    MASK = "masks and whole numbers: exact, without a range"
     MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
     NESTED_MODEL = "a model inside the model"
@@ -85,6 +86,8 @@ _SIMPLE: dict[str, Category] = {
     "MaskScores": Category.ROUNDS_IN_RANGE,
     "Embedding": Category.LOOKUP,
     "Cast": Category.PIXELS,
+    "Where": Category.SHARES_RANGE,
+    **dict.fromkeys((*masks.COMPARISONS, *masks.LOGIC), Category.MASK),
     "BatchNormalization": Category.BATCH_NORM,
     "Relu": Category.RELU,
     "Relu6": Category.RELU,
@@ -201,6 +204,14 @@ def picks_pixels(operation: Any) -> bool:
 def category_of(call: Call) -> Category:
     """The category of a call: that of its operation, or FLOAT if the integer pipeline does not support this call of it."""
     category, kind = _usual_category(call.operation), stock_kind(call.operation)
+    if masks.has_form(call, kind):
+        return Category.MASK
+    if category is Category.MASK:
+        return Category.FLOAT
+    if kind == "Cast" and str(call.tensors[0].dtype) == "bool":
+        category = Category.SHARES_RANGE
+    if kind == "Where" and masks.hides(call):
+        category = Category.ROUNDS_IN_RANGE
     if category is Category.FLOAT and _is_users_function(call) and not _other_types(call):
         return Category.FUNCTION
     if kind in functions.DIVISIONS and functions.is_function(call, kind):
@@ -220,7 +231,7 @@ def _has_too_many_outputs(call: Call, kind: str) -> bool:
 def _other_types(call: Call) -> str | None:
     """Which values of a call are no reals: whole numbers and masks have no range."""
     kind = stock_kind(call.operation)
-    reads = () if kind in ("Embedding", "Cast") else call.tensors
+    reads = () if kind in ("Embedding", "Cast") else call.tensors[kind == "Where" :]
     makes = call.results[: {"Argmax": 0, "TopK": 1}.get(kind)]
     for does, tensors in (("reads", reads), ("makes", makes)):
         for tensor in tensors:
@@ -275,6 +286,8 @@ def fallback_reason(call: Call) -> str:
     if isinstance(operation, klb_layers.KeepFloat):
         return "marks what stays in float"
     if _usual_category(operation) is not Category.FLOAT:
+        if stock_kind(operation) in (*masks.COMPARISONS, *masks.LOGIC):
+            return "it compares reals, or two tensors: masks in integers are made of whole numbers and a constant"
         several = f"{name} has several outputs" if _has_too_many_outputs(call, stock_kind(operation)) else None
         return several or _other_types(call) or unsupported_reason(call, stock_kind(operation)) or ""
     if not type(operation).__module__.startswith(("keras.", "keras_lowbit.")):

@@ -10,6 +10,7 @@ class or a mask is never rounded.
 import dataclasses
 from collections.abc import Container
 
+from keras_lowbit.convert.analysis import masks
 from keras_lowbit.convert.analysis.float_flow import Level
 from keras_lowbit.convert.analysis.operations import (
     KINDS,
@@ -91,7 +92,7 @@ class _Planner:
         if category is Category.NESTED_MODEL:
             for key in call.outputs:
                 self.float_value(key, self.activation)
-        if category in (Category.KEEPS_RANGE, Category.RANGE_LAYER, Category.NESTED_MODEL):
+        if category in (Category.KEEPS_RANGE, Category.MASK, Category.RANGE_LAYER, Category.NESTED_MODEL):
             return
         if category is Category.ROUNDS_IN_RANGE:
             self._again(call)
@@ -109,9 +110,9 @@ class _Planner:
     def after(self, key: int, quantizer: Quantizer) -> None:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""
         if "float" in str(self.graph.tensors[key].dtype) and not self._has_range(key):
-            known = self.level.known_ranges.get(key)
+            known = (0.0, 1.0) if self._is_of_mask(key) else self.level.known_ranges.get(key)
             reader = self.graph.only_consumer(key)
-            if reader is not None and stock_kind(reader.operation) == "MaskScores":
+            if reader is not None and (stock_kind(reader.operation) == "MaskScores" or masks.hides(reader)):
                 quantizer = (
                     quantizer.with_room_below(_BELOW_SCORES) if is_activation_quantizer(quantizer) else quantizer
                 )
@@ -136,19 +137,24 @@ class _Planner:
         if returned:
             self.plan.returned.add(key)
 
+    def _is_of_mask(self, key: int) -> bool:
+        """Whether a tensor has the ones and zeros of a mask."""
+        call = self.graph.producers.get(key)
+        return call is not None and stock_kind(call.operation) == "Cast" and str(call.tensors[0].dtype) == "bool"
+
     def _has_range(self, key: int) -> bool:
         consumer = self.graph.only_consumer(key)
         return consumer is not None and self.categories[consumer] is Category.RANGE_LAYER
 
     def _again(self, call: Call) -> None:
         if not self._has_range(call.outputs[0]):
-            self.plan.again[call] = self._origin(call.inputs[0])
+            self.plan.again[call] = self._origin(masks.reals_of(call)[0])
 
     def _origin(self, key: int) -> int:
         """The tensor behind which the range of `key` stands."""
         call = self.graph.producers.get(key)
         while call is not None and self.categories[call] in _INSIDE and call.inputs:
-            key = call.inputs[0]
+            key = masks.reals_of(call)[0]
             call = self.graph.producers.get(key)
         return key
 
@@ -208,7 +214,7 @@ class _Planner:
         for call in self.graph.calls:
             if self.categories[call] is not Category.SHARES_RANGE or call.outputs[0] not in self.plan.after:
                 continue
-            sources = [self._concat_behind(key) for key in call.inputs]
+            sources = [self._concat_behind(key) for key in masks.reals_of(call)]
             roots = [self.plan.shared.get(key, key) for key in sources if key is not None and key in self.plan.after]
             if roots:
                 root = min(roots)

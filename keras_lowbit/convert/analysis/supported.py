@@ -179,15 +179,30 @@ def _extremum_over_axes(call: Call) -> str | None:
 def _embedding(call: Call) -> str | None:
     if str(call.tensors[0].dtype) != "int32":
         return f"its ids are {call.tensors[0].dtype} values: int32 ids pick rows of an int8 table"
-    return "it makes a mask" if call.operation.mask_zero else None
+    return None
 
 
 def _cast(call: Call) -> str | None:
     source, made = call.tensors[0], call.results[0]
+    if (source.dtype, made.dtype) == ("bool", "float32"):
+        return None
     if str(source.dtype) != "uint8" or str(made.dtype) != "float32":
         return f"it makes {made.dtype} values of {source.dtype} ones"
     is_input = type(source._keras_history.operation).__name__ == "InputLayer"
     return None if is_input else "its bytes are no input of a model"
+
+
+def _where(call: Call) -> str | None:
+    """Of a mask that is a tensor, and tensors or numbers."""
+    given = [*call.arguments.args, *call.arguments.kwargs.values()]
+    masked = len(call.tensors) > 1 and given[0] is call.tensors[0] and str(call.tensors[0].dtype) == "bool"
+    numbers = all(np.size(value) == 1 for value in _given(call))
+    ranks = {len(tensor.shape) for tensor in call.tensors}
+    if not masked or not numbers or len(ranks) > 1 or max(ranks) > _MOST_AXES:
+        return (
+            f"it chooses by {call.tensors[0].dtype} values, or between constants, or its tensors have not the same axes"
+        )
+    return None
 
 
 def _argmax(call: Call) -> str | None:
@@ -337,6 +352,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     "Embedding": _embedding,
     "Argmax": _argmax,
     "Cast": _cast,
+    "Where": _where,
     "TopK": _top_k,
     **dict.fromkeys(("Max", "Min"), _extremum_over_axes),
     "Concatenate": _concatenate,

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
+from keras_lowbit.convert.expansion.attention import masked_softmax
 from keras_lowbit.convert.expansion.normalizations import centered, sum_of_squares
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call, calls_of
@@ -130,8 +131,10 @@ def prelu(call: Call) -> Compose | None:
 
 @expands("Softmax")
 def softmax(call: Call) -> Compose | None:
-    """Of another axis than the last, which is moved there and back."""
+    """Of another axis than the last, which is moved there and back; or with a mask."""
     axis, rank = getattr(call.operation, "axis", -1), len(call.tensors[0].shape)
+    if call.arguments.kwargs.get("mask") is not None:
+        return masked_softmax(call) if isinstance(axis, int) and axis % rank == rank - 1 else None
     if not isinstance(axis, int) or axis % rank in (0, rank - 1) or len(call.inputs) != 1:
         return None
     order = list(range(rank))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -112,9 +112,8 @@ def multi_head_attention(call: Call) -> Compose | None:
     takes = ("query", "value", "key", "training", "use_causal_mask", "attention_mask")
     if not _is_plain(given, takes) or not _are_sequences(call) or layer.get_config().get("use_gate"):
         return None
-    allowed = _allowed(
-        given, given["query"].shape[1], given["value"].shape[1], layer.get_config().get("sliding_window")
-    )
+    sliding = layer.get_config().get("sliding_window")
+    allowed = _allowed(given, given["query"].shape[1], given["value"].shape[1], sliding)
     if allowed is None:
         return None
     projections = {"query": layer.query_dense, "key": layer.key_dense, "value": layer.value_dense}
@@ -130,7 +129,8 @@ def multi_head_attention(call: Call) -> Compose | None:
         for name, source in _sources(_arguments(call, values)).items():
             units = _dense(parts, source, projections[name], known[name], name, factors[name])
             projected[name] = _by_heads(parts, units, layer.num_heads, name)
-        mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed", allowed)
+        mask = _mask_of_inputs(parts, call, values)
+        mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed", allowed, mask)
         apart = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
         _, positions, heads, depth = apart.shape
         rows = parts.named(ops.reshape(apart, (-1, positions, heads * depth)), "joined")
@@ -139,6 +139,30 @@ def multi_head_attention(call: Call) -> Compose | None:
         return _dense(parts, rows, layer.output_dense, form, "")
 
     return compose
+
+
+def _mask_of_inputs(parts: Parts, call: Call, values: Values) -> Any:
+    """Which key each query of a sample sees, [1, queries or 1, keys] or with the heads; None where no input decides it.
+
+    A mask is given, or Keras hands it on beside query, value or key.
+    """
+    given, keys = _arguments(call, values), _arguments(call, {key: key for key in call.inputs})
+    joined = None
+    if isinstance(keys.get("attention_mask"), int):
+        joined = _as_bool(parts, given["attention_mask"])
+        joined = parts.named(ops.expand_dims(joined, 1), "mask_of_heads") if len(joined.shape) == 3 else joined
+    for name in ("query", "value", "key"):
+        mask = parts.masks.get(keys.get(name, -1))
+        if mask is None:
+            continue
+        sizes = (mask.shape[1], 1) if name == "query" else (1, mask.shape[1])
+        mask = parts.named(ops.reshape(mask, (-1, 1, *sizes)), f"mask_of_{name}")
+        joined = mask if joined is None else parts.named(ops.logical_and(joined, mask), f"mask_and_{name}")
+    return joined
+
+
+def _as_bool(parts: Parts, mask: Any) -> Any:
+    return mask if str(mask.dtype) == "bool" else parts.named(ops.cast(mask, "bool"), "mask_as_bool")
 
 
 def _sources(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +176,9 @@ def _sources(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _are_sequences(call: Call) -> bool:
-    """Whether every tensor of a call is [batch, positions, channels] of known sizes."""
-    return all(len(tensor.shape) == 3 and sizes_of(tensor) is not None for tensor in call.tensors)
+    """Whether every tensor of a call but masks is [batch, positions, channels] of known sizes."""
+    reals = [tensor for tensor in call.tensors if "float" in str(tensor.dtype)]
+    return all(len(tensor.shape) == 3 and sizes_of(tensor) is not None for tensor in reals)
 
 
 def _allowed(arguments: dict[str, Any], queries: int, keys: int, window: int | None = None) -> np.ndarray | None:
@@ -163,7 +188,9 @@ def _allowed(arguments: dict[str, Any], queries: int, keys: int, window: int | N
     window: of a sliding one, how many keys before a query it sees, its own among them, and behind it without causality."""
     mask = arguments.get("attention_mask")
     if isinstance(mask, keras.KerasTensor):
-        return None
+        if "float" in str(mask.dtype) or len(mask.shape) not in (3, 4):
+            return None
+        mask = None  # it is one of the inputs
     found = np.ones((1, queries, keys), bool)
     places = np.arange(queries)[:, None] - np.arange(keys)
     if arguments.get("use_causal_mask"):
@@ -178,17 +205,47 @@ def _allowed(arguments: dict[str, Any], queries: int, keys: int, window: int | N
     return found if found.any(-1).all() else None
 
 
-def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str, allowed: np.ndarray) -> Any:
-    """``softmax(q k^T) v``. part: name of the last operation.   allowed: as in `_allowed`."""
+def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str, allowed: np.ndarray, mask: Any = None) -> Any:
+    """``softmax(q k^T) v``. part: name of the last operation.   allowed: as in `_allowed`.   mask: of the inputs."""
     scores = parts.named(ops.matmul(query, turned(parts, key, "key_columns")), "scores")
     if not allowed.all():
         shape = allowed.shape[len(allowed.shape) - len(scores.shape) + 1 :]
-        mask = {"allowed": allowed.reshape(shape)}
-        scores = parts.layer("mask", lambda **options: MaskScores(shape, **options), mask)(scores)
+        weights = {"allowed": allowed.reshape(shape)}
+        scores = parts.layer("mask", lambda **options: MaskScores(shape, **options), weights)(scores)
+    if mask is not None:
+        scores = masked_scores(parts, scores, mask)
     weights = parts.named(ops.softmax(scores, axis=-1), "weights")
     if rate := parts.operation.dropout:
         weights = parts.layer("dropout", lambda **options: keras.layers.Dropout(rate, **options))(weights)
     return parts.named(ops.matmul(weights, value), part)
+
+
+def masked_scores(parts: Parts, scores: Any, mask: Any) -> Any:
+    """The scores where a mask is true, elsewhere a number so low that a softmax makes nothing of it."""
+    lowest = -3e4 if str(scores.dtype) == "float16" else -1e9
+    return parts.named(ops.where(mask, scores, lowest), "masked")
+
+
+def masked_softmax(call: Call) -> Compose | None:
+    """A softmax of the last axis that leaves out what its mask, a tensor or a constant, says."""
+    mask, rank = call.arguments.kwargs["mask"], len(call.tensors[0].shape)
+    constant = not isinstance(mask, keras.KerasTensor)
+    shape = np.shape(mask) if constant else tuple(mask.shape)
+    if constant:
+        shape = (1,) * (rank - len(shape)) + shape
+    if len(shape) != rank or (constant and shape[0] != 1) or (not constant and str(mask.dtype) != "bool"):
+        return None
+
+    def compose(parts: Parts, values: Values) -> Any:
+        x = values[call.inputs[0]]
+        if constant:
+            weights = {"allowed": np.reshape(np.asarray(mask) != 0, shape[1:])}
+            x = parts.layer("mask", lambda **options: MaskScores(shape[1:], **options), weights)(x)
+        else:
+            x = masked_scores(parts, x, values[call.inputs[-1]])
+        return parts.named(ops.softmax(x, axis=-1))
+
+    return compose
 
 
 def _by_heads(parts: Parts, x: Any, heads: int, name: str) -> Any:
@@ -206,17 +263,27 @@ def attention(call: Call) -> Compose | None:
     plain = (
         layer.score_mode == "dot"
         and not layer.use_scale
-        and _is_plain(given, ("inputs", "training", "use_causal_mask"))
+        and _is_plain(given, ("inputs", "training", "use_causal_mask", "mask"))
     )
     if not plain or not _are_sequences(call):
         return None
     allowed = _allowed(given, *(tensor.shape[1] for tensor in given["inputs"][:2]))
-    if allowed is None:
+    masks = given.get("mask") or []
+    if allowed is None or any(mask is not None and len(mask.shape) != 2 for mask in masks):
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        query, value, *rest = _arguments(call, values)["inputs"]
-        return _mixed(parts, query, rest[0] if rest else value, value, "", allowed)
+        arguments = _arguments(call, values)
+        query, value, *rest = arguments["inputs"]
+        given_masks: list[Any] = [*(arguments.get("mask") or []), None, None]
+        of_query, of_value = given_masks[:2]
+        if of_value is not None:
+            of_value = parts.named(ops.expand_dims(_as_bool(parts, of_value), 1), "mask_of_value")
+        part = "" if of_query is None else "mixed"
+        made = _mixed(parts, query, rest[0] if rest else value, value, part, allowed, of_value)
+        if of_query is None:
+            return made
+        return parts.named(ops.where(parts.named(ops.expand_dims(of_query, -1), "mask_of_query"), made, 0.0))
 
     return compose
 
@@ -256,74 +323,3 @@ def matmul(call: Call) -> Compose | None:
     return lambda parts, values: parts.layer(
         "", lambda **options: keras.layers.Dense(kernel.shape[1], use_bias=False, **options), {"kernel": kernel}
     )(values[call.inputs[0]])
-
-
-@expands("Einsum")
-def einsum(call: Call) -> Compose | None:
-    """A product of two tensors over some axes, ``"bqhd,bkhd->bhqk"``: of stacks of matrices, and moved back."""
-    form = _einsum_form(call)
-    if form is None:
-        return None
-
-    def compose(parts: Parts, values: Values) -> Any:
-        first, second = (values[key] for key in call.inputs)
-        rows, columns = form.sizes(form.rows), form.sizes(form.columns)
-        summed, outer = math.prod(form.sizes(form.summed)), form.sizes(form.stacks[1:])
-        left = _matrices(parts, first, form.order(0), (*outer, math.prod(rows), summed), "first")
-        right = _matrices(parts, second, form.order(1), (*outer, math.prod(columns), summed), "second")
-        made = parts.named(ops.matmul(left, turned(parts, right, "second_columns")), "product")
-        made = parts.named(ops.reshape(made, (-1, *outer, *rows, *columns)), "apart")
-        order = form.stacks + form.rows + form.columns
-        return parts.named(ops.transpose(made, [order.index(label) for label in form.result]))
-
-    return compose
-
-
-class _EinsumForm(NamedTuple):
-    """terms: labels of both tensors.   stacks: labels of both and the result, the batch first.   summed: of both alone.
-    rows, columns: of the first or the second, and the result.   known: size by label, the batch aside."""
-
-    terms: tuple[str, str]
-    result: str
-    stacks: str
-    summed: str
-    rows: str
-    columns: str
-    known: dict[str, int]
-
-    def sizes(self, labels: str) -> tuple[int, ...]:
-        """Sizes of axes."""
-        return tuple(self.known[label] for label in labels)
-
-    def order(self, place: int) -> list[int]:
-        """The axes of a tensor as those of stacks of matrices, what is summed last."""
-        inner = (self.rows if place == 0 else self.columns) + self.summed
-        return [self.terms[place].index(label) for label in self.stacks + inner]
-
-
-def _einsum_form(call: Call) -> _EinsumForm | None:
-    """The form of an einsum of two tensors whose samples stay apart; None for any other."""
-    left, arrow, result = call.operation.subscripts.replace(" ", "").partition("->")
-    first, _, second = left.partition(",")
-    known = [sizes_of(tensor) for tensor in call.tensors]
-    if len(call.inputs) != 2 or not arrow or not result or "." in left or "," in second or None in known:
-        return None
-    stacks = "".join(label for label in result if label in first and label in second)
-    summed = "".join(label for label in first if label in second and label not in result)
-    rows, columns = (
-        "".join(label for label in own if label not in other and label in result)
-        for own, other in ((first, second), (second, first))
-    )
-    once = all(len(set(term)) == len(term) for term in (first, second, result))
-    complete = {*first, *second} == {*stacks, *summed, *rows, *columns} and set(result) == {*stacks, *rows, *columns}
-    if not (once and complete and first[0] == second[0] == result[0] and summed and rows and columns):
-        return None
-    sizes = dict(zip(first[1:] + second[1:], (known[0] or ()) + (known[1] or ()), strict=True))
-    return _EinsumForm((first, second), result, stacks, summed, rows, columns, sizes) if len(stacks) <= 3 else None
-
-
-def _matrices(parts: Parts, value: Any, order: list[int], shape: tuple[int, ...], name: str) -> Any:
-    """A tensor with its axes in another order, as stacks of matrices."""
-    if order != sorted(order):
-        value = parts.named(ops.transpose(value, order), f"{name}_turn")
-    return value if tuple(value.shape[1:]) == shape else parts.named(ops.reshape(value, (-1, *shape)), name)

@@ -9,14 +9,23 @@ import keras
 from keras import tree
 
 from keras_lowbit.convert.analysis.operations import RECURRENT, is_loop, stock_kind
-from keras_lowbit.convert.expansion import arithmetic, attention, normalizations, recurrent, signals
+from keras_lowbit.convert.expansion import arithmetic, attention, einsum, normalizations, recurrent, signals
+from keras_lowbit.convert.expansion.implicit_masks import mask_behind
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import Copies, clone_model
 from keras_lowbit.layers.constants import unrounded
 
-_RULE_FILES = (arithmetic, attention, normalizations, recurrent, signals)  # importing them registers their rules
+_RULE_FILES = (
+    arithmetic,
+    attention,
+    einsum,
+    normalizations,
+    recurrent,
+    signals,
+)  # importing them registers their rules
+_READ_MASKS = ("Attention", "MultiHeadAttention", "Softmax", *RECURRENT)
 Leaves = Callable[[str, str], bool]  # of name and path: whether a call stays as it is
 
 
@@ -51,6 +60,7 @@ class _Walk:
         self.whole: dict[str, str] = {}
         self.operations: dict[str, Any] = {}
         self._copies, self._layers = Copies(), dict[tuple[int, str], Any]()
+        self._masks: dict[int, Any] = {}  # by the key of the value that Keras hands it on beside
 
     def rule(self, call: Call, path: str) -> Compose | None:
         """What stands for a call; None if it stays as it is."""
@@ -59,7 +69,8 @@ class _Walk:
             return None
         if kind in RECURRENT and is_loop(call.operation) and not self.unroll:
             return None
-        reals = all("float" in str(tensor.dtype) for tensor in (*call.tensors, *call.results))
+        types = {str(tensor.dtype) for tensor in (*call.tensors, *call.results)}
+        reals = all("float" in kind for kind in types - ({"bool", "int32"} if kind in _READ_MASKS else set()))
         return EXPANSIONS[kind](call) if reals and (len(call.results) == 1 or kind in RECURRENT) else None
 
     def copied(self, model: Any, prefix: str = "") -> keras.Model:
@@ -67,6 +78,7 @@ class _Walk:
         calls = calls_of(model).calls
         names = {call.name: call for call in calls if not self.rule(call, prefix + call.path)}
         others = set(names)
+        has_attention = any(stock_kind(call.operation) == "MultiHeadAttention" for call in calls)
 
         def emit(call: Call, values: dict[int, Any]) -> list[Any]:
             path = prefix + call.path
@@ -76,9 +88,15 @@ class _Walk:
             if (compose := self.rule(call, path)) is None:
                 return self._copies.call(call, values)[0]
             self.operations[path] = call.operation
-            return tree.flatten(compose(Parts(call, self._layers, names), values))
+            return tree.flatten(compose(Parts(call, self._layers, names, self._masks), values))
 
-        copy = clone_model(model, emit)
+        def emit_with_mask(call: Call, values: dict[int, Any]) -> list[Any]:
+            made = emit(call, values)
+            if has_attention and (mask := mask_behind(call, values, self._masks)) is not None:
+                self._masks |= dict.fromkeys(call.outputs[:1], mask)
+            return made
+
+        copy = clone_model(model, emit_with_mask)
         self.whole |= {prefix + name: prefix + call.path for name, call in names.items() if name not in others}
         return copy
 

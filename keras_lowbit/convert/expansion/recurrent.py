@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
+from keras_lowbit.convert.analysis.masks import reals_of
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.convert.expansion.signals import MOST_STEPS
 from keras_lowbit.keras_graph.calls import Call
@@ -31,13 +32,13 @@ class _Cell(NamedTuple):
 @expands("GRU", "LSTM", "RNN", "SimpleRNN")
 def recurrent(call: Call) -> Compose | None:
     """The layer as a chain of steps."""
-    layer, cell = call.operation, _cell_of(call.operation)
-    if cell is None or not _has_form(call) or len(call.inputs) - 1 not in (0, _states(layer)):
+    layer, cell, (source, *states) = call.operation, _cell_of(call.operation), reals_of(call)
+    if cell is None or not _has_form(call, len(states)) or len(states) not in (0, _states(layer)):
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        state = [values[key] for key in call.inputs[1:]] or None
-        found, state = _run(parts, layer, cell, values[call.inputs[0]], state)
+        state = [values[key] for key in states] or None
+        found, state = _run(parts, layer, cell, values[source], state, _mask_of(call, values))
         made = parts.named(ops.stack(found, axis=1)) if layer.return_sequences else parts.named(found[-1])
         return [made, *state] if layer.return_state else made
 
@@ -58,15 +59,16 @@ def bidirectional(call: Call) -> Compose | None:
     both = {"forward": call.operation.forward_layer, "backward": call.operation.backward_layer}
     cells = {name: cell for name, layer in both.items() if (cell := _cell_of(layer)) is not None}
     counts = [_states(layer) for layer in both.values()]
-    if len(cells) < 2 or not _has_form(call) or len(call.inputs) - 1 not in (0, sum(counts)):
+    given = len(reals_of(call)) - 1
+    if len(cells) < 2 or not _has_form(call, given) or given not in (0, sum(counts)):
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        source, *given = (values[key] for key in call.inputs)
+        source, *given = (values[key] for key in reals_of(call))
         states, made = {"forward": given[: counts[0]], "backward": given[counts[0] :]}, {}
         for name, layer in both.items():
             inner = parts.within(name)
-            found, states[name] = _run(inner, layer, cells[name], source, states[name] or None)
+            found, states[name] = _run(inner, layer, cells[name], source, states[name] or None, _mask_of(call, values))
             order = found[::-1] if name == "backward" else found
             made[name] = inner.named(ops.stack(order, axis=1)) if layer.return_sequences else found[-1]
         merged = _MERGED.get(call.operation.merge_mode)
@@ -76,11 +78,22 @@ def bidirectional(call: Call) -> Compose | None:
     return compose
 
 
-def _has_form(call: Call) -> bool:
-    """Whether a call has known sizes, few steps and no mask."""
-    sizes, layer = sizes_of(call.tensors[0]), call.operation
-    masked = call.arguments.kwargs.get("mask") is not None
-    return not (layer.stateful or masked or sizes is None or len(sizes) != 2 or sizes[0] > MOST_STEPS)
+def _has_form(call: Call, states: int) -> bool:
+    """Whether a call has known sizes, few steps, and a mask only where its states begin with zeros."""
+    sizes, layer, mask = sizes_of(call.tensors[0]), call.operation, call.arguments.kwargs.get("mask")
+    if layer.stateful or sizes is None or len(sizes) != 2 or sizes[0] > MOST_STEPS:
+        return False
+    zeroed = any(
+        getattr(part, "zero_output_for_mask", False) for part in (layer, getattr(layer, "forward_layer", None))
+    )
+    return mask is None or (isinstance(mask, keras.KerasTensor) and not states and not zeroed)
+
+
+def _mask_of(call: Call, values: Values) -> Any:
+    """Which steps of each sample count, [steps]; None for all."""
+    mask = call.arguments.kwargs.get("mask")
+    places = [key for key, tensor in zip(call.inputs, call.tensors, strict=True) if tensor is mask]
+    return values[places[0]] if places else None
 
 
 def _states(layer: Any) -> int:
@@ -94,8 +107,10 @@ def _cell_of(layer: Any) -> _Cell | None:
     return None if made is None or cell.recurrent_dropout else made(cell)
 
 
-def _run(parts: Parts, layer: Any, cell: _Cell, x: Any, state: list[Any] | None) -> tuple[list[Any], list[Any]]:
-    """The result of each step in the order in which they run, and the last state."""
+def _run(
+    parts: Parts, layer: Any, cell: _Cell, x: Any, state: list[Any] | None, mask: Any
+) -> tuple[list[Any], list[Any]]:
+    """The result of each step in the order in which they run, and the last state. What a mask leaves out changes none."""
     if rate := layer.cell.dropout:  # the same features at every step
         x = parts.layer("dropout", lambda **options: keras.layers.SpatialDropout1D(rate, **options))(x)
     entering = parts.layer("input", *_dense_form(array(layer.cell.kernel), cell.bias))(x)
@@ -103,9 +118,18 @@ def _run(parts: Parts, layer: Any, cell: _Cell, x: Any, state: list[Any] | None)
         parts.layer(part, *_dense_form(kernel, bias))
     steps, found = range(int(x.shape[1])), []
     for at, time in enumerate(steps[::-1] if layer.go_backwards else steps):
-        state = cell.step(parts, parts.named(entering[:, time], f"at_{at}"), state, f"_{at}")
+        before, state = state, cell.step(parts, parts.named(entering[:, time], f"at_{at}"), state, f"_{at}")
+        if mask is not None:
+            counts = parts.named(mask[:, time : time + 1], f"counts_{at}")
+            pairs = enumerate(_pairs(state, before))
+            state = [parts.named(ops.where(counts, *pair), f"kept_{k}_{at}") for k, pair in pairs]
         found.append(state[0])
     return found, state or []
+
+
+def _pairs(state: list[Any], before: list[Any] | None) -> list[tuple[Any, Any]]:
+    """The parts of a state, each with what it was before: zeros at first."""
+    return list(zip(state, before or [0.0] * len(state), strict=True))
 
 
 def _dense_form(kernel: Any, bias: Any) -> tuple[Callable[..., Any], dict[str, Any]]:

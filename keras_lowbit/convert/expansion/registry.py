@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import keras
@@ -34,11 +35,17 @@ def expands(*kinds: str) -> Callable[[R], R]:
 class Parts:
     """Makes the layers and names the operations that stand for one call. layers: those of all calls of the same layer.
 
-    names: taken in the new model, with the calls that took them; added to.
+    names: taken in the new model, with the calls that took them; added to.   masks: that Keras hands on beside values, by key.
     """
 
-    def __init__(self, call: Call, layers: dict[tuple[int, str], Any], names: dict[str, Call]) -> None:
-        self.call, self.operation = call, call.operation
+    def __init__(
+        self,
+        call: Call,
+        layers: dict[tuple[int, str], Any],
+        names: dict[str, Call],
+        masks: Mapping[int, Any] = MappingProxyType({}),
+    ) -> None:
+        self.call, self.operation, self.masks = call, call.operation, masks
         self._layers, self._names, self._within = layers, names, ""
 
     def within(self, part: str) -> Parts:

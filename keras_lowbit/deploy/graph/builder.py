@@ -170,6 +170,20 @@ class GraphBuilder(BaseBuilder):
         """tanh(x); the output grid is always (1/128, 0), of int16 codes (2**-15, 0)."""
         return self.operation("tanh", (x,), name)
 
+    # masks and whole numbers: values, without a range
+
+    def compare(self, x: str, name: str, kind: str, number: int) -> str:
+        """A mask: which int32 values are `kind` ("equal", "not_equal", "greater", "less_equal", ...) to a number."""
+        return self._node("compare", name, (x,), {"kind": kind, "number": int(number)}, None)
+
+    def logical(self, kind: str, inputs: Sequence[str], name: str) -> str:
+        """Masks as one: "and", "or" of two, broadcasting, "not" of one."""
+        return self._node(f"logical_{kind}", name, tuple(inputs), {}, None)
+
+    def where(self, mask: str, a: str, b: str, name: str) -> str:
+        """Codes of a where the mask is true, of b elsewhere, broadcasting; one of both may be a constant."""
+        return self._node("where", name, (mask, a, b), {})
+
     # shapes, windows, means: these keep the range, but for mean
 
     def concatenation(self, parts: Sequence[str], name: str, axis: int = -1) -> str:

@@ -172,14 +172,16 @@ class BaseBuilder:
         constants: Sequence[Tensor] = (),
     ) -> str:
         tensors = [*map(self.tensor, inputs[: len(inputs) - len(constants)]), *constants]
+        dtype = OPERATIONS[op].writes[0]
         if isinstance(out, str):
-            out = tensors[0].range
+            kept = tensors[-1] if op == "where" else tensors[0]
+            out, dtype = (None, kept.dtype) if kept.scale is None else (kept.range, dtype)
         check_attributes(OPERATIONS[op].attributes, attributes, f"{op} {name!r}")
         try:
             shape = OPERATIONS[op].infer_shape(attributes, [t.shape for t in tensors])
         except ValueError as error:
             raise ValueError(f"{op} {name!r}: {error}") from error
-        made = [self._activation(name, shape, Range(*out) if out is not None else None, OPERATIONS[op].writes[0])]
+        made = [self._activation(name, shape, Range(*out) if out is not None else None, dtype)]
         for dtype in OPERATIONS[op].also_writes:
             made.append(self._activation(f"{name}/output_{len(made)}", shape, None, dtype))
         self._insert(Node(op, name, inputs, tuple(t.name for t in made), attributes), [*constants, *made])

@@ -27,11 +27,15 @@ def pass_on(state: Lowering, call: Call) -> bool:
     return True
 
 
+MOVES: dict[str, Move] = {}  # by the class name of a stock layer or operation
+
+
 def moves(*kinds: str) -> Callable[[Move], Move]:
     """Decorator: the function lowers calls of these stock classes; between operations that run in float they do, too."""
 
     def register(move: Move) -> Move:
         lowers(*kinds)(mover(move))
+        MOVES.update(dict.fromkeys(kinds, move))
         return move
 
     return register
@@ -61,11 +65,14 @@ def _reshape(state: Lowering, call: Call, tensor: str) -> str:
 @lowers("Permute", "Transpose")
 def lower_permute(state: Lowering, call: Call) -> bool:
     """A transpose; where it only turns matrices for a product, the product does."""
-    if turns_for_product(state, call):
-        return pass_on(state, call)
-    return mover(lambda state, call, tensor: state.builder.transpose(tensor, state.name(call.path), _perm(call)))(
-        state, call
-    )
+    return pass_on(state, call) if turns_for_product(state, call) else mover(_transpose)(state, call)
+
+
+def _transpose(state: Lowering, call: Call, tensor: str) -> str:
+    return state.builder.transpose(tensor, state.name(call.path), _perm(call))
+
+
+MOVES["Transpose"] = _transpose
 
 
 def turns_for_product(state: Lowering, call: Call | None) -> bool:

@@ -7,6 +7,7 @@ values are one part, unless an integer operation stands between them that needs 
 import dataclasses
 from collections.abc import Iterable
 
+from keras_lowbit.convert.analysis.masks import reals_of
 from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, lacks_int16
 from keras_lowbit.deploy.lowering.activations import deferred_activation, has_fixed_range
 from keras_lowbit.deploy.lowering.ranges import codes_of, reads_bytes, stored_inputs, uses_int16
@@ -36,13 +37,14 @@ def float_calls(graph: CallGraph) -> set[Call]:
             kept |= set(call.outputs)
             runs = graph.producers.get(call.inputs[0]) in found
         else:
-            bytes_in = reads_bytes(graph, call)
-            runs = (not bytes_in and _runs_in_float(call, values, kept)) or _lacks_range(graph, call)
+            runs = _runs_in_float(call, values, kept) or _lacks_range(graph, call)
+            runs = runs or (category_of(call) is Category.PIXELS and not reads_bytes(graph, call))
             runs = runs or (wide and lacks_int16(call, category_of(call)) is not None)
         if runs:
             found.add(call)
-        whole = any("float" not in str(result.dtype) for result in call.results)
-        if runs or whole or isinstance(call.operation, KeepFloat) or _ends_in_float(call):
+        made = zip(call.outputs, call.results, strict=True)
+        values |= {key for key, result in made if "float" not in str(result.dtype)}
+        if runs or isinstance(call.operation, KeepFloat) or _ends_in_float(call):
             values |= set(call.outputs)
     return found
 
@@ -55,12 +57,16 @@ def _runs_in_float(call: Call, values: set[int], kept: set[int]) -> bool:
         return operation.kernel_host is None or not has_range or not kept.isdisjoint(call.inputs)
     if category in (Category.WEIGHTED, Category.FLOAT):
         return True
-    return category not in (Category.RANGE_LAYER, Category.LOOKUP) and not values.isdisjoint(call.inputs)
+    exact = (Category.RANGE_LAYER, Category.LOOKUP, Category.MASK)
+    return category not in exact and not values.isdisjoint(reals_of(call))
 
 
 def _lacks_range(graph: CallGraph, call: Call) -> bool:
-    """Whether a function of one value, or a row of a table, has no range behind it: what reads it needs it exactly."""
-    return category_of(call) in (Category.FUNCTION, Category.LOOKUP) and not _has_range(graph, call.outputs[0])
+    """Whether a function of one value, a row of a table or a mask as reals has no range behind it: what reads it needs it
+    exactly."""
+    category = category_of(call)
+    of_mask = category is Category.SHARES_RANGE and not reals_of(call)
+    return (of_mask or category in (Category.FUNCTION, Category.LOOKUP)) and not _has_range(graph, call.outputs[0])
 
 
 def _has_range(graph: CallGraph, key: int) -> bool:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tensor
-from keras_lowbit.convert.analysis.operations import activation_name, stock_kind
+from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.lowering import averages, data_movement
+from keras_lowbit.deploy.lowering import averages, data_movement, masks
 from keras_lowbit.deploy.lowering.activations import activate, fuse_relu, lower_table, rounded_codes
 from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
+from keras_lowbit.deploy.lowering.parts import as_float32, with_range
 from keras_lowbit.deploy.lowering.registry import HANDLERS, lowers
 from keras_lowbit.deploy.lowering.state import Lowering, emits
 from keras_lowbit.deploy.lowering.values import (
@@ -27,7 +28,7 @@ from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
 
-_HANDLER_FILES = (averages, data_movement)  # importing them registers their handlers
+_HANDLER_FILES = (averages, data_movement, masks)  # importing them registers their handlers
 
 
 def lower_call(state: Lowering, call: Call) -> None:
@@ -40,6 +41,8 @@ def lower_call(state: Lowering, call: Call) -> None:
         state.values[call.outputs[0]] = replace(value, provenance=value.provenance.add(call=call))
         return None
     handler = HANDLERS.get(stock_kind(operation))
+    if category_of(call) is Category.MASK:
+        handler = masks.lower_mask
     if handler is None or not handler(state, call):
         lower_float(state, call)
     return None
@@ -64,15 +67,11 @@ def lower_range(state: Lowering, call: Call) -> None:
         state.values[out] = replace(value, provenance=provenance, fallback=grid, rounded=True)
     elif isinstance(value, DeferredOp):
         state.store(out, state.emit(value, grid), provenance)
-    elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == _as_float32(grid):
+    elif isinstance(value, QuantizedTensor) and state.builder.tensor(value.tensor).range == as_float32(grid):
         state.alias(out, value, call)
     else:
         tensor = value.tensor if isinstance(value, QuantizedTensor) else state.as_float(key).tensor
         state.store(out, state.builder.quantize(tensor, grid, state.name(call.path)), provenance)
-
-
-def _as_float32(grid: Range) -> Range:
-    return grid._replace(scale=float(np.float32(grid.scale)))
 
 
 @lowers("Activation")
@@ -146,8 +145,11 @@ def lower_matmul(state: Lowering, call: Call) -> bool:
 
 
 @lowers("Cast")
-def lower_bytes(state: Lowering, call: Call) -> bool:
-    """An input of bytes as reals: the range of 0 to 255 behind it makes codes of them, each byte less 128."""
+def lower_cast(state: Lowering, call: Call) -> bool:
+    """A mask as ones and zeros; or an input of bytes as reals: the range of 0 to 255 behind it makes codes of them, each byte
+    less 128."""
+    if str(call.tensors[0].dtype) == "bool":
+        return masks.defer_choice(state, call, [1.0, 0.0])
     value = state.values[call.inputs[0]]
     if not isinstance(value, GraphInput):
         return False
@@ -306,7 +308,7 @@ def emit_stack(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
     """The parts in the range of the whole, with one more axis of size 1, then joined on it."""
     axis, path, names = deferred.attributes["axis"], deferred.path, []
     for place, part in enumerate(deferred.inputs):
-        name = _with_range(state, part, grid, f"{path}/part_{place}")
+        name = with_range(state, part, grid, f"{path}/part_{place}")
         sizes = list(state.static_shape(name))
         sizes.insert(axis - 1, 1)
         names.append(state.builder.reshape(name, state.name(f"{path}/row_{place}"), sizes))
@@ -318,7 +320,7 @@ def emit_stack(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
 def emit_extremum(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
     """The parts and constants in one range, then the operation."""
     path, builder, constants = deferred.path, state.builder, deferred.attributes["constants"]
-    names = [_with_range(state, part, grid, f"{path}/part_{i}") for i, part in enumerate(deferred.inputs)]
+    names = [with_range(state, part, grid, f"{path}/part_{i}") for i, part in enumerate(deferred.inputs)]
     for value in constants:
         name = state.name(f"{path}/constant")
         names.append(builder.constant(name, fixed_codes(np.atleast_1d(value), grid), *grid))
@@ -333,13 +335,5 @@ def emit_extremum(state: Lowering, deferred: DeferredOp, grid: Range, activation
 def emit_concatenation(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
     """The parts, each in the range of the whole."""
     parts = enumerate(deferred.inputs)
-    names = [_with_range(state, part, grid, f"{deferred.path}/part_{i}") for i, part in parts]
+    names = [with_range(state, part, grid, f"{deferred.path}/part_{i}") for i, part in parts]
     return state.builder.concatenation(names, state.name(deferred.path), deferred.attributes["axis"])
-
-
-def _with_range(state: Lowering, part: Any, grid: Range, name: str) -> str:
-    if isinstance(part, DeferredOp):
-        return state.emit(part, grid)
-    if state.builder.tensor(part.tensor).range == _as_float32(grid):
-        return str(part.tensor)
-    return state.builder.quantize(part.tensor, grid, state.name(name))

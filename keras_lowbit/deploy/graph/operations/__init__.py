@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from keras_lowbit.deploy.graph.operations import data_movement, elementwise, float_subgraph, matrices, weighted, windows
+from keras_lowbit.deploy.graph.operations import (
+    data_movement,
+    elementwise,
+    float_subgraph,
+    masks,
+    matrices,
+    weighted,
+    windows,
+)
 from keras_lowbit.deploy.graph.operations.checks import check_use
 from keras_lowbit.deploy.graph.operations.operation import Operation
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
 
-_ROOMS = (weighted, matrices, elementwise, windows, data_movement, float_subgraph)
+_ROOMS = (weighted, matrices, elementwise, windows, data_movement, masks, float_subgraph)
 OPERATIONS: dict[str, Operation] = {
     record.name: record for room in _ROOMS for record in vars(room).values() if isinstance(record, Operation)
 }

@@ -33,6 +33,7 @@ def one_of(*values: str | None, advice: str = "") -> Attribute:
     )
 
 
+WHOLE = Attribute("a whole number that int32 holds", lambda value: _is_whole(value, -LARGEST - 1))
 FLAG = Attribute("true or false", lambda value: isinstance(value, bool))
 NUMBER = Attribute("a number that float32 holds", lambda value: type(value) in (int, float) and abs(value) < 2.0**128)
 PAIRS = Attribute(

@@ -9,7 +9,7 @@ import numpy as np
 from keras_lowbit.deploy.graph.operations.attributes import check_attributes
 from keras_lowbit.deploy.graph.operations.elementwise import SIX_STEPS
 from keras_lowbit.deploy.graph.operations.operation import FREE, KEEP, Limit, Operation, Use
-from keras_lowbit.deploy.graph.tensors import BIASES, CODES, Node, Range, Tensor
+from keras_lowbit.deploy.graph.tensors import BIASES, CODES, PLAIN, Node, Range, Tensor
 from keras_lowbit.numerics.requantization import INT32_MAX
 
 #: The largest sum of each type of bias. LiteRT's factor for int64 sums takes those below 2**47.
@@ -77,7 +77,8 @@ def _check_one_type(operation: Operation, use: Use) -> None:
 
 def _check_constant(operation: Operation, use: Use, place: int, tensor: Tensor) -> None:
     """Constants are weights, or one of the two operands that broadcast; but for weights they have one scale."""
-    if tensor.is_constant and not (operation.inputs == 2 or (operation.weighted and place)):
+    takes = bool(place) if operation.weighted else operation.inputs in (2, 3)
+    if tensor.is_constant and not takes:
         raise ValueError(f"{use.where} reads the constant {tensor.name!r}: expected a computed tensor or an input")
     if tensor.scale is not None and tensor.scale.ndim and not (operation.weighted and place):
         raise ValueError(f"{use.where} reads {tensor.name!r} of {tensor.scale.size} scales: expected one")
@@ -98,7 +99,9 @@ def _check_range(operation: Operation, use: Use) -> None:
         return
     output = use.outputs[0]
     for tensor in use.inputs if operation.range == KEEP else ():
-        if _grid(tensor) != _grid(output):
+        if tensor.dtype in PLAIN:
+            _check_plain(operation, use, tensor)
+        elif _grid(tensor) != _grid(output):
             raise ValueError(
                 f"{use.where} keeps the range, but {tensor.name!r} has {_words(tensor)} and {output.name!r} has "
                 f"{_words(output)}: requantize {tensor.name!r} to the same range first (quantize)"
@@ -107,6 +110,14 @@ def _check_range(operation: Operation, use: Use) -> None:
     if fixed is not None and _grid(output) != (np.float32(fixed.scale), fixed.zero_point):
         raise ValueError(
             f"{use.where} writes {_words(output)}: expected scale {fixed.scale} zero point {fixed.zero_point}"
+        )
+
+
+def _check_plain(operation: Operation, use: Use, tensor: Tensor) -> None:
+    """Values that are moved stay values of their type; a mask that chooses between codes is none of them."""
+    if operation.inputs == 1 and tensor.dtype != use.outputs[0].dtype:
+        raise ValueError(
+            f"{use.where} moves {tensor.dtype} values of {tensor.name!r} to {use.outputs[0].dtype}: expected one type"
         )
 
 

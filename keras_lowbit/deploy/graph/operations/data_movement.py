@@ -157,7 +157,16 @@ CONCATENATION = Operation(
     "concatenation", _concatenation_shape, _concatenation_builtin, inputs=None, takes={"axis": whole(0)}, int16=3
 )
 PAD = Operation("pad", _pad_shape, _pad_builtin, takes={"paddings": PAIRS}, int16=3)
-GATHER = Operation("gather", _gather_shape, _gather_builtin, takes={"axis": whole(0), "indices": wholes(0)}, int16=4)
+_MOVED = ("int8", "int32", "bool")  # codes, whole numbers and masks
+GATHER = Operation(
+    "gather",
+    _gather_shape,
+    _gather_builtin,
+    takes={"axis": whole(0), "indices": wholes(0)},
+    reads=_MOVED,
+    writes=_MOVED,
+    int16=4,
+)
 EMBEDDING = Operation(
     "embedding",
     _embedding_shape,
@@ -170,12 +179,18 @@ EMBEDDING = Operation(
 )
 ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
 TOP_K = Operation("top_k", _top_k_shape, _top_k_builtin, also_writes=("int32",), takes={"k": whole(1)}, int16=3)
-RESHAPE = Operation("reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, int16=1)
-TRANSPOSE = Operation("transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)}, int16=5)
+RESHAPE = Operation(
+    "reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, reads=_MOVED, writes=_MOVED, int16=1
+)
+TRANSPOSE = Operation(
+    "transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)}, reads=_MOVED, writes=_MOVED, int16=5
+)
 STRIDED_SLICE = Operation(
     "strided_slice",
     _strided_slice_shape,
     _strided_slice_builtin,
     takes={"begin": wholes(0), "end": wholes(1), "strides": wholes(1)},
+    reads=_MOVED,
+    writes=_MOVED,
     int16=4,
 )

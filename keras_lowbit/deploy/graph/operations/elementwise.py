@@ -26,7 +26,8 @@ from keras_lowbit.deploy.graph.operations.operation import (
 MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 
 
-def _broadcast_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+def broadcast_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
+    """Of two operands; a constant has size 1 on the batch axis. ValueError if they do not fit."""
     first, second = shapes
     batched = [s for s in shapes if s and s[0] is None]
     rank = max(len(first), len(second))
@@ -113,12 +114,12 @@ _PAIR: dict[str, Any] = {"inputs": 2, "range": FREE, "fuses_activation": True}
 _SUM: dict[str, Any] = {**_PAIR, "limits": (_SUM_FACTOR, _SUM_FACTOR_16)}
 _UNIT_RANGE = fixed(1 / 256, -128, 2.0**-15)  # of [0, 1)
 
-ADD = Operation("add", _broadcast_shape, _sum_builtin("ADD", "AddOptions"), int16=3, **_SUM)
-SUB = Operation("sub", _broadcast_shape, _sum_builtin("SUB", "SubOptions"), int16=5, **_SUM)
-MUL = Operation("mul", _broadcast_shape, _mul_builtin, int16=4, limits=(_PRODUCT,), **_PAIR)
+ADD = Operation("add", broadcast_shape, _sum_builtin("ADD", "AddOptions"), int16=3, **_SUM)
+SUB = Operation("sub", broadcast_shape, _sum_builtin("SUB", "SubOptions"), int16=5, **_SUM)
+MUL = Operation("mul", broadcast_shape, _mul_builtin, int16=4, limits=(_PRODUCT,), **_PAIR)
 _EXTREMUM: dict[str, Any] = {"inputs": 2, "int16": 4}
-MAXIMUM = Operation("maximum", _broadcast_shape, plain("MAXIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
-MINIMUM = Operation("minimum", _broadcast_shape, plain("MINIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
+MAXIMUM = Operation("maximum", broadcast_shape, plain("MAXIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
+MINIMUM = Operation("minimum", broadcast_shape, plain("MINIMUM", 2, "MaximumMinimumOptions"), **_EXTREMUM)
 RELU = Operation("relu", unchanged, plain("RELU", 2), range=FREE, int16=3, limits=(_FACTOR,))
 RELU6 = Operation("relu6", unchanged, plain("RELU6", 2), range=FREE, int16=3, limits=(_FACTOR, SIX_STEPS))
 LEAKY_RELU = Operation(
