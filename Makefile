@@ -18,13 +18,14 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
-.PHONY: help test docs linkcheck pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp build-cuda test-cuda bench-cuda wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
+.PHONY: help test docs linkcheck pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp build-cuda test-cuda bench-cuda cuda-ops wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make test-cpp, test-sanitize, test-arm   the C++ kernels alone: plain, under sanitizers (threads too), under qemu"
 	@echo "make test-cuda, bench-cuda   the CUDA kernels on this machine's GPU: against the CPU, and how fast (JSON); needs nvcc"
+	@echo "make cuda-ops   the CUDA kernels for TensorFlow; needs nvcc"
 	@echo "make ops     compile the kernels against the installed TensorFlow (test and demo do it by themselves)"
 	@echo "make docs    build the documentation into docs/_build/html; every warning is an error"
 	@echo "make linkcheck   ask every site that the documentation links to; needs a network"
@@ -69,14 +70,19 @@ bench-cpp: test-cpp
 	custom_ops/build/release/kernels_bench
 
 # The CUDA kernels: CMake, a compiler and nvcc, which CUDACXX names if it is not on the PATH. ARCHITECTURES=90 compiles for one kind of GPU
-# alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77.
+# alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. OBJECTS: the CPU kernels' object files, if
+# they are there already. cuda-ops: the same kernels as TensorFlow ops, into the user's cache.
 ARCHITECTURES ?= 75-real;80-real;89-real;90
 BATCH ?= 64
 build-cuda:
-	cd custom_ops && cmake --preset cuda -DKLB_CUDA_ARCHITECTURES="$(ARCHITECTURES)" && cmake --build --preset cuda -j $(WORKERS)
+	cd custom_ops && cmake --preset cuda -DKLB_CUDA_ARCHITECTURES="$(ARCHITECTURES)" \
+	  -DKLB_OBJECTS="$(abspath $(OBJECTS))" && cmake --build --preset cuda -j $(WORKERS)
 
 test-cuda: build-cuda
 	cd custom_ops && ctest --preset cuda
+
+cuda-ops: $(INSTALLED)
+	$(BIN)/python -m keras_lowbit.ops.build_cuda --if-possible
 
 bench-cuda: build-cuda
 	custom_ops/build/cuda/cuda_bench $(BATCH)

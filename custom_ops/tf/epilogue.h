@@ -7,10 +7,16 @@
 
 namespace keras_lowbit {
 
-// What one call hands to core beside input and weights: borrowed where a tensor has one value for each channel, spread
-// into `store` where it has a single one.
+// How far from one channel's value to the next: 0 where a tensor that cannot be read here has a single one.
+struct BorrowedSteps {
+  int32_t multiplier = 1, shift = 1, factor = 1, float_scale = 1;
+};
+
+// What one call hands to a device's kernels beside input and weights: borrowed where a tensor has one value for each
+// channel; where it has a single one, spread into a store of its own, or with a step of 0.
 struct BorrowedEpilogue {
   Epilogue epilogue;
+  BorrowedSteps steps;
   std::vector<int32_t> multiplier, shift;
   std::vector<double> factor;
   std::vector<float> scale;
@@ -18,7 +24,7 @@ struct BorrowedEpilogue {
 
 template <typename T>
 absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels, std::vector<T>* store,
-                        const T** values) {
+                        const T** values, int32_t* step) {
   const int64_t count = tensor.NumElements();
   if (count != channels && count != 1 && count != 0) {
     return absl::InvalidArgumentError(absl::StrCat(name, " has ", count, " values; expected ", channels,
@@ -26,6 +32,9 @@ absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels
   }
   *values = count == 0 ? nullptr : tensor.flat<T>().data();
   if (count == 1 && channels != 1) {
+    *step = 0;
+    if (store == nullptr) return absl::OkStatus();
+    *step = 1;
     store->assign(channels, **values);
     *values = store->data();
   }
@@ -38,8 +47,8 @@ class OpEpilogue {
  public:
   enum Input { kBias, kMultiplier, kShift, kFactor, kFloatScale, kResidual };
 
-  // first_input: the number of the bias among the op's inputs.
-  explicit OpEpilogue(int first_input) : first_input_(first_input) {}
+  // first_input: the number of the bias among the op's inputs. reads_tensors: their values are in this process's memory.
+  OpEpilogue(int first_input, bool reads_tensors) : first_input_(first_input), reads_tensors_(reads_tensors) {}
 
   absl::Status Init(OpKernelConstruction* context) {
     tensorflow::DataType type;
@@ -64,11 +73,15 @@ class OpEpilogue {
     Requantize& r = epilogue.requantize;
     const auto input = [&](Input which) -> const Tensor& { return context->input(first_input_ + which); };
     TF_RETURN_IF_ERROR(BorrowBias(input(kBias), channels, &epilogue.bias));
-    TF_RETURN_IF_ERROR(PerChannel(input(kMultiplier), "multiplier", channels, &borrowed->multiplier, &r.multiplier));
-    TF_RETURN_IF_ERROR(PerChannel(input(kShift), "shift", channels, &borrowed->shift, &r.shift));
-    TF_RETURN_IF_ERROR(PerChannel(input(kFactor), "factor", channels, &borrowed->factor, &r.factor));
+    const auto per_channel = [&](Input which, const char* name, auto* store, auto** values, int32_t* step) {
+      return PerChannel(input(which), name, channels, reads_tensors_ ? store : nullptr, values, step);
+    };
+    BorrowedSteps& steps = borrowed->steps;
+    TF_RETURN_IF_ERROR(per_channel(kMultiplier, "multiplier", &borrowed->multiplier, &r.multiplier, &steps.multiplier));
+    TF_RETURN_IF_ERROR(per_channel(kShift, "shift", &borrowed->shift, &r.shift, &steps.shift));
+    TF_RETURN_IF_ERROR(per_channel(kFactor, "factor", &borrowed->factor, &r.factor, &steps.factor));
     TF_RETURN_IF_ERROR(
-        PerChannel(input(kFloatScale), "float_scale", channels, &borrowed->scale, &epilogue.float_scale));
+        per_channel(kFloatScale, "float_scale", &borrowed->scale, &epilogue.float_scale, &steps.float_scale));
     TF_RETURN_IF_ERROR(CheckComplete(epilogue));
     if (!has_residual_) return absl::OkStatus();
     const Tensor& residual = input(kResidual);
@@ -128,6 +141,7 @@ class OpEpilogue {
   }
 
   const int first_input_;
+  const bool reads_tensors_;
   Epilogue base_;
   bool has_residual_ = false;
 };

@@ -66,11 +66,12 @@ class GuardedOp : public tensorflow::OpKernel {
   Work work_;
 };
 
-// Registers KerasLowbit>name, whose work is that of class nameOp. REGISTER_KERNEL_BUILDER would call `new` unguarded.
-#define KLB_REGISTER(name)                                                                                          \
-  static const tensorflow::kernel_factory::OpKernelRegistrar registered##name(                                      \
-      tensorflow::register_kernel::Name("KerasLowbit>" #name).Device(tensorflow::DEVICE_CPU).Build(), #name "Op", \
-      GuardedOp<name##Op>::Make)
+// Registers KerasLowbit>name on a device, its work that of class nameOp<Device>. REGISTER_KERNEL_BUILDER would call `new`
+// unguarded.
+#define KLB_REGISTER(name, device_type, Where)                                                         \
+  [[maybe_unused]] static const tensorflow::kernel_factory::OpKernelRegistrar registered##name(        \
+      tensorflow::register_kernel::Name("KerasLowbit>" #name).Device(device_type).Build(), #name "Op", \
+      GuardedOp<name##Op<Where>>::Make)
 
 // A shape function that TensorFlow may call.
 template <absl::Status (*kShapes)(tensorflow::shape_inference::InferenceContext*)>

@@ -13,7 +13,7 @@ from absl import flags
 
 from keras_lowbit import ops
 from keras_lowbit.bench.machine import machine
-from keras_lowbit.ops import build
+from keras_lowbit.ops import build, cuda
 
 FLAGS = flags.FlagValues()
 
@@ -51,6 +51,8 @@ def report(reason: str) -> list[tuple[str, str]]:
         for target in ops.compiled_kernels():
             runs = "runs" if target.supported else "not on this CPU"
             rows.append((f"ISA {target.name}", f"{runs} ({target.needs or 'any CPU'})"))
+    found = None if reason else ops.library.loaded_or_none()
+    rows += cuda.report(tf.__version__, found and found.cuda)
     return [*rows, ("available", ", ".join(ops.available_kernels()))]
 
 

@@ -40,6 +40,7 @@ WORK = ".building-"  # what a build makes in its target folder while it runs beg
 FLAGS = ("-O3", "-fPIC", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-Wall")
 # Files and folders that are no part of the library; of bench, what measures the machine is.
 NOT_SHIPPED = re.compile(r"(^|_)(test|fuzz|build)s?(_|\.|$)|_bench\.")
+OTHER_LIBRARIES = ("tf_cuda", "xla")  # folders of custom_ops with libraries of their own
 MACHINES = {
     "x86_": "x86_64|AMD64|amd64",
     "arm_": "aarch64|arm64|ARM64",
@@ -127,7 +128,8 @@ def sources(folder: Path, machine: str | None = None) -> list[Path]:
     machine = machine or platform.machine()
     foreign = tuple(prefix for prefix, pattern in MACHINES.items() if not re.fullmatch(pattern, machine))
     found = (path for path in sorted(folder.rglob("*.cc")) if not path.name.startswith(foreign))
-    return [path for path in found if not any(NOT_SHIPPED.search(part) for part in path.relative_to(folder).parts)]
+    own = [path for path in found if path.parent.name not in OTHER_LIBRARIES]
+    return [path for path in own if not any(NOT_SHIPPED.search(part) for part in path.relative_to(folder).parts)]
 
 
 def file_flags(folder: Path, path: Path) -> list[str]:
@@ -339,17 +341,18 @@ def _compile(folder: Path, compiler: list[str], tensorflow: dict[str, Any], work
         headers = tensorflow["compile"] if path.parent.name == "tf" else ["-std=c++17"]
         quiet = [flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag for flag in headers]
         flags = [*FLAGS, *quiet, "-std=c++17", f"-I{folder}", *file_flags(folder, path)]
-        _run([*compiler, *flags, "-c", str(path), "-o", str(made)], path.name)
+        run_command([*compiler, *flags, "-c", str(path), "-o", str(made)], path.name)
         return made
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(made) for made in pool.map(compiled, enumerate(files))]
     library = work / NAME
-    _run([*compiler, "-shared", "-o", str(library), *objects, *tensorflow["link"]], NAME)
+    run_command([*compiler, "-shared", "-o", str(library), *objects, *tensorflow["link"]], NAME)
     return library
 
 
-def _run(command: list[str], what: str) -> None:
+def run_command(command: list[str], what: str) -> None:
+    """Runs a compiler. CompilerError with its words if it refuses `what`, BuildError if it does not run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

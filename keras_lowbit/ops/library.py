@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_lowbit.ops import build, library_file
+from keras_lowbit.ops import build, cuda, library_file
 
 TF_FALLBACK = "tf_fallback"
 # Ops of the library -> what TensorFlow calls their wrappers, behind "keras_lowbit_".
@@ -43,11 +43,15 @@ class LibraryError(RuntimeError):
 
 
 class Loaded(NamedTuple):
-    """A loaded library. ops: TensorFlow's module of wrappers.   handle: for the plain C functions.   path: its file."""
+    """A loaded library. ops: TensorFlow's module of wrappers.   handle: for the plain C functions.   path: its file.
+
+    cuda: the library of the GPU kernels; None if they were not built.
+    """
 
     ops: Any
     handle: ctypes.CDLL
     path: Path
+    cuda: ctypes.CDLL | None
 
 
 class IsaTarget(NamedTuple):
@@ -305,7 +309,7 @@ def _open(path: Path) -> Loaded:
             tf.no_gradient(f"KerasLowbit>{name}")  # integers in: nothing to differentiate
     except (tf.errors.OpError, OSError, RuntimeError, ValueError, AttributeError, LookupError) as error:
         raise LibraryError(f"{path} does not load ({error}); run `{build.COMMAND} --force`") from error
-    return Loaded(ops, handle, path)
+    return Loaded(ops, handle, path, cuda.load(tf.__version__))
 
 
 def _declare(handle: ctypes.CDLL) -> None:

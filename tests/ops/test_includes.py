@@ -12,7 +12,8 @@ from tests.support.process import ROOT
 
 CUSTOM_OPS = ROOT / "custom_ops"
 BELOW = {"core": [], "kernels": ["core"], "layers": ["core", "kernels"], "cuda": ["core", "layers"]}
-ON_TOP = {name: list(BELOW) for name in ("tf", "bench")} | {"test": [*BELOW, "bench"]}  # no one else includes these
+ON_TOP = {name: list(BELOW) for name in ("tf", "bench")}  # no one below includes these
+ON_TOP |= {"test": [*BELOW, "bench"], "tf_cuda": [*BELOW, "tf"]}
 INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
@@ -26,7 +27,7 @@ def include_violations(folder: Path) -> list[str]:
             continue  # build folders
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             included = INCLUDE.match(line)
-            if included is None or included[1].startswith("tensorflow/"):
+            if included is None or included[1].startswith(("tensorflow/", "xla/")):
                 continue
             if included[1].split("/")[0] not in [own, *(BELOW | ON_TOP)[own]]:
                 found.append(f"{name}:{number}: {own} includes {included[1]}")
@@ -76,8 +77,8 @@ def test_an_include_from_above_is_found(tmp_path):
 
 def code_lines():
     """(file, line without its comment) of all that goes into the library."""
-    for path in build.sources(CUSTOM_OPS) + sorted(CUSTOM_OPS.rglob("*.h")):
-        if path.relative_to(CUSTOM_OPS).parts[0] in BELOW or path.parent.name == "tf":
+    for path in build.sources(CUSTOM_OPS) + sorted([*CUSTOM_OPS.rglob("*.h"), *CUSTOM_OPS.glob("tf_cuda/*.cc")]):
+        if path.relative_to(CUSTOM_OPS).parts[0] in BELOW or path.parent.name in ("tf", "tf_cuda"):
             for line in path.read_text(encoding="utf-8").splitlines():
                 yield path, line.partition("//")[0]
 

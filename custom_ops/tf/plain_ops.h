@@ -1,12 +1,11 @@
-// Ops without weights: check, borrow the buffers, run.
-#include "layers/layers.h"
+// Ops without weights: check, borrow the buffers, call the device's kernels.
+#pragma once
+
 #include "tf/attributes.h"
-#include "tf/guard.h"
-#include "tf/threads.h"
 
 namespace keras_lowbit {
-namespace {
 
+template <class Device>
 class MaxPool2DOp {
  public:
   absl::Status Init(OpKernelConstruction* context) {
@@ -26,8 +25,8 @@ class MaxPool2DOp {
     Tensor* output;
     const TensorShape out_shape({shape.batch, shape.out_height(), shape.out_width(), shape.out_channels});
     TF_RETURN_IF_ERROR(context->allocate_output(0, out_shape, &output));
-    return ToTensorFlow(MaxPool2D(shape, input.flat<int8_t>().data(), padding_code_, low_, high_,
-                                  output->flat<int8_t>().data(), Threads(context)));
+    return Device::MaxPool2D(context, shape, input.flat<int8_t>().data(), padding_code_, low_, high_,
+                             output->flat<int8_t>().data());
   }
 
  private:
@@ -36,11 +35,12 @@ class MaxPool2DOp {
   int32_t padding_code_ = 0, low_ = 0, high_ = 0;
 };
 
-absl::Status CheckTable(const Tensor& table, int64_t codes) {
+inline absl::Status CheckTable(const Tensor& table, int64_t codes) {
   if (table.NumElements() == codes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("the table has ", table.NumElements(), " codes; expected ", codes));
 }
 
+template <class Device>
 class LookUpOp {
  public:
   absl::Status Init(OpKernelConstruction*) { return absl::OkStatus(); }
@@ -50,15 +50,12 @@ class LookUpOp {
     TF_RETURN_IF_ERROR(CheckTable(table, 256));
     Tensor* output;
     TF_RETURN_IF_ERROR(context->allocate_output(0, input.shape(), &output));
-    const int8_t *from = input.flat<int8_t>().data(), *codes = table.flat<int8_t>().data() + 128;
-    int8_t* to = output->flat<int8_t>().data();
-    RunAll(Threads(context), input.NumElements(), 1, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[i] = codes[from[i]];
-    });
-    return absl::OkStatus();
+    return Device::LookUp(context, input.flat<int8_t>().data(), input.NumElements(), table.flat<int8_t>().data(),
+                          output->flat<int8_t>().data());
   }
 };
 
+template <class Device>
 class LookUpPairOp {
  public:
   absl::Status Init(OpKernelConstruction*) { return absl::OkStatus(); }
@@ -72,19 +69,9 @@ class LookUpPairOp {
     TF_RETURN_IF_ERROR(CheckTable(table, 65536));
     Tensor* output;
     TF_RETURN_IF_ERROR(context->allocate_output(0, first.shape(), &output));
-    const int8_t *a = first.flat<int8_t>().data(), *b = second.flat<int8_t>().data(),
-                 *codes = table.flat<int8_t>().data();
-    int8_t* to = output->flat<int8_t>().data();
-    RunAll(Threads(context), first.NumElements(), 2, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[i] = codes[(a[i] + 128) * 256 + (b[i] + 128)];
-    });
-    return absl::OkStatus();
+    return Device::LookUpPair(context, first.flat<int8_t>().data(), second.flat<int8_t>().data(), first.NumElements(),
+                              table.flat<int8_t>().data(), output->flat<int8_t>().data());
   }
 };
 
-KLB_REGISTER(MaxPool2D);
-KLB_REGISTER(LookUp);
-KLB_REGISTER(LookUpPair);
-
-}  // namespace
 }  // namespace keras_lowbit

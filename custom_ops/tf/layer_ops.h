@@ -1,14 +1,13 @@
-// Ops of layers with weights: check, borrow the buffers, call core. Nothing is computed here but sizes. Inputs by
-// number, in the order of ops.cc.
+// Ops of layers with weights: check, borrow the buffers, call the device's kernels. Nothing is computed here but sizes.
+// Inputs by number, in the order of ops.cc. What a `Device` has: tf/cpu_device.h, tf_cuda/gpu_device.h.
+#pragma once
+
+#include "core/packing.h"
 #include "layers/layer_cache.h"
-#include "layers/layers.h"
 #include "tf/attributes.h"
 #include "tf/epilogue.h"
-#include "tf/guard.h"
-#include "tf/threads.h"
 
 namespace keras_lowbit {
-namespace {
 
 // The packed weights' attributes, read once.
 class Weights {
@@ -47,6 +46,7 @@ class Weights {
   PackedWeights base_;
 };
 
+template <class Device>
 class PackedConv2DOp {
  public:
   absl::Status Init(OpKernelConstruction* context) {
@@ -74,18 +74,19 @@ class PackedConv2DOp {
     TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
     TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
-    return ToTensorFlow(Conv2D(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
-                               borrowed.epilogue, output->data(), Threads(context), &cache_));
+    return Device::Conv2D(context, shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point, borrowed,
+                          output->data(), &cache_);
   }
 
  private:
-  OpEpilogue epilogue_{4};
+  OpEpilogue epilogue_{4, Device::kReadsTensors};
   LayerCache cache_;
   Window window_;
   Weights weights_;
   int64_t groups_ = 1;
 };
 
+template <class Device>
 class PackedDenseOp {
  public:
   absl::Status Init(OpKernelConstruction* context) {
@@ -115,16 +116,17 @@ class PackedDenseOp {
     TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_features, out_shape, &borrowed));
     Tensor* output;
     TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
-    return ToTensorFlow(Dense(shape, weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
-                              borrowed.epilogue, output->data(), Threads(context), &cache_));
+    return Device::Conv2D(context, AsConv(shape), weights, input.flat<int8_t>().data(), epilogue_.input_zero_point,
+                          borrowed, output->data(), &cache_);
   }
 
  private:
-  OpEpilogue epilogue_{4};
+  OpEpilogue epilogue_{4, Device::kReadsTensors};
   LayerCache cache_;
   Weights weights_;
 };
 
+template <class Device>
 class DepthwiseConv2DOp {
  public:
   absl::Status Init(OpKernelConstruction* context) {
@@ -149,20 +151,14 @@ class DepthwiseConv2DOp {
     TF_RETURN_IF_ERROR(epilogue_.Borrow(context, shape.out_channels, out_shape, &borrowed));
     Tensor* output;
     TF_RETURN_IF_ERROR(epilogue_.Allocate(context, out_shape, &output));
-    return ToTensorFlow(DepthwiseConv2D(shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
-                                        epilogue_.input_zero_point, borrowed.epilogue, output->data(),
-                                        Threads(context), &cache_));
+    return Device::DepthwiseConv2D(context, shape, kernel.flat<int8_t>().data(), input.flat<int8_t>().data(),
+                                   epilogue_.input_zero_point, borrowed, output->data(), &cache_);
   }
 
  private:
-  OpEpilogue epilogue_{2};
+  OpEpilogue epilogue_{2, Device::kReadsTensors};
   LayerCache cache_;
   Window window_;
 };
 
-KLB_REGISTER(PackedConv2D);
-KLB_REGISTER(PackedDense);
-KLB_REGISTER(DepthwiseConv2D);
-
-}  // namespace
 }  // namespace keras_lowbit
