@@ -9,15 +9,19 @@ import inspect
 import re
 from functools import cache
 
+from sphinx.util.inspect import stringify_signature
+
 MODULES = (
     *("", "layers", "quantizers", "recipes", "callbacks", "schedules", "data"),
     *("distill", "deploy", "tfmot", "ops", "bench", "plot"),
 )
 NAME = r"[A-Za-z_*][\w.]*(?:=[\w\"']+)?"
-ARGUMENT = re.compile(rf"({NAME}(?:(?:, (?:and )?| and ){NAME})*): (.*)")
+NAMES = rf"{NAME}(?:(?:, (?:and )?| and ){NAME})*"
+ARGUMENT = re.compile(rf"({NAMES}): (.*)")
 # What a line begins with that no longer belongs to the argument above it.
 OPENING = re.compile(
     r"(Returns?|Raises?|Yields?|Warns|Gives|Logs|Adds|State|Trained|Gradients?|After|Ours|Others|Differs)\b|.* et al\b"
+    r"|(True|False|None)\b"
 )
 
 
@@ -105,7 +109,7 @@ def prose(block: list[str], module: str) -> list[str]:
     written: list[str] = []
     inside = False  # the text of an argument
     for line in block:
-        for piece in re.split(rf"(?<=\S) {{3,}}(?={NAME}:)", line):
+        for piece in re.split(rf"(?<=\S) {{3,}}(?={NAMES}:)", line):
             found = ARGUMENT.fullmatch(piece.strip())
             if found and not OPENING.match(piece.strip()):
                 names = ", ".join(
@@ -129,6 +133,16 @@ def process(app, what, name, obj, options, lines) -> None:
     lines[:] = translated(lines, module)
 
 
+def arguments(app, what, name, obj, options, signature, return_annotation):
+    """Hook of autodoc: the arguments of a class whose base hides them behind ``*args, **kwargs``, as `Quantizer` does."""
+    if what != "class" or not (signature or "").startswith("(*args"):
+        return None
+    found = inspect.signature(obj)
+    return stringify_signature(
+        found, show_return_annotation=False, unqualified_typehints=True, short_literals=True
+    ), None
+
+
 def resolve(app, env, node, contnode):
     """A type in a signature is written with the file that defines it: find the page of its public name."""
     target = targets().get(node["reftarget"])
@@ -141,5 +155,6 @@ def resolve(app, env, node, contnode):
 def setup(app) -> dict:
     """Hook of Sphinx."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", arguments)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
