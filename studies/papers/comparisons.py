@@ -15,7 +15,7 @@ import numpy as np
 from studies.runner.runs import PAPERS, RESULTS, read_runs, stored_result
 
 ROOT = PAPERS.parent.parent
-ACCURACIES = ("test_accuracy", "accuracy", "top1")
+VALUES = ("test_accuracy", "accuracy", "top1", "share")
 TEST_IMAGES = 10_000
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold here", "not decided", "not tried"
 IN_PART = "holds in part"
@@ -26,7 +26,8 @@ class Difference:
     """a - b in points of accuracy.
 
     low, high: 95 % interval of the mean; None for one seed.   seeds: how many pairs.   wanted: how many the list asks for.
-    by: "seeds" (t-interval of paired differences) or "images" (binomial, of results in which nothing is random).
+    by: "seeds" (t-interval of paired differences) or "images" (binomial, of results in which nothing is random)
+    or "count" (exact).
     """
 
     label: str
@@ -64,11 +65,10 @@ def compare(comparison: dict[str, Any], results: Path = RESULTS) -> Difference:
     if not len(pairs):
         return Difference(comparison["label"], np.nan, np.nan, np.nan, None, None, 0, wanted, by)
     differences, (_, images, differing) = 100 * (pairs[:, 0] - pairs[:, 1]), a[common[0]]
-    half = (
-        _image_half(pairs[0], images, None if comparison.get("independent") else differing)
-        if by == "images"
-        else t_half_width(differences)
-    )
+    if by == "images":
+        half = _image_half(pairs[0], images, None if comparison.get("independent") else differing)
+    else:
+        half = 0.0 if by == "count" else t_half_width(differences)
     mean = float(differences.mean())
     low, high = (None, None) if half is None else (mean - half, mean + half)
     first, second = (100 * pairs.mean(0)).tolist()
@@ -99,7 +99,7 @@ def _by_seed(source: dict[str, Any], results: Path) -> dict[int, tuple[float, in
     """Of each seed that is stored: accuracy, test images, and the share of these where float says another class."""
     found: dict[int, tuple[float, int, float | None]] = {}
     for row in _rows(source, results):
-        accuracy = next(row[name] for name in ACCURACIES if name in row)
+        accuracy = next(row[name] for name in VALUES if name in row)
         seed = row.get("seed", 0)
         if seed in found:
             raise ValueError(

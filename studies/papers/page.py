@@ -49,6 +49,8 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def _cells(found: Difference) -> tuple[str, str, str]:
     ours = f"{found.mean:+.2f} ({found.a:.2f} against {found.b:.2f} %)"
+    if found.by == "count":
+        return f"{found.mean:.1f} %", "exact", found.label
     interval = "one seed" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
     if found.by == "images":
         return ours, f"{interval}, of the images", found.label
@@ -94,7 +96,12 @@ def draw(path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [(row, found) for row in headlines() for found in map(compare, row["comparisons"]) if found.seeds]
+    rows = [
+        (row, found)
+        for row in headlines()
+        for found in map(compare, row["comparisons"])
+        if found.seeds and found.by != "count"
+    ]
     figure, axes = plt.subplots(figsize=(10, 1.5 + 0.28 * len(rows)), constrained_layout=True)
     for place, (row, found) in enumerate(rows):
         low, high = (found.mean, found.mean) if found.low is None else (found.low, found.high)

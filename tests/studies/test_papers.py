@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from studies.papers import comparisons, page
+from studies.papers import comparisons, counts, page
 from studies.papers.comparisons import FAILS, HOLDS, IN_PART, MISSING, OPEN, Difference, compare, t_half_width, verdict
 from studies.runner import runs
 
@@ -100,6 +100,28 @@ def test_intervals_of_the_images(stored):
     np.testing.assert_allclose(found.high - found.mean, 100 * 1.96 * (0.19 / 100) ** 0.5)
     apart = compare(comparison | {"by": "images", "independent": True}, stored)
     np.testing.assert_allclose(apart.mean - apart.low, 100 * 1.96 * ((0.24 + 0.25) / 100) ** 0.5)
+
+
+def test_multiplications_of_a_small_network_are_counted_by_hand():
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((8, 8, 3))
+    hidden = layers.Conv2D(6, 3, padding="same")(inputs)  # 64 positions, 6 filters of 27 weights
+    hidden = layers.Conv2D(5, 3, strides=2, padding="same")(
+        hidden
+    )  # 16 positions, 5 filters: 54 weights, or 2 clusters of 4 slices
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(hidden)))  # 2 filters of 5
+    before, after = 64 * 6 * 27 + 16 * 5 * 54 + 2 * 5, 64 * 6 * 27 + 16 * 5 * 2 + 2 * 5
+    np.testing.assert_allclose(counts.removed(model, 4), 1 - after / before)
+
+
+def test_counts_are_exact(stored):
+    (stored / "counts.json").write_text(json.dumps({"runs": [{"n": 4, "share": 0.85}, {"n": None, "share": 0.0}]}))
+    a, b = ({"file": "counts.json", "n": n} for n in (4, None))
+    found = compare({"label": "", "a": a, "b": b, "by": "count"}, stored)
+    assert (found.low, found.mean, found.high) == (85.0, 85.0, 85.0)
+    assert page._cells(found)[:2] == ("85.0 %", "exact")
 
 
 def test_sources_that_pick_nothing_or_several_are_refused(stored):
