@@ -260,8 +260,11 @@ def _load() -> Loaded:
         if _STATE.failure is not None:
             raise _STATE.failure
         if _STATE.loaded is None:
+            import tensorflow as tf
+
+            find_and_open = tf.autograph.experimental.do_not_convert(lambda: _open(_fitting()))
             try:
-                _STATE.loaded = _open(_fitting())
+                _STATE.loaded = find_and_open()  # a function may be in the middle of being traced
             except LibraryError as error:
                 _STATE.failure = error
                 raise

@@ -97,6 +97,34 @@ def test_a_folder_that_cannot_be_written_is_said(calls, monkeypatch, tmp_path):
         library_file.compiled(TENSORFLOW)
 
 
+TRACED = """
+import numpy as np, tensorflow as tf
+from keras_lowbit import ops
+kernel = ops.pack_kernel(np.ones((8, 3), np.int8))
+
+@tf.function
+def run(x):
+    return ops.ternary_dense(x, kernel)
+
+print(run(np.ones((1, 8), np.int8)).numpy().tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_library_that_is_looked_for_while_a_function_is_traced_is_no_part_of_it(tmp_path):
+    """AutoGraph would rewrite the search, and complain of what it cannot."""
+    (tmp_path / "traced.py").write_text(TRACED)  # AutoGraph rewrites what is in files
+    done = subprocess.run(
+        [sys.executable, tmp_path / "traced.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path), "KERAS_LOWBIT_BUILD": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[[8, 8, 8]]\n"
+    assert "AutoGraph" not in done.stderr
+
+
 # Runs a compiled op and says where the library came from.
 OP = """
 import numpy as np
