@@ -32,8 +32,8 @@ set(KLB_SOURCES
 set(KLB_CUDA_FLAGS --expt-relaxed-constexpr -fmad=false)
 
 set(KLB_X86_ISAS avx2 avxvnni avx512vnni amx)
-set(KLB_FLAGS_avx2 -mavx2)
-set(KLB_FLAGS_avxvnni -mavx2 -mavxvnni)
+set(KLB_FLAGS_avx2 -mavx2 -mfma)
+set(KLB_FLAGS_avxvnni -mavx2 -mfma -mavxvnni)
 # GCC 12 reports uninitialised values inside its own AVX512 headers.
 set(KLB_FLAGS_avx512vnni -falign-loops=64 -mavx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized
     -Wno-uninitialized)

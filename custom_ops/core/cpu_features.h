@@ -4,7 +4,7 @@
 namespace keras_lowbit {
 
 struct CpuFeatures {
-  bool avx2 = false;
+  bool avx2 = false;         // AVX2 and fused multiply-adds, which came with it
   bool avx_vnni = false;     // AVX-VNNI, 256 bits, with AVX2
   bool avx512_vnni = false;  // AVX512 F, BW, DQ, VL and VNNI
   bool amx_int8 = false;     // AMX tiles of int8, and this process may use them

@@ -21,7 +21,7 @@ namespace {
 // The limit of a chunk of many taps, whose table would hold fewer pixels.
 constexpr int64_t kFewestPixels = 8;
 // What a thread does in a nanosecond, about: for ParallelFor's parts.
-constexpr int64_t kProductsPerNanosecond = 20;
+constexpr int64_t kProductsPerNanosecond = 40;
 
 struct Plan {
   ConvShape shape;

@@ -173,7 +173,7 @@ def test_a_plain_pip_install_of_a_source_distribution_runs_compiled_ops(tmp_path
     clean |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "KERAS_LOWBIT_STRICT": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([python, "-c", OP], cwd=tmp_path, env=clean, **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=500) for process in both]
+    told = [process.communicate(timeout=1800) for process in both]
     for out, err in told:
         assert "[[8, 8, 8]] compiled on this machine, kept in the user's cache" in out, err
         assert "tf_fallback" not in out

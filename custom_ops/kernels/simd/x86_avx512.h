@@ -70,6 +70,7 @@ struct Avx512 {
   static Bytes LoadChannels(const int8_t* from, int64_t count) {
     return _mm512_maskz_loadu_epi8(count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1, from);
   }
+  static void StoreChannels(int8_t* to, Bytes codes, int64_t count) { _mm512_mask_storeu_epi8(to, Mask(count), codes); }
   static void Interleave(const Bytes* x, Bytes* four) {
     const __m512i low01 = _mm512_unpacklo_epi8(x[0], x[1]), high01 = _mm512_unpackhi_epi8(x[0], x[1]);
     const __m512i low23 = _mm512_unpacklo_epi8(x[2], x[3]), high23 = _mm512_unpackhi_epi8(x[2], x[3]);
