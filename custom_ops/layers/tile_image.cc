@@ -16,6 +16,7 @@ int64_t PlaceSize(int64_t size, int64_t place, int64_t stride) {
 
 TileAxis MakeAxis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation, int64_t pad) {
   TileAxis axis;
+  axis.places.reserve(std::min(taps, stride)), axis.tap_place.reserve(taps), axis.tap_shift.reserve(taps);
   axis.most = outputs;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t at = tap * dilation - pad, shift = FloorDivide(at, stride), place = at - shift * stride;
@@ -34,6 +35,7 @@ TileAxis MakeAxis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, i
 
 std::vector<int64_t> TapOffsets(const TileImagePlan& plan) {
   std::vector<int64_t> offsets;
+  offsets.reserve(plan.rows.tap_place.size() * plan.columns.tap_place.size());
   const int64_t across = static_cast<int64_t>(plan.columns.places.size());
   for (size_t y = 0; y < plan.rows.tap_place.size(); ++y) {
     for (size_t x = 0; x < plan.columns.tap_place.size(); ++x) {
