@@ -101,6 +101,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(OSError, match="file"):
         fit(compiled("adam"), QuantizationSummaries(tmp_path / "file"), epochs=1)
     plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    plain.compile("adam", "mse")
+    plain.compile("adam", "mse", jit_compile=False)
     with pytest.raises(ValueError, match="no quantized layer to write about"):
         plain.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0, callbacks=[QuantizationSummaries(tmp_path)])

@@ -8,6 +8,7 @@ import pytest
 
 import keras_lowbit as klb
 from tests.support.commands import caller
+from tests.support.model_zoo import run
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def files(tmp_path_factory):
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     model = keras.Model(inputs, keras.layers.Dense(4, name="classes")(x), name="small")
     images = np.random.default_rng(0).normal(size=(24, 12, 12, 3)).astype(np.float32)
-    labels = model.predict(images, verbose=0).argmax(-1)
+    labels = run(model, images)[0].argmax(-1)
     quantized, _ = klb.quantize_model(model, "int8")
     klb.calibrate(quantized, images, verbose=0)
     found = SimpleNamespace(

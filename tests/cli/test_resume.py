@@ -1,4 +1,4 @@
-"""`keras-lowbit convert --resume` and `train --checkpoint`: what SIGKILL stops at random moments goes on to the same bits."""
+"""`keras-lowbit convert --resume` and `train --checkpoint`: what a signal stops at random moments goes on to the same bits."""
 
 import json
 import os
@@ -11,9 +11,7 @@ import pytest
 from keras_lowbit import recipes
 from keras_lowbit.cli import options
 from keras_lowbit.keras_graph.variables import to_numpy
-from tests.support.kills import killed
-
-KILLED = -9
+from tests.support.kills import KILLED, killed
 
 
 def weights(path):

@@ -148,10 +148,10 @@ def test_trained_thresholds_lower_the_loss_of_inflated_ones(jit):
 def test_trained_models_reload_with_the_same_bits_and_export_what_they_compute(recipe, tmp_path):
     model = quantized(recipe, network() if recipe == "fat-w4" else small())
     fit(model, small(), epochs=1, rate=3e-3)
-    outputs = model.predict(IMAGES, verbose=0)
+    outputs = run(model, IMAGES)[0]
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), outputs)
+    np.testing.assert_array_equal(run(again, IMAGES)[0], outputs)
     assert [v.trainable for v in again.weights] == [v.trainable for v in model.weights]
     path = tmp_path / "model.tflite"
     klb.export_litert(model, path)

@@ -24,6 +24,7 @@ from keras_lowbit.quantizers import (
     deserialize,
 )
 from keras_lowbit.quantizers.former import upgrade
+from tests.support.model_zoo import run
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "v1"
 QUANTIZERS = json.loads((FOLDER / "quantizers.json").read_text())
@@ -65,7 +66,7 @@ def test_every_layer_loads_with_its_codes_and_scales_to_the_bit():
         np.testing.assert_array_equal(found.codes, wanted[f"codes_{path}"])
         np.testing.assert_array_equal(found.scale, wanted[f"scale_{path}"])
     # Float convolutions round differently on other processors.
-    np.testing.assert_allclose(model.predict(wanted["data"], verbose=0), wanted["outputs"], atol=1e-5)
+    np.testing.assert_allclose(run(model, wanted["data"])[0], wanted["outputs"], atol=1e-5)
     assert model.get_layer("conv").kernel_quantizer == Stochastic(Ternary(granularity="tensor"), seed=5)
     assert model.get_layer("conv1d").kernel_quantizer == Clustered(Ternary(), 4, "mse", granularity="tensor")
 
@@ -76,15 +77,13 @@ def test_a_loaded_file_is_written_in_todays_words(tmp_path):
     again = keras.saving.load_model(tmp_path / "today.keras")
     for old, new in zip(model.layers, again.layers, strict=True):
         assert old.get_config() == new.get_config()
-    np.testing.assert_array_equal(
-        again.predict(wanted["data"], verbose=0), model.predict(wanted["data"], verbose=0), strict=True
-    )
+    np.testing.assert_array_equal(run(again, wanted["data"])[0], run(model, wanted["data"])[0], strict=True)
 
 
 def test_packed_layers_load():
     model, wanted = keras.saving.load_model(FOLDER / "packed.keras"), stored("packed.npz")
     assert any(type(layer).__name__ == "PackedTernaryConv2D" for layer in model.layers)
-    np.testing.assert_allclose(model.predict(wanted["data"], verbose=0), wanted["outputs"], atol=1e-5)
+    np.testing.assert_allclose(run(model, wanted["data"])[0], wanted["outputs"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("former", "today"), list(zip(QUANTIZERS, TODAY, strict=True)), ids=range(len(TODAY)))

@@ -13,6 +13,7 @@ from keras_lowbit.callbacks import freeze_portion
 from keras_lowbit.distill import losses
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental, PowerOfTwo, Ternary
+from tests.support.model_zoo import run
 from tests.support.pages import DOCS
 
 kl = keras.layers
@@ -79,7 +80,7 @@ def test_taught_by_the_float_network_as_the_documentation_says():
     klb.reestimate_batch_norms(model, IMAGES, verbose=0)  # as a trained network's are
     model.get_layer("head").kernel.assign(20 * model.get_layer("head").kernel)
     names = {"data": tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16), "model": model, "losses": losses}
-    wanted, distance = model.predict(IMAGES, verbose=0), eval(loss, names)
+    wanted, distance = run(model, IMAGES)[0], eval(loss, names)
 
     def after(epochs):
         recipe = klb.recipes.get("inq-3-mse")
@@ -90,7 +91,7 @@ def test_taught_by_the_float_network_as_the_documentation_says():
             quantized.fit(eval(mapped, names), epochs=epochs, callbacks=steps, shuffle=False, verbose=0)
         klb.calibrate(quantized, IMAGES, verbose=0)
         klb.reestimate_batch_norms(quantized, IMAGES, check=False, verbose=0)
-        return float(distance(wanted, quantized.predict(IMAGES, verbose=0)))
+        return float(distance(wanted, run(quantized, IMAGES)[0]))
 
     assert after(12) < 0.5 * after(0)
 

@@ -15,6 +15,7 @@ import pytest
 import keras_lowbit as klb
 from keras_lowbit.report.page import html
 from tests.support.browser import ask
+from tests.support.model_zoo import run
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def made(tmp_path_factory):
     x = keras.layers.Dense(8, name="float")(x)
     model = keras.Model(inputs, keras.layers.Dense(4, name="classes")(x), name="small")
     images = np.random.default_rng(0).normal(size=(24, 12, 12, 3)).astype(np.float32)
-    labels = model.predict(images, verbose=0).argmax(-1)
+    labels = run(model, images)[0].argmax(-1)
     quantized, conversion = klb.quantize_model(model, "int8", overrides={"hidden": "ternary"}, skip=["float"])
     klb.calibrate(quantized, images[:4], verbose=0)
     export = klb.export_litert(quantized, folder / "m.tflite")
@@ -99,8 +100,8 @@ def test_the_numbers_are_those_of_the_objects(made):
     assert contents["size"]["exported_bytes"] == export.size_bytes
     assert contents["size"]["float32_bytes"] == 4 * made.model.count_params()
     assert contents["macs"]["before"] == contents["macs"]["after"] == klb.summary(made.quantized).macs
-    wanted = made.model.predict(made.images, verbose=0).argmax(-1)
-    ours = made.quantized.predict(made.images, verbose=0).argmax(-1)
+    wanted = run(made.model, made.images)[0].argmax(-1)
+    ours = run(made.quantized, made.images)[0].argmax(-1)
     score = contents["outputs"][0]["score"]
     assert (score["reference"], score["keras"]) == (np.mean(wanted == made.labels), np.mean(ours == made.labels))
     assert contents["outputs"][0]["keras_reference_top1_agreement"] == np.mean(wanted == ours)

@@ -11,6 +11,7 @@ from keras import layers
 import keras_lowbit as klb
 from keras_lowbit.layers import QuantConv2D, QuantDense
 from keras_lowbit.sensitivity.effects import Sensitivity
+from tests.support.model_zoo import run
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def quantized(reference, images):
 
 @pytest.fixture(scope="module")
 def labels(reference, images):
-    return reference.predict(images, verbose=0).argmax(1)
+    return run(reference, images)[0].argmax(1)
 
 
 @pytest.fixture(scope="module")

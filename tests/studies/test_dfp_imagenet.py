@@ -11,6 +11,7 @@ from keras_lowbit.keras_graph.variables import to_numpy
 from studies.common import imagenet
 from studies.dfp_imagenet import plot, run, tune
 from studies.dfp_imagenet.networks import NETWORKS, unfold_batch_norms
+from tests.support.model_zoo import run as outputs
 
 kl = keras.layers
 
@@ -25,17 +26,17 @@ def test_unfolded_batch_norms_hold_the_statistics_of_the_data_and_change_nothing
         size = norm.gamma.shape[0]
         norm.set_weights([np.ones(size), rng.normal(size=size), np.zeros(size), np.full(size, 1 - norm.epsilon)])
     images = rng.normal(size=(40, 6, 6, 3)).astype("float32")
-    before = model.predict(images, verbose=0)
-    seen = keras.Model(image, model.get_layer("one").input).predict(images, verbose=0).reshape(-1, 4)
+    before = outputs(model, images)[0]
+    seen = outputs(keras.Model(image, model.get_layer("one").input), images)[0].reshape(-1, 4)
     unfold_batch_norms(model, images, batch_size=16)
-    np.testing.assert_allclose(model.predict(images, verbose=0), before, atol=2e-5)
+    np.testing.assert_allclose(outputs(model, images)[0], before, atol=2e-5)
     np.testing.assert_allclose(model.get_layer("one").moving_mean, seen.mean(0), atol=1e-6)
     np.testing.assert_allclose(model.get_layer("one").moving_variance, seen.var(0), rtol=1e-5)
 
 
 def distance(one, other, pixels):
     images = imagenet.normalize(pixels)
-    return np.square(one.predict(images, verbose=0) - other.predict(images, verbose=0)).mean()
+    return np.square(outputs(one, images)[0] - outputs(other, images)[0]).mean()
 
 
 def test_tuning_without_labels_trains_the_weights_and_ends_closer_to_the_teacher(monkeypatch):

@@ -85,7 +85,7 @@ def test_budget_that_gives_unequal_stages_is_refused(epochs, capsys):
 def test_restarts_empty_the_momentum_and_restart_the_schedule_at_each_stage():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     rate = keras.optimizers.schedules.CosineDecay(0.1, 4)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse")
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse", jit_compile=False)
     seen = []
 
     class Watch(keras.callbacks.Callback):

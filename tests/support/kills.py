@@ -1,4 +1,7 @@
-"""A command that is killed while it works: SIGKILL to its process, at given moments.
+"""A command that is killed while it works, at given moments of its processor time.
+
+By that clock the moments stay where they are whatever else the machine does. The kernel sends SIGPROF by it, which nothing
+handles: as abrupt as SIGKILL.
 
 `python -m tests.support.kills FILE` imports TensorFlow, computes nothing with it, and forks a process for each run, which saves
 its import. It prints what `killed` returns.
@@ -11,16 +14,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.support.process import ROOT
+
+KILLED = -signal.SIGPROF
 
 
 def killed(folder, whole, command, moments):
     """[status, output] of `whole`, run to its end, and of `command`, killed and begun again until it ends by itself.
 
-    moments: when to kill, as shares of the time that `whole` took; after them it may go on. The status of a killed run is -9.
+    moments: when to kill, as shares of the processor time of `whole`; after them it may go on. The status of a killed
+    run is `KILLED`.
     """
     file = Path(folder, "runs.json")
     file.write_text(
@@ -33,18 +38,17 @@ def killed(folder, whole, command, moments):
 
 
 def _run(arguments, kill_after):
+    """[status, output], and the processor seconds that it took."""
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if not child:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+            signal.setitimer(signal.ITIMER_PROF, kill_after)
             os._exit(_status(arguments))
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)  # of one that has ended already it changes nothing
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
         said.seek(0)
-        return os.waitstatus_to_exitcode(status), said.read().decode()
+        return (os.waitstatus_to_exitcode(status), said.read().decode()), used.ru_utime + used.ru_stime
 
 
 def _status(arguments):
@@ -57,12 +61,11 @@ def _status(arguments):
 
 
 def _all(whole, command, moments):
-    begun = time.monotonic()
-    found = [_run(whole, None)]
-    seconds = time.monotonic() - begun
-    for moment in [*moments, None]:
-        found.append(_run(command, None if moment is None else moment * seconds))
-        if found[-1][0] != -signal.SIGKILL:
+    first, seconds = _run(whole, 0)
+    found = [first]
+    for moment in [*moments, 0]:  # 0: never
+        found.append(_run(command, moment * seconds)[0])
+        if found[-1][0] != KILLED:
             break
     return found
 

@@ -6,6 +6,7 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.keras_graph.variables import to_numpy
+from tests.support.model_zoo import run
 
 L = keras.layers
 RNG = np.random.default_rng(41)
@@ -35,7 +36,7 @@ def network(relu="relu"):
 
 
 def outputs(model, images=IMAGES):
-    return model.predict(images, verbose=0)
+    return run(model, images)[0]
 
 
 def ranges(model):
@@ -94,7 +95,7 @@ def test_with_data_channels_below_the_clip_of_relu6_are_equalized_too():
     model.get_layer("conv").kernel.assign(to_numpy(model.get_layer("conv").kernel) * [1, 1, 1, 1, 30])
     changed, report = klb.equalize(model, IMAGES, check=False, verbose=0, return_report=True)
     assert " of 5 locked" in report["conv"].detail
-    largest = keras.Model(model.input, model.get_layer("conv").output).predict(IMAGES, verbose=0).max((0, 1, 2))
+    largest = run(keras.Model(model.input, model.get_layer("conv").output), IMAGES)[0].max((0, 1, 2))
     locked = largest > 5.9
     assert 0 < locked.sum() < 5
     old, new = (to_numpy(m.get_layer("conv").kernel) for m in (model, changed))

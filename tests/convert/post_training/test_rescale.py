@@ -6,6 +6,7 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.keras_graph.variables import to_numpy
+from tests.support.model_zoo import run
 
 L = keras.layers
 CHANNELS = 6
@@ -50,11 +51,11 @@ def rescaled(model, data=IMAGES, **options):
 
 def maxima(model, images=IMAGES):
     probe = keras.Model(model.input, model.get_layer("dw").output)
-    return probe.predict(images, verbose=0).max(axis=(0, 1, 2))
+    return run(probe, images)[0].max(axis=(0, 1, 2))
 
 
 def outputs(model, images=IMAGES):
-    return model.predict(images, verbose=0)
+    return run(model, images)[0]
 
 
 @pytest.mark.parametrize(("relu", "own"), [("relu6", False), ("relu6", True), ("relu", False), ("linear", False)])

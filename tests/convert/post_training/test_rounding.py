@@ -8,6 +8,7 @@ import keras_lowbit as klb
 from keras_lowbit.convert.post_training import round_weights as rounding
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS
+from tests.support.model_zoo import run
 
 L = keras.layers
 RNG = np.random.default_rng(83)
@@ -158,9 +159,9 @@ def test_outputs_come_closer_and_only_codes_and_biases_change(recipe):
     klb.calibrate(quantized, IMAGES, verbose=0)
     before = klb.quantized_weights(quantized)
     fresh = IMAGES[::-1] * 0.9
-    errors = [np.square(quantized.predict(fresh, verbose=0) - model.predict(fresh, verbose=0)).mean()]
+    errors = [np.square(run(quantized, fresh)[0] - run(model, fresh)[0]).mean()]
     report = klb.round_weights(quantized, model, IMAGES, check=False, verbose=0)
-    errors.append(np.square(quantized.predict(fresh, verbose=0) - model.predict(fresh, verbose=0)).mean())
+    errors.append(np.square(run(quantized, fresh)[0] - run(model, fresh)[0]).mean())
     assert errors[1] < (0.5 if recipe == "fat-w4" else 1.0) * errors[0]
     assert report.outcomes("rounded") == ["conv", "dw", "pw", "head"]
     assert "not covered" in report["transpose"].detail
@@ -178,12 +179,12 @@ def test_checked_a_layer_is_rounded_where_its_outputs_come_closer_on_held_back_s
     quantized, _ = klb.quantize_model(model, "fat-w4")
     klb.calibrate(quantized, IMAGES, verbose=0)
     fresh = RNG.normal(size=IMAGES.shape).astype("float32")
-    wanted, before = model.predict(fresh, verbose=0), quantized.predict(fresh, verbose=0)
+    wanted, before = run(model, fresh)[0], run(quantized, fresh)[0]
     report = klb.round_weights(quantized, model, IMAGES, verbose=0)
     assert report.verdict.kept
     assert report.verdict.samples == 10
     assert report.outcomes("rounded")
-    after = quantized.predict(fresh, verbose=0)
+    after = run(quantized, fresh)[0]
     assert np.square(after - wanted).mean() < 0.7 * np.square(before - wanted).mean()
     codes = klb.quantized_weights(quantized)
     report = klb.round_weights(quantized, model, 40 + IMAGES, validation_data=IMAGES, verbose=0)

@@ -10,6 +10,7 @@ import tensorflow as tf
 import keras_lowbit as klb
 from keras_lowbit.deploy import GraphBuilder, PackedTernaryConv2D, PackedTernaryDense, Range, run_reference
 from tests.support.lowering_zoo import enliven, samples
+from tests.support.model_zoo import run
 from tests.support.process import run_python
 
 kl = keras.layers
@@ -80,7 +81,7 @@ def test_every_layer_computes_what_the_quantized_one_does(packed):
 
 def test_predictions_stay_close(packed):
     model, packed_model, images = packed
-    np.testing.assert_allclose(packed_model.predict(images, verbose=0), model.predict(images, verbose=0), atol=0.05)
+    np.testing.assert_allclose(run(packed_model, images)[0], run(model, images)[0], atol=0.05)
 
 
 def test_prediction_on_the_ops_equals_the_fallback_bit_for_bit(packed):
@@ -187,7 +188,7 @@ def test_a_model_without_ranges_packs_its_weights_only():
     images = samples(model, count=2)[0]
     small = klb.pack(model)
     assert all(layer.input_range is None for layer in packed_layers(small))
-    np.testing.assert_allclose(small.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(small, images)[0], run(model, images)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_refusals():

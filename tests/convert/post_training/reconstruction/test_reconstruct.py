@@ -9,6 +9,7 @@ import keras_lowbit as klb
 from keras_lowbit.convert.post_training.reconstruction import reconstruct as module
 from keras_lowbit.convert.post_training.reconstruction.neighbours import neighbours_of
 from keras_lowbit.layers import QuantDense
+from tests.support.model_zoo import run
 
 W4 = klb.recipes.get("fat-w4")
 
@@ -51,8 +52,8 @@ def kernels(model):
 
 
 def error(model, reference, images):
-    wanted = reference.predict(images, verbose=0)
-    return float(np.square(model.predict(images, verbose=0) - wanted).sum() / np.square(wanted).sum())
+    wanted = run(reference, images)[0]
+    return float(np.square(run(model, images)[0] - wanted).sum() / np.square(wanted).sum())
 
 
 @pytest.fixture(scope="module")
