@@ -13,6 +13,7 @@ from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental
 from studies.common import cifar_resnet
 from studies.common.restarts import Restarts
+from studies.common.vgg9 import vgg9
 from studies.runner.batch_norm import FusedBatchNormalization
 from studies.runner.runs import Run
 
@@ -56,7 +57,9 @@ def _float_network(run: Run, folder: Path, plain: bool) -> keras.Model:
     """plain: with Keras' own batch norms, which conversion knows how to give ranges."""
     norm = keras.layers.BatchNormalization if plain else FusedBatchNormalization
     if run.settings["start"] == "random":
-        return draw_kernels(cifar_resnet.cifar_resnet(run.settings["depth"], norm=norm), run.seed)
+        vgg = run.settings.get("network") == "vgg9"
+        model = vgg9(norm=norm) if vgg else cifar_resnet.cifar_resnet(run.settings["depth"], norm=norm)
+        return draw_kernels(model, run.seed)
     model = cifar_resnet.pretrained(folder, run.settings["depth"], norm=norm)
     if "prune" in run.what:
         prune(model, run.what["prune"])

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "precision": "mixed_bfloat16",  # of the training; accuracy at the end is always measured in float32
     "held_out": 5000,  # the last of the training images: never trained on, and what choices are made by
 }
+OPTIONAL = ("network",)  # "vgg9" in place of the ResNet of `depth`
 # What a method may say.
 METHOD = ("recipe", "dfp", "kernel", "schedule", "activations", "stages", "teacher", "prune", "settings")
 
@@ -29,7 +30,7 @@ class Run:
     """One training.
 
     study: the list it stands in.   method: its name there; `what` says what that means (see `METHOD`).
-    settings: the fields of `DEFAULTS`.   epochs: in total, over all stages.
+    settings: the fields of `DEFAULTS`, and those of `OPTIONAL` that a list gives.   epochs: in total, over all stages.
     """
 
     study: str
@@ -75,7 +76,7 @@ def read_runs(path: Path) -> list[Run]:
     of a block is a complete comparison before the next one begins. A run that an earlier block has is made once.
     """
     content = json.loads(path.read_text())
-    settings = DEFAULTS | _known(path, "settings", content.get("settings", {}), DEFAULTS)
+    settings = DEFAULTS | _known(path, "settings", content.get("settings", {}), (*DEFAULTS, *OPTIONAL))
     methods = {name: _known(path, name, what, METHOD) for name, what in content["methods"].items()}
     found: dict[str, Run] = {}
     for block in content["blocks"]:
@@ -84,7 +85,7 @@ def read_runs(path: Path) -> list[Run]:
                 if method not in methods:
                     raise ValueError(f"{path} asks for the method {method!r}; it defines {', '.join(methods)}.")
                 what = dict(methods[method])
-                own = _known(path, method, what.pop("settings", {}), DEFAULTS)
+                own = _known(path, method, what.pop("settings", {}), (*DEFAULTS, *OPTIONAL))
                 run = Run(path.stem, method, epochs, seed, what, settings | own)
                 _check_stages(path, run)
                 found.setdefault(run.name, run)

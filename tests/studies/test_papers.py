@@ -30,6 +30,9 @@ def test_every_headline_has_what_the_page_needs():
         assert row["comparisons"]
         module = row["command"].split()[2].replace(".", "/")
         assert (comparisons.ROOT / f"{module}.py").exists()
+        sources = [comparison[side] for comparison in row["comparisons"] for side in "ab"]
+        lists = {f"studies/papers/{source['study']}.json" for source in sources if "study" in source}
+        assert lists == {word for word in row["command"].split() if word.endswith(".json")}
 
 
 def test_students_interval_is_that_of_the_tables():

@@ -1,6 +1,7 @@
 """The runner of long studies: lists, batches, resuming to the same bits, the queue. Its runs take hours."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -75,6 +76,15 @@ def test_every_list_of_the_papers_can_be_made():
         assert bool(callbacks) == (bool(schedule) or run.stages > 1)
         if schedule:  # a stage of the schedule is a stage of the learning rate
             assert len(callbacks[0].values) == run.stages, run.name
+
+
+def test_vgg9_has_the_weights_of_the_paper():
+    run = next(run for run in runs.read_runs(runs.PAPERS / "sq_vgg9.json") if run.method == "twn")
+    model = networks.build(run, runs.PAPERS)
+    kernels = {layer.name: tuple(layer.kernel.shape) for layer in model.layers if hasattr(layer, "kernel")}
+    widths = (3, 64, 64, 128, 128, 256, 256)
+    convolutions = [(3, 3, before, after) for before, after in itertools.pairwise(widths)]
+    assert list(kernels.values()) == [*convolutions, (4 * 4 * 256, 512), (512, 512), (512, 10)]
 
 
 def test_an_epoch_is_cut_as_plain_loops_cut_it(data):
