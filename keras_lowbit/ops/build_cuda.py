@@ -140,6 +140,20 @@ def tensorflow_cuda() -> str:
     return (asked.stdout.strip().splitlines() or [""])[-1]
 
 
+def compile_kernels(nvcc: Nvcc, folder: Path, architectures: Sequence[str], work: Path) -> Path:
+    """The object file of the CUDA kernels, in the folder `work`."""
+    made = work / "cuda_kernels.o"
+    command = [nvcc.command, *FLAGS, *_gencode(architectures), f"-I{folder}", "-c", str(folder / KERNELS)]
+    build.run_command([*command, "-o", str(made)], KERNELS)
+    return made
+
+
+def runtime(nvcc: Nvcc) -> list[str]:
+    """Link flags of CUDA's runtime, kept inside the library that they make."""
+    folders = [f"-L{nvcc.folder / name}" for name in ("lib64", "lib")]
+    return [*folders, "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"]
+
+
 def driver() -> str:
     """The NVIDIA driver that is loaded, in its own words; empty if none is."""
     try:
@@ -174,9 +188,7 @@ def _gencode(architectures: Sequence[str]) -> list[str]:
 def _compile(
     nvcc: Nvcc, compiler: list[str], folder: Path, tensorflow: dict[str, Any], architectures: Sequence[str], work: Path
 ) -> Path:
-    objects = [work / "kernels.o"]
-    command = [nvcc.command, *FLAGS, *_gencode(architectures), f"-I{folder}", "-c", str(folder / KERNELS)]
-    build.run_command([*command, "-o", str(objects[0])], KERNELS)
+    objects = [compile_kernels(nvcc, folder, architectures, work)]
     quiet = [flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag for flag in tensorflow["compile"]]
     for name in (*SOURCES, TF_SOURCE):
         objects.append(work / f"{Path(name).stem}.o")
@@ -184,8 +196,7 @@ def _compile(
         flags = [*build.FLAGS, *headers, "-std=c++17", f"-I{folder}"]
         build.run_command([*compiler, *flags, "-c", str(folder / name), "-o", str(objects[-1])], name)
     # CUDA's runtime before TensorFlow, whose library has functions of the same names, of another version.
-    cuda = [*(f"-L{nvcc.folder / name}" for name in ("lib64", "lib")), "-lcudart_static"]
-    linked = [*cuda, *tensorflow["link"], "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL", "-Wl,-z,defs"]
+    linked = [*runtime(nvcc), *tensorflow["link"], "-Wl,-z,defs"]
     build.run_command([*compiler, "-shared", "-o", str(work / NAME), *(str(path) for path in objects), *linked], NAME)
     return work / NAME
 

@@ -152,11 +152,13 @@ def _check_channels(name: str, value: Any, wanted: list[tuple[int | None, ...]])
 
 
 def _is_plain(value: Any) -> bool:
-    return not hasattr(getattr(value, "dtype", None), "as_numpy_dtype")  # which TensorFlow's tensors and variables have
+    """Whether these are numbers: no tensor of TensorFlow's or JAX', which may have no values yet."""
+    return not hasattr(getattr(value, "dtype", None), "as_numpy_dtype") and not hasattr(value, "aval")
 
 
 def _about(value: Any) -> tuple[np.dtype, tuple[int | None, ...] | None]:
     """Type and shape of numbers or a tensor; None where the rank is not known."""
     if _is_plain(value):
         return np.asarray(value).dtype, np.shape(value)
-    return np.dtype(value.dtype.as_numpy_dtype), None if value.shape.rank is None else tuple(value.shape)
+    dtype = np.dtype(getattr(value.dtype, "as_numpy_dtype", value.dtype))
+    return dtype, None if getattr(value.shape, "rank", 0) is None else tuple(value.shape)

@@ -13,7 +13,7 @@ from tests.support.process import ROOT
 CUSTOM_OPS = ROOT / "custom_ops"
 BELOW = {"core": [], "kernels": ["core"], "layers": ["core", "kernels"], "cuda": ["core", "layers"]}
 ON_TOP = {name: list(BELOW) for name in ("tf", "bench")}  # no one below includes these
-ON_TOP |= {"test": [*BELOW, "bench"], "tf_cuda": [*BELOW, "tf"]}
+ON_TOP |= {"test": [*BELOW, "bench"], "tf_cuda": [*BELOW, "tf"], "xla": list(BELOW)}
 INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
@@ -27,7 +27,7 @@ def include_violations(folder: Path) -> list[str]:
             continue  # build folders
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             included = INCLUDE.match(line)
-            if included is None or included[1].startswith(("tensorflow/", "xla/")):
+            if included is None or included[1].startswith(("tensorflow/", "xla/ffi/", "xla/stream_executor/")):
                 continue
             if included[1].split("/")[0] not in [own, *(BELOW | ON_TOP)[own]]:
                 found.append(f"{name}:{number}: {own} includes {included[1]}")

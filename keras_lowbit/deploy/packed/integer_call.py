@@ -95,6 +95,6 @@ def _fused(layer: Any) -> str | None:
 def _check_backend(layer: Any) -> None:
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
-            f"{layer.name!r} runs on the TensorFlow backend of Keras, this is {keras.backend.backend()!r}: set KERAS_BACKEND="
-            "tensorflow before Keras is imported"
+            f"{layer.name!r} runs on the TensorFlow and JAX backends of Keras, this is {keras.backend.backend()!r}: set "
+            "KERAS_BACKEND=tensorflow or jax before Keras is imported"
         )

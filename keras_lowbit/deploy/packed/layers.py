@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import keras
@@ -47,7 +48,9 @@ class PackedLayer(keras.layers.Layer):
     ) -> None:
         version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(**kwargs)
-        self.supports_jit = False  # the compiled ops are no part of XLA
+        self.supports_jit = (
+            keras.backend.backend() == "jax"
+        )  # there XLA calls the kernels; TensorFlow's ops are no part of it
         self.layout = layout if isinstance(layout, Layout) else Layout(**layout)
         self.input_range, self.output_range = _grid(input_range, "input_range"), _grid(output_range, "output_range")
         self.activation, self.use_bias = keras.activations.get(activation), use_bias
@@ -120,8 +123,8 @@ class PackedLayer(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Float reals, or int8 codes with an output_range."""
-        from keras_lowbit.deploy.packed import integer_call as packed_call
-
+        name = "jax_call" if keras.backend.backend() == "jax" else "integer_call"
+        packed_call = import_module(f"keras_lowbit.deploy.packed.{name}")
         if self.output_range is not None:
             return packed_call.codes(self, inputs)
         outputs = packed_call.reals(self, inputs)
@@ -181,10 +184,8 @@ class PackedTernaryConv2D(PackedLayer):
 
     def integer(self, codes: Any, output: Requantize | Rescale, bias: Any = None) -> Any:
         """A convolution of int8 codes."""
-        from keras_lowbit.ops.functions import clustered_ternary_conv2d
-
         window: dict[str, Any] = {"strides": self.strides, "padding": self.padding, "dilations": self.dilation_rate}
-        return clustered_ternary_conv2d(
+        return _functions().clustered_ternary_conv2d(
             codes, self.packed(), input_zero_point=self.zero_point, output=output, bias=bias, **window
         )
 
@@ -227,9 +228,9 @@ class PackedTernaryDense(PackedLayer):
 
     def integer(self, codes: Any, output: Requantize | Rescale, bias: Any = None) -> Any:
         """A product of int8 codes."""
-        from keras_lowbit.ops.functions import ternary_dense
-
-        return ternary_dense(codes, self.packed(), input_zero_point=self.zero_point, output=output, bias=bias)
+        return _functions().ternary_dense(
+            codes, self.packed(), input_zero_point=self.zero_point, output=output, bias=bias
+        )
 
     def linear(self, inputs: Any, kernel: Any) -> Any:
         """A product of reals."""
@@ -238,6 +239,11 @@ class PackedTernaryDense(PackedLayer):
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """[..., units]."""
         return (*input_shape[:-1], self.layout.window[3])
+
+
+def _functions() -> Any:
+    """The integer layers of Keras' backend."""
+    return import_module(f"keras_lowbit.ops.{'jax_functions' if keras.backend.backend() == 'jax' else 'functions'}")
 
 
 def _grid(value: Grid | None, name: str) -> tuple[float, int] | None:
