@@ -64,6 +64,12 @@ EXPANSIONS: dict[str, Case] = {
     "embedding and argmax": Case(text),
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
     "bytes of an image": Case(picture),
+    "product of an axis": function(lambda x: keras.ops.prod(kl.Dense(4)(x), axis=1), (3, 4)),
+    "products kept": function(lambda x: kl.Dense(2)(keras.ops.prod(kl.Dense(5)(x), axis=-1, keepdims=True)), (3, 4)),
+    "variance of columns": function(
+        lambda x: kl.Dense(2)(keras.ops.var(kl.Dense(4)(x), axis=1, keepdims=True)), (6, 4)
+    ),
+    "places in a list": function(lambda x: kl.Dense(2)(keras.ops.take(kl.Dense(4)(x), [2, 0], axis=1)), (3, 4)),
     "text with a mask": Case(padded_text),
     "flags beside values": Case(flagged),
     "the largest and their places": function(lambda x: list(keras.ops.top_k(conv()()(x), 2))),

@@ -69,10 +69,13 @@ def _tile(call: Call, sizes: Sequence[int]) -> Places | None:
 
 
 def _take(call: Call, sizes: Sequence[int]) -> Places | None:
-    axis, given = _axis(call.operation.axis, sizes), [value for value in call.constants() if value is not None]
-    if axis is None or len(given) != 1 or np.ndim(given[0]) != 1 or np.asarray(given[0]).dtype.kind not in "iu":
+    axis, given = _axis(call.operation.axis, sizes), [*call.arguments.args, *call.arguments.kwargs.values()]
+    if axis is None or len(call.inputs) != 1 or given[0] is not call.tensors[0]:
         return None
-    places = np.asarray(given[0]).tolist()
+    indices = np.asarray(given[1])
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        return None
+    places = indices.tolist()
     inside = all(-sizes[axis] <= place < sizes[axis] for place in places)
     return {axis: [place % sizes[axis] for place in places]} if inside else None
 

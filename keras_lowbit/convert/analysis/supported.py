@@ -37,7 +37,7 @@ SPLITS = ("Split", "ArraySplit", "Unstack")  # operations whose several results 
 EXPANDABLE = (
     *"Attention Bidirectional CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU".split(),
     *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
-    *"SeparableConv1D SimpleRNN Sum".split(),
+    *"Prod SeparableConv1D SimpleRNN Sum".split(),
     *"Einsum LogSoftmax TimeDistributed UnitNormalization Var".split(),
 )
 

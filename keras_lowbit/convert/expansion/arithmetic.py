@@ -18,6 +18,7 @@ from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
 
+_MOST_FACTORS = 64  # of a product of all places of an axis
 _MOST_AXES = 4  # of tensors of which LiteRT takes one from the other
 
 
@@ -66,16 +67,43 @@ def total(call: Call) -> Compose | None:
 
 @expands("Var")
 def variance(call: Call) -> Compose | None:
-    """Of the last axis: the exact sum of squares of what differs from the mean, divided."""
+    """Of one axis: the exact sum of squares of what differs from the mean, divided. An axis that is not last is moved there."""
     axes, sizes = _axes(call), sizes_of(call.tensors[0])
-    if sizes is None or axes != (len(sizes),) or sizes[-1] > MOST_SUMMED or len(sizes) > 3:
+    if sizes is None or axes is None or len(axes) != 1 or not 1 < len(sizes) <= 3 or sizes[axes[0] - 1] > MOST_SUMMED:
         return None
+    axis, rank, keepdims = axes[0], len(sizes) + 1, call.operation.keepdims
+    order = [*(place for place in range(rank) if place != axis), axis]
 
     def compose(parts: Parts, values: Values) -> Any:
-        apart = centered(parts, values[call.inputs[0]])
-        return parts.named(ops.multiply(sum_of_squares(parts, apart, call.operation.keepdims), 1 / sizes[-1]))
+        x, last = values[call.inputs[0]], axis == rank - 1
+        x = x if last else parts.named(ops.transpose(x, order), "turn")
+        total = sum_of_squares(parts, centered(parts, x), keepdims and last)
+        if last or not keepdims:
+            return parts.named(ops.multiply(total, 1 / sizes[axis - 1]))
+        return parts.named(ops.expand_dims(parts.named(ops.multiply(total, 1 / sizes[axis - 1]), "mean_square"), axis))
 
-    return compose if len(sizes) > 1 else None
+    return compose
+
+
+@expands("Prod")
+def product(call: Call) -> Compose | None:
+    """Of one axis: products of two halves of it, until one place is left."""
+    axes, sizes = _axes(call), sizes_of(call.tensors[0])
+    if axes is None or sizes is None or len(axes) != 1 or not 1 < sizes[axes[0] - 1] <= _MOST_FACTORS:
+        return None
+    [axis] = axes
+
+    def compose(parts: Parts, values: Values) -> Any:
+        columns, keepdims = list(ops.unstack(values[call.inputs[0]], axis=axis)), call.operation.keepdims
+        parts.named(columns[0], "places")
+        while len(columns) > 1:
+            pairs, level = zip(columns[::2], columns[1::2], strict=False), f"of_{len(columns)}"
+            last = len(columns) == 2 and not keepdims
+            made = [parts.named(ops.multiply(*pair), "" if last else f"{level}_{k}") for k, pair in enumerate(pairs)]
+            columns = made + columns[len(columns) // 2 * 2 :]
+        return parts.named(ops.expand_dims(columns[0], axis)) if keepdims else columns[0]
+
+    return compose
 
 
 def _axes(call: Call) -> tuple[int, ...] | None:

@@ -25,6 +25,7 @@ Limits = Mapping[str, Any]
 LIMITS: Mapping[str, type] = {
     "weights": list,
     "activations": list,
+    "values": bool,
     "fused_activation": bool,
     "equal_dilation": bool,
     "equal_ranges": bool,

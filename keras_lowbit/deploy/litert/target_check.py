@@ -191,6 +191,11 @@ def _activations(seen: _Seen, kinds: Sequence[str]) -> str:
     return f"has {', '.join(sorted(found))} activations, taken are {', '.join(kinds)}" if found else ""
 
 
+def _values(seen: _Seen, taken: bool) -> str:
+    kind = seen.file.tensors[seen.operator.outputs[0]].type.lower()
+    return f"moves {kind} values, taken are codes" if not taken and kind in ("bool", "int32") else ""
+
+
 def _fused_activation(seen: _Seen, taken: bool) -> str:
     return "has a fused activation" if not taken and seen.option("fusedActivationFunction", 0) else ""
 
@@ -266,6 +271,7 @@ def _channel_multiple(seen: _Seen, multiple: int) -> str:
 CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
     "weights": _weights,
     "activations": _activations,
+    "values": _values,
     "fused_activation": _fused_activation,
     "equal_dilation": _equal_dilation,
     "equal_ranges": _equal_ranges,
@@ -282,6 +288,7 @@ CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
 _REMEDIES: Mapping[str, str] = {
     "weights": "Give weights='int8'",
     "activations": "Use another layer there, or quantize with 8-bit activations (activations=8 in the recipe)",
+    "values": "Make the mask of whole numbers that stand in that order already",
     "fused_activation": "Put a range (QuantActivation) between the layer and its activation",
     "equal_dilation": "Use one dilation for both axes",
     "equal_ranges": "Put the activation right behind a layer with weights, so that it is part of it",

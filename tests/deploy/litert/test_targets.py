@@ -204,6 +204,11 @@ def deep(b, size=(3, 3), multiplier=1, **arguments):
     return b.depthwise_conv2d("x", codes(*size, 8, multiplier), scales(channels), None, OUT, "y", **arguments)
 
 
+def turned_mask(b):
+    mask = b.transpose(b.compare(b.input("numbers", (8, 9, 7), "int32"), "m", "less", 3), "y", (0, 3, 2, 1))
+    return b.where(mask, "x", b.constant("c", [7], *b.tensor("x").range), "z")
+
+
 @pytest.mark.parametrize(
     ("make", "target", "operator", "problem"),
     [
@@ -228,6 +233,8 @@ def deep(b, size=(3, 3), multiplier=1, **arguments):
             "has a tensor of shape (1, 7, 9, 8), only the 1 innermost",
         ),
         (lambda b: b.relu6("x", OUT, "y"), "microcontroller", "RELU6", "has an output of another range than its input"),
+        (turned_mask, "microcontroller", "TRANSPOSE", "moves bool values, taken are codes"),
+        (lambda b: b.top_k("x", "y", 3)[0], "microcontroller", "TOPK_V2", "is no operator of microcontroller"),
         (lambda b: conv(b, strides=(4, 1)), "npu-per-tensor", "CONV_2D", "has strides (4, 1), taken are up to 3"),
         (lambda b: conv(b), "npu-per-tensor", "CONV_2D", "has 6 scales of its weights, npu-per-tensor takes one"),
         (lambda b: deep(b, (3, 2)), "npu-per-tensor", "DEPTHWISE_CONV_2D", "has a window of width 2, taken are 3"),
