@@ -153,6 +153,11 @@ class ActivationQuantizer(Quantizer):
         """The quantizer for a range that goes on so far below the smallest value, in the units of x."""
         return self
 
+    def with_bits(self, bits: int) -> "ActivationQuantizer":
+        """The same range with so many bits."""
+        changes: dict[str, Any] = {"bits": bits}
+        return dataclasses.replace(self, **changes)
+
     def state_from_min_max(self, minimum: float, maximum: float, count: int) -> dict[str, float]:
         """State variables after `count` batches whose values lay in [minimum, maximum]."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_from_min_max().")

@@ -83,6 +83,10 @@ class LearnedQuantizer(ActivationQuantizer):
         """The same over a base with room below."""
         return dataclasses.replace(self, base=self.base.with_room_below(room))
 
+    def with_bits(self, bits: int) -> "LearnedQuantizer":
+        """The same over a base of so many bits."""
+        return dataclasses.replace(self, base=self.base.with_bits(bits))
+
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """What data decide, then what is trained: one value for each channel or tensor."""
         size = self.group_shape(shape, filter_axes)

@@ -15,7 +15,7 @@ from keras_lowbit.quantizers import (
     Uniform,
 )
 from keras_lowbit.recipes.dfp import dfp, dfp8
-from keras_lowbit.recipes.few_bits import w4
+from keras_lowbit.recipes.few_bits import lsq, w4
 from keras_lowbit.recipes.plan import Recipe, Rule
 
 SQ_SOURCE = "Dong et al. 2017, Learning Accurate Low-Bit Deep Neural Networks with Stochastic Quantization"
@@ -82,6 +82,9 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "fat-scalar": lambda: _fat("fat-scalar", bits=8, granularity="tensor"),
     "fat-w4": lambda: _fat("fat-w4", bits=4),
     "w4": w4,
+    "lsq-4": lambda: lsq(4),
+    "lsq-3": lambda: lsq(3),
+    "lsq-2": lambda: lsq(2),
     "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
     "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
 }

@@ -65,7 +65,7 @@ def test_what_the_recipes_hold():
         recipe = recipes.get(name)
         assert recipe.name == name
         assert quantizers.is_activation_quantizer(recipe.activations)
-        assert recipe.activations.bits == (16 if name == "int16x8" else 8)
+        assert recipe.activations.bits == {"int16x8": 16, "lsq-4": 4, "lsq-3": 3, "lsq-2": 2}.get(name, 8)
         assert recipe.source
 
 

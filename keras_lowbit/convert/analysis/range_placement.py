@@ -5,6 +5,10 @@ relu that fuse with it; sums, products, averages, concatenations. Operations tha
 their input; behind those that round inside it the same range stands again. A float value, that of an input or of an operation
 that runs in float, has a range only for those who read it as int8; what runs in float reads it as it is, and so a token id, a
 class or a mask is never rounded.
+
+Ranges of fewer than 8 bits stand behind a relu whose result weighted layers alone read, the inputs of the products that the
+bits are for; all others have 8. Their codes are the top ones of int8: there its own saturation ends the range above, and the
+relu below.
 """
 
 import dataclasses
@@ -31,6 +35,7 @@ from keras_lowbit.quantizers import Quantizer, is_activation_quantizer
 _TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normalization", "ChannelAffine"}
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _BELOW_SCORES = 10.0  # exp(-10) of the smallest score is what a masked one has of a softmax: nothing, in 8 bits
+_CONTAINER = 8  # bits of the codes that the integer graph stores, whatever a range uses of them
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
 
 
@@ -70,15 +75,20 @@ def plan_ranges(level: Level, activation: Quantizer | None, final: Container[int
     activation: the quantizer of ranges learned from data; None plans nothing.   final: keys of the tensors that
     leave the whole model; a softmax or sigmoid there gets no range.
     """
-    plan = RangePlan(learned=activation)
     if activation is None:
-        return plan
-    planner = _Planner(level, activation, final, plan)
+        return RangePlan()
+    eight = activation
+    if is_activation_quantizer(activation) and activation.bits < _CONTAINER:
+        eight = activation.with_bits(_CONTAINER)
+    plan = RangePlan(learned=eight)
+    planner = _Planner(level, eight, final, plan)
     for key in level.graph.inputs:
-        planner.float_value(key, activation)
+        planner.float_value(key, eight)
     for call in level.graph.calls:
         planner.visit(call)
     planner.share_concatenations()
+    if eight != activation:
+        planner.narrow(eight, activation)
     return plan
 
 
@@ -106,6 +116,30 @@ class _Planner:
             self._bounded(call)
         elif not self._waits(call):
             self.after(call.outputs[0], self.activation)
+
+    def narrow(self, eight: Quantizer, activation: Quantizer) -> None:
+        """Give the ranges between a relu and weighted layers the bits asked for."""
+        for key, quantizer in self.plan.after.items():
+            if quantizer == eight and self._feeds_products(key) and self._ends_at_zero(key):
+                self.plan.after[key] = activation
+
+    def _feeds_products(self, key: int) -> bool:
+        """Whether weighted layers alone read a tensor, through what moves or selects values."""
+        readers = self.graph.consumers(key)
+        if not readers or key in self.graph.outputs or key in self.plan.shared:
+            return False
+        return all(
+            self.categories[reader] is Category.WEIGHTED
+            or (self.categories[reader] is Category.KEEPS_RANGE and all(map(self._feeds_products, reader.outputs)))
+            for reader in readers
+        )
+
+    def _ends_at_zero(self, key: int) -> bool:
+        call = self.graph.producers.get(key)
+        if call is None:
+            return False
+        weighted = self.categories[call] is Category.WEIGHTED and function_of(call) in ("relu", "relu6")
+        return weighted or self.categories[call] is Category.RELU
 
     def after(self, key: int, quantizer: Quantizer) -> None:
         """Put a range behind a tensor, unless it is not float or a range that is there already reads it."""

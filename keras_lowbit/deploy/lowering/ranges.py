@@ -11,12 +11,18 @@ from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.quantizers import ActivationQuantizer, is_activation_quantizer
 from keras_lowbit.quantizers.base import WIDE
 
+_CONTAINER = 8  # bits of an int8 code
+
 # Activation function -> the integer operation whose result always has the same range.
 FIXED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 
 
 def range_of(host: QuantizerHost, path: str) -> Range:
-    """Scale, zero point and type of a range. ValueError unless it is of 8 or 16 bits and has seen data."""
+    """Scale, zero point and type of a range. ValueError unless it has seen data, and for one of few bits below 0.
+
+    Fewer than 8 bits are the top codes of int8: its saturation ends the range above, and the relu in front, which is all that
+    may stand there, below.
+    """
     quantizer = _checked(host, path)
     if not is_known(host, path):
         raise ValueError(
@@ -24,20 +30,27 @@ def range_of(host: QuantizerHost, path: str) -> Range:
             "before lowering or exporting it."
         )
     scale, zero_point = quantizer.grid(host.values())
-    return Range(float(scale), int(zero_point), codes_of(quantizer))
+    bits = int(quantizer.bits)
+    if bits < _CONTAINER and int(zero_point) != -(2 ** (bits - 1)):
+        raise ValueError(
+            f"The range of {path!r} has {bits} bits and codes for values below 0, which int8 codes do not end where it does. "
+            "Put ranges of fewer than 8 bits behind a relu, as quantize_model does, and give others 8 bits."
+        )
+    shift = 2 ** (_CONTAINER - 1) - 2 ** (bits - 1) if bits < _CONTAINER else 0
+    return Range(float(scale), int(zero_point) + shift, codes_of(quantizer))
 
 
 def is_known(host: QuantizerHost, path: str) -> bool:
-    """Whether a range is fixed by its arguments or has seen data. ValueError unless it has 8 or 16 bits."""
+    """Whether a range is fixed by its arguments or has seen data. ValueError unless it has 2 to 8 or 16 bits."""
     return _checked(host, path).has_static_range or float(host.values()["count"]) != 0
 
 
 def _checked(host: QuantizerHost, path: str) -> ActivationQuantizer:
     quantizer = host.quantizer
-    if not is_activation_quantizer(quantizer) or quantizer.bits not in (8, WIDE):
+    if not is_activation_quantizer(quantizer) or not (2 <= quantizer.bits <= _CONTAINER or quantizer.bits == WIDE):
         raise ValueError(
-            f"The range of {path!r} is {quantizer!r}; the integer graph stores activations in 8 or 16 bits. "
-            "Train with 8-bit activations to export, or leave that model in Keras."
+            f"The range of {path!r} is {quantizer!r}; the integer graph stores activations in 2 to 8 or 16 bits. "
+            "Train with such activations to export, or leave that model in Keras."
         )
     return quantizer
 

@@ -201,14 +201,6 @@ def test_refused(name):
         klb.deploy.lower(model)
 
 
-def test_narrow_activations_are_refused():
-    recipe = klb.recipes.get("int8").replace(activations=klb.quantizers.ActivationRange(bits=4))
-    model = klb.quantize_model(ZOO["conv2d"].make(), recipe)[0]
-    klb.calibrate(model, np.ones((2, 9, 8, 4), np.float32), verbose=0)
-    with pytest.raises(ValueError, match=r"(?s)bits=4.*8-bit"):
-        klb.deploy.lower(model)
-
-
 def test_the_graph_says_why_an_operation_runs_in_float():
     i = keras.Input((8, 8, 8))
     normal = keras.layers.BatchNormalization(axis=1, name="normal")
