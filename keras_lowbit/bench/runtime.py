@@ -1,10 +1,11 @@
 """keras-lowbit bench runtime: times a ternary network on the integer runtime, TensorFlow's float32 and LiteRT's int8.
 
     keras-lowbit bench runtime --threads 1 --threads 2 --output runtime.json
+    keras-lowbit bench runtime --network MobileNetV2
 
-ResNet-50 at 224x224, batch 1, random weights (they do not change the time): the Keras model as a tf.function, the same
-model ternary as an int8 .tflite file on XNNPACK, and as a SavedModel of `deploy.Runtime`. With several thread counts the
-runtime and some large layers are also compared with themselves on one thread.
+ResNet-50, or another network, at 224x224, batch 1, random weights (they do not change the time): the Keras model as a
+tf.function, the same model ternary as an int8 .tflite file on XNNPACK, and as a SavedModel of `deploy.Runtime`. With
+several thread counts the runtime and some large layers are also compared with themselves on one thread.
 """
 
 import os
@@ -29,6 +30,8 @@ FLAGS = flags.FlagValues()
 define_output(FLAGS)
 define_repeats(FLAGS, 20, "network")
 flags.DEFINE_multi_integer("threads", [1], "thread count of all three", lower_bound=1, flag_values=FLAGS)
+NETWORKS = ("ResNet50", "MobileNetV2")
+flags.DEFINE_enum("network", NETWORKS[0], NETWORKS, "network of keras.applications", flag_values=FLAGS)
 
 KINDS = ("runtime", "tf_float32", "litert_int8")
 LAYERS = (
@@ -204,9 +207,9 @@ def _peer(about: dict[str, Any]) -> str:
 
 
 def run(values: Any) -> int:
-    """Measures ResNet-50, prints tables and writes the JSON."""
+    """Measures a network, prints tables and writes the JSON."""
     keras.utils.set_random_seed(0)
-    report = measure(keras.applications.ResNet50(weights=None), values.threads, values.repeats)
+    report = measure(getattr(keras.applications, values.network)(weights=None), values.threads, values.repeats)
     heads = ("threads", *(f"{kind} ms" for kind in KINDS))
     print(table(heads, [(row["threads"], *(row[f"{kind}_ms"] for kind in KINDS)) for row in report["rows"]]))
     print(markdown(report))

@@ -35,6 +35,12 @@ def test_a_report_compares_all_kinds_and_thread_counts(tiny):
     assert f"can use {report['machine']['litert_instructions']}" in runtime.markdown(report)
 
 
+def test_each_network_has_its_name_in_the_flag_and_in_keras():
+    for name in runtime.NETWORKS:
+        assert callable(getattr(keras.applications, name))
+        assert runtime.FLAGS["network"].parser.parse(name) == name
+
+
 def test_the_three_forms_are_one_network(tiny, tmp_path):
     """The served runtime and the file give the same codes; the float model near values."""
     runtime.prepare(tiny, tmp_path)
