@@ -14,9 +14,10 @@ import pytest
 
 import keras_lowbit as klb
 from keras_lowbit.keras_graph.variables import to_numpy
+from studies.common import cifar10
 from studies.runner import checkpoints, networks, runs, throughput, training
 from studies.runner.batches import MARGIN, cut, draw_epoch, hold_out, pad
-from studies.runner.queue import BUSY, Queue, locked, main, status
+from studies.runner.queue import BUSY, Queue, locked, main, make, status
 from tests.support.process import ROOT
 
 LIST = {
@@ -132,22 +133,26 @@ def test_a_killed_run_ends_with_the_same_bits(listed, data, tmp_path, monkeypatc
         if progress["epochs"] == 2:
             raise KeyboardInterrupt
 
-    save, checkpoint = checkpoints.save, tmp_path / "b" / "killed.npz"
+    save, work, results = checkpoints.save, tmp_path / "work", tmp_path / "results"
+    checkpoint = work / f"{run.name}.npz"
     monkeypatch.setattr(checkpoints, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         training.train(run, data, tmp_path, checkpoint)
+    assert checkpoint.exists()
     monkeypatch.setattr(checkpoints, "save", save)
-    resumed = training.train(run, data, tmp_path, checkpoint)
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda cache: data)
+    monkeypatch.setattr(cifar10, "data_folder", lambda: tmp_path)
+    assert make(run, work, results)
+    assert not checkpoint.exists()
+    resumed = runs.stored_result(run, results)
     for name in ("weights_sha256", "curves", "test_accuracy", "held_out_accuracy"):
         assert resumed[name] == whole[name]
     assert json.loads(training.as_json(whole)) == whole
-    path = runs.result_path(run, tmp_path)
-    path.parent.mkdir()
-    path.write_text(training.as_json(whole))
-    assert runs.stored_result(run, tmp_path) == whole
+    monkeypatch.setattr(training, "train", None)
+    assert make(run, work, results)  # it is stored: nothing is trained
     other = dataclasses.replace(run, settings=run.settings | {"l2": 1.0})
     with pytest.raises(ValueError, match=r"its settings is .* Give the changed run another name"):
-        runs.stored_result(other, tmp_path)
+        runs.stored_result(other, results)
 
 
 @pytest.mark.slow(40)
