@@ -293,7 +293,8 @@ def test_a_mask_survives_saving_dequantizing_and_a_recipe_without_activations(tm
 def test_a_mask_of_reals_is_made_in_float_and_says_so():
     _, report = klb.quantize_model(EXPANSIONS["attention with a mask of an input"].make())
     assert report["a"].outcome == "quantized"
-    assert "masks in integers are made of whole numbers and a constant" in report["greater"].detail
+    [compared] = [row for row in report.layers if row.layer == "Greater"]
+    assert "masks in integers are made of whole numbers and a constant" in compared.detail
 
 
 def test_a_mask_that_keras_hands_on_beside_values_is_not_lost(tmp_path):
