@@ -13,7 +13,7 @@ from absl import flags
 
 from keras_lowbit import recipes
 from keras_lowbit.cli.options import define_json, recipe_of, show
-from keras_lowbit.quantizers import AdjustableThreshold, Binary, Ternary
+from keras_lowbit.quantizers import AdjustableThreshold, Binary, LearnedStep, Ternary
 from keras_lowbit.recipes import Recipe
 from keras_lowbit.tables import table
 
@@ -51,6 +51,6 @@ def _short(quantizer: Any) -> str:
 
 def needs(recipe: Recipe) -> str:
     """How a recipe is trained: "fit", with `Recipe.callbacks`; "distill" (FAT), without labels; "none" where it need not be."""
-    if recipe.schedule or any(isinstance(rule.kernel, Ternary | Binary) for rule in recipe.plan):
+    if recipe.schedule or any(isinstance(rule.kernel, Ternary | Binary | LearnedStep) for rule in recipe.plan):
         return "fit"
     return "distill" if any(isinstance(rule.kernel, AdjustableThreshold) for rule in recipe.plan) else "none"

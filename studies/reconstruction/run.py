@@ -55,6 +55,7 @@ def make(study: fat.Study, cell: dict[str, Any], iterations: int, checkpoint: Pa
         **more,
     )
     print(report, flush=True)
+    klb.correct_biases(quantized, base, study.images(study.config["correction_images"]), verbose=0)
     return quantized, report
 
 

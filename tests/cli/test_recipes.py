@@ -15,7 +15,10 @@ def test_lists_every_recipe(call):
 def test_json_has_every_recipe_and_what_it_needs(call):
     found = call("recipes", "--json").fields["recipes"]
     assert list(found) == recipes.names()
-    assert {name: found[name]["needs"] for name in ("int8", "sq-twn", "twn", "inq-5", "fat", "dfp-4w8a-n4")} == {
+    assert {
+        name: found[name]["needs"] for name in ("int8", "sq-twn", "twn", "inq-5", "lsq-4", "fat", "dfp-4w8a-n4")
+    } == {
+        "lsq-4": "fit",
         "int8": "none",
         "sq-twn": "fit",
         "twn": "fit",
