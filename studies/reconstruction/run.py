@@ -46,7 +46,8 @@ def make(study: fat.Study, cell: dict[str, Any], iterations: int, checkpoint: Pa
     report = klb.reconstruct(
         quantized,
         base,
-        study.images(),
+        study.images(study.config["reconstruction_images"]),
+        batch_size=study.config["reconstruction_batch"],
         unit=cell["unit"],
         iterations=iterations,
         checkpoint=checkpoint,
@@ -66,10 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
     parser.add_argument("--network", choices=list(fat.NETWORKS), default=config["network"])
     parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--images", type=int, help="training images; all by default")
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=HERE / "result.json")
     parsed = parser.parse_args(arguments)
     config |= {"network": parsed.network, "threads": parsed.threads, "iterations": parsed.iterations}
+    config |= {"reconstruction_images": parsed.images, "reconstruction_batch": parsed.batch_size}
     tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
     fat.WORK.mkdir(exist_ok=True)
     study = fat.Study(config, parsed.output)
