@@ -72,7 +72,7 @@ bench-cpp: test-cpp
 # The CUDA kernels: CMake, a compiler and nvcc, which CUDACXX names if it is not on the PATH. ARCHITECTURES=90 compiles for one kind of GPU
 # alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. OBJECTS: the CPU kernels' object files, if
 # they are there already. cuda-ops: the same kernels as TensorFlow ops, into the user's cache.
-ARCHITECTURES ?= 75-real;80-real;89-real;90
+ARCHITECTURES ?= 80-real;89-real;90
 BATCH ?= 64
 build-cuda:
 	cd custom_ops && cmake --preset cuda -DKLB_CUDA_ARCHITECTURES="$(ARCHITECTURES)" \
