@@ -24,6 +24,6 @@ def mask_behind(call: Call, values: dict[int, Any], masks: dict[int, Any]) -> An
         return None
     given = [masks.get(key) for key in call.inputs]
     if kind in _MERGES and len(given) > 1:
-        inputs = [values[key] for key in call.inputs]
-        return None if None in [mask if mask is None else 1 for mask in given] else layer.compute_mask(inputs, given)
+        missing = any(mask is None for mask in given)
+        return None if missing else layer.compute_mask([values[key] for key in call.inputs], given)
     return given[0]
