@@ -317,7 +317,8 @@ def test_other_words_for_compiling_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:distill left")  # the weights are drawn: nothing helps for sure
-def test_snippet_runs_as_written(tmp_path, capsys):
+def test_snippet_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     image = keras.Input((8, 8, 3), name="image")
     hidden = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(image)))
     hidden = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3)(hidden)))
