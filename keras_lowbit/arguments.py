@@ -83,10 +83,11 @@ def patterns(name: str, value: Any) -> list[str]:
 
 
 def nearest_first(word: str, known: Iterable[str]) -> str:
-    """The known words, those most alike first, with commas between them."""
+    """The known words, with commas between them: those that begin with the word, then the most alike first."""
 
-    def likeness(candidate: str) -> float:
-        return difflib.SequenceMatcher(None, word.lower(), candidate.lower()).ratio()
+    def likeness(candidate: str) -> tuple[bool, float]:
+        found, wanted = candidate.lower(), word.lower()
+        return bool(wanted) and found.startswith(wanted), difflib.SequenceMatcher(None, wanted, found).ratio()
 
     return ", ".join(sorted(sorted(known), key=likeness, reverse=True))
 

@@ -14,11 +14,12 @@ constexpr int64_t kFastTotalBound = int64_t{1} << 30;
 // Constants of one block of output channels, in the order in which the vector epilogues read them.
 struct alignas(kAlignment) ChannelBlock {
   int32_t init[kBlockChannels];  // bias - (input zero point + activation offset of the kernel) * sum of weights
+  int32_t left[kBlockChannels];  // left shift, 0 but for factors of one and more
   int32_t multiplier[kBlockChannels];
   int32_t
       multiplier_odd[kBlockChannels];  // at even positions c: the multiplier of c + 1, for 32x32->64 multiplications
-  int32_t shift[kBlockChannels];       // right shift, 1..30
-  int32_t nudge[kBlockChannels];       // 2**(shift - 1)
+  int32_t shift[kBlockChannels];       // right shift, 0..30
+  int32_t nudge[kBlockChannels];       // half of 2**shift, 0 where nothing is shifted
   double factor[kBlockChannels];       // of dense layers, instead of multiplier and shift
   float fp32_factor[kBlockChannels],
       fp32_nudge[kBlockChannels];  // layers/fp32_requantize.h, instead of multiplier and shift where has_fp32
@@ -27,13 +28,12 @@ struct alignas(kAlignment) ChannelBlock {
 // A multiplication by multiplier * 2**(-31 - shift) that is the same for all channels; 0 <= shift <= 30.
 struct UniformFactor {
   int32_t multiplier, shift;
-  int32_t nudge() const { return shift == 0 ? 0 : int32_t{1} << (shift - 1); }
-  int32_t sign_mask() const { return shift == 0 ? 0 : -1; }
+  int32_t nudge() const { return (int32_t{1} << shift) >> 1; }
 };
 
 struct PreparedEpilogue {
-  // int8 output of which the vector forms are exact: kFixed if |total| < kFastTotalBound, every right shift lies in
-  // 1..30 and the residual's in 0..30; kDouble if |total * factor| < kFastTotalBound, and the same residual. Otherwise
+  // int8 output of which the vector forms are exact: kFixed if |total << left| < kFastTotalBound, every right shift lies
+  // in 0..30 and the residual's too; kDouble if |total * factor| < kFastTotalBound, and the same residual. Otherwise
   // `apply_scalar` does the work, a number at a time.
   enum class Fast { kNo, kFixed, kDouble } fast = Fast::kNo;
   bool has_fp32 = false;  // of kFixed: every channel has float32 parameters

@@ -22,15 +22,14 @@ Status CheckShifts(const Epilogue& epilogue, int64_t out_channels) {
   return CheckShift("a shift", most);
 }
 
-// A right shift of 0 would need a mask in the vector epilogue; factors of one half and more are rare enough. Shift 0 is
-// usual with multiplier 0 only. Comparisons as bits, so that the loop is vectorised for the lowest CPU too.
-bool AreFastFactors(const Requantize& requantize, int64_t out_channels) {
-  int32_t odd = 0;
+// Factors of one and more shift to the left first: ternary depthwise layers have such, whose totals are small.
+bool AreFastFactors(const Requantize& requantize, int64_t out_channels, int64_t max_abs_total) {
+  int32_t least = 0, least_shift = 0, left = 0;
   for (int64_t c = 0; c < out_channels; ++c) {
-    const int32_t multiplier = requantize.multiplier[c], shift = requantize.shift[c];
-    odd |= (multiplier < 0 ? -1 : 0) | (shift < -30 ? -1 : 0) | ((shift > -1 ? -1 : 0) & (multiplier | shift));
+    least = std::min(least, requantize.multiplier[c]);
+    least_shift = std::min(least_shift, requantize.shift[c]), left = std::max(left, requantize.shift[c]);
   }
-  return odd == 0;
+  return least >= 0 && least_shift >= -30 && max_abs_total < kFastTotalBound >> left;
 }
 
 int64_t MaxAbsBias(const Epilogue& epilogue, int64_t out_channels) {
@@ -55,7 +54,9 @@ PreparedEpilogue::Fast FastOf(const Epilogue& epilogue, int64_t out_channels, in
   const int64_t most = MaxAbsBias(epilogue, out_channels);
   if (max_abs_total >= kFastTotalBound - most) return Fast::kNo;
   const Requantize& requantize = epilogue.requantize;
-  if (requantize.factor == nullptr) return AreFastFactors(requantize, out_channels) ? Fast::kFixed : Fast::kNo;
+  if (requantize.factor == nullptr) {
+    return AreFastFactors(requantize, out_channels, max_abs_total + most) ? Fast::kFixed : Fast::kNo;
+  }
   const bool fast = AreFastDoubles(requantize.factor, out_channels, static_cast<double>(max_abs_total + most));
   return fast ? Fast::kDouble : Fast::kNo;
 }
@@ -76,8 +77,8 @@ void FillBlock(const ConstantsSource& source, PreparedEpilogue::Fast fast, const
   std::copy_n(multiplier, channels, block->multiplier);
   std::copy_n(multiplier + 1, channels - 1, block->multiplier_odd);
   for (int64_t c = 0; c < channels; ++c) {
-    block->shift[c] = shift[c] == 0 ? 1 : -shift[c];  // 0 goes with multiplier 0
-    block->nudge[c] = int32_t{1} << (block->shift[c] - 1);
+    block->left[c] = std::max(shift[c], 0), block->shift[c] = std::max(-shift[c], 0);
+    block->nudge[c] = (int32_t{1} << block->shift[c]) >> 1;
   }
 }
 

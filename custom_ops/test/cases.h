@@ -138,7 +138,8 @@ inline void DrawEpilogue(const Layer& l, Random& random, Data* d) {
     // A power of two in four: their results are full of ties.
     d->multiplier.push_back(random() % 4 == 0 ? 1 << 30 : static_cast<int32_t>(Between(random, 1 << 30, INT32_MAX)));
     d->shift.push_back(static_cast<int32_t>(l.odd_factors ? Between(random, -31, 31)
-                                                          : Between(random, l.large_factors ? -6 : -14, -1)));
+                                                          : Between(random, l.large_factors ? -6 : -14,
+                                                                  l.large_factors ? 2 : -1)));
     if (random() % 16 == 0) d->multiplier[c] = 0, d->shift[c] = 0;
     d->factor.push_back(std::ldexp(d->multiplier[c], d->shift[c] - 31));
     d->float_scale.push_back(static_cast<float>(d->factor[c]));

@@ -1,6 +1,7 @@
 // Shapes that straddle vector widths and tile heights, threads, and inputs that must be refused.
 #include <thread>
 
+#include "layers/constants.h"
 #include "test/cases.h"
 
 namespace keras_lowbit::test {
@@ -182,6 +183,22 @@ void CheckErrors() {
   KLB_CHECK_OK(ForceKernel(""));
 }
 
+// Factors of one half and more take the vector forms, as long as twice the shifted total fits int32.
+void CheckLargeFactors() {
+  const int32_t multiplier[] = {1500000000, 1600000000, 1700000000}, shift[] = {0, 1, 3}, sums[kBlockChannels] = {};
+  Epilogue epilogue;
+  epilogue.type = OutputType::kInt8;
+  epilogue.requantize.multiplier = multiplier, epilogue.requantize.shift = shift;
+  const auto made = [&](int64_t max_abs_total) {
+    Constants constants;
+    KLB_CHECK_OK(MakeConstants({epilogue, 3, 1, kBlockChannels, max_abs_total, sums, 0}, true, &constants));
+    return constants;
+  };
+  KLB_CHECK(made(9 * 128).has_fp32, "ternary sums of nine taps");
+  KLB_CHECK(made((1 << 27) - 1).fast == PreparedEpilogue::Fast::kFixed, "the largest total that fits");
+  KLB_CHECK(made(1 << 27).fast == PreparedEpilogue::Fast::kNo, "a total that does not");
+}
+
 // Pads that dwarf the image, and windows that never meet it.
 void CheckFarPadding() {
   for (int64_t in : {3, 8}) {
@@ -207,6 +224,7 @@ int main() {
   keras_lowbit::test::CheckFp32Residual();
   keras_lowbit::test::CheckCache();
   keras_lowbit::test::CheckFarPadding();
+  keras_lowbit::test::CheckLargeFactors();
   keras_lowbit::test::CheckThreads();
   keras_lowbit::test::CheckDepths();
   keras_lowbit::test::CheckWidths();

@@ -69,7 +69,8 @@ struct ArmCommon {
   }
 
   static int32x4_t Requantize(const ChannelBlock& block, const int32_t* totals, int channel) {
-    const int32x4_t high = vqrdmulhq_s32(vld1q_s32(totals + channel), vld1q_s32(block.multiplier + channel));
+    const int32x4_t x = vshlq_s32(vld1q_s32(totals + channel), vld1q_s32(block.left + channel));
+    const int32x4_t high = vqrdmulhq_s32(x, vld1q_s32(block.multiplier + channel));
     return RoundingShift(high, vnegq_s32(vld1q_s32(block.shift + channel)));
   }
   // vcvta rounds halves away from zero.

@@ -29,6 +29,7 @@ struct InterleavedLayer {
     for (int c = 0; c < kBlockChannels; c += 4) {
       const int64_t slot = order.Slot(c);
       std::memcpy(block.init + slot, given.init + c, 16);
+      std::memcpy(block.left + slot, given.left + c, 16);
       std::memcpy(block.multiplier + slot, given.multiplier + c, 16);
       std::memcpy(block.multiplier_odd + slot, given.multiplier_odd + c, 16);
       std::memcpy(block.shift + slot, given.shift + c, 16);

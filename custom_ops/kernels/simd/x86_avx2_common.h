@@ -86,11 +86,16 @@ struct Avx2Common {
     return _mm256_blend_epi32(_mm256_shuffle_epi32(a, 0xF5), b, 0xAA);
   }
 
+  static __m256i ShiftRight(__m256i high, __m256i nudge, __m256i shift) {
+    const __m256i below_zero = _mm256_min_epi32(_mm256_srli_epi32(high, 31), nudge);
+    return _mm256_srav_epi32(_mm256_add_epi32(high, _mm256_sub_epi32(nudge, below_zero)), shift);
+  }
+
   static __m256i Requantize(const ChannelBlock& block, __m256i total, int channel) {
-    const __m256i high = HighMul(total, LoadVector(block.multiplier + channel),
+    const __m256i x = _mm256_sllv_epi32(total, LoadVector(block.left + channel));
+    const __m256i high = HighMul(x, LoadVector(block.multiplier + channel),
                                  LoadVector(block.multiplier_odd + channel));
-    const __m256i nudge = _mm256_add_epi32(LoadVector(block.nudge + channel), _mm256_srai_epi32(high, 31));
-    return _mm256_srav_epi32(_mm256_add_epi32(high, nudge), LoadVector(block.shift + channel));
+    return ShiftRight(high, LoadVector(block.nudge + channel), LoadVector(block.shift + channel));
   }
 
   // layers/fp32_requantize.h: the same codes in a third of the instructions. Rounds to even, as every thread does by default.
@@ -118,9 +123,7 @@ struct Avx2Common {
   static __m256i Multiply(__m256i x, const UniformFactor& factor) {
     const __m256i multiplier = _mm256_set1_epi32(factor.multiplier);
     const __m256i high = HighMul(x, multiplier, multiplier);
-    const __m256i sign = _mm256_and_si256(_mm256_srai_epi32(high, 31), _mm256_set1_epi32(factor.sign_mask()));
-    const __m256i nudge = _mm256_add_epi32(_mm256_set1_epi32(factor.nudge()), sign);
-    return _mm256_sra_epi32(_mm256_add_epi32(high, nudge), _mm_cvtsi32_si128(factor.shift));
+    return ShiftRight(high, _mm256_set1_epi32(factor.nudge()), _mm256_set1_epi32(factor.shift));
   }
 
   // See x86_avx512.h: 32 numbers + zero_point as bytes, lane by lane, and in order.

@@ -103,12 +103,17 @@ struct Avx512 {
     return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB);
   }
 
+  // Halves away from zero: a nudge of one half, one less below zero, then round down. Without a shift there is no nudge.
+  static __m512i ShiftRight(__m512i high, __m512i nudge, __m512i shift) {
+    const __m512i below_zero = _mm512_min_epi32(_mm512_srli_epi32(high, 31), nudge);
+    return _mm512_srav_epi32(_mm512_add_epi32(high, _mm512_sub_epi32(nudge, below_zero)), shift);
+  }
+
   static __m512i Requantize(const ChannelBlock& block, __m512i total, int channel) {
-    const __m512i high = HighMul(total, _mm512_load_si512(block.multiplier + channel),
+    const __m512i x = _mm512_sllv_epi32(total, _mm512_load_si512(block.left + channel));
+    const __m512i high = HighMul(x, _mm512_load_si512(block.multiplier + channel),
                                  _mm512_load_si512(block.multiplier_odd + channel));
-    // Halves away from zero: a nudge of one half, one less below zero, then round down.
-    const __m512i nudge = _mm512_add_epi32(_mm512_load_si512(block.nudge + channel), _mm512_srai_epi32(high, 31));
-    return _mm512_srav_epi32(_mm512_add_epi32(high, nudge), _mm512_load_si512(block.shift + channel));
+    return ShiftRight(high, _mm512_load_si512(block.nudge + channel), _mm512_load_si512(block.shift + channel));
   }
 
   // layers/fp32_requantize.h: the same codes in a third of the instructions.
@@ -140,9 +145,7 @@ struct Avx512 {
   static __m512i Multiply(__m512i x, const UniformFactor& factor) {
     const __m512i multiplier = _mm512_set1_epi32(factor.multiplier);
     const __m512i high = HighMul(x, multiplier, multiplier);
-    const __m512i sign = _mm512_and_si512(_mm512_srai_epi32(high, 31), _mm512_set1_epi32(factor.sign_mask()));
-    const __m512i nudge = _mm512_add_epi32(_mm512_set1_epi32(factor.nudge()), sign);
-    return _mm512_sra_epi32(_mm512_add_epi32(high, nudge), _mm_cvtsi32_si128(factor.shift));
+    return ShiftRight(high, _mm512_set1_epi32(factor.nudge()), _mm512_set1_epi32(factor.shift));
   }
 
   // 64 numbers + zero_point as bytes: in lane l those of lane l of all four vectors, one vector after the other.
