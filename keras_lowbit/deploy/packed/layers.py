@@ -17,8 +17,6 @@ from keras_lowbit.ops.epilogue import Requantize, Rescale
 from keras_lowbit.ops.packing import Layout, PackedWeights, unpack
 from keras_lowbit.quantizers.former import upgrade
 
-Grid = Sequence[float]  # (scale, zero point) of int8 codes
-
 
 class PackedLayer(keras.layers.Layer):
     """What the packed layers share: `activation(scale * sum code * x + bias)` with weights packed as `keras_lowbit.ops`.
@@ -39,8 +37,8 @@ class PackedLayer(keras.layers.Layer):
     def __init__(
         self,
         layout: Any,
-        input_range: Grid | None = None,
-        output_range: Grid | None = None,
+        input_range: Sequence[float] | None = None,
+        output_range: Sequence[float] | None = None,
         activation: Any = None,
         use_bias: bool = True,
         output_quantizer: Any = None,
@@ -246,7 +244,7 @@ def _functions() -> Any:
     return import_module(f"keras_lowbit.ops.{'jax_functions' if keras.backend.backend() == 'jax' else 'functions'}")
 
 
-def _grid(value: Grid | None, name: str) -> tuple[float, int] | None:
+def _grid(value: Sequence[float] | None, name: str) -> tuple[float, int] | None:
     if value is None:
         return None
     scale, zero_point = float(value[0]), int(value[1])
