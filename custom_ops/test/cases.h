@@ -178,6 +178,12 @@ inline std::unique_ptr<Data> Draw(const Layer& layer, Random& random) {
   return data;
 }
 
+// The oracle's numbers.
+inline std::vector<double> Wanted(const Layer& layer, const Data& d) {
+  return oracle::Conv(layer.shape, d.kernel.data(), d.x.data(), layer.zero_point, d.epilogue,
+                      layer.kind == Kind::kDepthwise);
+}
+
 // in_place: y holds the residual before the call.
 inline Status RunLayer(const Layer& l, const Data& d, void* y, const ParallelFor& parallel, LayerCache* cache = nullptr,
                        bool in_place = false) {
@@ -221,8 +227,7 @@ inline std::vector<std::string> TestedKernels() {
 // its own and into that of the residual, and wants the oracle's numbers.
 inline void CheckLayer(const Layer& layer, Random& random, const ParallelFor& parallel = nullptr) {
   const auto data = Draw(layer, random);
-  const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
-                                 layer.kind == Kind::kDepthwise);
+  const auto want = Wanted(layer, *data);
   LayerCache shared;
   const std::vector<uint8_t> other(data->residual.begin(), data->residual.end());
   for (const std::string& isa : TestedKernels()) {

@@ -15,7 +15,7 @@ void CheckThreaded(int64_t size, bool has_scales, int processors) {
   layer.cluster_size = 16;
   layer.has_scales = has_scales;
   const auto data = Draw(layer, random);
-  const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), 0, data->epilogue);
+  const auto want = Wanted(layer, *data);
   std::vector<uint8_t> y(4 * want.size());
   cuda::ConvCall call;
   call.input = data->x.data();

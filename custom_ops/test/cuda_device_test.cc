@@ -37,9 +37,7 @@ void CheckRandomLayers() {
     const Layer layer = DrawLayer(random);
     if (layer.shape.output_size() > 20000) continue;
     const auto data = Draw(layer, random);
-    CheckOnDevice(layer, *data,
-                  oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
-                               layer.kind == Kind::kDepthwise));
+    CheckOnDevice(layer, *data, Wanted(layer, *data));
   }
 }
 

@@ -31,8 +31,7 @@ Status Emulate(const Layer& layer, const Data& data, const ConvCall& call, const
 // Into memory of its own, and into the residual's.
 void CheckEmulated(const Layer& layer, Random& random, const Emulation& how) {
   const auto data = Draw(layer, random);
-  const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue,
-                                 layer.kind == Kind::kDepthwise);
+  const auto want = Wanted(layer, *data);
   std::vector<uint8_t> y(want.size() * (layer.type == OutputType::kInt8 ? 1 : 4), 0x5A);
   KLB_CHECK_OK(Emulate(layer, *data, CallOf(layer, *data, y.data()), how));
   CheckEqual(layer, y, want, "emulated CUDA");
@@ -222,7 +221,7 @@ void CheckSharedValues() {
   const size_t channels = data->multiplier.size();
   const int32_t multiplier = data->multiplier[0], shift = data->shift[0];
   data->multiplier.assign(channels, multiplier), data->shift.assign(channels, shift);
-  const auto want = oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue);
+  const auto want = Wanted(layer, *data);
   std::vector<uint8_t> y(want.size());
   ConvCall call = CallOf(layer, *data, y.data());
   call.epilogue.requantize.multiplier = &multiplier, call.epilogue.requantize.shift = &shift;

@@ -38,8 +38,7 @@ void TakeTurns(uint32_t seed, int rows) {
   Random random(seed);
   const Layer layer = DrawnLayer(seed);
   const auto data = Draw(layer, random);
-  const auto want =
-      oracle::Conv(layer.shape, data->kernel.data(), data->x.data(), layer.zero_point, data->epilogue, false);
+  const auto want = Wanted(layer, *data);
   TileConfig neighbour;
   neighbour.palette = 1;
   for (int t = 0; t < 3; ++t) neighbour.rows[t] = static_cast<uint8_t>(rows), neighbour.row_bytes[t] = 32;

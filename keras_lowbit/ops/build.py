@@ -79,11 +79,11 @@ def cache_folder(tensorflow: str) -> Path | None:
     return Path(cache, "keras_lowbit", "native", name) if os.path.isabs(cache) else None
 
 
-def read_info(library: Path) -> dict[str, Any]:
+def read_info(library: Path, name: str = INFO) -> dict[str, Any]:
     """What a library was built for and from: TensorFlow's version, ABI flags, compiler, machine, the digest of the file and the
     fingerprint of all that went in; empty if nothing says."""
     try:
-        info = json.loads((library.parent / INFO).read_text(encoding="utf-8"))
+        info = json.loads((library.parent / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) else {}
@@ -100,7 +100,7 @@ def mismatch(library: Path, version: str, abi: Sequence[str]) -> str:
         return f"{library} was built with the ABI flags {info.get('abi')}, the installed TensorFlow has {list(abi)}"
     if info.get("machine") != platform.machine():
         return f"{library} was built for {info.get('machine')}, this machine is {platform.machine()}"
-    if not _is_whole(library):
+    if not is_whole(library):
         return f"{library} is not the file that its {INFO} was written for, or not all of it"
     try:
         current = fingerprint(source_folder(), str(info.get("compiler")), version)
@@ -222,7 +222,7 @@ def build(
         target.mkdir(parents=True, exist_ok=True)
         with _alone_in(target, say):
             for ready in () if force else (target, NATIVE):
-                if read_info(ready / NAME).get("fingerprint") == wanted and _is_whole(ready / NAME):
+                if read_info(ready / NAME).get("fingerprint") == wanted and is_whole(ready / NAME):
                     return _copied(ready, target)
             return _build(folder, compiler, tensorflow or ask_tensorflow(), target, say, objects)
     except OSError as error:
@@ -258,13 +258,13 @@ def _build(
             "abi": abi_flags(tensorflow["compile"]),
             "compiler": described,
             "machine": platform.machine(),
-            "sha256": _digest(made),
+            "sha256": file_digest(made),
             "fingerprint": fingerprint(folder, described, tensorflow["version"]),
         }
         Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         if objects is not None:
             _keep_objects(Path(work), objects, info["fingerprint"])
-        _place(Path(work), target)
+        place(Path(work), target)
     say(f"built {target / NAME} in {time.monotonic() - start:.0f} s")
     return target / NAME
 
@@ -277,9 +277,9 @@ def _keep_objects(work: Path, objects: Path, current: str) -> None:
         shutil.copy2(path, objects / current)
 
 
-def _place(work: Path, target: Path) -> None:
+def place(work: Path, target: Path, names: Sequence[str] = (NAME, INFO)) -> None:
     """Moves library and info from a folder of the same disk: who has the old file open keeps it."""
-    for name in (NAME, INFO):
+    for name in names:
         os.replace(work / name, target / name)
 
 
@@ -289,7 +289,7 @@ def _copied(source: Path, target: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=target, prefix=WORK) as work:
             for name in (NAME, INFO):
                 shutil.copy2(source / name, Path(work, name))
-            _place(Path(work), target)
+            place(Path(work), target)
     return target / NAME
 
 
@@ -319,14 +319,15 @@ def _locked(handle: int, target: Path, say) -> bool:
     return True
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """What `read_info` calls sha256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _is_whole(library: Path) -> bool:
+def is_whole(library: Path, name: str = INFO) -> bool:
     """Whether a library is, byte for byte, the one that its info was written for."""
     try:
-        return read_info(library).get("sha256") == _digest(library)
+        return read_info(library, name).get("sha256") == file_digest(library)
     except OSError:
         return False
 

@@ -69,23 +69,14 @@ def target_folder(version: str) -> Path | None:
     return build.cache_folder(version)
 
 
-def read_info(library: Path) -> dict[str, Any]:
-    """What a library was built with and for; empty if nothing says."""
-    try:
-        info = json.loads((library.parent / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return info if isinstance(info, dict) else {}
-
-
 def find(version: str) -> Path | None:
     """The library for this TensorFlow and these sources; None if it was not built."""
     folder = target_folder(version)
     library = folder / NAME if folder else None
     if library is None or not library.is_file():
         return None
-    whole = read_info(library).get("sha256") == hashlib.sha256(library.read_bytes()).hexdigest()
-    return library if whole and read_info(library).get("fingerprint") == fingerprint(version) else None
+    known = build.read_info(library, INFO).get("fingerprint") == fingerprint(version)
+    return library if known and build.is_whole(library, INFO) else None
 
 
 def fingerprint(version: str) -> str:
@@ -121,12 +112,11 @@ def build_library(target: Path | None = None, architectures: Sequence[str] = ARC
             "cuda": nvcc.version,
             "nvcc": nvcc.command,
             "architectures": list(architectures),
-            "sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
+            "sha256": build.file_digest(made),
             "fingerprint": fingerprint(tensorflow["version"]),
         }
         Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        for name in (NAME, INFO):
-            os.replace(Path(work, name), target / name)
+        build.place(Path(work), target, (NAME, INFO))
     return target / NAME
 
 

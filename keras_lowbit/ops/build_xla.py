@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from keras_lowbit.ops import build, build_cuda
 
@@ -40,18 +39,8 @@ def find() -> Path | None:
     library = folder / NAME if folder else None
     if library is None or not library.is_file():
         return None
-    info = read_info(library)
-    whole = info.get("sha256") == hashlib.sha256(library.read_bytes()).hexdigest()
-    return library if whole and info.get("fingerprint") == fingerprint() else None
-
-
-def read_info(library: Path) -> dict[str, Any]:
-    """What a library was built with and for; empty if nothing says."""
-    try:
-        info = json.loads((library.parent / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return info if isinstance(info, dict) else {}
+    known = build.read_info(library, INFO).get("fingerprint") == fingerprint()
+    return library if known and build.is_whole(library, INFO) else None
 
 
 def fingerprint() -> str:
@@ -80,11 +69,9 @@ def build_library(
     say(f"building the layers for XLA{' and sm_' + ', sm_'.join(architectures) if architectures else ''}")
     with tempfile.TemporaryDirectory(dir=target, prefix=build.WORK) as work:
         made = _compile(build.find_compiler(), build.source_folder(), architectures, objects, Path(work))
-        digest = hashlib.sha256(made.read_bytes()).hexdigest()
-        info = {"architectures": list(architectures), "sha256": digest, "fingerprint": fingerprint()}
+        info = {"architectures": list(architectures), "sha256": build.file_digest(made), "fingerprint": fingerprint()}
         Path(work, INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        for name in (NAME, INFO):
-            os.replace(Path(work, name), target / name)
+        build.place(Path(work), target, (NAME, INFO))
     return target / NAME
 
 

@@ -78,7 +78,7 @@ def _kernels(version: str) -> str:
     path = build_cuda.find(version)
     if path is None:
         return f"not built: `{build_cuda.COMMAND}` ({theirs})"
-    info = build_cuda.read_info(path)
+    info = build.read_info(path, build_cuda.INFO)
     return f"{path}, CUDA {info['cuda']}, sm_{' sm_'.join(info['architectures'])} ({theirs})"
 
 

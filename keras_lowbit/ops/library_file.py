@@ -52,7 +52,7 @@ def compiled(tensorflow: Mapping[str, Any]) -> Path:
     target, compiler = build.cache_folder(tensorflow["version"]), build.describe(build.find_compiler())
     if target is None:
         raise build.BuildError("there is no folder to compile it into: set XDG_CACHE_HOME to one")
-    if (before := _refused(target)).get("compiler") == compiler:
+    if (before := build.read_info(target / build.NAME, FAILURE)).get("compiler") == compiler:
         raise build.BuildError(f"this compiler has failed to build it before ({before.get('words')})")
     logging.getLogger("keras_lowbit").warning(
         "keras_lowbit compiles its kernels for TensorFlow %s, once, in about half a minute, into %s (%s=0 forbids it; plain "
@@ -66,12 +66,3 @@ def compiled(tensorflow: Mapping[str, Any]) -> Path:
         with contextlib.suppress(OSError):
             (target / FAILURE).write_text(json.dumps({"compiler": compiler, "words": words}), encoding="utf-8")
         raise build.BuildError(words) from error
-
-
-def _refused(target: Path) -> dict[str, Any]:
-    """The compiler that failed here before and its words; empty if none has."""
-    try:
-        found = json.loads((target / FAILURE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

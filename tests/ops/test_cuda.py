@@ -57,7 +57,7 @@ def library(tmp_path_factory):
 @needs_nvcc
 @pytest.mark.slow(60)
 def test_every_op_has_a_gpu_kernel_and_runs_on_the_cpu_as_before(library):
-    info = build_cuda.read_info(library)
+    info = build.read_info(library, build_cuda.INFO)
     assert info["architectures"] == ["80"]
     assert info["cuda"] == build_cuda.find_nvcc().version
     found = json.loads(run_python(REGISTERED, library).splitlines()[-1])
