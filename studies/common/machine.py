@@ -42,11 +42,22 @@ def threads() -> int | None:
 
 def processor() -> str:
     """The processor's name as the system gives it, with family and model: "AMD EPYC" alone is many processors."""
+    fields = _cpuinfo()
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def has_flag(name: str) -> bool:
+    """Whether the system says that the processor has an instruction set, by the name of /proc/cpuinfo."""
+    return name in _cpuinfo().get("flags", "").split()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the first processor; none where the system has no such file."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+    return fields

@@ -53,9 +53,10 @@ def compare(comparison: dict[str, Any], results: Path = RESULTS) -> Difference:
     """The difference of two sources ``a`` and ``b``; ``by`` says over what the interval is taken.
 
     fixed: ``b`` is one network, the same for every seed of ``a``.   independent: ``b`` is not the float network, and how many
-    classes differ is not known.
+    classes differ is not known.   across_precisions: pairs may have been trained in different ones, which is what is compared.
     """
-    a, b = (_by_seed(comparison[side], results) for side in "ab")
+    alike = not comparison.get("across_precisions") and all("study" in comparison[side] for side in "ab")
+    a, b = (_by_seed(comparison[side], results, alike) for side in "ab")
     if comparison.get("fixed"):
         b = dict.fromkeys(a, *b.values())
     common = sorted(a.keys() & b.keys())
@@ -95,15 +96,20 @@ def _image_half(pair: np.ndarray, images: int, differing: float | None) -> float
     return float(100 * 1.96 * np.sqrt(variance / images))
 
 
-def _by_seed(source: dict[str, Any], results: Path) -> dict[int, tuple[float, int, float | None]]:
-    """Of each seed that is stored: accuracy, test images, and the share of these where float says another class."""
-    found: dict[int, tuple[float, int, float | None]] = {}
+def _by_seed(
+    source: dict[str, Any], results: Path, alike: bool
+) -> dict[tuple[int, str], tuple[float, int, float | None]]:
+    """Of each seed that is stored: accuracy, test images, and the share of these where float says another class.
+
+    alike: seeds are told apart by the precision of the training, which machines choose, so that pairs have the same.
+    """
+    found: dict[tuple[int, str], tuple[float, int, float | None]] = {}
     for row in _rows(source, results):
         accuracy = next(row[name] for name in VALUES if name in row)
-        seed = row.get("seed", 0)
+        seed = row.get("seed", 0), row.get("precision", "") if alike else ""
         if seed in found:
             raise ValueError(
-                f"{source} picks several results of seed {seed}. Name another field that tells them apart."
+                f"{source} picks several results of seed {seed[0]}. Name another field that tells them apart."
             )
         differing = 1 - row["agreement_with_float"] if "agreement_with_float" in row else None
         found[seed] = (accuracy, row.get("images", TEST_IMAGES), differing)

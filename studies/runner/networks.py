@@ -1,6 +1,7 @@
 """The network of a run: built, quantized, with the callbacks of its schedule and its optimizer."""
 
 import dataclasses
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_lowbit.distill import losses
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental
 from studies.common import cifar_resnet
+from studies.common.machine import has_flag
 from studies.common.restarts import Restarts
 from studies.common.vgg9 import vgg9
 from studies.runner.batch_norm import FusedBatchNormalization
@@ -37,6 +39,15 @@ def recipe_of(run: Run) -> klb.recipes.Recipe | None:
     return recipe if what.get("activations") == "recipe" else recipe.replace(activations=None)
 
 
+def precision_of(run: Run) -> str:
+    """The dtype policy that a run trains in here. "auto": mixed_bfloat16 but where that is slow, which is TensorFlow on a
+    processor without AVX-512: oneDNN leaves bfloat16 to other kernels there."""
+    if run.settings["precision"] != "auto":
+        return str(run.settings["precision"])
+    slow = keras.backend.backend() == "tensorflow" and platform.machine() == "x86_64" and not has_flag("avx512f")
+    return "float32" if slow else "mixed_bfloat16"
+
+
 def build(run: Run, folder: Path, precision: str | None = None) -> keras.Model:
     """The network at the start of a run, as its seed and settings say.
 
@@ -45,7 +56,7 @@ def build(run: Run, folder: Path, precision: str | None = None) -> keras.Model:
     keras.utils.set_random_seed(run.seed)
     recipe = recipe_of(run)
     previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision or run.settings["precision"])
+    keras.config.set_dtype_policy(precision or precision_of(run))
     try:
         model = _float_network(run, folder, plain=recipe is not None and recipe.activations is not None)
         return model if recipe is None else klb.quantize_model(model, recipe)[0]

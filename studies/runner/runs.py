@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 0.1,  # decays to 0 with a cosine over each stage
     "momentum": 0.9,
     "l2": 1e-4,
-    "precision": "mixed_bfloat16",  # of the training; accuracy at the end is always measured in float32
+    "precision": "auto",  # of the training, see `networks.precision_of`; accuracy at the end is measured in float32
     "held_out": 5000,  # the last of the training images: never trained on, and what choices are made by
 }
 OPTIONAL = ("network",)  # "vgg9" in place of the ResNet of `depth`

@@ -36,6 +36,7 @@ def train(run: Run, data: tuple[Split, Split], folder: Path, checkpoint: Path) -
     if progress is None:
         networks.prepare(model, run, train_split[0])
         progress = {"curves": {}, "processor_s": 0.0, "wall_s": 0.0, "commits": [], "epochs": 0}
+    _same_precision(progress, networks.precision_of(run), checkpoint)
     progress["commits"] = sorted({*progress["commits"], commit()})
     steps = steps_of.Steps(model, networks.loss_of(run), train_split, networks.teacher_of(run, folder))
     predict = steps_of.predictor(model)
@@ -54,6 +55,16 @@ def train(run: Run, data: tuple[Split, Split], folder: Path, checkpoint: Path) -
         checkpoints.save(checkpoint, model, progress)
         print(_line(run, progress), flush=True)
     return _record(run, model, progress, held_out, data[1], folder)
+
+
+def _same_precision(progress: dict[str, Any], here: str, checkpoint: Path) -> None:
+    """A run is trained in one precision from its first epoch to its last."""
+    before = progress.setdefault("precision", here)
+    if before != here:
+        raise ValueError(
+            f"{checkpoint} was trained in {before}, this machine would go on in {here}. Go on where it began, or remove it: "
+            "the run then starts anew."
+        )
 
 
 def backend() -> Any:
@@ -95,6 +106,7 @@ def _record(run: Run, model: keras.Model, progress: Any, held_out: Split, test: 
         "test_accuracy": accuracy(predict, test),
         "held_out_accuracy": accuracy(predict, held_out),
         "curves": progress["curves"],
+        "precision": progress["precision"],
         "processor_s": round(progress["processor_s"], 1),
         "wall_s": round(progress["wall_s"], 1),
         "weights_sha256": _digest(exact),

@@ -80,6 +80,16 @@ def test_equal_seeds_are_paired(stored):
     assert "n = 2 of 3" in page._cells(found)[2]
 
 
+def test_seeds_of_different_precision_are_no_pair(stored):
+    for method, precisions in (("new", ("float32", "float32")), ("base", ("float32", "mixed_bfloat16"))):
+        for seed, precision in enumerate(precisions, 1):
+            path = stored / f"tiny/{method}-4-seed{seed}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": precision}))
+    comparison = {"label": "4 epochs", "a": source("new"), "b": source("base")}
+    assert compare(comparison, stored).seeds == 1
+    assert compare(comparison | {"across_precisions": True}, stored).seeds == 2
+
+
 def test_what_is_missing_is_not_tried(stored):
     found = compare({"label": "1 epoch", "a": source("new"), "b": source("base", 1)}, stored)
     assert (found.seeds, found.wanted, found.verdict(0)) == (0, 3, MISSING)

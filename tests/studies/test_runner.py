@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def test_every_list_of_the_papers_can_be_made():
         assert bool(callbacks) == (bool(schedule) or run.stages > 1)
         if schedule:  # a stage of the schedule is a stage of the learning rate
             assert len(callbacks[0].values) == run.stages, run.name
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+@pytest.mark.parametrize(("flag", "want"), [(True, "mixed_bfloat16"), (False, "float32")])
+def test_bfloat16_is_for_processors_on_which_it_is_fast(listed, monkeypatch, flag, want):
+    run = runs.read_runs(listed)[0]
+    monkeypatch.setattr(networks, "has_flag", lambda name: flag and name == "avx512f")
+    assert networks.precision_of(run) == "float32"  # as its list says
+    assert networks.precision_of(dataclasses.replace(run, settings=run.settings | {"precision": "auto"})) == want
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path):
+    progress = {"precision": "mixed_bfloat16"}
+    training._same_precision(progress, "mixed_bfloat16", tmp_path)
+    with pytest.raises(ValueError, match="was trained in mixed_bfloat16, this machine would go on in float32"):
+        training._same_precision(progress, "float32", tmp_path)
 
 
 def test_vgg9_has_the_weights_of_the_paper():
