@@ -69,7 +69,10 @@ def test_every_module_has_a_page_in_the_table_of_contents():
 
 # These begin with a trained network and data of the reader's.
 PIECES = [
-    *(f"methods/{name}.md" for name in ("sq", "clustered", "fat", "corrections", "learned_steps", "reconstruction")),
+    *(
+        f"methods/{name}.md"
+        for name in ("sq", "clustered", "fat", "corrections", "learned_steps", "reconstruction", "trained_ternary")
+    ),
     *("index.md", "troubleshooting.md", "guides/reports.md"),
 ]
 ELSEWHERE = ["guides/tfmot.md", "methods/inq.md"]  # tests/tfmot/test_docs.py, tests/recipes/test_inq.py

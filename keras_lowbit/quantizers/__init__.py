@@ -21,6 +21,7 @@ from keras_lowbit.quantizers.learned_step import LearnedPowerOfTwo, LearnedStep
 from keras_lowbit.quantizers.power_of_two import PowerOfTwo
 from keras_lowbit.quantizers.stochastic import Stochastic
 from keras_lowbit.quantizers.ternary import Binary, Ternary
+from keras_lowbit.quantizers.trained_ternary import TrainedTernary
 from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "StateSpec",
     "Stochastic",
     "Ternary",
+    "TrainedTernary",
     "Uniform",
     "deserialize",
     "get",

@@ -12,6 +12,7 @@ from keras_lowbit.quantizers import (
     PowerOfTwo,
     Stochastic,
     Ternary,
+    TrainedTernary,
     Uniform,
 )
 from keras_lowbit.recipes.dfp import dfp, dfp8
@@ -86,6 +87,7 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "lsq-3": lambda: lsq(3),
     "lsq-2": lambda: lsq(2),
     "twn": lambda: _plain("twn", Ternary(), "Li et al. 2016, arXiv:1605.04711"),
+    "ttq": lambda: _plain("ttq", TrainedTernary(), "Zhu et al. 2017, arXiv:1612.01064, Trained Ternary Quantization"),
     "bwn": lambda: _plain("bwn", Binary(), "Rastegari et al. 2016, arXiv:1603.05279"),
 }
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import keras_lowbit as klb
-from keras_lowbit.distill import losses
+from keras_lowbit.distill import losses, thresholds
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.quantizers import Incremental
 from studies.common import cifar_resnet
@@ -126,16 +126,19 @@ def callbacks_of(run: Run) -> list[keras.callbacks.Callback]:
     return recipe.callbacks(epochs=run.epochs)
 
 
-def optimizer_of(run: Run, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def optimizer_of(run: Run, model: keras.Model, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     """SGD with momentum; the rate falls to 0 with a cosine over one stage.
 
     Keras' weight_decay is decoupled: it acts once, not through the momentum buffer. L2 of a solver with momentum m
-    shrinks a weight by rate * l2 / (1 - m) per step in the long run, so that is the value given here.
+    shrinks a weight by rate * l2 / (1 - m) per step in the long run, so that is the value given here. Trained steps and
+    scales are not shrunk.
     """
     settings = run.settings
     rate = keras.optimizers.schedules.CosineDecay(settings["learning_rate"], run.stage_epochs * steps_per_epoch)
     decay = settings["l2"] / (1 - settings["momentum"])
-    return keras.optimizers.SGD(rate, momentum=settings["momentum"], weight_decay=decay)
+    optimizer = keras.optimizers.SGD(rate, momentum=settings["momentum"], weight_decay=decay)
+    optimizer.exclude_from_weight_decay(var_list=thresholds(model))
+    return optimizer
 
 
 def loss_of(run: Run) -> Any:

@@ -30,7 +30,7 @@ def train(run: Run, data: tuple[Split, Split], folder: Path, checkpoint: Path) -
     train_split, held_out = hold_out(data[0], run.settings["held_out"])
     batch_size = run.settings["batch_size"]
     model = networks.build(run, folder)
-    model.compile(networks.optimizer_of(run, len(train_split[0]) // batch_size))
+    model.compile(networks.optimizer_of(run, model, len(train_split[0]) // batch_size))
     model.optimizer.build(model.trainable_variables)
     progress = checkpoints.load(checkpoint, model)
     if progress is None:

@@ -14,6 +14,7 @@ from keras_lowbit.quantizers import (
     LearnedStep,
     Stochastic,
     Ternary,
+    TrainedTernary,
     Uniform,
 )
 
@@ -39,6 +40,8 @@ EXAMPLES = [
     LearnedStep(Uniform(3), calibration="max"),
     LearnedStep(ActivationRange(4), signed=True),
     LearnedPowerOfTwo(),
+    TrainedTernary(),
+    TrainedTernary(threshold=0.1, granularity="tensor", merged=True, limits=(0.5, 2.0)),
 ]
 
 
@@ -127,7 +130,16 @@ def test_only_stochastic_and_ranges_need_state():
 
 
 @pytest.mark.parametrize(
-    "quantizer", [Binary(), Ternary(), Ternary(calibration="mse"), Uniform(4), Uniform(4, calibration="mse")]
+    "quantizer",
+    [
+        Binary(),
+        Ternary(),
+        Ternary(calibration="mse"),
+        TrainedTernary(),
+        TrainedTernary(merged=True),
+        Uniform(4),
+        Uniform(4, calibration="mse"),
+    ],
 )
 def test_a_nan_weight_shows_in_its_whole_filter_and_nowhere_else(quantizer):
     weights = np.random.default_rng(0).normal(size=(9, 3)).astype("float32")

@@ -197,7 +197,7 @@ def test_pruned_weights_stay_zero_in_a_taught_run_and_clusters_get_ranges(data, 
         record = training.train(run, data, tmp_path, tmp_path / f"{run.method}.npz")
         assert len(record["curves"]["held_out_accuracy"]) == run.epochs
         model = networks.build(run, tmp_path)
-        model.compile(networks.optimizer_of(run, 4))
+        model.compile(networks.optimizer_of(run, model, 4))
         model.optimizer.build(model.trainable_variables)
         checkpoints.load(tmp_path / f"{run.method}.npz", model)
         if run.method == "inq":

@@ -23,7 +23,7 @@ for method in sys.argv[1:]:
     settings = DEFAULTS | {"precision": "float32", "batch_size": 4, "learning_rate": 0.01}
     run = Run("tiny", method, 1, 5, what, settings)
     model = networks.build(run, pathlib.Path())
-    model.compile(networks.optimizer_of(run, 12))
+    model.compile(networks.optimizer_of(run, model, 12))
     backend = training.backend()
     steps = backend.Steps(model, networks.loss_of(run), data)
     losses, right = steps.run(batches.draw_epoch(48, 4, 5, 0).first(10))
