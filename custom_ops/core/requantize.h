@@ -51,11 +51,13 @@ KLB_HOST_DEVICE inline int32_t ToAddGrid(int32_t code, int32_t zero_point, int32
   return MultiplyByQuantizedMultiplier((code - zero_point) * (1 << kAddShift), multiplier, shift);
 }
 
-// round_half_away(x * factor) in double; what does not fit int32 becomes its minimum, as x86 converts it.
-KLB_HOST_DEVICE inline int32_t MultiplyByDouble(int32_t x, double factor) {
-  const double scaled = std::round(x * factor);
-  return std::fabs(scaled) < 2147483648.0 ? static_cast<int32_t>(scaled) : INT32_MIN;
+// A whole number in double; what does not fit int32 becomes its minimum, as x86 converts it.
+KLB_HOST_DEVICE inline int32_t ToInt32(double whole) {
+  return std::fabs(whole) < 2147483648.0 ? static_cast<int32_t>(whole) : INT32_MIN;
 }
+
+// round_half_away(x * factor) in double.
+KLB_HOST_DEVICE inline int32_t MultiplyByDouble(int32_t x, double factor) { return ToInt32(std::round(x * factor)); }
 
 // clip(wrap(scaled + zero_point), low, high) as an int8 code.
 KLB_HOST_DEVICE inline int8_t ToCode(int32_t scaled, int32_t zero_point, int32_t low, int32_t high) {

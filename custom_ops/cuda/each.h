@@ -1,6 +1,7 @@
 // Work without a tile: one index, one result. The GPU runs them a thread each, the emulation in a loop.
 #pragma once
 
+#include "core/output_factors.h"
 #include "cuda/output.h"
 #include "cuda/tile.h"
 
@@ -90,6 +91,20 @@ struct LookUpPairOfCodes {
 
   KLB_HOST_DEVICE int64_t count() const { return size; }
   KLB_DEVICE void operator()(int64_t i) const { output[i] = table[(first[i] + 128) * 256 + second[i] + 128]; }
+};
+
+// Multiplier, shift and bias of one channel: rows of `output`.
+struct OutputFactorOfChannel {
+  const float *scale, *bias;  // bias: null for zeros
+  int32_t* output;            // [3][channels]
+  int64_t channels;
+  float input_scale, output_scale;
+
+  KLB_HOST_DEVICE int64_t count() const { return channels; }
+  KLB_DEVICE void operator()(int64_t i) const {
+    const OutputFactor factor = OutputFactorOf(scale[i], bias == nullptr ? 0 : bias[i], input_scale, output_scale);
+    output[i] = factor.multiplier, output[channels + i] = factor.shift, output[2 * channels + i] = factor.bias;
+  }
 };
 
 // One byte of packed weights, from a kernel HWIO (core/packing.h has the order). a: as for the layer itself.

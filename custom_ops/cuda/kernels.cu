@@ -226,6 +226,11 @@ Status LookUpPair(const int8_t* first, const int8_t* second, int64_t size, const
   return LaunchEach(LookUpPairOfCodes{first, second, table, output, size}, stream);
 }
 
+Status OutputFactors(const float* scale, const float* bias, int64_t channels, float input_scale, float output_scale,
+                     int32_t* output, Stream stream) {
+  return LaunchEach(OutputFactorOfChannel{scale, bias, output, channels, input_scale, output_scale}, stream);
+}
+
 Status PackWeights(const ConvShape& shape, const PackedWeights& weights, const int8_t* kernel, uint8_t* codes,
                    int32_t* sums, Stream stream) {
   ConvArgs args;

@@ -45,6 +45,11 @@ Status LookUp(const int8_t* input, int64_t size, const int8_t* table, int8_t* ou
 Status LookUpPair(const int8_t* first, const int8_t* second, int64_t size, const int8_t* table, int8_t* output,
                   Stream stream);
 
+// Multiplier, shift and int32 bias of each channel, as core/output_factors.h defines them, one row of `output` each.
+// bias: in reals, or null.
+Status OutputFactors(const float* scale, const float* bias, int64_t channels, float input_scale, float output_scale,
+                     int32_t* output, Stream stream);
+
 // As PackWeights of core/packing.h, from a kernel on the device whose values are not looked at.
 Status PackWeights(const ConvShape& shape, const PackedWeights& weights, const int8_t* kernel, uint8_t* codes,
                    int32_t* sums, Stream stream);

@@ -6,6 +6,7 @@
 
 #include "bench/layer_list.h"
 #include "test/cuda_layer.h"
+#include "test/output_factors.h"
 #include "test/random_layers.h"
 
 namespace keras_lowbit::test {
@@ -120,6 +121,17 @@ void CheckLookUps() {
   KLB_CHECK(y.Get() == pair, "a look-up of pairs");
 }
 
+void CheckOutputFactors() {
+  Random random(8);
+  const FactorCase c = DrawFactors(random);
+  const auto channels = static_cast<int64_t>(c.scale.size());
+  const DeviceArray<float> scale(c.scale), bias(c.bias);
+  const DeviceArray<int32_t> got(3 * channels);
+  KLB_CHECK_OK(cuda::OutputFactors(scale.data(), bias.data(), channels, c.input_scale, c.output_scale, got.data(),
+                                   nullptr));
+  KLB_CHECK(got.Get() == WantedFactors(c), "factors of int8 outputs");
+}
+
 }  // namespace
 }  // namespace keras_lowbit::test
 
@@ -133,6 +145,7 @@ int main() {
   test::CheckLookUps();
   test::CheckPacking();
   test::CheckPool();
+  test::CheckOutputFactors();
   test::CheckRandomLayers();
   test::CheckList(bench::ResNet50());
   test::CheckList(bench::MobileNetV2());

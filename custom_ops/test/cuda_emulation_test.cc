@@ -5,6 +5,7 @@
 
 #include "bench/layer_list.h"
 #include "test/emulated_layer.h"
+#include "test/output_factors.h"
 #include "test/random_layers.h"
 
 namespace keras_lowbit::test {
@@ -212,6 +213,17 @@ void CheckPool() {
   }
 }
 
+void CheckOutputFactors() {
+  Random random(8);
+  const FactorCase c = DrawFactors(random);
+  const auto channels = static_cast<int64_t>(c.scale.size());
+  std::vector<int32_t> got(3 * channels);
+  cuda::EmulateEach(cuda::OutputFactorOfChannel{c.scale.data(), c.bias.data(), got.data(), channels, c.input_scale,
+                                                c.output_scale});
+  const std::vector<int32_t> want = WantedFactors(c);
+  for (size_t i = 0; i < want.size(); ++i) KLB_CHECK(got[i] == want[i], "output factor " + std::to_string(i));
+}
+
 void CheckSharedValues() {
   // One multiplier and shift for all channels.
   Random random(9);
@@ -257,6 +269,7 @@ int main() {
   test::CheckDots();
   test::CheckPacking();
   test::CheckPool();
+  test::CheckOutputFactors();
   test::CheckSharedValues();
   test::CheckDeepLayers();
   test::CheckRandomLayers();

@@ -1,8 +1,8 @@
 // The layers as calls that XLA makes on the CPU, on its own threads.
+#include "core/output_factors.h"
 #include "layers/layers.h"
 #include "layers/shared_work.h"
-#include "core/export.h"
-#include "xla/conv2d.h"
+#include "xla/layers.h"
 
 namespace keras_lowbit::xla_calls {
 namespace {
@@ -16,28 +16,59 @@ struct Pool {
   }
 };
 
-ffi::Error Conv2DOnCpu(ffi::ThreadPool threads, ffi::Buffer<ffi::S8> input, ffi::Buffer<ffi::U8> codes,
-                       ffi::Buffer<ffi::S8> scales, ffi::Buffer<ffi::S32> sums, ffi::Buffer<ffi::S32> bias,
-                       ffi::Buffer<ffi::S32> multiplier, ffi::Buffer<ffi::S32> shift, ffi::Buffer<ffi::F32> float_scale,
-                       ffi::Result<ffi::AnyBuffer> output, ffi::Dictionary attributes) {
-  return Guarded([&] {
-    Layer layer;
-    const Operands given = {input, codes, scales, sums, bias, multiplier, shift, float_scale};
-    KLB_RETURN_IF_ERROR(LayerOf(given, *output, attributes, &layer));
-    Pool pool = {&threads};
-    ParallelFor parallel;
-    if (pool.NumThreads() > 1) {
-      parallel = [&pool](int64_t count, int64_t cost, const Work& work) { RunOn(&pool, count, cost, work); };
+class CpuDevice {
+ public:
+  explicit CpuDevice(Pool* pool) {
+    if (pool->NumThreads() == 1) return;
+    parallel_ = [pool](int64_t count, int64_t cost, const Work& work) { RunOn(pool, count, cost, work); };
+  }
+
+  Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t zero_point,
+                const Epilogue& epilogue, void* output) const {
+    return keras_lowbit::Conv2D(shape, weights, input, zero_point, epilogue, output, parallel_);
+  }
+
+  Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t zero_point,
+                         const Epilogue& epilogue, void* output) const {
+    return keras_lowbit::DepthwiseConv2D(shape, kernel, input, zero_point, epilogue, output, parallel_);
+  }
+
+  Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t low, int32_t high,
+                   int8_t* output) const {
+    return keras_lowbit::MaxPool2D(shape, input, padding_code, low, high, output, parallel_);
+  }
+
+  Status OutputFactors(const float* scale, const float* bias, int64_t channels, float input_scale, float output_scale,
+                       int32_t* output) const {
+    for (int64_t c = 0; c < channels; ++c) {
+      const OutputFactor factor = OutputFactorOf(scale[c], bias == nullptr ? 0 : bias[c], input_scale, output_scale);
+      output[c] = factor.multiplier, output[channels + c] = factor.shift, output[2 * channels + c] = factor.bias;
     }
-    return Conv2D(layer.shape, layer.weights, input.typed_data(), layer.input_zero_point, layer.epilogue,
-                  output->untyped_data(), parallel);
+    return Status();
+  }
+
+ private:
+  ParallelFor parallel_;
+};
+
+template <class Layer>
+ffi::Error OnCpu(ffi::ThreadPool threads, ffi::RemainingArgs arguments, ffi::Result<ffi::AnyBuffer> output,
+                 ffi::Dictionary attributes) {
+  return Guarded([&] {
+    Pool pool = {&threads};
+    Call call(arguments, attributes);
+    return Layer::Run(CpuDevice(&pool), call, *output);
   });
 }
+
+auto Context() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 
 }  // namespace
 }  // namespace keras_lowbit::xla_calls
 
-KLB_EXPORT XLA_FFI_Error* KerasLowbitXlaConv2DCpu(XLA_FFI_CallFrame* call);
+using namespace keras_lowbit::xla_calls;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KerasLowbitXlaConv2DCpu, keras_lowbit::xla_calls::Conv2DOnCpu,
-                              keras_lowbit::xla_calls::WithOperands(xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>()));
+KLB_XLA_CALL(KerasLowbitXlaConv2DCpu, OnCpu<Conv2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaDepthwiseConv2DCpu, OnCpu<DepthwiseConv2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaMaxPool2DCpu, OnCpu<MaxPool2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaOutputFactorsCpu, OnCpu<OutputFactorsCall>, Context());

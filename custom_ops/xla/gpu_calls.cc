@@ -1,38 +1,62 @@
 // The layers as calls that XLA makes on a CUDA device, on its stream.
 #include "cuda/launch.h"
-#include "core/export.h"
-#include "xla/conv2d.h"
+#include "xla/layers.h"
 
 namespace keras_lowbit::xla_calls {
 namespace {
 
-ffi::Error Conv2DOnGpu(cuda::Stream stream, ffi::ScratchAllocator scratch, ffi::Buffer<ffi::S8> input,
-                       ffi::Buffer<ffi::U8> codes, ffi::Buffer<ffi::S8> scales, ffi::Buffer<ffi::S32> sums,
-                       ffi::Buffer<ffi::S32> bias, ffi::Buffer<ffi::S32> multiplier, ffi::Buffer<ffi::S32> shift,
-                       ffi::Buffer<ffi::F32> float_scale, ffi::Result<ffi::AnyBuffer> output,
-                       ffi::Dictionary attributes) {
-  return Guarded([&] {
-    Layer layer;
-    const Operands given = {input, codes, scales, sums, bias, multiplier, shift, float_scale};
-    KLB_RETURN_IF_ERROR(LayerOf(given, *output, attributes, &layer));
-    cuda::ConvCall call;
-    call.input = input.typed_data(), call.input_zero_point = layer.input_zero_point;
-    call.epilogue = layer.epilogue, call.output = output->untyped_data();
+struct GpuDevice {
+  cuda::Stream stream;
+  ffi::ScratchAllocator* scratch;
+
+  static cuda::ConvCall CallOf(const int8_t* input, int32_t zero_point, const Epilogue& epilogue, void* output) {
+    return {input, zero_point, epilogue, {}, output};
+  }
+
+  Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t zero_point,
+                const Epilogue& epilogue, void* output) const {
+    const cuda::ConvCall call = CallOf(input, zero_point, epilogue, output);
     int64_t bytes = 0;
-    KLB_RETURN_IF_ERROR(cuda::WorkspaceBytes(layer.shape, layer.weights, call, &bytes));
+    KLB_RETURN_IF_ERROR(cuda::WorkspaceBytes(shape, weights, call, &bytes));
     std::optional<void*> workspace = nullptr;
-    if (bytes > 0) workspace = scratch.Allocate(bytes, 16);
+    if (bytes > 0) workspace = scratch->Allocate(bytes, 16);
     if (!workspace.has_value()) throw std::bad_alloc();
-    return cuda::Conv2D(layer.shape, layer.weights, call, *workspace, stream);
+    return cuda::Conv2D(shape, weights, call, *workspace, stream);
+  }
+
+  Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_t* input, int32_t zero_point,
+                         const Epilogue& epilogue, void* output) const {
+    return cuda::DepthwiseConv2D(shape, kernel, CallOf(input, zero_point, epilogue, output), stream);
+  }
+
+  Status MaxPool2D(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t low, int32_t high,
+                   int8_t* output) const {
+    return cuda::MaxPool2D(shape, input, padding_code, low, high, output, stream);
+  }
+
+  Status OutputFactors(const float* scale, const float* bias, int64_t channels, float input_scale, float output_scale,
+                       int32_t* output) const {
+    return cuda::OutputFactors(scale, bias, channels, input_scale, output_scale, output, stream);
+  }
+};
+
+template <class Layer>
+ffi::Error OnGpu(cuda::Stream stream, ffi::ScratchAllocator scratch, ffi::RemainingArgs arguments,
+                 ffi::Result<ffi::AnyBuffer> output, ffi::Dictionary attributes) {
+  return Guarded([&] {
+    Call call(arguments, attributes);
+    return Layer::Run(GpuDevice{stream, &scratch}, call, *output);
   });
 }
+
+auto Context() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<void*>>().Ctx<ffi::ScratchAllocator>(); }
 
 }  // namespace
 }  // namespace keras_lowbit::xla_calls
 
-KLB_EXPORT XLA_FFI_Error* KerasLowbitXlaConv2DGpu(XLA_FFI_CallFrame* call);
+using namespace keras_lowbit::xla_calls;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(KerasLowbitXlaConv2DGpu, keras_lowbit::xla_calls::Conv2DOnGpu,
-                              keras_lowbit::xla_calls::WithOperands(xla::ffi::Ffi::Bind()
-                                                                        .Ctx<xla::ffi::PlatformStream<void*>>()
-                                                                        .Ctx<xla::ffi::ScratchAllocator>()));
+KLB_XLA_CALL(KerasLowbitXlaConv2DGpu, OnGpu<Conv2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaDepthwiseConv2DGpu, OnGpu<DepthwiseConv2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaMaxPool2DGpu, OnGpu<MaxPool2DCall>, Context());
+KLB_XLA_CALL(KerasLowbitXlaOutputFactorsGpu, OnGpu<OutputFactorsCall>, Context());

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_lowbit.ops import epilogue, library, tf_fallback
+from keras_lowbit.ops import call_arguments, epilogue, library, tf_fallback
+from keras_lowbit.ops.call_arguments import Padding
 from keras_lowbit.ops.epilogue import Epilogue, Requantize, Rescale, ResidualAdd
 from keras_lowbit.ops.packing import PackedWeights
-from keras_lowbit.ops.tf_fallback import Padding
 
 
 def clustered_ternary_conv2d(
@@ -42,9 +42,9 @@ def clustered_ternary_conv2d(
     >>> klb.ops.clustered_ternary_conv2d(x, packed, input_zero_point=-128, padding="SAME").shape
     TensorShape([1, 12, 12, 16])
     """
-    images, packed = _int8(images, 4), _checked(packed)
-    strides, dilations, padding = _window(strides, dilations, padding)
-    _zero_point(input_zero_point)
+    images, packed = _int8(images, 4), call_arguments.packed(packed)
+    strides, dilations, padding = call_arguments.sliding(strides, dilations, padding)
+    call_arguments.zero_point(input_zero_point)
     epilogue.check(packed.layout.window[3], bias, output, residual)
     channels = packed.layout.window[2] * packed.layout.groups
     _channels(images, channels, packed.layout.kernel_shape)
@@ -96,11 +96,10 @@ def ternary_dense(
     >>> klb.ops.ternary_dense(np.array([[5, 3]], "int8"), kernel).numpy()
     array([[2, 3]], dtype=int32)
     """
-    inputs, packed = _int8(inputs, None), _checked(packed)
-    _zero_point(input_zero_point)
+    inputs, packed = _int8(inputs, None), call_arguments.packed(packed)
+    call_arguments.zero_point(input_zero_point)
     epilogue.check(packed.layout.window[3], bias, output, residual)
-    if packed.layout.window[:2] != (1, 1) or packed.layout.groups != 1:
-        raise ValueError(f"a dense layer got a kernel {packed.layout.kernel_shape}; expected [inputs, outputs]")
+    call_arguments.dense(packed)
     _channels(inputs, packed.layout.window[2], packed.layout.kernel_shape)
     found = library.loaded_or_none()
     if found is not None:
@@ -147,8 +146,8 @@ def int8_depthwise_conv2d(
     TensorShape([1, 10, 10, 8])
     """
     images, kernel = _int8(images, 4), _int8(kernel, 4)
-    strides, dilations, padding = _window(strides, dilations, padding)
-    _zero_point(input_zero_point)
+    strides, dilations, padding = call_arguments.sliding(strides, dilations, padding)
+    call_arguments.zero_point(input_zero_point)
     each = kernel.shape[2:]
     epilogue.check(None if None in each else each[0] * each[1], bias, output, residual)
     _channels(images, kernel.shape[2], tuple(kernel.shape))
@@ -181,8 +180,8 @@ def max_pool2d(
     `padding_code`, which never wins as it stands. The fallback needs a known height and width with "SAME".
     """
     images = _int8(images, 4)
-    strides, _, padding = _window(strides, 1, padding)
-    rows, columns = _sizes(window)
+    strides, _, padding = call_arguments.sliding(strides, 1, padding)
+    rows, columns = call_arguments.sizes(window)
     epilogue.check_codes("max_pool2d", low, high, padding_code=padding_code)
     found = library.loaded_or_none()
     if found is not None:
@@ -267,19 +266,7 @@ def _epilogue(bias: Any, output: Epilogue, residual: ResidualAdd | None) -> dict
         found |= {"zero_point": requantize.zero_point, "low": requantize.low, "high": requantize.high}
     if rescale is not None:
         found |= {"float_low": rescale.low, "float_high": rescale.high}
-    return found if residual is None else found | _residual_attributes(residual)
-
-
-def _residual_attributes(residual: ResidualAdd) -> dict[str, Any]:
-    numbers = {
-        "zero_point": residual.zero_point,
-        "output_zero_point": residual.output_zero_point,
-        "low": residual.low,
-        "high": residual.high,
-    }
-    for name in ("first", "second", "output"):
-        numbers[f"{name}_multiplier"], numbers[f"{name}_shift"] = getattr(residual, name)
-    return {"has_residual": True, **{f"residual_{name}": int(value) for name, value in numbers.items()}}
+    return found if residual is None else found | {"has_residual": True} | call_arguments.residual_numbers(residual)
 
 
 def _array(value: Any, dtype: tf.DType) -> tf.Tensor:
@@ -304,48 +291,6 @@ def _int8(value: Any, rank: int | None) -> tf.Tensor:
     return tensor
 
 
-def _checked(packed: PackedWeights) -> PackedWeights:
-    if not isinstance(packed, PackedWeights):
-        raise TypeError(
-            f"got weights of type {type(packed).__name__}; expected the result of pack_ternary or pack_int8"
-        )
-    packed.check()
-    return packed
-
-
-def _zero_point(value: int) -> None:
-    if not isinstance(value, (int, np.integer)) or not -128 <= value <= 127:
-        raise ValueError(f"input_zero_point is {value!r}; expected a whole number from -128 to 127")
-
-
 def _channels(inputs: tf.Tensor, wanted: int, kernel_shape: tuple[int, ...]) -> None:
     if inputs.shape.rank is not None and inputs.shape[-1] not in (None, wanted):
         raise ValueError(f"inputs of shape {inputs.shape} meet a kernel {kernel_shape}; expected {wanted} channels")
-
-
-def _sizes(window: Any) -> tuple[int, int]:
-    sizes = tuple(window) if isinstance(window, Iterable) else (window, window)
-    if len(sizes) != 2 or not all(_is_whole(size) and size >= 1 for size in sizes):
-        raise ValueError(f"window is {window!r}; expected two whole numbers of at least 1")
-    return int(sizes[0]), int(sizes[1])
-
-
-def _window(strides: Any, dilations: Any, padding: Any) -> tuple[tuple[int, int], tuple[int, int], Padding]:
-    pairs = []
-    for name, value in (("strides", strides), ("dilations", dilations)):
-        pair = tuple(value) if isinstance(value, Iterable) else (value, value)
-        if len(pair) != 2 or not all(_is_whole(step) and step >= 1 for step in pair):
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1, or two of them")
-        pairs.append((int(pair[0]), int(pair[1])))
-    if isinstance(padding, str):
-        if padding.upper() not in ("SAME", "VALID"):
-            raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
-        return pairs[0], pairs[1], padding.upper()
-    edges = tuple(tuple(pair) for pair in padding)
-    if len(edges) != 2 or not all(len(pair) == 2 and all(_is_whole(e) and e >= 0 for e in pair) for pair in edges):
-        raise ValueError(f"padding is {padding!r}; expected 'SAME', 'VALID' or ((top, bottom), (left, right))")
-    return pairs[0], pairs[1], edges
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_lowbit.ops.call_arguments import Padding
 from keras_lowbit.ops.epilogue import LARGEST_SHIFT, Epilogue, Requantize, ResidualAdd
 from keras_lowbit.ops.packing import (
     BLOCK_CHANNELS,
@@ -26,7 +27,6 @@ EXACT_FLOAT32, EXACT_FLOAT64 = 2**24, 2**53
 CPU = "/device:CPU:0"
 _CODES = np.arange(-128, 128).astype(np.int8)
 Pair = Sequence[int]
-Padding = str | Sequence[Sequence[int]]  # "SAME", "VALID" or ((top, bottom), (left, right))
 
 
 def conv2d(

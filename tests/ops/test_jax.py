@@ -36,7 +36,7 @@ def run_on_jax(library, script, *arguments):
 FUNCTIONS = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from keras_lowbit.ops import Requantize, Rescale, jax_functions as functions, pack_int8, pack_ternary, unpack
+from keras_lowbit.ops import Requantize, Rescale, ResidualAdd, jax_functions as functions, pack_int8, pack_ternary, unpack
 from keras_lowbit.numerics import requantization
 
 random = np.random.default_rng(3)
@@ -75,11 +75,25 @@ equal["dense"] = bool((np.asarray(functions.ternary_dense(rows, dense)) == np.as
 errors = {}
 for name, call in {
     "type": lambda: functions.clustered_ternary_conv2d(jnp.zeros((1, 4, 4, 20)), ternary),
-    "factor": lambda: functions.clustered_ternary_conv2d(jnp.asarray(x), ternary, output=Requantize(factor=0.5)),
+    "channels": lambda: functions.clustered_ternary_conv2d(x[..., :4], ternary),
+    "factor": lambda: functions.clustered_ternary_conv2d(jnp.asarray(x), ternary, output=Requantize(factor=scale)),
+    "residual": lambda: functions.ternary_dense(rows, dense, output=Requantize(factor=0.5), residual=ResidualAdd(
+        np.zeros((3, 4, 6), np.int8), (1 << 30, 0), (1 << 30, 0), (1 << 30, 0))),
+    "shift": lambda: jax.block_until_ready(functions.ternary_dense(rows, dense, output=Requantize(
+        jnp.full(7, 1 << 30), jnp.full(7, 40)))),
+    "size": lambda: jax.block_until_ready(jax.ffi.ffi_call(functions.CALLS["MaxPool2D"], jax.ShapeDtypeStruct((1,), jnp.int8))(
+        x, **{name: np.int64(1) for name in ("kernel_height", "kernel_width", "stride_height", "stride_width",
+              "dilation_height", "dilation_width", "pad_top", "pad_bottom", "pad_left", "pad_right",
+              "padding_code", "low", "high")})),
+    "attribute": lambda: jax.block_until_ready(
+        jax.ffi.ffi_call(functions.CALLS["MaxPool2D"], jax.ShapeDtypeStruct((1,), jnp.int8))(x)),
+    "arguments": lambda: jax.block_until_ready(
+        jax.ffi.ffi_call(functions.CALLS["OutputFactors"], jax.ShapeDtypeStruct((3, 1), jnp.int32))(
+            np.ones(1, np.float32), input_scale=np.float32(1), output_scale=np.float32(1))),
 }.items():
     try:
         call()
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         errors[name] = str(error)
 print(json.dumps({"equal": equal, "errors": errors}))
 """
@@ -90,8 +104,59 @@ def test_functions_give_the_integers_of_numpy(library):
     found = run_on_jax(library, FUNCTIONS)
     assert len(found["equal"]) == 7
     assert all(found["equal"].values()), found["equal"]
-    assert "expected int8 [N, H, W, 20]" in found["errors"]["type"]
-    assert "Requantize(factor=)" in found["errors"]["factor"]
+    expected = {
+        "type": "an array of float32 of shape (1, 4, 4, 20); expected int8 codes",
+        "channels": "meet a kernel for 20 channels",
+        "factor": "a JAX array of float32; expected NumPy's float64 numbers",
+        "residual": "the residual has shape (3, 4, 6); expected the output's, (3, 4, 7)",
+        "shift": "40",
+        "size": "has 1 elements; expected 5720",
+        "attribute": "without the attribute",
+        "arguments": "argument 1 of an XLA call",
+    }
+    assert found["errors"].keys() == expected.keys()
+    for name, words in expected.items():
+        assert words in found["errors"][name], found["errors"][name]
+
+
+@pytest.mark.slow(60)
+def test_random_layers_give_the_integers_of_loops_in_numpy(library):
+    """Convolutions, dense and depthwise layers with every epilogue, maxima, look-ups; compiled and not, batches of 0 to 3."""
+    count = int(os.environ.get("KLB_CASES", "140"))
+    script = f"from tests.support import jax_walk; jax_walk.main({count})"
+    found = run_on_jax(library, script)
+    assert sum(found["kinds"].values()) == count
+    assert len(found["kinds"]) == 5
+    assert found["differ"] == []
+
+
+FACTORS = """
+import json
+import jax, numpy as np
+from keras_lowbit.ops import jax_functions
+from keras_lowbit.numerics import requantization
+
+random = np.random.default_rng(2)
+scale = np.concatenate([2.0 ** random.uniform(-60, 10, 2000), [0, 1e-45, 1, 2 - 2**-23, 0.5]]).astype(np.float32)
+bias = (random.normal(0, 1, len(scale)) * np.maximum(scale, 1e-3)).astype(np.float32)
+bias[:3] = np.float32([1e30, -1e30, np.nan])
+source, target = np.float32(0.037), np.float32(0.041)
+real = np.float64(source) * scale.astype(np.float64) / np.float64(target)
+want = requantization.quantize_multiplier(real)
+step = (scale * source).astype(np.float64)
+with np.errstate(all="ignore"):
+    steps = np.where(step == 0, 0, np.round(bias.astype(np.float64) / step))
+whole = np.where(np.abs(steps) < 2.0**31, steps, -(2.0**31)).astype(np.int64)
+got = jax.jit(lambda s, b: jax_functions.output_factors(s, b, source, target))(scale, bias)
+none = jax_functions.output_factors(scale, None, source, target)
+pairs = zip(got + none, (want.multiplier, want.shift, whole, want.multiplier, want.shift, 0 * whole), strict=True)
+print(json.dumps([int((np.asarray(one) != other).sum()) for one, other in pairs]))
+"""
+
+
+@pytest.mark.slow(20)
+def test_factors_of_int8_outputs_are_made_in_float64(library):
+    assert run_on_jax(library, FACTORS) == [0] * 6
 
 
 LAYERS = """
@@ -175,6 +240,58 @@ def test_packed_layers_run_on_jax(library, tmp_path):
     np.testing.assert_allclose(
         found["predicted"], arrays["head out"], rtol=0.1, atol=0.1 * np.abs(arrays["head out"]).max()
     )
+
+
+CODES = """
+import json, sys
+import jax, keras, numpy as np
+import keras_lowbit
+
+model, given = keras.saving.load_model(sys.argv[1]), np.load(sys.argv[2])
+assert keras.backend.backend() == "jax"
+assert [str(layer.output.dtype) for layer in model.layers[1:]] == ["int8"] * 4
+found = {}
+for size in (1, 2, 5):
+    found[f"predict {size}"] = model.predict(given["x"], batch_size=size, verbose=0)
+found["called"] = np.asarray(model(given["x"]))
+found["compiled"] = np.asarray(jax.jit(lambda x: model(x, training=False))(given["x"]))
+print(json.dumps({name: [str(y.dtype), bool(np.array_equal(y, given["y"]))] for name, y in found.items()}))
+"""
+
+
+def model_of_codes():
+    """Four layers that hand int8 codes to one another."""
+    random = np.random.default_rng(8)
+    grids = [(0.03, 4), (0.05, -128), (0.04, -20), (0.07, 9), (0.02, 1)]
+    kinds = [
+        (klb.deploy.PackedTernaryConv2D, (3, 3, 8, 20), 4, {"padding": "same", "activation": "relu"}),
+        (klb.deploy.PackedTernaryConv2D, (3, 3, 20, 70), 0, {"strides": 2, "activation": "relu6"}),
+        (klb.deploy.PackedTernaryConv2D, (1, 1, 70, 6), 16, {"use_bias": False}),
+        (klb.deploy.PackedTernaryDense, (6, 5), 0, {}),
+    ]
+    x = entry = keras.Input((11, 10, 8))
+    for number, (cls, shape, cluster, given) in enumerate(kinds):
+        scales = random.integers(1, 90, (-(-shape[-2] // cluster), shape[-1])) if cluster else None
+        kernel = ops.pack_ternary(random.integers(-1, 2, shape), scales, cluster or None)
+        layer = cls(kernel.layout, input_range=grids[number], output_range=grids[number + 1], **given)
+        x = layer(x)
+        inputs = np.prod(shape[:-1]) * (50 if cluster else 1) ** 2  # outputs of about 40 steps either way
+        step = grids[number + 1][0] / grids[number][0] / np.sqrt(0.67 * inputs)
+        layer.load(kernel, step * random.uniform(0.5, 1.5, shape[-1]), random.uniform(-0.1, 0.1, shape[-1]))
+    return keras.Model(entry, x)
+
+
+@pytest.mark.slow(40)
+def test_a_model_of_int8_codes_predicts_the_integers_of_tensorflow(library, tmp_path):
+    model, x = model_of_codes(), np.random.default_rng(1).normal(0, 2, (5, 11, 10, 8)).astype("float32")
+    assert [layer.output.dtype for layer in model.layers[1:]] == ["int8"] * 4
+    y = model.predict(x, verbose=0)
+    assert y.dtype == np.int8
+    assert len(np.unique(y)) > 40  # neither end holds them all
+    model.save(tmp_path / "codes.keras")
+    np.savez(tmp_path / "arrays.npz", x=x, y=y)
+    found = run_on_jax(library, CODES, tmp_path / "codes.keras", tmp_path / "arrays.npz")
+    assert found == {name: ["int8", True] for name in ("predict 1", "predict 2", "predict 5", "called", "compiled")}
 
 
 def test_without_the_library_the_error_names_the_command(tmp_path):

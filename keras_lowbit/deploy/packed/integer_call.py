@@ -30,7 +30,7 @@ def codes(layer: Any, inputs: Any) -> Any:
     _check_backend(layer)
     given, scale = _codes_of(layer, inputs), tf.cast(tf.convert_to_tensor(layer.scale), tf.float64)
     (source, _), (target, zero_point) = layer.input_range, layer.output_range
-    low, high = fp.activation_range(_fused(layer), target, zero_point)
+    low, high = fp.activation_range(layer.fused_activation, target, zero_point)
     multiplier, shift = _fixed(np.float64(np.float32(source)) * scale / np.float64(np.float32(target)))
     step = tf.cast(tf.cast(scale, tf.float32) * np.float32(source), tf.float64)
     bias = None if layer.bias is None else tf.cast(tf.round(tf.math.divide_no_nan(_wide(layer.bias), step)), tf.int32)
@@ -86,10 +86,6 @@ def _fixed(real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _wide(variable: Any) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(variable), tf.float64)
-
-
-def _fused(layer: Any) -> str | None:
-    return None if layer.activation_name == "linear" else layer.activation_name
 
 
 def _check_backend(layer: Any) -> None:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_lowbit.ops.epilogue import Rescale
+from keras_lowbit.numerics import requantization
+from keras_lowbit.ops import jax_functions
+from keras_lowbit.ops.epilogue import Requantize, Rescale
 from keras_lowbit.ops.packing import BLOCK_CHANNELS, BLOCK_ORDER, K_BLOCK, PackedWeights
 
 _CODES = np.arange(-128, 128, dtype=np.int8)
@@ -25,12 +27,15 @@ def reals(layer: Any, inputs: Any) -> Any:
     return outputs if layer.bias is None else outputs + layer.bias.value
 
 
-def codes(layer: Any, _inputs: Any) -> Any:
-    """RuntimeError: factors of int8 outputs are made in float64, which JAX has not unless it is told to."""
-    raise RuntimeError(
-        f"{layer.name!r} has an output_range, and int8 outputs need the TensorFlow backend of Keras: set "
-        "KERAS_BACKEND=tensorflow, or leave output_range out"
-    )
+def codes(layer: Any, inputs: Any) -> Any:
+    """int8 codes of the output range, requantised as LiteRT does; bias rounded to input scale times weight scale."""
+    given = inputs if inputs.dtype == jnp.int8 else quantize(inputs.astype(jnp.float32), *layer.input_range)
+    (source, _), (target, zero_point) = layer.input_range, layer.output_range
+    bias = None if layer.bias is None else layer.bias.value
+    multiplier, shift, whole = jax_functions.output_factors(layer.scale.value, bias, source, target)
+    low, high = requantization.activation_range(layer.fused_activation, target, zero_point)
+    output = Requantize(multiplier, shift, None, zero_point, low, high)
+    return layer.integer(given, output, None if bias is None else whole)
 
 
 def _through(layer: Any, inputs: Any) -> Any:

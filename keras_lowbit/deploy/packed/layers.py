@@ -78,6 +78,11 @@ class PackedLayer(keras.layers.Layer):
         return name if isinstance(name, str) else "?"
 
     @property
+    def fused_activation(self) -> str | None:
+        """The activation as an integer layer names it."""
+        return None if self.activation_name == "linear" else self.activation_name
+
+    @property
     def zero_point(self) -> int:
         """Zero point of the input codes."""
         return 0 if self.input_range is None else self.input_range[1]
@@ -133,6 +138,11 @@ class PackedLayer(keras.layers.Layer):
             outputs = self.output_host(outputs)
         outputs = outputs if fuses else self.activation(outputs)
         return keras.ops.cast(outputs, self.compute_dtype)
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> keras.KerasTensor:
+        """Shape and type of the outputs: int8 with an output_range."""
+        kind = self.compute_dtype if self.output_range is None else "int8"
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=kind)
 
     def integer(self, codes: Any, output: Requantize | Rescale, bias: Any = None) -> Any:
         """The layer's operation on int8 codes."""
