@@ -67,6 +67,13 @@ def channels_first(x):
     return [kl.Dense(3)(kl.Flatten(**FIRST)(x)), kl.Dense(2)(flat), x]
 
 
+def returned_again(x):
+    """One tensor, its Dropout, a value in float, whole numbers and the input, each given twice."""
+    codes = kl.Dense(4)(x)
+    real, place = Unknown(name="u")(codes), keras.ops.argmax(codes, -1)
+    return [codes, codes, kl.Dropout(0.5)(codes), real, real, place, place, x, x]
+
+
 def fixed_batch():
     entry = keras.Input(batch_shape=(4, *IMAGE), name="x")
     return keras.Model(entry, kl.Dense(3)(kl.Flatten()(kl.Conv2D(4, 3)(entry))), name="m")
@@ -268,6 +275,10 @@ ZOO: dict[str, Case] = {
         lambda a, b: [kl.Dense(3)(a), kl.Flatten()(kl.Conv2D(2, 3)(b)), a + 1.0], VECTOR, IMAGE
     ),
     "passes its input on": function(lambda x: [x, kl.Conv2D(2, 3)(x)]),
+    "returns values again": function(returned_again, VECTOR, float_fallbacks=("u",)),
+    "returns reals again": function(
+        lambda x: [kl.Dense(4, name="head")(x)] * 2, VECTOR, arguments={"skip": ["head"]}, float_fallbacks=("head",)
+    ),
     "inputs read in another order": function(lambda a, b: kl.Dense(2)(b) - kl.Dense(2)(a), VECTOR, VECTOR),
     "dropout": case(conv(), lambda: kl.Dropout(0.5), lambda: kl.ReLU(), lambda: kl.SpatialDropout2D(0.2)),
     "augmentation": case(

@@ -4,6 +4,8 @@ A file whose input has the scale 1 and the zero point 0 (as uint8) takes the byt
 model divides by 255, or prepares in another of the usual ways, gets the range [0, 255], whatever the calibration data reach.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from keras_lowbit.convert.analysis.float_flow import Level
@@ -34,31 +36,39 @@ def know_ranges(top: Level) -> None:
         if top.categories[call] is Category.PIXELS:
             top.known_ranges[call.outputs[0]] = 0.0, BRIGHTEST
     for key in top.graph.inputs:
-        level, end, chain = _front(top, key)
-        if not chain or not _prepares_images(chain, *_affine(chain)):
+        fronts = [(level, end, chain, *_affine(chain)) for level, end, chain in _fronts(top, key, [])]
+        if not any(_prepares_images(*affine) for _, _, *affine in fronts):
             continue
         top.known_ranges[key] = 0.0, BRIGHTEST
-        if (made := _range_of(*_affine(chain))) is not None:
-            level.known_ranges[end] = made
+        for level, end, _, factor, offset in fronts:
+            if (made := _range_of(factor, offset)) is not None:
+                level.known_ranges[end] = made
 
 
-def _front(level: Level, key: int) -> tuple[Level, int, list[Call]]:
-    """The affines that alone read an input, one after the other; the level and key of what the last of them makes."""
-    chain: list[Call] = []
-    while (call := level.graph.only_consumer(key)) is not None:
-        category = level.categories[call]
-        if category is Category.NESTED_MODEL and not chain:
-            place = list(nested_inputs(call)).index(key)
-            level = level.inner[call]
-            if len(level.outer) > 1:
-                break
-            key = level.graph.inputs[place]
-        elif is_affine(call, category) or (category in _MOVES and not chain and len(call.outputs) == 1):
-            chain += [call] if is_affine(call, category) else []
-            key = call.outputs[0]
-        else:
-            break
-    return level, key, chain
+def _fronts(level: Level, key: int, chain: list[Call]) -> Iterator[tuple[Level, int, list[Call]]]:
+    """The chains of affines behind an input, one for each way that it is prepared: level and key of what the last one makes.
+
+    chain: the affines on the way to `key`. Where several read what an affine makes, it ends a chain, and each goes on with it.
+    """
+    steps = [step for call in level.graph.consumers(key) if (step := _step(level, call, key, chain)) is not None]
+    if chain and not (steps and level.graph.only_consumer(key)):
+        yield level, key, chain
+    for step in steps:
+        yield from _fronts(*step)
+
+
+def _step(level: Level, call: Call, key: int, chain: list[Call]) -> tuple[Level, int, list[Call]] | None:
+    """Level, key and chain behind a call that reads a tensor; None for one that is no front of the model any more."""
+    category = level.categories[call]
+    if category is Category.NESTED_MODEL and not chain:
+        inner = level.inner[call]
+        place = list(nested_inputs(call)).index(key)
+        return (inner, inner.graph.inputs[place], []) if len(inner.outer) == 1 else None
+    if is_affine(call, category):
+        return level, call.outputs[0], [*chain, call]
+    if category in _MOVES and not chain and len(call.outputs) == 1:
+        return level, call.outputs[0], chain
+    return None
 
 
 def _affine(chain: list[Call]) -> tuple[np.ndarray, np.ndarray]:

@@ -91,8 +91,7 @@ class IntegerGraph:
         for kind, names in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not names or len(set(names)) != len(names) or any(n not in self.tensors for n in names):
                 raise ValueError(
-                    f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph. A model that "
-                    "returns one value twice, or also its Dropout or Identity, must return it once"
+                    f"graph {kind} are {names}: expected at least one, all different, all tensors of the graph"
                 )
             if constants := sorted(n for n in names if self.tensors[n].is_constant):
                 raise ValueError(

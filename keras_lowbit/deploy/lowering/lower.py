@@ -126,8 +126,7 @@ def _lowered(
         else:
             lower_call(state, step)
         bar.advance()
-    outputs = [state.output(key) for key in state.calls.outputs]
-    graph = state.builder.build(outputs, _in_model_order(state), _notes(state))
+    graph = state.builder.build(state.outputs(), _in_model_order(state), _notes(state))
     return Lowered(graph, state.segments, state.layers, state.float_fallbacks, state.input_keys, state.unrounded)
 
 

@@ -162,11 +162,31 @@ class Lowering:
         """Sizes of a graph tensor without its batch."""
         return tuple(int(size) for size in self.builder.tensor(tensor).shape[1:] if size is not None)
 
-    def output(self, key: int) -> str:
-        """The name of a model output's tensor. ValueError if it waits for a range that never comes."""
+    def outputs(self) -> list[str]:
+        """The names of the model outputs' tensors.
+
+        What the model returns again, and an input that it hands on, is a copy: LiteRT's CompiledModel has one buffer for each
+        end, and fills one of those of a tensor. ValueError for a value that waits for a range that never comes.
+        """
+        found: list[str] = []
+        for key in self.calls.outputs:
+            value = self._output(key)
+            taken = value.tensor in found or value.tensor in self.builder.inputs
+            found.append(self._copy(key, value) if taken else value.tensor)
+        return found
+
+    def _copy(self, key: int, value: QuantizedTensor | FloatTensor) -> str:
+        producer = self.calls.producers.get(key)
+        name = self.name(producer.path if producer is not None and isinstance(value, FloatTensor) else value.tensor)
+        self.builder.reshape(value.tensor, name, self.static_shape(value.tensor))
+        if isinstance(value, QuantizedTensor):
+            self.segments.append(Segment(name, key, Provenance({key: value.tensor})))
+        return name
+
+    def _output(self, key: int) -> QuantizedTensor | FloatTensor:
         value = self._settled(key)
         if isinstance(value, (QuantizedTensor, FloatTensor)):
-            return value.tensor
+            return value
         producer = self.calls.producers.get(key)
         where = producer.path if producer is not None else "an input"
         raise ValueError(

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
 
 import keras_lowbit as klb
@@ -62,6 +63,31 @@ def test_an_input_that_is_also_an_output(io, tmp_path):
     klb.calibrate(quantized, DATA[:, :4, :4], verbose=0)
     klb.export_litert(quantized, tmp_path / "m.tflite", io=io)
     assert klb.verify(quantized, tmp_path / "m.tflite", DATA[:, :4, :4]).ok
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_outputs_that_are_one_tensor_have_a_name_and_a_buffer_each(batch_size, tmp_path):
+    """CompiledModel gives each end a buffer of its own, and fills one alone of those of a tensor."""
+    image = keras.Input((4, 4, 3), name="image")
+    answer = L.Conv2D(2, 1, name="answer")(image)
+    data, path = DATA[:, :4, :4], tmp_path / "m.tflite"
+    quantized, _ = klb.quantize_model(keras.Model(image, [answer, L.Dropout(0.5)(answer), image, answer]))
+    klb.calibrate(quantized, data, verbose=0)
+    klb.export_litert(quantized, path, batch_size=batch_size)
+    assert klb.verify(quantized, path, data).ok
+    codes = np.random.default_rng(2).integers(-128, 128, (1, 4, 4, 3), np.int8)
+    runner = Interpreter(str(path)).get_signature_runner()
+    assert list(runner.get_output_details()) == ["answer", "answer_1", "answer_2", "image_1"]
+    found = runner(image=codes)
+    np.testing.assert_array_equal(found["image_1"], codes)
+    for name in ("answer_1", "answer_2"):
+        np.testing.assert_array_equal(found[name], found["answer"])
+    compiled = CompiledModel.from_file(str(path))
+    [taken], made = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
+    taken.write(codes)
+    compiled.run_by_index(0, [taken], made)
+    for name, buffer in zip(("answer", "answer_1", "image_1", "answer_2"), made, strict=True):
+        np.testing.assert_array_equal(buffer.read(found[name].size, np.int8), found[name].reshape(-1), name)
 
 
 @pytest.mark.parametrize("io", ["uint8", "int16"])

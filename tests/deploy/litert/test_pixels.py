@@ -7,6 +7,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import keras_lowbit as klb
 from keras_lowbit import deploy
+from keras_lowbit.deploy.reference import trace
 
 L = keras.layers
 MEAN, VARIANCE = [0.485, 0.456, 0.406], [0.229**2, 0.224**2, 0.225**2]
@@ -78,6 +79,54 @@ def test_a_share_that_others_read_too_is_computed_for_them():
     codes, grid = deploy.run_reference(graph, DARK)[0], graph.tensors["sum"].range
     ours = grid.scale * (codes.astype(np.float64) - grid.zero_point)
     assert np.abs(ours - keras_sum).max() <= 1.01 * grid.scale
+
+
+def nested_fronts(x):
+    fronts = (L.Rescaling(1 / 255), L.Rescaling(1 / 127.5, offset=-1))
+    return [keras.Sequential([keras.Input((8, 8, 3)), front])(x) for front in fronts]
+
+
+def forked(x):
+    share = x / 127.5
+    return [share, L.Rescaling(1.0, offset=-1)(share)]
+
+
+TWO_FRONTS = {
+    "beside each other": lambda x: [x / 255.0, L.Rescaling(1 / 127.5, offset=-1)(x)],
+    "behind a flip": lambda x: TWO_FRONTS["beside each other"](x[..., ::-1]),
+    "in models of their own": nested_fronts,
+    "one behind the other": forked,
+    "and the pixels themselves": lambda x: [L.ZeroPadding2D(1)(x), *TWO_FRONTS["beside each other"](x)],
+}
+
+
+OF_BYTES = [("beside each other", "uint8"), ("in models of their own", "uint8")]
+
+
+@pytest.mark.parametrize(("fronts", "dtype"), [*((name, "float32") for name in TWO_FRONTS), *OF_BYTES])
+def test_each_way_to_prepare_pixels_keeps_them_apart(fronts, dtype, tmp_path):
+    """Each of the 256 has a code, whoever else reads them; the range of dark images would leave them halfway between two."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3), dtype=dtype, name="image")
+    heads = [L.Conv2D(2, 3, name=f"head_{i}")(made) for i, made in enumerate(TWO_FRONTS[fronts](image))]
+    model, _ = klb.quantize_model(keras.Model(image, heads))
+    klb.calibrate(model, DARK.astype(dtype), verbose=0)
+    graph = deploy.lower(model)
+    [taken] = [graph.tensors[name] for name in graph.inputs]
+    assert (float(taken.scale), taken.zero_point) == (1.0, -128)
+    [signed] = [node.inputs[0] for node in graph.nodes if node.name == f"head_{len(heads) - 1}"]
+    grid = graph.tensors[signed]
+    codes = np.arange(-128, 128, dtype=np.int8).repeat(3).reshape(4, 8, 8, 3)
+    made = trace(graph, {"image": codes})[signed].astype(np.float64)
+    real = float(grid.scale) * (made - grid.zero_point)
+    expected = (codes.astype(np.float64) + 128) / 127.5 - 1
+    assert np.abs(real - expected).max() <= 1.01 * float(grid.scale)
+    assert np.all(np.diff(made[..., 0].reshape(-1)) >= 0)
+    klb.export_litert(model, tmp_path / "m.tflite", io=("uint8", "float32"))
+    parity = klb.verify(model, tmp_path / "m.tflite", PIXELS.astype(dtype))
+    assert parity.ok, parity
+    assert parity.reference.equal
+    assert min(layer.exact for layer in parity.layers) > 0.9
 
 
 def of_bytes(front):

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph.operations.attributes import PAIRS, whole, wholes
 from keras_lowbit.deploy.graph.operations.operation import FREE, INT32, Attributes, Builtin, Operation, Shape, Use
-from keras_lowbit.deploy.graph.tensors import CODES
+from keras_lowbit.deploy.graph.tensors import CODES, PLAIN
 
 
 def _concatenation_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
@@ -179,8 +179,9 @@ EMBEDDING = Operation(
 )
 ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
 TOP_K = Operation("top_k", _top_k_shape, _top_k_builtin, also_writes=("int32",), takes={"k": whole(1)}, int16=3)
+_COPIED = ("int8", *PLAIN)  # RESHAPE is the copy of a tensor too, of any type
 RESHAPE = Operation(
-    "reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, reads=_MOVED, writes=_MOVED, int16=1
+    "reshape", _reshape_shape, _reshape_builtin, takes={"shape": wholes(1)}, reads=_COPIED, writes=_COPIED, int16=1
 )
 TRANSPOSE = Operation(
     "transpose", _transpose_shape, _transpose_builtin, takes={"perm": wholes(0)}, reads=_MOVED, writes=_MOVED, int16=5
