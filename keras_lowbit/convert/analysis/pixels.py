@@ -36,12 +36,12 @@ def know_ranges(top: Level) -> None:
         if top.categories[call] is Category.PIXELS:
             top.known_ranges[call.outputs[0]] = 0.0, BRIGHTEST
     for key in top.graph.inputs:
-        fronts = [(level, end, chain, *_affine(chain)) for level, end, chain in _fronts(top, key, [])]
-        if not any(_prepares_images(*affine) for _, _, *affine in fronts):
+        fronts = list(_fronts(top, key, []))
+        if not any(_prepares_images(chain, *_affine(chain)) for _, _, chain in fronts):
             continue
         top.known_ranges[key] = 0.0, BRIGHTEST
-        for level, end, _, factor, offset in fronts:
-            if (made := _range_of(factor, offset)) is not None:
+        for level, end, chain in fronts:
+            if (made := _range_of(*_affine(chain))) is not None:
                 level.known_ranges[end] = made
 
 
