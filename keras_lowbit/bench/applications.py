@@ -1,13 +1,16 @@
 """keras-lowbit bench applications: which networks of `keras.applications` become files of integers alone.
 
     keras-lowbit bench applications --output applications.json
+    keras-lowbit bench applications --resume --output applications.json    # rows that the file has stay
     keras-lowbit bench applications --model MobileNetV2 --model ConvNeXtTiny --output some.json
 
 Each network has random weights, is quantized by the recipe "int8", calibrated on one random image and lowered to the integer
 graph that a file holds. A row has the nodes of the graph, what of the model computes in float, and the seconds of all of it.
 """
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -26,6 +29,7 @@ define_output(FLAGS)
 flags.DEFINE_multi_string(
     "model", [], "networks, by their names in keras.applications; all by default", flag_values=FLAGS
 )
+flags.DEFINE_bool("resume", False, "keep the rows that the file of --output has", flag_values=FLAGS)
 
 
 def names() -> list[str]:
@@ -56,11 +60,25 @@ def measure(name: str) -> dict[str, Any]:
 
 def run(values: Any) -> int:
     """Converts each network, prints the rows and writes the file, anew after each of them."""
-    rows: dict[str, Any] = {}
+    rows = _stored(values.output) if values.resume else {}
     for name in values.model or names():
+        if name in rows:
+            continue
         rows[name] = measure(name)
         print(f"{name:<20}", rows[name], flush=True)
         write_report(values.output, {"machine": machine(), "rows": rows})
     whole = sum(not row["in_float"] for row in rows.values())
     print(f"{whole} of {len(rows)} networks in integers alone")
     return 0 if whole == len(rows) else 1
+
+
+def _stored(output: str) -> dict[str, Any]:
+    """The rows of an earlier run. flags.Error for a file that is no such run's."""
+    try:
+        return dict(json.loads(Path(output).read_text())["rows"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise flags.Error(
+            f"--resume: {output} has no rows of bench applications ({error}). Give another file."
+        ) from error

@@ -1,6 +1,11 @@
 """bench applications: a row for each network, whatever its size of images."""
 
+import json
+import types
+
 import keras
+import pytest
+from absl import flags
 from keras import layers as L
 
 from keras_lowbit.bench import applications
@@ -19,3 +24,29 @@ def test_a_network_of_any_image_size_gets_one(monkeypatch):
     assert row["in_float"] == []
     assert row["nodes"] == 3
     assert row["parameters"] == 62
+
+
+def run(output, resume=False, model=()):
+    return applications.run(types.SimpleNamespace(output=str(output), resume=resume, model=list(model)))
+
+
+def test_a_run_goes_on_behind_the_rows_that_its_file_has(monkeypatch, tmp_path, capsys):
+    made = []
+    monkeypatch.setattr(applications, "names", lambda: ["First", "Second"])
+    monkeypatch.setattr(applications, "measure", lambda name: made.append(name) or {"in_float": []})
+    output = tmp_path / "found.json"
+    assert run(output, model=["First"]) == 0
+    assert run(output, resume=True) == 0
+    assert made == ["First", "Second"]
+    assert list(json.loads(output.read_text())["rows"]) == ["First", "Second"]
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 2 networks in integers alone"
+    assert run(output) == 0
+    assert made == ["First", "Second", "First", "Second"]
+
+
+def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
+    output = tmp_path / "other.json"
+    output.write_text("[]")
+    with pytest.raises(flags.Error, match="has no rows of bench applications"):
+        run(output, resume=True)
+    assert output.read_text() == "[]"
