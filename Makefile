@@ -70,10 +70,12 @@ bench-cpp: test-cpp
 	custom_ops/build/release/kernels_bench
 
 # The CUDA kernels: CMake, a compiler and nvcc, which CUDACXX names if it is not on the PATH. ARCHITECTURES=90 compiles for one kind of GPU
-# alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. OBJECTS: the CPU kernels' object files, if
+# alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. Where TORCH_PYTHON has PyTorch for GPUs,
+# its kernels take turns with ours. OBJECTS: the CPU kernels' object files, if
 # they are there already. cuda-ops: the same kernels as TensorFlow ops, into the user's cache.
 ARCHITECTURES ?= 80-real;89-real;90
 BATCH ?= 64
+TORCH_PYTHON ?= python3
 build-cuda:
 	cd custom_ops && cmake --preset cuda -DKLB_CUDA_ARCHITECTURES="$(ARCHITECTURES)" \
 	  -DKLB_OBJECTS="$(abspath $(OBJECTS))" && cmake --build --preset cuda -j $(WORKERS)
@@ -85,7 +87,12 @@ cuda-ops: $(INSTALLED)
 	$(BIN)/python -m keras_lowbit.ops.build_cuda --if-possible
 
 bench-cuda: build-cuda
-	custom_ops/build/cuda/cuda_bench $(BATCH)
+	@if $(TORCH_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  $(TORCH_PYTHON) custom_ops/bench/torch_bench.py custom_ops/build/cuda/libcuda_api_bench.so --batch $(BATCH); \
+	else \
+	  echo "$(TORCH_PYTHON) has no PyTorch with a GPU: no comparison with cuDNN and cuBLAS (TORCH_PYTHON names another)" >&2; \
+	  custom_ops/build/cuda/cuda_bench $(BATCH); \
+	fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

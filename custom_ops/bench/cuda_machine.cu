@@ -44,6 +44,17 @@ __global__ void ReadKernel(const uint4* words, int64_t count, uint32_t* keep) {
   if (sum == 0xFFFFFFFFu) *keep = sum;
 }
 
+// What one multiprocessor's clock counts in `nanoseconds` of the device's timer, while all are busy.
+__global__ void ClockKernel(uint64_t nanoseconds, double* megahertz) {
+  uint64_t first, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(first));
+  const int64_t begin = clock64();
+  do {
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  } while (now - first < nanoseconds);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *megahertz = (clock64() - begin) * 1e3 / static_cast<double>(now - first);
+}
+
 // Seconds of the best of nine runs.
 template <class Launch>
 double Best(const Launch& launch) {
@@ -73,6 +84,13 @@ double CudaPeakGmacs(int processors) {
   const int blocks = 8 * processors;
   const double seconds = Best([&] { PeakKernel<<<blocks, kPeakThreads>>>(keep.data()); });
   return 16.0 * 8 * 32 * kPeakSums * kPeakRounds * (kPeakThreads / 32) * blocks / seconds / 1e9;
+}
+
+double CudaClockMhz(int processors) {
+  const cuda::DeviceArray<double> megahertz(1);
+  ClockKernel<<<processors, kPeakThreads>>>(20000000, megahertz.data());
+  KLB_CUDA(cudaGetLastError());
+  return megahertz.Get()[0];
 }
 
 double CudaReadGigabytes(int processors) {

@@ -9,4 +9,7 @@ double CudaPeakGmacs(int processors);
 // GB a second that are read from 2 GB of memory.
 double CudaReadGigabytes(int processors);
 
+// The clock of the multiprocessors while they work, in MHz.
+double CudaClockMhz(int processors);
+
 }  // namespace keras_lowbit::bench

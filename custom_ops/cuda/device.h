@@ -14,9 +14,11 @@
 #if defined(__CUDACC__)
 #define KLB_DEVICE __device__ __forceinline__
 #define KLB_DEVICE_UNROLL _Pragma("unroll")
+#define KLB_DEVICE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define KLB_DEVICE inline
 #define KLB_DEVICE_UNROLL
+#define KLB_DEVICE_NO_UNROLL
 #endif
 
 namespace keras_lowbit::cuda {

@@ -9,7 +9,8 @@ namespace keras_lowbit::cuda {
 template <class Peers>
 KLB_DEVICE void MultiplyByDots(int lane, const Peers& peers, int32_t c[4]) {
   const int group = lane / 4, step = lane % 4;
-  KLB_DEVICE_UNROLL for (int other = 0; other < 4; ++other) {
+  // A loop in the machine code too: 32 of these products stand in a stage, and ptxas took minutes for them unrolled.
+  KLB_DEVICE_NO_UNROLL for (int other = 0; other < 4; ++other) {
     KLB_DEVICE_UNROLL for (int half = 0; half < 2; ++half) {
       const uint32_t upper = peers.A(4 * group + other, 2 * half), lower = peers.A(4 * group + other, 2 * half + 1);
       KLB_DEVICE_UNROLL for (int column = 0; column < 2; ++column) {

@@ -4,10 +4,11 @@
 #include <cstdio>
 #include <cstring>
 
-#include "bench/layer_list.h"
+#include "bench/cuda_jobs_bench.h"
 #include "test/cuda_layer.h"
 #include "test/output_factors.h"
 #include "test/random_layers.h"
+#include "test/cpu_network.h"
 
 namespace keras_lowbit::test {
 namespace {
@@ -132,6 +133,20 @@ void CheckOutputFactors() {
   KLB_CHECK(got.Get() == WantedFactors(c), "factors of int8 outputs");
 }
 
+// ResNet-50 as a CUDA graph, twice, against the CPU's kernels.
+void CheckNetwork() {
+  const bench::Network network = bench::ResNet50Network(2);
+  for (const bench::WeightsKind& kind : bench::kWeightsKinds) {
+    const bench::NetworkData data(network, kind, 3);
+    bench::NetworkRunner on_device(network, data);
+    for (uint32_t seed : {1, 2}) {
+      Random random(seed);
+      const auto input = Filled(random, network.tensors[0].size(), Fill::kRandom, -128, 127);
+      KLB_CHECK(on_device.Run(input) == RunOnCpu(network, data, input), std::string("ResNet-50, ") + kind.name);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace keras_lowbit::test
 
@@ -147,6 +162,7 @@ int main() {
   test::CheckPool();
   test::CheckOutputFactors();
   test::CheckRandomLayers();
+  test::CheckNetwork();
   test::CheckList(bench::ResNet50());
   test::CheckList(bench::MobileNetV2());
   test::CheckList(bench::LargeDense());

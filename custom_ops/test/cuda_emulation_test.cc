@@ -203,12 +203,7 @@ void CheckPool() {
     const int32_t padding = static_cast<int32_t>(Between(random, -128, 127));
     std::vector<int8_t> want(s.output_size()), got(s.output_size());
     KLB_CHECK_OK(MaxPool2D(s, x.data(), padding, -100, 90, want.data(), nullptr));
-    ConvCall call;
-    call.input = x.data();
-    call.epilogue.type = OutputType::kInt32;
-    cuda::ConvArgs args;
-    KLB_CHECK_OK(cuda::PlanWindow(s, call, &args));
-    cuda::EmulateEach(cuda::PoolQuad{args, got.data(), padding, -100, 90});
+    KLB_CHECK_OK(cuda::EmulateMaxPool(s, x.data(), padding, -100, 90, got.data()));
     KLB_CHECK(got == want, "a maximum of case " + std::to_string(i));
   }
 }

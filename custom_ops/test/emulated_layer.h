@@ -73,4 +73,15 @@ inline Status EmulateDepthwise(const ConvShape& shape, const int8_t* kernel, con
   return Status();
 }
 
+inline Status EmulateMaxPool(const ConvShape& shape, const int8_t* input, int32_t padding_code, int32_t low,
+                             int32_t high, int8_t* output) {
+  ConvCall call;
+  call.input = input;
+  call.epilogue.type = OutputType::kInt32;
+  ConvArgs args;
+  KLB_RETURN_IF_ERROR(PlanWindow(shape, call, &args));
+  EmulateEach(PoolQuad{args, output, padding_code, low, high});
+  return Status();
+}
+
 }  // namespace keras_lowbit::cuda
