@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from keras_lowbit.arguments import check_flag
 from keras_lowbit.distill import losses
 
 
@@ -13,6 +14,7 @@ class DistillConfig:
     loss: "rmse" (FAT's), "smooth_l1" (FAT's published code), "kl" with `temperature`, or ``loss(teacher, student)``.
     label_weight: of the cross-entropy with labels; None: 1 where `distill` gets labels, 0 where not.
     variables: what learns: None or "thresholds", "thresholds+biases", "pointwise" or a list, see `Distiller`.
+    training: True: the student runs as in its own `fit`, see `Distiller`.
     learning_rate: of Adam, where every cosine cycle starts; each restart empties Adam's slots.
     period: steps in a cycle; by default half of all steps, so one restart (400 where their number is unknown).
     cache_teacher: run the teacher once for each sample of arrays and keep its logits; by default where there are several
@@ -27,11 +29,13 @@ class DistillConfig:
     temperature: float = 1.0
     label_weight: float | None = None
     variables: Any = None
+    training: bool = False
     learning_rate: float = 1e-3
     period: int | None = None
     cache_teacher: bool | None = None
 
     def __post_init__(self) -> None:
+        check_flag("DistillConfig", "training", self.training)
         losses.get(self.loss, self.temperature)
         if self.label_weight is not None:
             losses.check_label_weight(self.label_weight)

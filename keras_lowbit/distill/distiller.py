@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_lowbit.arguments import check_model
+from keras_lowbit.arguments import check_flag, check_model
 from keras_lowbit.distill import losses
 from keras_lowbit.distill.logits import logits_model
 from keras_lowbit.keras_graph.calls import find_layers
@@ -24,8 +24,9 @@ class Distiller(keras.Model):
 
     ``loss = distance(teacher logits, student logits) + label_weight * cross-entropy(labels, student logits)``, summed over
     the outputs. Both models run in inference mode: batch norms use their moving statistics, dropout is off, activation
-    ranges stay as calibrated. A final softmax or sigmoid is left out on both sides (see `logits_model`). Logs ``loss`` and
-    ``agreement``, the share of samples whose top-1 is the teacher's; an output of one unit says class 1 where it is above 0.
+    ranges stay as calibrated, SQ quantizes everything; ``training=True`` changes that for the student. A final softmax or
+    sigmoid is left out on both sides (see `logits_model`). Logs ``loss`` and ``agreement``, the share of samples whose top-1
+    is the teacher's; an output of one unit says class 1 where it is above 0.
 
         distiller = klb.Distiller(quantized, model)
         distiller.compile(keras.optimizers.Adam(1e-3))
@@ -41,6 +42,8 @@ class Distiller(keras.Model):
     weights of its channel anew, which shifts the channel's mean, and only a bias can take that shift back. "pointwise": one
     factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies them
     in. Or a list of the student's Keras variables. Everything else stays as it is, whatever its `trainable` says.
+    training: True: the student runs as in its own `fit`: batch norms take the batch's statistics and keep their averages,
+    dropout is on, ranges observe, SQ draws. For training whole networks: ``variables=quantized.trainable_variables``.
     y in `fit`: nothing, labels, or ``{"teacher_logits": [...], "labels": ...}`` to save the teacher's runs.
     Raises TypeError and ValueError for models that do not fit each other, are not calibrated or have nothing to train.
     Goncharenko et al. 2018, arXiv:1812.07872.
@@ -59,9 +62,12 @@ class Distiller(keras.Model):
         temperature: float = 1.0,
         label_weight: float = 0.0,
         variables: Any = None,
+        training: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_flag("Distiller", "training", training)
+        self.trains_as_in_fit = training
         _check_models(student, teacher)
         self.student, self.teacher = student, teacher
         self.student_logits, self.teacher_logits = logits_model(student), logits_model(teacher)
@@ -72,6 +78,8 @@ class Distiller(keras.Model):
         self.factors: list[Any] = []  # beside `scaled`, the weights they multiply
         self.scaled: list[Any] = []
         if variables == "pointwise":
+            if training:
+                raise ValueError("Distiller got training=True with variables='pointwise': those weights stand still.")
             self._add_factors()
         chosen = self.factors if self.factors else _declared(student, variables)
         self._declared = tuple(chosen)  # a tuple: Keras tracks lists
@@ -111,10 +119,18 @@ class Distiller(keras.Model):
         declared = {id(variable) for variable in self._declared}
         return [variable for variable in self.weights if id(variable) not in declared]
 
+    @property
+    def changing_variables(self) -> list[Any]:
+        """The declared variables, and the state that the student's own layers change where it runs as in `fit`."""
+        state = self.student.non_trainable_variables if self.trains_as_in_fit else []
+        declared = {id(variable) for variable in self._declared}
+        return [*self._declared, *(variable for variable in state if id(variable) not in declared)]
+
     def call(self, inputs: Any, training: bool = False) -> list[Any]:
-        """The student's logits, a list; in inference mode whatever `training` says."""
+        """The student's logits, a list; in inference mode unless both this `training` and the constructor's are True."""
+        training = bool(training) and self.trains_as_in_fit
         if not self.factors:
-            return _flat(self.student_logits(inputs, training=False))
+            return _flat(self.student_logits(inputs, training=training))
         low, high = POINTWISE_LIMITS
         scaled = [
             (weight, ops.convert_to_tensor(weight) * ops.clip(ops.convert_to_tensor(factor), low, high))

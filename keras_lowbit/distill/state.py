@@ -67,7 +67,7 @@ def load(path: FilePath, distiller: Any) -> Progress:
     of this model."""
     about, arrays = _read(path)
     variables, history = _variables(distiller), _taken_history(path, about, arrays)
-    count = len(distiller.trainable_variables)
+    count = len(distiller.changing_variables)
     wanted: dict[str, Any] = {name: to_numpy(variable) for name, variable in variables.items()}
     wanted |= {f"best_{i}": wanted[f"variable_{i}"] for i in range(count)} | {"best_loss": np.float64(0)}
     fits = {name: (array.dtype, array.shape) for name, array in wanted.items()}
@@ -83,7 +83,7 @@ def load(path: FilePath, distiller: Any) -> Progress:
 
 
 def _variables(distiller: Any) -> dict[str, Any]:
-    groups = {"variable": distiller.trainable_variables, "optimizer": distiller.optimizer.variables}
+    groups = {"variable": distiller.changing_variables, "optimizer": distiller.optimizer.variables}
     return {f"{name}_{i}": variable for name, found in groups.items() for i, variable in enumerate(found)}
 
 

@@ -50,8 +50,9 @@ def distill(
     """Train the thresholds (or other declared variables) of a calibrated student against a teacher; no labels needed.
 
     Minimises the distance between the logits (before a final softmax or sigmoid, which is found and left out on both
-    sides) with Adam; both models in inference mode. Only the declared variables change, the teacher does not; "pointwise"
-    factors are multiplied into the weights at the end.
+    sides) with Adam; both models in inference mode, unless the config says ``training=True``. Only the declared variables
+    change (and then the student's batch norms, ranges and random state), the teacher does not; "pointwise" factors are
+    multiplied into the weights at the end.
 
     student: calibrated, from `quantize_model`; changed in place.   teacher: the float model; it is not changed.
     data: arrays, dicts, tf.data and so on as for `calibrate`; arrays are shuffled, an epoch is a function of (seed, epoch).
@@ -127,6 +128,7 @@ def _distiller(
         temperature=config.temperature,
         label_weight=config.weight_of_labels(labelled),
         variables=config.variables,
+        training=config.training,
         name="distiller",
     )
     distiller.compile(keras.optimizers.Adam(config.learning_rate), jit_compile=jit_compile)
@@ -203,7 +205,7 @@ class _Training:
         self.epochs, self.checkpoint = epochs, checkpoint
         self.first, self.restores, self.written = 0, 0, False
         self.history: dict[str, list[float]] = {}
-        self.best = Snapshot.of(distiller.trainable_variables, np.inf)
+        self.best = Snapshot.of(distiller.changing_variables, np.inf)
         rates.set_model(distiller)
 
     def resume(self) -> None:
@@ -249,7 +251,7 @@ class _Training:
         history.epoch.extend(range(self.first))
         logs: dict[str, Any] = {}
         if self.first == 0 and self.held_back is not None:
-            self.best = Snapshot.of(self.distiller.trainable_variables, self._validate()["val_loss"])
+            self.best = Snapshot.of(self.distiller.changing_variables, self._validate()["val_loss"])
         self.distiller.stop_training = False
         for epoch in range(self.first, self.epochs):
             logs = self._epoch(epoch, observers, bar)
@@ -259,7 +261,7 @@ class _Training:
                 break
         bar.close()
         if self.held_back is not None:
-            self.best.restore(self.distiller.trainable_variables)
+            self.best.restore(self.distiller.changing_variables)
             self._say_if_nothing_helped()
         observers.on_train_end(logs)
         return history
@@ -297,14 +299,14 @@ class _Training:
                 self._restore(f"epoch {epoch + 1}, step {step + 1}")
             observers.on_train_batch_end(step, logs)
             bar.advance(logs)
-        if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.trainable_variables, 0.0).values):
+        if not all(np.isfinite(value).all() for value in Snapshot.of(self.distiller.changing_variables, 0.0).values):
             self._restore(f"epoch {epoch + 1}")
         logs = {**logs, **self._validate()}
         observers.on_epoch_end(epoch, logs)
         return logs
 
     def _restore(self, where: str) -> None:
-        self.best.restore(self.distiller.trainable_variables)
+        self.best.restore(self.distiller.changing_variables)
         reset_optimizer(self.distiller)
         self.restores += 1
         message = f"Distillation: the loss or a variable was not finite in {where}"
@@ -317,6 +319,6 @@ class _Training:
 
     def _keep(self, epoch: int, loss: float) -> None:
         if loss < self.best.loss:
-            self.best = Snapshot.of(self.distiller.trainable_variables, loss)
+            self.best = Snapshot.of(self.distiller.changing_variables, loss)
         if self.checkpoint is not None:
             save(self.checkpoint, self.distiller, epoch + 1, self.rates.step, self.history, self.best)
