@@ -28,7 +28,7 @@ _POINTWISE = {
 }
 _MIXES = ("softmax", "log_softmax", "?")  # activation functions that know an axis, or may
 _OF_CHANNELS = ("BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "Softmax")
-_RANKS = (3, 4)  # of signals and images
+_RANKS = (3, 4, 5)  # of signals, images and volumes
 
 
 def channels_last(model: keras.Model) -> keras.Model:
@@ -46,7 +46,7 @@ def channels_last(model: keras.Model) -> keras.Model:
 
 
 def _is_first(call: Call) -> bool:
-    """Whether a call is that of a stock layer on signals or images whose channels are first."""
+    """Whether a call is that of a stock layer on signals, images or volumes whose channels are first."""
     layer = call.operation
     stock = stock_kind(layer) != "?" and not isinstance(layer, QuantizedLayer)
     if not stock or getattr(layer, "data_format", None) != "channels_first" or len(call.inputs) != 1:

@@ -16,6 +16,7 @@ from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.convert.rewriter import Rewriter
+from keras_lowbit.convert.unwrap import without_wrappers
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, functional_of
 from keras_lowbit.keras_graph.comparison import check_layers
 from keras_lowbit.keras_graph.copies import warn_of_own_steps
@@ -88,7 +89,7 @@ def quantize_model(
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
     check_flag("quantize_model", "unroll", unroll)
-    expanded = _expanded(channels_last(cast_once(model)), recipe, skip, unroll)
+    expanded = _expanded(channels_last(cast_once(without_wrappers(model))), recipe, skip, unroll)
     model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
         _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")

@@ -7,6 +7,7 @@ from keras import layers as kl
 from tests.support.zoo_case import SIGNAL, VECTOR, Case, case, conv, function
 
 SEQUENCE = (6, 8)
+VOLUME = (3, 4, 6, 2)
 MASK = np.tril(np.ones((1, 6, 5), bool), 2)
 MASK[0, 3, 1] = False
 POSITIONS = np.sin(np.arange(48)).reshape(SEQUENCE).astype("float32")
@@ -60,7 +61,33 @@ def picture():
     return keras.Model(image, kl.Add()([half, kl.Conv2D(2, 3)(keras.ops.cast(image, "float32") / 64)]), name="picture")
 
 
+def volumes(x):
+    """What a network of films or scans is made of."""
+    x = kl.Conv3D(4, (2, 3, 3), (1, 2, 1), padding="same", activation="relu")(x)
+    pooled = [kl.MaxPooling3D((2, 1, 3))(x), kl.AveragePooling3D(2, (1, 2, 1), padding="same")(x)]
+    ends = [kl.GlobalMaxPooling3D()(x), kl.GlobalAveragePooling3D(keepdims=True)(x)]
+    return [*pooled, *ends, kl.Conv3D(2, 2, dilation_rate=2, groups=2, use_bias=False)(kl.UpSampling3D((1, 2, 1))(x))]
+
+
+def moved_volumes(x):
+    x = kl.UpSampling3D(2)(kl.Cropping3D(((1, 0), (0, 2), (1, 1)))(kl.ZeroPadding3D((1, 0, 2))(kl.Dense(3)(x))))
+    return kl.Dense(2)(kl.SpatialDropout3D(0.5)(kl.ZeroPadding3D(((0, 0), (0, 0), (1, 0)))(x)))
+
+
+def adaptive(x):
+    """Pools to a given size: of equal windows and of others."""
+    x = kl.Conv2D(4, 3, activation="relu")(x)
+    signal = kl.Reshape((7, 24))(x)
+    volume = kl.Reshape((7, 6, 2, 2))(x)
+    pools = [kl.AdaptiveAveragePooling2D((7, 2)), kl.AdaptiveMaxPooling2D((1, 3)), kl.AdaptiveAveragePooling2D(4)]
+    pools = [pool(x) for pool in pools] + [kl.AdaptiveMaxPooling1D(3)(signal), kl.AdaptiveAveragePooling1D(1)(signal)]
+    return [*pools, kl.AdaptiveMaxPooling3D((7, 3, 2))(volume), kl.AdaptiveAveragePooling3D((2, 3, 2))(volume)]
+
+
 EXPANSIONS: dict[str, Case] = {
+    "volumes": function(volumes, VOLUME),
+    "moved volumes": function(moved_volumes, VOLUME),
+    "pools to a size": function(adaptive),
     "embedding and argmax": Case(text),
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
     "bytes of an image": Case(picture),

@@ -213,13 +213,6 @@ ZOO: dict[str, Case] = {
     "transpose from behind": function(lambda x: keras.ops.transpose(x, (0, -1, 1, 2))),
     "permute": case(lambda: kl.Permute((3, 1, 2))),
     "crop": case(lambda: kl.Cropping2D(((1, 0), (2, 1)))),
-    "volumes": case(
-        lambda: kl.Conv3D(3, 2, name="v"),
-        lambda: kl.Flatten(),
-        lambda: kl.Dense(3),
-        shape=(3, 4, 4, 2),
-        float_fallbacks=("v",),
-    ),
     "a network with channels first": function(channels_first, (4, 9, 8)),
     "crop channels first": case(conv(), lambda: kl.Cropping2D(1, name="k", **FIRST), conv()),
     "crop 1-d": case(lambda: kl.Cropping1D((1, 2)), shape=SIGNAL),
@@ -275,6 +268,27 @@ ZOO: dict[str, Case] = {
         lambda a, b: [kl.Dense(3)(a), kl.Flatten()(kl.Conv2D(2, 3)(b)), a + 1.0], VECTOR, IMAGE
     ),
     "passes its input on": function(lambda x: [x, kl.Conv2D(2, 3)(x)]),
+    "spectral normalization": case(
+        lambda: kl.SpectralNormalization(kl.Conv2D(4, 3, activation="relu", name="inner")),
+        lambda: kl.SpectralNormalization(kl.Dense(3)),
+    ),
+    "channels first in three": case(
+        lambda: kl.Conv3D(3, 2, **FIRST), lambda: kl.MaxPooling3D((1, 2, 2), **FIRST), shape=(2, 3, 6, 5)
+    ),
+    "a pool of volumes in float": case(
+        lambda: kl.Dense(4),
+        lambda: kl.MaxPooling3D((1, 2, 2), padding="same", name="pool"),
+        lambda: kl.Dense(2),
+        shape=(3, 5, 4, 2),
+        arguments={"skip": ["pool"]},
+        float_fallbacks=("pool",),
+    ),
+    "a loop": case(
+        lambda: kl.Dense(4), lambda: kl.GRU(3, name="gru"), lambda: kl.Dense(2), shape=SIGNAL, float_fallbacks=("gru",)
+    ),
+    "a film": case(
+        lambda: kl.ConvLSTM2D(2, 2, name="film"), lambda: kl.Conv2D(2, 1), shape=(3, 4, 4, 2), float_fallbacks=("film",)
+    ),
     "returns values again": function(returned_again, VECTOR, float_fallbacks=("u",)),
     "returns reals again": function(
         lambda x: [kl.Dense(4, name="head")(x)] * 2, VECTOR, arguments={"skip": ["head"]}, float_fallbacks=("head",)

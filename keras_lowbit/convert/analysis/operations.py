@@ -115,6 +115,7 @@ _ACTIVATIONS: dict[str, Category] = {
     **dict.fromkeys(functions.ACTIVATIONS, Category.FUNCTION),
 }
 
+LOOKUPS = ("HashedCrossing", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization")
 RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
@@ -301,6 +302,8 @@ def fallback_reason(call: Call) -> str:
         return "its mask is made of inputs: in integers a mask is a constant"
     if stock_kind(operation) in RECURRENT and is_loop(operation) and not operation.stateful:
         return "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart"
+    if stock_kind(operation) in LOOKUPS:
+        return "a file has no tables for what it looks up: run it in front of the model, which starts with its result"
     if stock_kind(operation) in EXPANDABLE:
         return f"this call of {name} has no integer form"
     return f"{name} has no integer form here"

@@ -17,6 +17,7 @@ DROPOUTS = (
     "Dropout",
     "SpatialDropout1D",
     "SpatialDropout2D",
+    "SpatialDropout3D",
     "GaussianNoise",
     "GaussianDropout",
     "AlphaDropout",
@@ -24,7 +25,7 @@ DROPOUTS = (
 )
 # So do these. RandomCrop is none of them: it resizes.
 AUGMENTATIONS = (
-    *"AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast".split(),
+    *"AugMix CutMix MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast".split(),
     *"RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert".split(),
     *"RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear".split(),
     *"RandomTranslation RandomZoom".split(),
@@ -39,6 +40,9 @@ EXPANDABLE = (
     *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
     *"Prod SeparableConv1D SimpleRNN Sum".split(),
     *"Einsum LogSoftmax TimeDistributed UnitNormalization Var".split(),
+    *"AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D".split(),
+    *"AdaptiveMaxPooling2D AdaptiveMaxPooling3D AveragePooling3D Conv3D Cropping3D GlobalAveragePooling3D".split(),
+    *"GlobalMaxPooling3D MaxPooling3D UpSampling3D ZeroPadding3D".split(),
 )
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies

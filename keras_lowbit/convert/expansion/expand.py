@@ -9,7 +9,7 @@ import keras
 from keras import tree
 
 from keras_lowbit.convert.analysis.operations import RECURRENT, is_loop, stock_kind
-from keras_lowbit.convert.expansion import arithmetic, attention, einsum, normalizations, recurrent, signals
+from keras_lowbit.convert.expansion import arithmetic, attention, einsum, normalizations, recurrent, signals, volumes
 from keras_lowbit.convert.expansion.implicit_masks import mask_behind
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
@@ -24,6 +24,7 @@ _RULE_FILES = (
     normalizations,
     recurrent,
     signals,
+    volumes,
 )  # importing them registers their rules
 _READ_MASKS = ("Attention", "MultiHeadAttention", "Softmax", *RECURRENT)
 Leaves = Callable[[str, str], bool]  # of name and path: whether a call stays as it is

@@ -77,9 +77,8 @@ def read(model: bytes, name: str) -> Any:
     graph = found.subgraphs[0]
     if len(found.subgraphs) != 1:
         raise ValueError(
-            f"{where} has {len(found.subgraphs)} subgraphs, those of loops or branches: expected one. An LSTM, GRU or "
-            "SimpleRNN has no loop with unroll=True, its own or that of quantize_model; leave other control flow out of the "
-            "exported model"
+            f"{where} has {len(found.subgraphs)} subgraphs, those of loops or branches: expected one; leave control flow "
+            "out of the exported model"
         )
     ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
     computed = {int(i) for op in graph.operators or () for i in op.outputs}

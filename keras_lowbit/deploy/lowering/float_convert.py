@@ -90,6 +90,25 @@ def in_float32(operations: Sequence[Any]) -> Iterator[None]:
                 part._dtype_policy = policy
 
 
+@contextlib.contextmanager
+def unrolled(operations: Sequence[Any]) -> Iterator[None]:
+    """Inside, recurrent layers run step by step in place of a loop: a float subgraph is one graph without control flow."""
+    loops = [layer for operation in operations for layer in loops_in(operation)]
+    try:
+        for layer in loops:
+            layer.unroll = True
+        yield
+    finally:
+        for layer in loops:
+            layer.unroll = False
+
+
+def loops_in(operation: Any) -> list[Any]:
+    """The recurrent layers of an operation that run in a loop."""
+    layers = operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else ()
+    return [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+
+
 def _named_parts(operation: Any, several: bool) -> list[Any]:
     """The layers of an operation; of a bare operation itself, where it is not alone."""
     if isinstance(operation, keras.layers.Layer):

@@ -1,18 +1,21 @@
 """Float fallback: what has no integer form runs in float between explicit dequantize and quantize nodes, and is listed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_lowbit.convert.analysis.operations import (
+    LOOKUPS,
     Category,
     activation_name,
     category_of,
     fallback_reason,
     lacks_int16,
+    stock_kind,
 )
+from keras_lowbit.convert.expansion.signals import MOST_STEPS
 from keras_lowbit.deploy.graph.float_subgraph import load, origins, read
-from keras_lowbit.deploy.lowering.float_convert import check_batch, convert_to_float, in_float32
+from keras_lowbit.deploy.lowering.float_convert import check_batch, convert_to_float, in_float32, loops_in, unrolled
 from keras_lowbit.deploy.lowering.float_forms import run_convertible
 from keras_lowbit.deploy.lowering.float_parts import FloatPart
 from keras_lowbit.deploy.lowering.ranges import uses_int16
@@ -39,6 +42,7 @@ def lower_part(state: Lowering, part: FloatPart) -> None:
     """Calls that run in float together, as one node."""
     calls = [call for call in part.calls if not isinstance(call.operation, KeepFloat)]
     _check_stateless(calls)
+    _check_lookups(calls)
     sources = {key: state.as_float(key, calls[-1].path) for key in part.reads}
     try:
         made = _insert(state, _piece(part, calls), list(sources.values()), calls[-1].path)
@@ -58,17 +62,21 @@ def _raise_for_one(calls: list[Call], batch_size: int) -> None:
         piece = _piece(FloatPart((call,), call.inputs, call.outputs), [call])
         shapes = [tuple(tensor.shape[1:]) for tensor in call.tensors]
         dtypes = ["float32" if "float" in str(tensor.dtype) else str(tensor.dtype) for tensor in call.tensors]
-        with in_float32(piece.operations):
+        with in_float32(piece.operations), unrolled(piece.operations):
             model = convert_to_float(piece.run, shapes, piece.description, batch_size, dtypes)
         if len(load(model, call.path).subgraphs) > 1:
             read(model, call.path)  # says why
 
 
 def _piece(part: FloatPart, calls: list[Call]) -> Piece:
+    loops = [call for call in calls if loops_in(call.operation)]
+
     def run(*given: Any) -> list[Any]:
         values = dict(zip(part.reads, given, strict=True))
         one_sample = any(value.shape[0] is not None for value in given)
         for call in part.calls:
+            if call in loops:
+                _check_steps(call, values)
             outputs = run_convertible(call, values)
             if not one_sample:
                 check_batch(_described(call), outputs)
@@ -95,6 +103,23 @@ def _check_stateless(calls: list[Call]) -> None:
             )
 
 
+def _check_lookups(calls: list[Call]) -> None:
+    for call in calls:
+        if stock_kind(call.operation) in LOOKUPS:
+            raise ValueError(f"{_described(call)}: {fallback_reason(call)} (keras.Input(shape, dtype='int32')).")
+
+
+def _check_steps(call: Call, values: Mapping[int, Any]) -> None:
+    """Refuses a loop of many steps, each of which would be operators of the file."""
+    steps = values[call.inputs[0]].shape[1]
+    if steps is not None and steps > MOST_STEPS:
+        raise ValueError(
+            f"{_described(call)} runs {steps} steps in a loop, which a file written here has not: up to {MOST_STEPS} stand in "
+            "it one by one. Give the model shorter sequences, or fewer steps with the state as an input and an output: "
+            "steps, state = GRU(8, return_state=True)(x, initial_state=state)."
+        )
+
+
 def lower_float(state: Lowering, call: Call) -> None:
     """One call in float, all its outputs."""
     lower_part(state, FloatPart((call,), tuple(dict.fromkeys(call.inputs)), call.outputs))
@@ -118,7 +143,7 @@ def _insert(state: Lowering, piece: Piece, sources: Sequence[FloatTensor], name:
     given = [source.tensor for source in sources]
     tensors = [state.builder.tensor(name) for name in given]
     shapes, dtypes = [tensor.shape[1:] for tensor in tensors], [tensor.dtype for tensor in tensors]
-    with in_float32(piece.operations):
+    with in_float32(piece.operations), unrolled(piece.operations):
         model = convert_to_float(piece.run, shapes, piece.description, state.batch_size, dtypes)
         found = origins(model, name)
         kept = sorted({place for place in found if place >= 0})

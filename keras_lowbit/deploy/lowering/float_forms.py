@@ -48,8 +48,23 @@ def _categories(layer: Any, x: Any, options: Options) -> Any | None:
     return ops.sum(rows if weights is None else rows * ops.expand_dims(weights, -1), axis=-2)
 
 
+def _pool_of_volumes(layer: Any, x: Any, options: Options) -> Any | None:
+    """A pool of volumes: one of depth and height, as an image with a channel for each column, and one of width."""
+    _, depth, height, width, channels = x.shape
+    if layer.data_format != "channels_last" or None in (depth, height, width):
+        return None
+    pool = keras.layers.MaxPooling2D if stock_kind(layer) == "MaxPooling3D" else keras.layers.AveragePooling2D
+    window, strides, ends = layer.pool_size, layer.strides, layer.padding
+    planes = pool(window[:2], strides[:2], ends)(ops.reshape(x, (-1, depth, height, width * channels)))
+    _, depth, height, _ = planes.shape
+    rows = pool((1, window[2]), (1, strides[2]), ends)(ops.reshape(planes, (-1, depth * height, width, channels)))
+    return ops.reshape(rows, (-1, depth, height, rows.shape[2], channels))
+
+
 _FORMS: dict[str, Callable[[Any, Any, Options], Any | None]] = {
     "Argmax": _extreme,
     "Argmin": _extreme,
+    "AveragePooling3D": _pool_of_volumes,
     "CategoryEncoding": _categories,
+    "MaxPooling3D": _pool_of_volumes,
 }

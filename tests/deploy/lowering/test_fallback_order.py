@@ -132,9 +132,41 @@ def test_float_subgraphs_with_several_ends_compute_what_keras_does(body, tmp_pat
     assert parity.max_output_steps <= 2
 
 
-def test_a_recurrent_layer_with_a_loop_is_told_to_unroll(tmp_path):
-    with pytest.raises(ValueError, match=r"'lstm' has 3 subgraphs, .* has no loop with unroll=True"):
-        deployed(lambda x: recurrent(x, unroll=False), tmp_path / "m.tflite", 12)
+def test_a_loop_of_many_steps_is_refused_with_the_way_out(tmp_path):
+    """Up to 64 run in float, one behind the other."""
+    model = keras.Sequential([keras.Input((65, 2)), kl.Bidirectional(kl.LSTM(2), name="both")])
+    quantized, _ = klb.quantize_model(model)
+    klb.calibrate(quantized, np.ones((2, 65, 2), "float32"), verbose=0)
+    with pytest.raises(
+        ValueError, match=r"'both' \(Bidirectional\) runs 65 steps in a loop, .* up to 64 .* shorter sequences"
+    ):
+        klb.export_litert(quantized, tmp_path / "m.tflite")
+    both = quantized.get_layer("both")
+    assert not both.forward_layer.unroll  # the model is as it was
+    assert not both.backward_layer.unroll
+
+
+class Halving(kl.Layer):
+    """A loop of the user's own, of as many steps as the values need."""
+
+    def call(self, x):
+        [halved] = ops.while_loop(lambda y: ops.max(ops.abs(y)) > 1, lambda y: [y / 2], [x])
+        return ops.reshape(halved, (-1, 12))
+
+
+def test_other_control_flow_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'halving' has 3 subgraphs, .* leave control flow out"):
+        deployed(lambda x: Halving(name="halving")(x), tmp_path / "m.tflite", 12)
+
+
+def test_what_looks_values_up_is_refused_with_the_way_out(tmp_path):
+    ids = keras.Input((3,), dtype="int32", name="ids")
+    model = keras.Model(ids, kl.Dense(2)(kl.CategoryEncoding(5)(kl.Hashing(5, name="hash")(ids))))
+    quantized, report = klb.quantize_model(model)
+    assert "run it in front of the model" in report["hash"].detail
+    klb.calibrate(quantized, np.ones((2, 3), "int32"), verbose=0)
+    with pytest.raises(ValueError, match=r"'hash' \(Hashing\): .* run it in front of the model"):
+        klb.export_litert(quantized, tmp_path / "m.tflite")
 
 
 def test_another_export_of_the_same_model_is_the_same_file(tmp_path):
