@@ -43,6 +43,7 @@ ROOMS = {
     "convert": (
         *(
             "analysis",
+            "unwrap",
             "byte_inputs",
             "channels_last",
             "expansion",
