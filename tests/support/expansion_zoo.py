@@ -99,6 +99,21 @@ EXPANSIONS: dict[str, Case] = {
     "places in a list": function(lambda x: kl.Dense(2)(keras.ops.take(kl.Dense(4)(x), [2, 0], axis=1)), (3, 4)),
     "text with a mask": Case(padded_text),
     "flags beside values": Case(flagged),
+    "places of the smallest": function(lambda x: keras.ops.argmin(conv()()(x), axis=-1)),
+    "deviation": function(lambda x: kl.Dense(2)(keras.ops.std(kl.Dense(8)(x), axis=-1, keepdims=True)), SEQUENCE),
+    "deviation of columns": function(lambda x: kl.Dense(2)(keras.ops.std(kl.Dense(4)(x), axis=1)), SEQUENCE),
+    "additive attention": function(
+        lambda x: kl.AdditiveAttention()([kl.Dense(4)(x), kl.Dense(4)(x)], use_causal_mask=True), SEQUENCE
+    ),
+    "additive attention without a scale": function(
+        lambda x: kl.AdditiveAttention(use_scale=False)([x, x[:, 2:], kl.Dense(8)(x)[:, 1:5]]), SEQUENCE
+    ),
+    "grouped attention": function(
+        lambda x: kl.Add()([x, kl.GroupQueryAttention(3, 4, 2)(x, x, use_causal_mask=True)]), SEQUENCE
+    ),
+    "grouped attention of other values": function(
+        lambda x: kl.GroupQueryAttention(3, 2, 1, use_bias=False, sliding_window=4)(kl.Dense(8)(x), x[:, 1:]), SEQUENCE
+    ),
     "the largest and their places": function(lambda x: list(keras.ops.top_k(conv()()(x), 2))),
     "the largest alone": function(lambda x: kl.Dense(3)(keras.ops.top_k(conv()()(x), 3)[0])),
     "places of the largest alone": function(lambda x: keras.ops.top_k(conv()()(x), 1)[1]),

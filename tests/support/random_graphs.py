@@ -309,7 +309,8 @@ def _argmax(g):
     if g.source.kind == "int16":
         return
     x, s = g.take(), g.source
-    g.ends.append(g.builder.argmax(x, g.name("argmax"), s.integer(1, len(g.shape(x)))))
+    op = s.pick(["argmax", "argmin"])
+    g.ends.append(getattr(g.builder, op)(x, g.name(op), s.integer(1, len(g.shape(x)))))
 
 
 def _top_k(g):

@@ -65,7 +65,7 @@ _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(
         (
             "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
-            "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D Matmul Argmax "
+            "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D Matmul Argmax Argmin "
             "ChannelAffine AddConstant MultiplyConstant"
         ).split(),
         Category.NEEDS_RANGE,
@@ -115,6 +115,7 @@ _ACTIVATIONS: dict[str, Category] = {
     **dict.fromkeys(functions.ACTIVATIONS, Category.FUNCTION),
 }
 
+_PLACES = ("Argmax", "Argmin")  # that give whole numbers
 LOOKUPS = ("HashedCrossing", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization")
 RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 
@@ -158,7 +159,8 @@ def lacks_int16(call: Call, category: Category) -> str | None:
         return "a function of 16-bit values: no table of 256 codes stands for it"
     if category is Category.PIXELS:
         return "LiteRT has no kernel that makes 16-bit codes of bytes"
-    return "LiteRT's ARG_MAX takes no int16" if stock_kind(call.operation) == "Argmax" else None
+    kind = stock_kind(call.operation)
+    return f"LiteRT's ARG_{kind[-3:].upper()} takes no int16" if kind in _PLACES else None
 
 
 def stock_kind(operation: Any) -> str:
@@ -233,7 +235,7 @@ def _other_types(call: Call) -> str | None:
     """Which values of a call are no reals: whole numbers and masks have no range."""
     kind = stock_kind(call.operation)
     reads = () if kind in ("Embedding", "Cast") else call.tensors[kind == "Where" :]
-    makes = call.results[: {"Argmax": 0, "TopK": 1}.get(kind)]
+    makes = call.results[: {**dict.fromkeys(_PLACES, 0), "TopK": 1}.get(kind)]
     for does, tensors in (("reads", reads), ("makes", makes)):
         for tensor in tensors:
             if "float" not in str(tensor.dtype):

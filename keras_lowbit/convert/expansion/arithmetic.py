@@ -85,6 +85,15 @@ def variance(call: Call) -> Compose | None:
     return compose
 
 
+@expands("Std")
+def deviation(call: Call) -> Compose | None:
+    """The root of the variance."""
+    compose = variance(call)
+    if compose is None:
+        return None
+    return lambda parts, values: parts.named(ops.sqrt(compose(parts.within("variance"), values)))
+
+
 @expands("Prod")
 def product(call: Call) -> Compose | None:
     """Of one axis: products of two halves of it, until one place is left."""

@@ -104,7 +104,26 @@ def _is_plain(arguments: dict[str, Any], takes: tuple[str, ...]) -> bool:
     return not any(value is not None and value is not False for name, value in arguments.items() if name not in takes)
 
 
-@expands("MultiHeadAttention")
+class _Heads:
+    """The dense layers of an attention of several heads. repeats: how many heads of queries share one of keys and values."""
+
+    def __init__(self, layer: Any) -> None:
+        grouped = isinstance(layer, keras.layers.GroupQueryAttention)
+        names = [("_" if grouped else "") + f"{name}_dense" for name in ("query", "key", "value", "output")]
+        query, key, value, self.output = (getattr(layer, name) for name in names)
+        self.projections = {"query": query, "key": key, "value": value}
+        self.count = layer.num_query_heads if grouped else layer.num_heads
+        self.depth = layer.head_dim if grouped else layer.key_dim
+        self.repeats = layer.num_repeats if grouped else 1
+
+    def apart(self, parts: Parts, units: Any, name: str) -> Any:
+        """What was projected, [heads, positions, depth]."""
+        repeats = 1 if name == "query" else self.repeats
+        found = _by_heads(parts, units, self.count // repeats, name)
+        return found if repeats == 1 else parts.named(ops.repeat(found, repeats, axis=1), f"{name}_repeated")
+
+
+@expands("MultiHeadAttention", "GroupedQueryAttention")
 def multi_head_attention(call: Call) -> Compose | None:
     """Heads of ``softmax(q k^T / sqrt(d)) v``; the factor goes into the weights of q. Masks that are constants stay masks."""
     layer = call.operation
@@ -116,27 +135,28 @@ def multi_head_attention(call: Call) -> Compose | None:
     allowed = _allowed(given, given["query"].shape[1], given["value"].shape[1], sliding)
     if allowed is None:
         return None
-    projections = {"query": layer.query_dense, "key": layer.key_dense, "value": layer.value_dense}
+    heads = _Heads(layer)
+    projections = heads.projections
     forms = {name: _dense_form(projections[name], source) for name, source in _sources(given).items()}
     known = {name: form for name, form in forms.items() if form is not None}
     fits = len(known) == 3 and all(_bias_is_of_units(projections[name], form) for name, form in known.items())
-    if not fits or len(layer.output_dense.kernel.shape) != 3:
+    if not fits or len(heads.output.kernel.shape) != 3:
         return None
-    factors = {"query": 1 / math.sqrt(layer.key_dim), "key": 1.0, "value": 1.0}
+    factors = {"query": 1 / math.sqrt(heads.depth), "key": 1.0, "value": 1.0}
 
     def compose(parts: Parts, values: Values) -> Any:
         projected = {}
         for name, source in _sources(_arguments(call, values)).items():
             units = _dense(parts, source, projections[name], known[name], name, factors[name])
-            projected[name] = _by_heads(parts, units, layer.num_heads, name)
+            projected[name] = heads.apart(parts, units, name)
         mask = _mask_of_inputs(parts, call, values)
         mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed", allowed, mask)
         apart = parts.named(ops.transpose(mixed, (0, 2, 1, 3)), "turn_back")
-        _, positions, heads, depth = apart.shape
-        rows = parts.named(ops.reshape(apart, (-1, positions, heads * depth)), "joined")
-        kernel = array(layer.output_dense.kernel)
+        _, positions, *units = apart.shape
+        rows = parts.named(ops.reshape(apart, (-1, positions, math.prod(units))), "joined")
+        kernel = array(heads.output.kernel)
         form = _Form(kernel.reshape(-1, kernel.shape[-1]), (positions,), kernel.shape[-1:])
-        return _dense(parts, rows, layer.output_dense, form, "")
+        return _dense(parts, rows, heads.output, form, "")
 
     return compose
 
@@ -208,6 +228,11 @@ def _allowed(arguments: dict[str, Any], queries: int, keys: int, window: int | N
 def _mixed(parts: Parts, query: Any, key: Any, value: Any, part: str, allowed: np.ndarray, mask: Any = None) -> Any:
     """``softmax(q k^T) v``. part: name of the last operation.   allowed: as in `_allowed`.   mask: of the inputs."""
     scores = parts.named(ops.matmul(query, turned(parts, key, "key_columns")), "scores")
+    return _weighted(parts, scores, value, part, allowed, mask)
+
+
+def _weighted(parts: Parts, scores: Any, value: Any, part: str, allowed: np.ndarray, mask: Any) -> Any:
+    """Values by the softmax of scores, as `_mixed`."""
     if not allowed.all():
         shape = allowed.shape[len(allowed.shape) - len(scores.shape) + 1 :]
         weights = {"allowed": allowed.reshape(shape)}
@@ -255,15 +280,14 @@ def _by_heads(parts: Parts, x: Any, heads: int, name: str) -> Any:
     return parts.named(ops.transpose(split, (0, 2, 1, 3)), f"{name}_turn")
 
 
-@expands("Attention")
+@expands("Attention", "AdditiveAttention")
 def attention(call: Call) -> Compose | None:
-    """``softmax(q k^T) v`` of `keras.layers.Attention`, dot products without a trained scale."""
+    """``softmax(scores) v``: the scores are dot products without a trained scale, or ``sum(scale * tanh(q + k))``."""
     layer = call.operation
+    additive = isinstance(layer, keras.layers.AdditiveAttention)
     given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
-    plain = (
-        layer.score_mode == "dot"
-        and not layer.use_scale
-        and _is_plain(given, ("inputs", "training", "use_causal_mask", "mask"))
+    plain = (additive or (layer.score_mode == "dot" and not layer.use_scale)) and _is_plain(
+        given, ("inputs", "training", "use_causal_mask", "mask")
     )
     if not plain or not _are_sequences(call):
         return None
@@ -279,13 +303,30 @@ def attention(call: Call) -> Compose | None:
         of_query, of_value = given_masks[:2]
         if of_value is not None:
             of_value = parts.named(ops.expand_dims(_as_bool(parts, of_value), 1), "mask_of_value")
-        part = "" if of_query is None else "mixed"
-        made = _mixed(parts, query, rest[0] if rest else value, value, part, allowed, of_value)
+        part, key = "" if of_query is None else "mixed", rest[0] if rest else value
+        if additive:
+            made = _weighted(parts, _additive_scores(parts, query, key), value, part, allowed, of_value)
+        else:
+            made = _mixed(parts, query, key, value, part, allowed, of_value)
         if of_query is None:
             return made
         return parts.named(ops.where(parts.named(ops.expand_dims(of_query, -1), "mask_of_query"), made, 0.0))
 
     return compose
+
+
+def _additive_scores(parts: Parts, query: Any, key: Any) -> Any:
+    """``sum(scale * tanh(q + k))`` of each query and each key, a dense layer of one unit where the scale is trained."""
+    layer, (positions, depth) = parts.operation, query.shape[1:]
+    of_query = parts.named(ops.expand_dims(query, 2), "query_rows")
+    of_key = parts.named(ops.expand_dims(key, 1), "key_columns")
+    bounded = parts.named(ops.tanh(parts.named(ops.add(of_query, of_key), "sums")), "bounded")
+    if layer.use_scale:
+        kernel = {"kernel": array(layer.scale)[:, None]}
+        dense = parts.layer("scale", lambda **options: keras.layers.Dense(1, use_bias=False, **options), kernel)
+        return parts.named(ops.reshape(dense(bounded), (-1, positions, key.shape[1])), "scores")
+    mean = parts.named(ops.mean(bounded, axis=-1), "mean")
+    return parts.named(ops.multiply(mean, float(depth)), "scores")
 
 
 @expands("Dot")

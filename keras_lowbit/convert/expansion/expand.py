@@ -26,7 +26,8 @@ _RULE_FILES = (
     signals,
     volumes,
 )  # importing them registers their rules
-_READ_MASKS = ("Attention", "MultiHeadAttention", "Softmax", *RECURRENT)
+_OF_HEADS = ("GroupedQueryAttention", "MultiHeadAttention")
+_READ_MASKS = ("AdditiveAttention", "Attention", *_OF_HEADS, "Softmax", *RECURRENT)
 Leaves = Callable[[str, str], bool]  # of name and path: whether a call stays as it is
 
 
@@ -79,7 +80,7 @@ class _Walk:
         calls = calls_of(model).calls
         names = {call.name: call for call in calls if not self.rule(call, prefix + call.path)}
         others = set(names)
-        has_attention = any(stock_kind(call.operation) == "MultiHeadAttention" for call in calls)
+        has_attention = any(stock_kind(call.operation) in _OF_HEADS for call in calls)
 
         def emit(call: Call, values: dict[int, Any]) -> list[Any]:
             path = prefix + call.path

@@ -274,6 +274,11 @@ class GraphBuilder(BaseBuilder):
         axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
         return self._node("argmax", name, (x,), {"axis": axis}, None)
 
+    def argmin(self, x: str, name: str, axis: int = -1) -> str:
+        """Place (int32) of the smallest code along an axis, the first of several; a negative axis counts from the end."""
+        axis = axis % len(self.tensor(x).shape) if axis < 0 else axis
+        return self._node("argmin", name, (x,), {"axis": axis}, None)
+
     def top_k(self, x: str, name: str, k: int) -> tuple[str, str]:
         """The k largest codes of the last axis, the largest first, and their places (int32); of equal codes the first ones.
 

@@ -175,14 +175,15 @@ def emit_embedding(state: Lowering, deferred: DeferredOp, grid: Range, activatio
     return state.builder.embedding(deferred.inputs[0], codes, grid, state.name(deferred.path))
 
 
-@lowers("Argmax")
+@lowers("Argmax", "Argmin")
 def lower_argmax(state: Lowering, call: Call) -> bool:
-    """Places of the largest codes: whole numbers, which have no range."""
+    """Places of the largest or smallest codes: whole numbers, which have no range."""
     if isinstance(state.values[call.inputs[0]], FloatTensor):
         return False
     source = state.stored(call.inputs[0], call)
     axis = call.operation.axis % len(call.tensors[0].shape)
-    made = state.builder.argmax(source.tensor, state.name(call.path), axis)
+    find = state.builder.argmax if stock_kind(call.operation) == "Argmax" else state.builder.argmin
+    made = find(source.tensor, state.name(call.path), axis)
     state.values[call.outputs[0]] = FloatTensor(made, source.provenance.add(call=call))
     return True
 

@@ -66,6 +66,12 @@ def argmax(call: NodeCall) -> np.ndarray:
     return call.arrays[0].argmax(axis=call.attributes["axis"]).astype(np.int32)
 
 
+@kernel("argmin")
+def argmin(call: NodeCall) -> np.ndarray:
+    """Place of the smallest code, the first of several."""
+    return call.arrays[0].argmin(axis=call.attributes["axis"]).astype(np.int32)
+
+
 @kernel("top_k")
 def top_k(call: NodeCall) -> list[np.ndarray]:
     """The k largest codes of the last axis and their places; of equal codes the first ones come first."""

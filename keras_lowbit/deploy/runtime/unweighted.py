@@ -237,6 +237,12 @@ def argmax(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     return lambda values: tf.argmax(values[0], node.attributes["axis"], tf.int32)
 
 
+@runs("argmin")
+def argmin(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
+    """Place of the smallest code."""
+    return lambda values: tf.argmin(values[0], node.attributes["axis"], tf.int32)
+
+
 @runs("top_k")
 def top_k(graph: IntegerGraph, node: Node, keep: Keep) -> Run:
     """The largest codes and their places."""

@@ -138,6 +138,10 @@ def _argmax_shape(attributes: Attributes, shapes: Sequence[Shape]) -> Shape:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
+def _argmin_builtin(use: Use) -> Builtin:
+    return Builtin("ARG_MIN", 2, "ArgMinOptions", {"outputType": INT32}, {"axis": [use.attributes["axis"]]})
+
+
 def _argmax_builtin(use: Use) -> Builtin:
     return Builtin("ARG_MAX", 2, "ArgMaxOptions", {"outputType": INT32}, {"axis": [use.attributes["axis"]]})
 
@@ -178,6 +182,7 @@ EMBEDDING = Operation(
     check=_check_embedding,
 )
 ARGMAX = Operation("argmax", _argmax_shape, _argmax_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
+ARGMIN = Operation("argmin", _argmax_shape, _argmin_builtin, range=FREE, writes=("int32",), takes={"axis": whole(1)})
 TOP_K = Operation("top_k", _top_k_shape, _top_k_builtin, also_writes=("int32",), takes={"k": whole(1)}, int16=3)
 _COPIED = ("int8", *PLAIN)  # RESHAPE is the copy of a tensor too, of any type
 RESHAPE = Operation(
