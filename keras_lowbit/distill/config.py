@@ -13,7 +13,8 @@ class DistillConfig:
 
     loss: "rmse" (FAT's), "smooth_l1" (FAT's published code), "kl" with `temperature`, or ``loss(teacher, student)``.
     label_weight: of the cross-entropy with labels; None: 1 where `distill` gets labels, 0 where not.
-    variables: what learns: None or "thresholds", "thresholds+biases", "pointwise" or a list, see `Distiller`.
+    variables: what learns: None or "thresholds", "thresholds+biases", "activations+biases", "pointwise" or a list, see
+    `Distiller`.
     training: True: the student runs as in its own `fit`, see `Distiller`.
     learning_rate: of Adam, where every cosine cycle starts; each restart empties Adam's slots.
     period: steps in a cycle; by default half of all steps, so one restart (400 where their number is unknown).

@@ -39,9 +39,11 @@ class Distiller(keras.Model):
     variables: what learns. None or "thresholds": the trainable state of the student's quantizers (FAT's factors),
     in frozen layers too.
     "thresholds+biases": these and the biases of its layers, betas of batch norms included: a threshold that moves rounds the
-    weights of its channel anew, which shifts the channel's mean, and only a bias can take that shift back. "pointwise": one
-    factor in [0.75, 1.25] for every weight and bias of its quantized layers, thresholds fixed; `write_back` multiplies them
-    in. Or a list of the student's Keras variables. Everything else stays as it is, whatever its `trainable` says.
+    weights of its channel anew, which shifts the channel's mean, and only a bias can take that shift back.
+    "activations+biases": ranges of activations and the biases, no threshold of weights: for weights whose rounding was learnt
+    (`reconstruct`), which it would round anew. "pointwise": one factor in [0.75, 1.25] for every weight and bias of its
+    quantized layers, thresholds fixed; `write_back` multiplies them in. Or a list of the student's Keras variables. Everything
+    else stays as it is, whatever its `trainable` says.
     training: True: the student runs as in its own `fit`: batch norms take the batch's statistics and keep their averages,
     dropout is on, ranges observe, SQ draws. For training whole networks: ``variables=quantized.trainable_variables``.
     y in `fit`: nothing, labels, or ``{"teacher_logits": [...], "labels": ...}`` to save the teacher's runs.
@@ -213,10 +215,15 @@ def _declared(student: Any, variables: str | Sequence[Any] | None) -> list[Any]:
         return _thresholds(student)
     if variables == "thresholds+biases":
         return _thresholds(student) + biases(student)
+    if variables == "activations+biases":
+        ranges = [
+            variable for _, host in hosts(student) if host.activation_range is not None for variable in host.learned
+        ]
+        return ranges + biases(student)
     if isinstance(variables, str):
         raise ValueError(
-            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'pointwise' "
-            "or a list of variables."
+            f"variables={variables!r}; give 'thresholds' (the default), 'thresholds+biases', 'activations+biases', "
+            "'pointwise' or a list of variables."
         )
     own = {id(variable) for variable in student.variables}
     found = list(variables)

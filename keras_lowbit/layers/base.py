@@ -23,16 +23,19 @@ from keras_lowbit.layers.host import (
 from keras_lowbit.quantizers.former import upgrade
 
 ROLES = ("kernel", "bias", "output")
-_STAND_INS: ContextVar[Mapping[int, Any]] = ContextVar("kernels that stand in, by the id of the layer")
+_STAND_INS: ContextVar[Mapping[tuple[int, str], Any]] = ContextVar(
+    "weights that stand in, by the id of the layer and role"
+)
 
 
 @contextmanager
-def kernels_standing_in(kernels: Mapping[Any, np.ndarray]) -> Iterator[None]:
-    """Inside, eager calls of these layers multiply with the given reals instead of their quantized kernels.
+def weights_standing_in(kernels: Mapping[Any, Any], biases: Mapping[Any, Any] | None = None) -> Iterator[None]:
+    """Inside, eager calls of these layers compute with the given reals instead of their quantized kernels and biases.
 
     Only calls of this thread: nothing of a layer is changed, other threads see it as it is.
     """
-    token = _STAND_INS.set({id(layer): kernel for layer, kernel in kernels.items()})
+    given = {"kernel": kernels, "bias": biases or {}}
+    token = _STAND_INS.set({(id(layer), role): real for role, reals in given.items() for layer, real in reals.items()})
     try:
         yield
     finally:
@@ -121,9 +124,7 @@ class QuantizedLayer(keras.layers.Layer):
 
     def quantized_kernel(self, training: bool | None = None) -> Any:
         """The kernel the forward pass multiplies with, in the compute dtype, layout of the stock kernel."""
-        if (kernel := _STAND_INS.get({}).get(id(self))) is not None:
-            return ops.cast(kernel, self.compute_dtype)
-        return self._through(self.kernel_host, self.kernel, training)
+        return self._weight("kernel", training)
 
     def linear(self, inputs: Any, training: bool | None = None) -> Any:
         """The operation with the quantized kernel alone, without bias: [batch, ..., channels]."""
@@ -139,7 +140,7 @@ class QuantizedLayer(keras.layers.Layer):
         """What the integer pipeline stores: linear operation, bias, an activation that fuses, output quantizer."""
         outputs = self.linear(inputs, training)
         if self.bias is not None:
-            bias = self._through(self.bias_host, self.bias, training)
+            bias = self._weight("bias", training)
             if getattr(self, "data_format", "channels_last") == "channels_first":
                 bias = ops.reshape(bias, (1, -1) + (1,) * (len(outputs.shape) - 2))
             outputs = ops.add(outputs, bias)
@@ -151,6 +152,11 @@ class QuantizedLayer(keras.layers.Layer):
         """``activation(linear(x, q(kernel)) + q(bias))``, with the output quantizer as the class says."""
         outputs = self.integer_output(inputs, training)
         return outputs if self.activation_fuses else self.activation(outputs)
+
+    def _weight(self, role: str, training: bool | None) -> Any:
+        if (real := _STAND_INS.get({}).get((id(self), role))) is not None:
+            return ops.cast(real, self.compute_dtype)
+        return self._through(getattr(self, f"{role}_host"), getattr(self, role), training)
 
     def _through(self, host: QuantizerHost | None, real: Any, training: bool | None) -> Any:
         if host is None:

@@ -13,7 +13,7 @@ from keras_lowbit.data import Batches, samples_in
 from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.summary import costs, summary
 from keras_lowbit.keras_graph.variables import to_numpy
-from keras_lowbit.layers.base import kernels_standing_in
+from keras_lowbit.layers.base import weights_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.quantizers import Quantizer, Uniform
 from keras_lowbit.recipes import Recipe, Rule, get
@@ -87,7 +87,7 @@ def bit_choices(
     kernels = {path: {choice: _kernel(layer, choice) for choice in choices} for path, layer in layers.items()}
 
     def measure(chosen: Chosen) -> Score:
-        with kernels_standing_in({layers[path]: kernels[path][choice] for path, choice in chosen.items()}):
+        with weights_standing_in({layers[path]: kernels[path][choice] for path, choice in chosen.items()}):
             return logits.score()
 
     sizes = {choice: _sizes(model, choice, base) for choice in choices}

@@ -5,7 +5,8 @@
 
 Trains on the unlabelled training images of the data folder, a fourth of them held back to judge each block, and reports top-1
 and agreement with the float model on the 1,024 labelled ones; every cell is a .tflite file run by LiteRT. A cell that was
-stopped goes on behind its last block.
+stopped goes on behind its last block. A "tuned" one goes on from the saved one that is not, so that its minutes are of the
+tuning alone.
 """
 
 import argparse
@@ -18,46 +19,83 @@ import keras
 import tensorflow as tf
 
 import keras_lowbit as klb
-from keras_lowbit.quantizers import AdjustableThreshold, Uniform
 from studies.fat_mobilenet import run as fat
 
 HERE = Path(__file__).resolve().parent
-ENDS = {"mobilenet_v2": r"Conv1|[Pp]redictions", "mobilenet_v1": r"conv1|conv_preds"}
+HELD_BACK = 128  # images that judge the tuning
+ENDS_8: dict[str, Any] = {"recipe": klb.recipes.w4()}
+ALL_4: dict[str, Any] = {"recipe": klb.recipes.w4(first=None, last=None)}
+BLOCK: dict[str, Any] = {"unit": "block"}
 CELLS: dict[str, dict[str, Any]] = {
-    "all 4, nearest": {"ends": 4, "unit": None},
-    "all 4, block": {"ends": 4, "unit": "block"},
-    "ends 8, nearest": {"ends": 8, "unit": None},
-    "ends 8, layer": {"ends": 8, "unit": "layer"},
-    "ends 8, block": {"ends": 8, "unit": "block"},
-    "ends 8, block, nothing dropped": {"ends": 8, "unit": "block", "drop_probability": 0.0},
+    "ends 8, nearest": ENDS_8,
+    "ends 8, block": ENDS_8 | BLOCK,
+    "ends 8, block, tuned": ENDS_8 | BLOCK | {"tuned": True},
+    "all 4, nearest": ALL_4,
+    "all 4, block": ALL_4 | BLOCK,
+    "all 4, block, tuned": ALL_4 | BLOCK | {"tuned": True},
+    "ends 8, layer": ENDS_8 | {"unit": "layer"},
+    "ends 8, block, nothing dropped": ENDS_8 | BLOCK | {"drop_probability": 0.0},
 }
 
 
-def make(study: fat.Study, cell: dict[str, Any], iterations: int, checkpoint: Path) -> tuple[keras.Model, Any]:
-    """The quantized model of a cell, and the report of the rounding."""
-    base = fat.equalized(study)
-    network = study.config["network"]
-    overrides = {ENDS[network]: AdjustableThreshold(Uniform(8))} if cell["ends"] == 8 else {}
-    quantized = study.quantized(base, "fat-w4", overrides=overrides)
-    klb.correct_biases(quantized, base, study.images(study.config["correction_images"]), verbose=0)
-    if cell["unit"] is None:
-        return quantized, None
-    more = {key: value for key, value in cell.items() if key not in ("ends", "unit")}
-    report = klb.reconstruct(
-        quantized,
-        base,
-        study.images(study.config["reconstruction_images"]),
-        batch_size=study.config["reconstruction_batch"],
-        unit=cell["unit"],
-        iterations=iterations,
-        checkpoint=checkpoint,
-        seed=study.config["seed"],
-        verbose=2,
-        **more,
-    )
-    print(report, flush=True)
-    klb.correct_biases(quantized, base, study.images(study.config["correction_images"]), verbose=0)
-    return quantized, report
+class Cell:
+    """One cell of the table: what it begins with, and what is done to it."""
+
+    def __init__(self, study: fat.Study, name: str) -> None:
+        self.study, self.name, self.options = study, name, dict(CELLS[name])
+        self.recipe, self.tuned = self.options.pop("recipe"), self.options.pop("tuned", False)
+        self.verdict: str | None = None
+
+    @property
+    def full(self) -> str:
+        """The name with the iterations of each block."""
+        return f"{self.name}, {self.study.config['iterations']} iterations" if self.options else self.name
+
+    def make(self) -> keras.Model:
+        """The quantized model; a tuned one from the saved one that is not tuned."""
+        if self.tuned:
+            untuned = Cell(self.study, self.name.removesuffix(", tuned"))
+            return self._tune(keras.models.load_model(self.study.file(f"{untuned.full}.keras")))
+        base = equalized(self.study)
+        quantized = self.study.quantized(base, self.recipe)
+        klb.correct_biases(quantized, base, self._images("correction_images"), verbose=0)
+        if self.options:
+            self._round(quantized, base)
+            quantized.save(self.study.file(f"{self.full}.keras"))
+        return quantized
+
+    def _round(self, quantized: keras.Model, base: keras.Model) -> None:
+        report = klb.reconstruct(
+            quantized,
+            base,
+            self._images("reconstruction_images"),
+            batch_size=self.study.config["reconstruction_batch"],
+            iterations=self.study.config["iterations"],
+            checkpoint=self.study.file(f"{self.full}.checkpoint"),
+            seed=self.study.config["seed"],
+            verbose=2,
+            **self.options,
+        )
+        print(report, flush=True)
+        self.verdict = str(report.verdict)
+
+    def _tune(self, quantized: keras.Model) -> keras.Model:
+        """`distill` on the recipe's variables, for its epochs, on all images; those that judge were not used for rounding."""
+        training = self.recipe.training
+        self.study.config["epochs"] = training["epochs"]
+        used = min(self.study.config["reconstruction_images"] or 0, len(self.study.pixels) - 2 * HELD_BACK)
+        return self.study.tuned(quantized, None, self.full, "w4", used, variables=training["variables"])
+
+    def _images(self, key: str) -> Any:
+        return self.study.images(self.study.config[key])
+
+
+def equalized(study: fat.Study) -> keras.Model:
+    """The folded network, equalized, made once."""
+    path = study.file("equalized.keras")
+    if not path.exists():
+        fat.equalized(study).save(path)
+    return keras.models.load_model(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
     parser.add_argument("--network", choices=list(fat.NETWORKS), default=config["network"])
-    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--images", type=int, help="training images; all by default")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
@@ -74,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     config |= {"network": parsed.network, "threads": parsed.threads, "iterations": parsed.iterations}
     config |= {"reconstruction_images": parsed.images, "reconstruction_batch": parsed.batch_size}
+    config |= {"held_back_images": HELD_BACK, "learning_rate": {"w4": 1e-3}}
     tf.config.threading.set_intra_op_parallelism_threads(parsed.threads)
     fat.WORK.mkdir(exist_ok=True)
     study = fat.Study(config, parsed.output)
@@ -82,16 +121,16 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(study.model).convert())
         study.record("float", path)
     for name in parsed.cells:
-        full = name if CELLS[name]["unit"] is None else f"{name}, {parsed.iterations} iterations"
-        if f"{config['network']} {full}" in study.found:
-            print(f"{full}: already in {parsed.output.name}")
+        cell = Cell(study, name)
+        if f"{config['network']} {cell.full}" in study.found:
+            print(f"{cell.full}: already in {parsed.output.name}")
             continue
         keras.utils.set_random_seed(config["seed"])
         started = (time.perf_counter(), time.process_time())
-        quantized, report = make(study, CELLS[name], parsed.iterations, study.file(f"{full}.checkpoint"))
-        path = study.file(f"{full}.tflite")
+        quantized = cell.make()
+        path = study.file(f"{cell.full}.tflite")
         klb.export_litert(quantized, path, weights="int4")
-        study.record(full, path, started, verdict=None if report is None else str(report.verdict))
+        study.record(cell.full, path, started, verdict=cell.verdict)
     print(fat.table(study.found))
 
 

@@ -34,6 +34,10 @@ def test_betas_of_batch_norms_count_as_biases():
     distiller = klb.Distiller(student, teacher, variables="thresholds+biases")
     names = [variable.name for variable in distiller.trainable_variables]
     assert (names.count("beta"), names.count("bias")) == (1, 1)
+    assert "factor" in names
+    distiller = klb.Distiller(student, teacher, variables="activations+biases")
+    names = [variable.name for variable in distiller.trainable_variables]
+    assert set(names) == {"beta", "bias", "left", "width"}  # no threshold of weights
 
 
 def test_labels_add_their_cross_entropy(pair):

@@ -72,7 +72,7 @@ def test_what_the_recipes_hold():
 def test_w4_has_eight_bits_at_both_ends_and_names_its_steps():
     w4 = recipes.get("w4")
     assert [(rule.position, rule.kernel.bits) for rule in w4.plan] == [("first", 8), ("last", 8), ("any", 4)]
-    assert w4.steps == ("equalize", "calibrate", "correct_biases", "reconstruct", "correct_biases", "distill")
+    assert w4.steps == ("equalize", "calibrate", "correct_biases", "reconstruct", "distill")
     assert [rule.kernel.bits for rule in recipes.w4(3, first=None, last=None).plan] == [3]
     assert recipes.w4(3).name == "w3"
 

@@ -16,7 +16,7 @@ from keras_lowbit.deploy.litert.reader import LiteRTFile
 from keras_lowbit.deploy.lowering.lower import Lowered
 from keras_lowbit.deploy.lowering.values import LoweredLayer, Segment
 from keras_lowbit.deploy.verification.noise import Noise
-from keras_lowbit.layers.base import kernels_standing_in
+from keras_lowbit.layers.base import weights_standing_in
 from keras_lowbit.layers.kernels import quantized_layers
 from keras_lowbit.numerics.kernel_layouts import LAYOUTS, dilated
 from keras_lowbit.numerics.requantization import CACHED
@@ -72,7 +72,7 @@ def compare_layers(
     weights, layers = _weights_equal(model, lowered, file), quantized_layers(model)
     altered = {layers[x.path]: x.weights.real for x in lowered.layers.values() if x.overflow is not None}
     found: list[Future[_Sums]] = []
-    with kernels_standing_in(altered), ThreadPoolExecutor(1) as adding_up:
+    with weights_standing_in(altered), ThreadPoolExecutor(1) as adding_up:
         for segment in lowered.segments:
             expected = _replayed(lowered.graph, segment, tensors)
             wait(found[-1:])  # no more than two layers' outputs at a time

@@ -29,11 +29,13 @@ class Neighbours:
     """Of every weight of a kernel: the grid's values below and above it, in its units, and which is nearest.
 
     low, high, weights: arrays of the kernel's shape, float32; equal where a weight lies on the grid or beyond its ends.
+    levels: how many values the grid has.
     """
 
     low: np.ndarray
     high: np.ndarray
     weights: np.ndarray
+    levels: int
 
     @property
     def free(self) -> np.ndarray:
@@ -67,7 +69,7 @@ def neighbours_of(layer: Any) -> Neighbours | Refused:
         low, high = np.where(there, end, low), np.where(there, end, high)
     low, high = np.where(codes > levels[-1], levels[-1], low), np.where(codes < levels[0], levels[0], high)
     low, high = (np.where(scale > 0, end * scale, 0.0).astype(np.float32) for end in (low, high))
-    return Neighbours(low, high, weights)
+    return Neighbours(low, high, weights, len(levels))
 
 
 def _scales(layer: Any) -> np.ndarray:

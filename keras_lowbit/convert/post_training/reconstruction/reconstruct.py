@@ -16,7 +16,7 @@ from keras_lowbit.convert.post_training.reconstruction.blocks import UNITS, Bloc
 from keras_lowbit.convert.post_training.reconstruction.checkpoint import Checkpoint
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours, assign_exactly
 from keras_lowbit.convert.post_training.reconstruction.replay import Replay
-from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrainer, Settings, train
+from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrainer, Learnt, Settings, train
 from keras_lowbit.convert.post_training.reconstruction.twins import Twins
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport, Refused, left_if
 from keras_lowbit.data import Batches
@@ -35,29 +35,33 @@ def reconstruct(
     data: Any,
     *,
     unit: str = "block",
-    iterations: int = 2000,
+    iterations: int = 1000,
     batch_size: int = 32,
     steps: int | None = None,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 0.05,
     drop_probability: float = 0.5,
-    regularization: float = 0.01,
+    regularization: float = 1.0,
     seed: int = 0,
     validation_data: Any = None,
     check: bool = True,
     checkpoint: FilePath | None = None,
     verbose: int | bool = 1,
 ) -> ConversionReport:
-    """Learn whether each weight of a calibrated model is rounded up or down, block by block; no labels needed.
+    """Learn whether each weight of a calibrated model is rounded up or down, and its biases, block by block; no labels needed.
 
     Every weight w lies between two neighbours of its grid; ``w' = low + h(v) (high - low)`` with a trained v, at first w
-    itself, and ``h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)``. Of each block, its inputs those of the quantized network, its
-    target t the output in the float one, Adam minimises ``C E|y - t|^2 / E|t|^2 + lambda sum(1 - |2 h(v) - 1|^beta)``, C the
-    channels of t. The second term is 0 in the first fifth of the iterations, then beta falls from 20 to 2 and every h ends at
-    0 or 1. The kernel gets the values chosen, on its grid: scales stay. The bias becomes the float model's again: what
-    `correct_biases` put there makes up for nearest rounding. Correct biases afterwards. It is for 4 bits and below.
+    itself, and ``h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)``. Biases ``b' = b + u d``: b that of the float model, whatever
+    `correct_biases` put there for nearest rounding, d trained from 0, u for each channel the rms error of its sums under
+    nearest rounding. Of each block, its inputs those of the quantized network, its target t the output in the float one, Adam
+    minimises ``C E|y - t|^2 / E|t|^2 + lambda sum(1 - |2 h(v) - 1|^beta)``, C the channels of t. The second term is 0 in the
+    first fifth of the iterations, then beta falls from 20 to 2 and h goes to 0 or 1. In the last fifth the block runs with h
+    rounded, gradients passing straight through, in the last tenth biases alone learn: they make up for what was chosen. The
+    rate falls along a line in the second half, and anew from its start in the last tenth. The kernel gets the values chosen, on
+    its grid: scales stay. It is for 4 bits and below.
 
-    Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels. If the
-    outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a warning.
+    Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels and
+    biases. If the outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a
+    warning.
 
     quantized: what `quantize_model` made of `reference`, calibrated; changed in place, kernels and biases. Do not calibrate it
     again: that may look for scales anew.   reference: the float model that was quantized (folded, the equalized one where it
@@ -65,18 +69,22 @@ def reconstruct(
     data, steps, verbose: as for `calibrate`; a few hundred images, whose tensors between blocks are kept in half precision, in
     memory or, above 1 GiB, in a nameless file.
     unit: "block" (residual blocks and inverted residuals, as a whole) or "layer".
-    iterations: of each block; 0 leaves every weight at its nearest value.   batch_size: samples of an iteration.
-    learning_rate: of v.   drop_probability: of an activation to stay float in an iteration, value by value (QDrop); in [0, 1).
-    regularization: lambda.   seed: of the samples drawn and the activations left float.
+    iterations: of each block; 0 leaves every weight at its nearest value, with the float biases.
+    batch_size: samples of an iteration.   learning_rate: of v and d.   regularization: lambda.
+    drop_probability: of an activation to stay float in an iteration, value by value (QDrop); in [0, 1).
+    seed: of the samples drawn and the activations left float.
     validation_data: samples that judge; by default every fourth of `data`, 256 at most.   check=False: nothing is judged.
     checkpoint: file written after every block; a run that finds it goes on behind its last block, to the same bits.
     Returns a report: "reconstructed" with the block's error before and after and the share of weights that are not at their
     nearest value, or "left" and why; its `verdict` is on the outputs of the model.
+    Layers of more than 128 values (8 bits) are left: they get the float bias and nothing else.
     Works on the grids of Uniform, AdjustableThreshold, LearnedStep, PowerOfTwo, Ternary and Clustered, where the quantizer
     finds the values chosen again; the others are named in the report.
     Raises ValueError if no layer of the two models matches, and for arguments out of range.
     Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Li et al. 2021, arXiv:2102.05426 (BRECQ); Wei et al. 2022, arXiv:2203.05740
-    (QDrop). Differs: the error is relative to the target, so that lambda fits networks of any scale.
+    (QDrop). Differs: biases learn too, which 4-bit depthwise filters need; the last fifth runs with hard choices; the error is
+    relative to the target, so that lambda fits networks of any scale, and lambda and the rate are larger, for tenths of the
+    iterations.
 
     >>> four_bits, report = klb.quantize_model(folded, "fat-w4")
     >>> ranges = klb.calibrate(four_bits, images, verbose=0)
@@ -85,6 +93,9 @@ def reconstruct(
     settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     twins = Twins(calls_of(quantized, inline=True), calls_of(expand(reference).model, inline=True))
+    if not twins.layers and twins.left:
+        reasons = sorted({row.detail for row in twins.left.values()})
+        raise ValueError(f"No quantized layer of {quantized.name!r} can learn its rounding: {'; '.join(reasons)}.")
     if not twins.layers:
         raise ValueError(
             f"No quantized layer of {quantized.name!r} has a float one of the same path in {reference.name!r}. Give the model "
@@ -124,11 +135,11 @@ def _checked(
     if unit not in UNITS:
         raise ValueError(f"reconstruct got unit={unit!r}; give 'block' or 'layer'.")
     if not learning_rate > 0:
-        raise ValueError(f"reconstruct needs a learning_rate above 0, got {learning_rate!r}; usual is 0.01.")
+        raise ValueError(f"reconstruct needs a learning_rate above 0, got {learning_rate!r}; usual is 0.05.")
     if not 0 <= drop_probability < 1:
         raise ValueError(f"reconstruct needs a drop_probability in [0, 1), got {drop_probability!r}; usual is 0.5.")
     if not regularization >= 0:
-        raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 0.01.")
+        raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 1.")
     return Settings(iterations, learning_rate, drop_probability, regularization, batch_size, seed)
 
 
@@ -155,6 +166,8 @@ class _Run:
     def blocks(self, blocks: list[Block], verbose: int | bool) -> list[LayerReport]:
         """Every block in its order; a row for each of its layers."""
         rows: list[LayerReport] = []
+        for path in self.twins.fine:
+            self.twins.take_float_bias(path)
         bar = Progress(len(blocks), "block", verbose)
         pairs = [self.twins.quantized_block(block) for block in blocks]
         for place, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
@@ -172,31 +185,38 @@ class _Run:
         neighbours = {path: self.twins.neighbours[path] for path in block.layers}
         layers = [self.twins.layers[path] for path in block.layers]
         weights = [weight for layer in layers for weight in (layer.kernel, layer.bias) if weight is not None]
-        first = [to_numpy(weight).copy() for weight in weights]
+        first = {id(weight): to_numpy(weight).copy() for weight in weights}
         for path in block.layers:
             self.twins.take_float_bias(path)
-        if (chosen := self.done.of(block.layers)) is None:
-            chosen = self._trained(block, pair, neighbours)
-        left = [path for path in block.layers if not self._take(path, neighbours[path], chosen[path])]
+        if (learnt := self.done.of(block.layers)) is None:
+            learnt = self._trained(block, pair, neighbours)
+        left = [path for path in block.layers if not self._take(path, neighbours[path], learnt[path], first)]
         after = self.codes.again(pair.output, pair.inputs)
         errors = [self._error(target, found) for found in (before, after)]
         if self.judges and not errors[1] < errors[0]:
-            for weight, value in zip(weights, first, strict=True):
-                weight.assign(value)
+            for weight in weights:
+                weight.assign(first[id(weight)])
             self.codes.again(pair.output, pair.inputs)
-        self.done.add(chosen)
-        return [self._row(block, path, neighbours[path], chosen[path], errors, path in left) for path in block.layers]
+        self.done.add(learnt)
+        return [
+            self._row(block, path, neighbours[path], learnt[path].up, errors, path in left) for path in block.layers
+        ]
 
-    def _trained(self, block: Block, pair: Block, neighbours: Mapping[str, Neighbours]) -> dict[str, np.ndarray]:
+    def _trained(self, block: Block, pair: Block, neighbours: Mapping[str, Neighbours]) -> dict[str, Learnt]:
         inputs = [self.codes[key] for key in pair.inputs] + [self.reals[key] for key in block.inputs]
         number = zlib.crc32(block.name.encode())
         trainer = BlockTrainer(pair, self.twins.layers, neighbours, self.settings)
         rng = np.random.default_rng((self.settings.seed, number))
         train(trainer, [array[: self.fitted] for array in inputs], self.reals[block.output][: self.fitted], rng)
-        return dict(zip(neighbours, trainer.chosen(), strict=True))
+        return dict(zip(neighbours, trainer.learnt(), strict=True))
 
-    def _take(self, path: str, found: Neighbours, up: np.ndarray) -> bool:
-        return assign_exactly(self.twins.layers[path], np.where(up, found.high, found.low))
+    def _take(self, path: str, found: Neighbours, learnt: Learnt, first: Mapping[int, np.ndarray]) -> bool:
+        """Give a layer what was learnt; if its quantizer does not keep the kernel, what it had at `first`."""
+        layer = self.twins.layers[path]
+        kept = assign_exactly(layer, np.where(learnt.up, found.high, found.low))
+        if learnt.bias is not None:
+            layer.bias.assign(learnt.bias if kept else first[id(layer.bias)])
+        return kept
 
     def _error(self, target: np.ndarray, found: np.ndarray) -> float:
         """Relative squared error on the samples that judge, or on all where none do."""

@@ -1,4 +1,4 @@
-"""The training of one block: its kernels between their neighbours, its output against the float one."""
+"""The training of one block: its kernels between their neighbours and its biases, its output against the float one."""
 
 import dataclasses
 import math
@@ -13,12 +13,17 @@ from keras import ops
 from keras_lowbit.convert.post_training.reconstruction.blocks import Block
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours
 from keras_lowbit.keras_graph.calls import run_calls
-from keras_lowbit.layers.base import kernels_standing_in
+from keras_lowbit.keras_graph.variables import to_numpy
+from keras_lowbit.layers.base import weights_standing_in
 from keras_lowbit.layers.host import activations_mixed
+from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.soft_rounding import annealed_beta, softness, up_share
 
 _VALUES = 2**22  # of the largest tensor of an iteration
+_MEASURED = 8  # samples that the units of the biases are measured on
 WARM_UP = 0.2  # of all iterations, in which nothing pushes the shares to 0 and 1
+HARD_FROM = 0.8  # of all iterations, from where the block runs with hard shares
+FIXED_FROM = 0.9  # of all iterations, from where biases alone learn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +39,31 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learnt:
+    """What training found for a layer. up: where weights are rounded up.   bias: None if the layer has none that trains."""
+
+    up: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Fixed:
     """What a trainer reads and Keras does not track: the block, and the neighbours of its layers in their order."""
 
     block: Block
     layers: tuple[Any, ...]
     neighbours: tuple[Neighbours, ...]
+    biases: tuple[np.ndarray | None, ...]  # at the start; None where none trains
 
 
 class BlockTrainer(keras.Model):
-    """Kernels ``low + h(v) (high - low)``, trained logits v; the loss is the output's relative error and the softness of h.
+    """Kernels ``low + h(v) (high - low)`` and biases ``b + u d``, trained v and d; loss: relative error and softness of h.
 
     Called with the values of the block's inputs in the quantized network, then those in the float one; in training they are
-    mixed, as is every activation inside, value by value: with `drop_probability` the float one stays.
+    mixed, as is every activation inside, value by value: with `drop_probability` the float one stays. From `HARD_FROM` on
+    h is rounded on its way forward, its gradient as before; from `FIXED_FROM` on it has none.
     target_energy: mean over the target's positions of the sum of squares over its channels.
+    units: u of every layer with a bias that trains, see `measure_units`.
     """
 
     def __init__(
@@ -55,25 +71,54 @@ class BlockTrainer(keras.Model):
     ) -> None:
         super().__init__(name="block_trainer")
         self.settings = settings
-        self.fixed = _Fixed(
-            block, tuple(layers[path] for path in neighbours), tuple(neighbours[path] for path in neighbours)
-        )
-        self.logits = []
-        for number, found in enumerate(neighbours.values()):
+        own = tuple(layers[path] for path in neighbours)
+        self.fixed = _Fixed(block, own, tuple(neighbours.values()), tuple(_trained_bias(layer) for layer in own))
+        self.logits, self.shifts, self.units = [], [], []
+        for number, (found, bias) in enumerate(zip(self.fixed.neighbours, self.fixed.biases, strict=True)):
             weight = self.add_weight(shape=found.low.shape, name=f"logits_{number}")
             weight.assign(found.start)
             self.logits.append(weight)
+            size = (0,) if bias is None else bias.shape
+            self.shifts.append(
+                self.add_weight(shape=size, initializer="zeros", trainable=bias is not None, name=f"shift_{number}")
+            )
+            self.units.append(self.add_weight(shape=size, initializer="ones", trainable=False, name=f"unit_{number}"))
         self.target_energy = self.add_weight(shape=(), initializer="ones", trainable=False, name="target_energy")
         self.step = self.add_weight(shape=(), initializer="zeros", trainable=False, name="step")
         self.random = keras.random.SeedGenerator(settings.seed)
         self.built = True
 
+    @property
+    def progress(self) -> Any:
+        """Share of the iterations that have begun."""
+        return self.step / max(self.settings.iterations, 1)
+
+    def measure_units(self, inputs: list[np.ndarray]) -> None:
+        """Units of the biases: of each channel the rms of what nearest rounding does to the layer's sums, on these inputs."""
+        block, layers = self.fixed.block, {id(layer): place for place, layer in enumerate(self.fixed.layers)}
+        known = {key: ops.convert_to_tensor(array) for key, array in zip(block.inputs, inputs, strict=False)}
+
+        def before(call: Any) -> None:
+            place = layers.get(id(call.operation))
+            if place is not None and self.fixed.biases[place] is not None:
+                noise = _rounding_noise(call.operation, known[call.inputs[0]], self.fixed.neighbours[place].weights)
+                self.units[place].assign(noise)
+
+        run_calls(block.calls, [known], before=before)
+
     def shares(self) -> list[Any]:
         """How far up every weight is rounded, of each layer."""
         return [up_share(logits) for logits in self.logits]
 
+    def biases(self) -> list[Any]:
+        """Of each layer the bias that trains, or None."""
+        return [
+            None if start is None else start + unit * shift
+            for start, unit, shift in zip(self.fixed.biases, self.units, self.shifts, strict=True)
+        ]
+
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """The block's output with the soft kernels."""
+        """The block's output: with soft kernels, in training from `HARD_FROM` on with hard ones."""
         block, half = self.fixed.block, len(self.fixed.block.inputs)
         values = list(inputs[:half])
         if training:
@@ -81,14 +126,25 @@ class BlockTrainer(keras.Model):
         drops = training and self.settings.drop_probability > 0
         if drops:
             values = [self._mixed(real, code) for real, code in zip(inputs[half:], values, strict=True)]
-        kernels = {
-            layer: found.low + share * (found.high - found.low)
-            for layer, found, share in zip(self.fixed.layers, self.fixed.neighbours, self.shares(), strict=True)
-        }
         known = dict(zip(block.inputs, values, strict=True))
-        with kernels_standing_in(kernels), activations_mixed(self._mixed) if drops else nullcontext():
+        with self._standing_in(training), activations_mixed(self._mixed) if drops else nullcontext():
             run_calls(block.calls, [known], keep=[block.output])
         return known[block.output]
+
+    def _standing_in(self, training: bool) -> Any:
+        shares = [self._maybe_hard(share) for share in self.shares()] if training else self.shares()
+        layers = self.fixed.layers
+        kernels = {
+            layer: found.low + share * (found.high - found.low)
+            for layer, found, share in zip(layers, self.fixed.neighbours, shares, strict=True)
+        }
+        biases = {layer: bias for layer, bias in zip(layers, self.biases(), strict=True) if bias is not None}
+        return weights_standing_in(kernels, biases)
+
+    def _maybe_hard(self, share: Any) -> Any:
+        hard = ops.cast(share >= 0.5, "float32")
+        share = ops.where(self.progress > HARD_FROM, straight_through(share, hard), share)
+        return ops.where(self.progress > FIXED_FROM, hard, share)
 
     def _mixed(self, real: Any, on_grid: Any) -> Any:
         """The places that stay float are the same in every sample: drawing for each would take half of a step's time."""
@@ -100,8 +156,7 @@ class BlockTrainer(keras.Model):
         """``C E|y - t|^2 / E|t|^2 + lambda softness(h)``: C output channels, t the float output."""
         y, y_pred = ops.cast(y, "float32"), ops.cast(y_pred, "float32")
         error = ops.mean(ops.sum(ops.square(y_pred - y), axis=-1)) / self.target_energy * float(y.shape[-1])
-        progress = self.step / self.settings.iterations
-        beta = annealed_beta(progress, WARM_UP)
+        beta = annealed_beta(self.progress, WARM_UP)
         undecided = sum(
             (
                 softness(ops.where(found.free, share, 1.0), beta)
@@ -109,30 +164,57 @@ class BlockTrainer(keras.Model):
             ),
             start=ops.zeros(()),
         )
-        pushing = ops.cast(progress >= WARM_UP, "float32") * self.settings.regularization
+        pushes = ops.logical_and(self.progress >= WARM_UP, self.progress <= FIXED_FROM)
+        pushing = ops.cast(pushes, "float32") * self.settings.regularization
         return error + pushing * undecided
 
-    def chosen(self) -> list[np.ndarray]:
-        """Where each layer's weights are rounded up."""
+    def learnt(self) -> list[Learnt]:
+        """Where each layer's weights are rounded up, and its bias."""
         return [
-            found.free & (ops.convert_to_numpy(share) >= 0.5)
-            for found, share in zip(self.fixed.neighbours, self.shares(), strict=True)
+            Learnt(
+                found.free & (ops.convert_to_numpy(share) >= 0.5), None if bias is None else ops.convert_to_numpy(bias)
+            )
+            for found, share, bias in zip(self.fixed.neighbours, self.shares(), self.biases(), strict=True)
         ]
 
 
+def _trained_bias(layer: Any) -> np.ndarray | None:
+    return None if layer.bias is None or layer.bias_host is not None else to_numpy(layer.bias).copy()
+
+
+def _rounding_noise(layer: Any, inputs: Any, weights: np.ndarray) -> np.ndarray:
+    """Root mean square over all positions of the layer's sums with its quantized kernel less those with `weights`."""
+    inputs = ops.cast(inputs, layer.compute_dtype)
+    on_grid = ops.convert_to_numpy(layer.linear(inputs, False))
+    with weights_standing_in({layer: weights}):
+        difference = on_grid.astype(np.float32) - ops.convert_to_numpy(layer.linear(inputs, False))
+    channel = 1 if getattr(layer, "data_format", "") == "channels_first" else difference.ndim - 1
+    return np.sqrt(np.square(difference).mean(axis=tuple(axis for axis in range(difference.ndim) if axis != channel)))
+
+
 def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, rng: np.random.Generator) -> None:
-    """All iterations of a block, each on samples drawn anew. inputs: quantized, then float, [samples, ...] each."""
+    """All iterations of a block, each on samples drawn anew.
+
+    inputs: quantized, then float, [samples, ...] each.
+    """
     settings, count = trainer.settings, len(target)
     energy = np.square(target, dtype=np.float32).sum(-1).mean()
     trainer.target_energy.assign(max(float(energy), 1e-12))
+    trainer.measure_units([_as_read(array[:_MEASURED]) for array in inputs])
     compiles = "auto" if keras.backend.backend() == "jax" else False
     trainer.compile(keras.optimizers.Adam(settings.learning_rate), jit_compile=compiles)
     trainer.optimizer.build(trainer.trainable_variables)
     drawn = min(settings.batch_size, count, _most_samples(trainer.fixed.block))
-    for _ in range(settings.iterations):
+    for iteration in range(settings.iterations):
+        trainer.optimizer.learning_rate = settings.learning_rate * _rate(iteration / settings.iterations)
         rows = np.sort(rng.choice(count, drawn, replace=False))
         batch = [_as_read(array[rows]) for array in inputs]
         trainer.train_on_batch(batch, target[rows].astype(np.float32))
+
+
+def _rate(progress: float) -> float:
+    """Along a line to 0 in the second half; where biases alone learn, along another one from 1."""
+    return min(1.0, 2 - 2 * progress) if progress <= FIXED_FROM else (1 - progress) / (1 - FIXED_FROM)
 
 
 def _most_samples(block: Block) -> int:

@@ -11,12 +11,14 @@ from keras_lowbit.convert.reports.conversion import LayerReport, Refused
 from keras_lowbit.keras_graph.calls import Call, CallGraph
 from keras_lowbit.keras_graph.variables import to_numpy
 
+_FEW = 128  # values of a grid; with more, rounding is no matter
+
 
 class Twins:
     """The quantized graph beside the float one: which layers train, and which tensors are of the same place.
 
-    layers: those that train, by path.   left: rows of the others.   others: paths of those of `layers` whose kernel is not the
-    float one's.
+    layers: those that train, by path.   left: rows of the others.   fine: paths of those left whose grid is a fine one.
+    others: paths of those of `layers` and `fine` whose kernel is not the float one's.
     """
 
     def __init__(self, graph: CallGraph, float_graph: CallGraph) -> None:
@@ -27,30 +29,36 @@ class Twins:
         self.layers: dict[str, Any] = {}
         self.neighbours: dict[str, Neighbours] = {}
         self.left: dict[str, LayerReport] = {}
+        self.fine: list[str] = []
         for call in graph.calls:
             if isinstance(call.operation, klb_layers.QuantizedLayer):
                 self._sort_in(call)
-        self.others = [path for path in self.layers if self._is_other(path)]
+        self.others = [path for path in (*self.layers, *self.fine) if self._is_other(path)]
 
     def _sort_in(self, call: Call) -> None:
         reason = self._reason(call)
         found = Refused(reason) if reason else neighbours_of(call.operation)
         if isinstance(found, Refused):
             self.left[call.path] = LayerReport.of(call, "left", found.reason)
+        elif found.levels > _FEW:
+            self.fine.append(call.path)
+            self.left[call.path] = LayerReport.of(
+                call, "left", f"{found.levels} values: nearest rounding leaves nothing to win"
+            )
         else:
             self.layers[call.path], self.neighbours[call.path] = call.operation, found
 
     def _is_other(self, path: str) -> bool:
         """Whether a kernel that is not rounded yet is not the float model's: the model was made of another one."""
         twin = getattr(self._floats[path], "kernel", None)
-        if twin is None or not self.neighbours[path].free.any():
+        if twin is None or (path in self.neighbours and not self.neighbours[path].free.any()):
             return False
-        kernel = to_numpy(self.layers[path].kernel)
+        kernel = to_numpy(self._calls[path].operation.kernel)
         return kernel.shape != twin.shape or not np.allclose(kernel, to_numpy(twin), rtol=1e-5)
 
     def take_float_bias(self, path: str) -> None:
         """Give a layer the bias of the float one, unless that belongs to other weights."""
-        bias, twin = self.layers[path].bias, getattr(self._floats[path], "bias", None)
+        bias, twin = self._calls[path].operation.bias, getattr(self._floats[path], "bias", None)
         if bias is not None and path not in self.others:
             bias.assign(np.zeros(bias.shape, np.float32) if twin is None else to_numpy(twin))
 

@@ -74,7 +74,7 @@ def test_error_falls_on_held_back_samples_and_at_the_outputs(learnt, reference, 
     assert report.verdict.kept
     assert report.verdict.after < 0.5 * report.verdict.before
     assert error(model, reference, images) < 0.5 * start
-    assert {"expand", "depthwise", "project", "logits"} <= set(report.outcomes("reconstructed"))
+    assert {"stem", "expand", "depthwise", "project"} <= set(report.outcomes("reconstructed"))
     assert "at the output of 'expand .. project'" in report["depthwise"].detail
 
 
@@ -91,13 +91,32 @@ def test_every_weight_is_one_of_its_two_neighbours(learnt):
     assert moved > 0
 
 
-def test_no_iterations_leave_every_weight_at_its_nearest_value(reference, images):
+def test_no_iterations_leave_every_weight_at_its_nearest_value_and_the_float_biases(reference, images):
     model = quantized(reference, images)
+    klb.correct_biases(model, reference, images, check=False, verbose=0)
     before = codes(model)
     klb.reconstruct(model, reference, images, iterations=0, check=False, verbose=0)
     after = codes(model)
     for name, wanted in before.items():
         np.testing.assert_array_equal(after[name], wanted)
+        np.testing.assert_array_equal(model.get_layer(name).bias, reference.get_layer(name).bias)
+
+
+def test_biases_learn_and_make_up_for_shifts(learnt, reference, images):
+    model, _, _, _, report = learnt
+    for name in report.outcomes("reconstructed"):
+        assert not np.array_equal(model.get_layer(name).bias, reference.get_layer(name).bias)
+
+
+def test_a_layer_whose_quantizer_does_not_keep_the_kernel_keeps_its_bias_too(reference, images, monkeypatch):
+    model = quantized(reference, images)
+    klb.correct_biases(model, reference, images, check=False, verbose=0)
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    monkeypatch.setattr(module, "assign_exactly", lambda *_: False)
+    report = klb.reconstruct(model, reference, images, iterations=2, check=False, verbose=0)
+    assert "does not find the values" in report["stem"].detail
+    for left, right in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_biases_that_were_found_for_nearest_rounding_do_not_stay(reference, images):
@@ -106,11 +125,8 @@ def test_biases_that_were_found_for_nearest_rounding_do_not_stay(reference, imag
     options = {"iterations": 30, "check": False, "verbose": 0}
     for model in (plain, corrected):
         klb.reconstruct(model, reference, images, **options)
-    for left, right in zip(kernels(plain), kernels(corrected), strict=True):
+    for left, right in zip(plain.weights, corrected.weights, strict=True):  # kernels and biases
         np.testing.assert_array_equal(left, right)
-    for layer in corrected.layers:
-        if hasattr(layer, "kernel"):
-            np.testing.assert_array_equal(layer.bias, reference.get_layer(layer.name).bias)
 
 
 def test_biases_of_a_block_that_is_left_stay_too(reference, images, monkeypatch):
@@ -132,7 +148,7 @@ def test_a_reference_that_was_not_quantized_is_said(reference, images):
     with pytest.warns(
         UserWarning, match=r"is not the model that .* the kernels of 5 layers differ, the first is 'stem'"
     ):
-        klb.reconstruct(model, scaled, images, iterations=1, check=False, verbose=0)
+        klb.reconstruct(model, scaled, images, iterations=0, check=False, verbose=0)
     for layer, value in zip([layer for layer in model.layers if hasattr(layer, "kernel")], bias, strict=True):
         np.testing.assert_array_equal(layer.bias, value)
 
@@ -158,7 +174,7 @@ def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch)
     runs.clear()
     klb.reconstruct(again, reference, images, checkpoint=tmp_path / "new" / "c", **options)
     assert len(runs) == 1  # two of three blocks came from the file
-    for left, right in zip(kernels(again), kernels(whole), strict=True):
+    for left, right in zip(again.weights, whole.weights, strict=True):  # kernels and biases
         np.testing.assert_array_equal(left, right)
 
 
@@ -194,11 +210,25 @@ def test_a_model_without_twins_is_refused(reference, images):
         klb.reconstruct(reference, reference, images, verbose=0)
 
 
+def test_layers_of_eight_bits_are_left_with_the_float_bias(reference, images):
+    model, _ = klb.quantize_model(reference, klb.recipes.w4())
+    klb.calibrate(model, images, verbose=0)
+    model.get_layer("stem").bias.assign(np.ones(6))
+    before = keras.ops.convert_to_numpy(model.get_layer("stem").kernel)
+    report = klb.reconstruct(model, reference, images, iterations=2, check=False, verbose=0)
+    assert report["stem"].detail == "255 values: nearest rounding leaves nothing to win"
+    assert set(report.outcomes("left")) == {"stem", "logits"}
+    np.testing.assert_array_equal(model.get_layer("stem").kernel, before)
+    np.testing.assert_array_equal(model.get_layer("stem").bias, reference.get_layer("stem").bias)
+
+
 def test_quantizers_without_neighbours_are_named(reference, images):
     recipe = klb.recipes.get("inq-5")
     model, _ = klb.quantize_model(reference, recipe)
     klb.calibrate(model, images[:32], verbose=0)
-    with pytest.raises(ValueError, match="No quantized layer"):
+    with pytest.raises(
+        ValueError, match=r"No quantized layer of .* can learn its rounding: Incremental has no neighbours"
+    ):
         klb.reconstruct(model, reference, images, verbose=0)
 
 
