@@ -22,7 +22,7 @@ from keras_lowbit.convert.reports.conversion import ConversionReport, LayerRepor
 from keras_lowbit.data import Batches
 from keras_lowbit.data.batching import Progress
 from keras_lowbit.files import FilePath
-from keras_lowbit.guard import Samples, noise
+from keras_lowbit.guard import Samples, Verdict, noise
 from keras_lowbit.keras_graph.calls import calls_of, inputs_in_order
 from keras_lowbit.keras_graph.variables import to_numpy
 
@@ -77,7 +77,7 @@ def reconstruct(
     checkpoint: file written after every block; a run that finds it goes on behind its last block, to the same bits.
     Returns a report: "reconstructed" with the block's error before and after and the share of weights that are not at their
     nearest value, or "left" and why; its `verdict` is on the outputs of the model.
-    Layers of more than 128 values (8 bits) are left: they get the float bias and nothing else.
+    Layers of more than 128 values (8 bits) are left, with the float bias; a model of such alone is left as it is.
     Works on the grids of Uniform, AdjustableThreshold, LearnedStep, PowerOfTwo, Ternary and Clustered, where the quantizer
     finds the values chosen again; the others are named in the report.
     Raises ValueError if no layer of the two models matches, and for arguments out of range.
@@ -93,6 +93,8 @@ def reconstruct(
     settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     twins = Twins(calls_of(quantized, inline=True), calls_of(expand(reference).model, inline=True))
+    if not twins.layers and twins.fine:
+        return ConversionReport(quantized.name, "reconstruct", tuple(twins.left.values()), Verdict())
     if not twins.layers and twins.left:
         reasons = sorted({row.detail for row in twins.left.values()})
         raise ValueError(f"No quantized layer of {quantized.name!r} can learn its rounding: {'; '.join(reasons)}.")

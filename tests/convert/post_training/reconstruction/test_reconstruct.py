@@ -222,6 +222,16 @@ def test_layers_of_eight_bits_are_left_with_the_float_bias(reference, images):
     np.testing.assert_array_equal(model.get_layer("stem").bias, reference.get_layer("stem").bias)
 
 
+def test_a_model_of_eight_bits_alone_is_left_as_it_is(reference, images):
+    model = quantized(reference, images, "int8")
+    klb.correct_biases(model, reference, images, check=False, verbose=0)
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    report = klb.reconstruct(model, reference, images, verbose=0)
+    assert len(report.outcomes("left")) == 5
+    for left, right in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_quantizers_without_neighbours_are_named(reference, images):
     recipe = klb.recipes.get("inq-5")
     model, _ = klb.quantize_model(reference, recipe)
