@@ -71,14 +71,15 @@ bench-cpp: test-cpp
 
 # The CUDA kernels: CMake, a compiler and nvcc, which CUDACXX names if it is not on the PATH. ARCHITECTURES=90 compiles for one kind of GPU
 # alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. Where TORCH_PYTHON has PyTorch for GPUs,
-# its kernels take turns with ours. OBJECTS: the CPU kernels' object files, if
+# its kernels take turns with ours. LDMATRIX=ON compiles another way for activations to come from shared memory, to be measured. OBJECTS: the CPU kernels' object files, if
 # they are there already. cuda-ops: the same kernels as TensorFlow ops, into the user's cache.
-ARCHITECTURES ?= 80-real;89-real;90
+ARCHITECTURES ?=
+LDMATRIX ?= OFF
 BATCH ?= 64
 TORCH_PYTHON ?= python3
 build-cuda:
 	cd custom_ops && cmake --preset cuda -DKLB_CUDA_ARCHITECTURES="$(ARCHITECTURES)" \
-	  -DKLB_OBJECTS="$(abspath $(OBJECTS))" && cmake --build --preset cuda -j $(WORKERS)
+	  -DKLB_LDMATRIX="$(LDMATRIX)" -DKLB_OBJECTS="$(abspath $(OBJECTS))" && cmake --build --preset cuda -j $(WORKERS)
 
 test-cuda: build-cuda
 	cd custom_ops && ctest --preset cuda

@@ -250,11 +250,11 @@ inline int Attribute(cudaDeviceAttr attribute) {
 inline DeviceFacts MeasureDevice() {
   cuda::Device d;
   ExitOnError(cuda::CurrentDevice(&d));
-  const Ceilings ceilings = {CudaPeakGmacs(d.processors), CudaReadGigabytes(d.processors)};
-  return {d.name,    d.major,   d.minor,
-          d.processors, d.driver, d.runtime,
-          Attribute(cudaDevAttrClockRate), Attribute(cudaDevAttrMemoryClockRate), d.has_tensor_cores,
-          CudaClockMhz(d.processors), ceilings};
+  const Ceilings ceilings = {CudaPeakGmacs(d.processors, d.has_tensor_cores), CudaReadGigabytes(d.processors)};
+  const int clock = Attribute(cudaDevAttrClockRate), memory_clock = Attribute(cudaDevAttrMemoryClockRate);
+  return {d.name,   d.product, d.major,      d.minor,        d.processors,
+          d.driver, d.runtime, clock,        memory_clock,   CudaClockMhz(d.processors),
+          ceilings};
 }
 
 }  // namespace keras_lowbit::bench

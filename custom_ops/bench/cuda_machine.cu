@@ -1,4 +1,4 @@
-// What this device can do at most: int8 products of mma.sync a second, bytes read from memory a second.
+// What this device can do at most: int8 products of mma.sync or dp4a a second, bytes read from memory a second.
 #include "bench/cuda_machine.h"
 
 #include <cuda_runtime.h>
@@ -11,24 +11,29 @@
 namespace keras_lowbit::bench {
 namespace {
 
-constexpr int kPeakThreads = 256, kPeakRounds = 4096, kPeakSums = 8;
+constexpr int kPeakThreads = 256, kPeakRounds = 4096;
+constexpr int kPeakSums = 8;  // independent products of a warp, to hide the latency of each; four sums a thread
 
-// Eight independent products a warp, to hide the latency of each.
+// Products of one warp in a round: of mma.sync.m16n8k32, or of a dp4a for each sum of each thread.
+double WarpProducts(bool has_tensor_cores) { return kPeakSums * (has_tensor_cores ? 16.0 * 8 * 32 : 4.0 * 32 * 4); }
+
 __global__ void PeakKernel(int32_t* keep) {
   int32_t sums[kPeakSums][4] = {};
-#if __CUDA_ARCH__ >= 800
   uint32_t a = threadIdx.x * 0x01030507u, b = threadIdx.x * 0x07050301u;
   for (int round = 0; round < kPeakRounds; ++round) {
 #pragma unroll
     for (int i = 0; i < kPeakSums; ++i) {
+#if __CUDA_ARCH__ >= 800
       asm volatile(
           "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%5, %5}, {%0, %1, %2, "
           "%3};"
           : "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
           : "r"(a), "r"(b));
+#else
+      for (int32_t& sum : sums[i]) asm volatile("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+#endif
     }
   }
-#endif
   int32_t total = 0;
   for (auto& sum : sums) total += sum[0] + sum[1] + sum[2] + sum[3];
   if (total == 0x7FFFFFFF) keep[threadIdx.x] = total;
@@ -79,11 +84,11 @@ double Best(const Launch& launch) {
 
 }  // namespace
 
-double CudaPeakGmacs(int processors) {
+double CudaPeakGmacs(int processors, bool has_tensor_cores) {
   const cuda::DeviceArray<int32_t> keep(kPeakThreads);
   const int blocks = 8 * processors;
   const double seconds = Best([&] { PeakKernel<<<blocks, kPeakThreads>>>(keep.data()); });
-  return 16.0 * 8 * 32 * kPeakSums * kPeakRounds * (kPeakThreads / 32) * blocks / seconds / 1e9;
+  return WarpProducts(has_tensor_cores) * kPeakRounds * (kPeakThreads / 32) * blocks / seconds / 1e9;
 }
 
 double CudaClockMhz(int processors) {

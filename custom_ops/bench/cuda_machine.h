@@ -3,8 +3,8 @@
 
 namespace keras_lowbit::bench {
 
-// 10**9 int8 products of mma.sync.m16n8k32 a second; a device before sm_80 has none, and the number means nothing.
-double CudaPeakGmacs(int processors);
+// 10**9 int8 products a second of mma.sync.m16n8k32, or of dp4a on a device that has no such tensor cores.
+double CudaPeakGmacs(int processors, bool has_tensor_cores);
 
 // GB a second that are read from 2 GB of memory.
 double CudaReadGigabytes(int processors);

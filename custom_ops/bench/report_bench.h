@@ -57,9 +57,8 @@ struct Ceilings {
 };
 
 struct DeviceFacts {
-  std::string name;
+  std::string name, product;
   int major, minor, processors, driver, runtime, highest_clock_khz, highest_memory_clock_khz;
-  bool has_tensor_cores;
   double clock_mhz;  // measured in the same run
   Ceilings ceilings;
 };
@@ -69,7 +68,7 @@ inline JsonObject Describe(const DeviceFacts& d) {
   object.Add("device", d.name).Add("compute_capability", std::to_string(d.major) + "." + std::to_string(d.minor));
   object.Add("processors", d.processors).Add("driver", d.driver).Add("runtime", d.runtime);
   object.Add("highest_clock_khz", d.highest_clock_khz).Add("highest_memory_clock_khz", d.highest_memory_clock_khz);
-  object.Add("clock_mhz", d.clock_mhz).Add("product", d.has_tensor_cores ? "mma.sync.m16n8k32" : "dp4a");
+  object.Add("clock_mhz", d.clock_mhz).Add("product", d.product);
   return object.Add("int8_peak_gmacs", d.ceilings.gmacs).Add("read_gb_s", d.ceilings.gigabytes);
 }
 

@@ -88,10 +88,10 @@ template <class Block>
 KLB_DEVICE void LoadScales(Block& block, const ConvArgs& a, const TilePlace& tile, int32_t k_block, int thread,
                            Vector* scales) {
   constexpr int kVectors = kBlockChannels / kVectorBytes;  // of a row of 64 scales
-  const int row = thread / kVectors;
+  const int row = thread / kVectors, vector = thread % kVectors;
   if (row >= kTileKBlocks || k_block + row >= tile.end) return;  // a scale of zero codes does not count
   const int64_t from = static_cast<int64_t>(tile.oc_block) * FactorRows(a) + PlaceOfK(a, k_block + row).factor;
-  block.CopyVector(scales + thread, a.scales + from * kBlockChannels + thread % kVectors * kVectorBytes);
+  block.CopyVector(scales + ScaleVector(row, vector), a.scales + from * kBlockChannels + vector * kVectorBytes);
 }
 
 template <WeightKind kKind, int kRowTiles, class Block>
@@ -120,67 +120,84 @@ KLB_DEVICE void ReadWeights(const uint32_t* weights, const uint8_t* scales, int 
     if (kKind == WeightKind::kInt8) b[field][half] = weights[WeightWord(kKind, k_block, place)];
     if (kKind == WeightKind::kTernary) b[field][half] = DecodeTernary(packed, field);
     if (kKind == WeightKind::kTernaryScaled) {
-      b[field][half] = DecodeScaled(packed, field, scales[k_block * kBlockChannels + place]);
+      b[field][half] = DecodeScaled(packed, field, scales[ScaleVector(k_block, field) * kVectorBytes + channel]);
     }
   }
 }
 
-template <WeightKind kKind, int kRowTiles, class Registers>
-KLB_DEVICE void ReadFragments(const uint32_t* stage, int thread, int first, Registers& r) {
-  using Tile = ConvTile<kKind, kRowTiles>;
-  const LanePlace place = PlaceOfThread(thread);
+template <int kRowTiles, class Block>
+KLB_DEVICE void ReadImageFragments(Block& block, const uint32_t* stage, int first) {
   KLB_DEVICE_UNROLL for (int tile = 0; tile < kRowTiles; ++tile) {
-    const int pixel = (place.pixel_half * kRowTiles + tile) * kFragmentPixels + place.group;
-    KLB_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
-      r.a[tile][i] = stage[ImageWord(pixel + 8 * (i % 2), first + place.step + 4 * (i / 2))];
+    if (block.LoadsMatrices()) {
+      block.LoadMatrices(tile, [&](int thread) {
+        return reinterpret_cast<const Vector*>(stage) + ImageMatrixVector(thread, kRowTiles, tile, first);
+      });
+      continue;
     }
+    block.ForThreads([&](int thread, auto& r) {
+      KLB_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
+        r.a[tile][i] = stage[ImageFragmentWord(PlaceOfThread(thread), kRowTiles, tile, first, i)];
+      }
+    });
   }
+}
+
+template <WeightKind kKind, int kRowTiles, class Block>
+KLB_DEVICE void ReadFragments(Block& block, const uint32_t* stage, int first) {
+  using Tile = ConvTile<kKind, kRowTiles>;
+  ReadImageFragments<kRowTiles>(block, stage, first);
   const uint32_t* weights = stage + Tile::kImageWords;
   const auto* scales = reinterpret_cast<const uint8_t*>(weights + Tile::kWeightWords);
-  const int channel = 8 * place.channel_half + place.group;
-  KLB_DEVICE_UNROLL for (int half = 0; half < 2; ++half) {
-    ReadWeights<kKind>(weights, scales, first + place.step + 4 * half, channel, half, r.b);
-  }
+  block.ForThreads([&](int thread, auto& r) {
+    const LanePlace place = PlaceOfThread(thread);
+    KLB_DEVICE_UNROLL for (int half = 0; half < 2; ++half) {
+      ReadWeights<kKind>(weights, scales, FragmentKBlock(place, first, half), FragmentChannel(place), half, r.b);
+    }
+  });
 }
 
 template <WeightKind kKind, int kRowTiles, class Block>
 KLB_DEVICE void MultiplyStage(Block& block, const uint32_t* stage) {
   KLB_DEVICE_UNROLL for (int first = 0; first < kTileKBlocks; first += kFragmentKBlocks) {
-    block.ForThreads([&](int thread, auto& r) { ReadFragments<kKind, kRowTiles>(stage, thread, first, r); });
+    ReadFragments<kKind, kRowTiles>(block, stage, first);
     KLB_DEVICE_UNROLL for (int tile = 0; tile < kRowTiles; ++tile) {
       KLB_DEVICE_UNROLL for (int field = 0; field < kFields; ++field) { block.Multiply(tile, field); }
     }
   }
 }
 
-// Totals lie in registers as the product leaves them; over shared memory to whole rows of channels.
+// Totals lie in registers as the product leaves them; over shared memory to whole rows of channels, first those of the
+// warps of one half of the pixels, then those of the other: both at once would be twice the memory of two stages, and
+// fewer blocks a processor.
 template <int kRowTiles, class Block>
-KLB_DEVICE void StageTotals(Block& block, int32_t* totals) {
+KLB_DEVICE void StageTotals(Block& block, int half, int32_t* totals) {
   block.ForThreads([&](int thread, auto& r) {
     const LanePlace place = PlaceOfThread(thread);
+    if (place.pixel_half != half) return;
     KLB_DEVICE_UNROLL for (int tile = 0; tile < kRowTiles; ++tile) {
-      const int pixel = (place.pixel_half * kRowTiles + tile) * kFragmentPixels + place.group;
       KLB_DEVICE_UNROLL for (int field = 0; field < kFields; ++field) {
-        KLB_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
-          totals[(pixel + 8 * (i / 2)) * kTotalsStride + TotalChannel(place, field) + i % 2] = r.totals[tile][field][i];
+        KLB_DEVICE_UNROLL for (int i = 0; i < 4; i += 2) {
+          const int32_t* pair = r.totals[tile][field] + i;
+          StorePair(totals + TotalWord(place, tile, field, i), pair[0], pair[1]);
         }
       }
     }
   });
 }
 
+// `first`, `pixels`: which of the image's pixels are staged.
 template <class Block>
-KLB_DEVICE void WriteTile(Block& block, const ConvArgs& a, const TilePlace& tile, int tile_pixels,
+KLB_DEVICE void WriteTile(Block& block, const ConvArgs& a, const TilePlace& tile, int32_t first, int pixels,
                           const int32_t* totals) {
   const int32_t group = tile.oc_block / a.oc_blocks;
-  const int32_t first = (tile.oc_block - group * a.oc_blocks) * kBlockChannels;
+  const int32_t first_channel = (tile.oc_block - group * a.oc_blocks) * kBlockChannels;
   block.ForThreads([&](int thread, auto&) {
     const int quad = thread % (kBlockChannels / 4) * 4;
-    const int32_t left = a.out.group_outputs - first - quad;
-    for (int row = thread / (kBlockChannels / 4); row < tile_pixels; row += kThreads / (kBlockChannels / 4)) {
-      const int32_t pixel = tile.first_pixel + row;
+    const int32_t left = a.out.group_outputs - first_channel - quad;
+    for (int row = thread / (kBlockChannels / 4); row < pixels; row += kThreads / (kBlockChannels / 4)) {
+      const int32_t pixel = first + row;
       if (left <= 0 || pixel >= a.pixels) return;
-      const int32_t channel = group * a.out.group_outputs + first + quad;
+      const int32_t channel = group * a.out.group_outputs + first_channel + quad;
       WriteSums(a, tile.slice, totals + row * kTotalsStride + quad, pixel, channel, left < 4 ? left : 4);
     }
   });
@@ -211,9 +228,13 @@ KLB_DEVICE void ConvBody(Block& block, const ConvArgs& a) {
     MultiplyStage<kKind, kRowTiles>(block, shared + stage * Tile::kStageWords);
     block.Sync();
   }
-  StageTotals<kRowTiles>(block, reinterpret_cast<int32_t*>(shared));
-  block.Sync();
-  WriteTile(block, a, tile, Tile::kPixels, reinterpret_cast<const int32_t*>(shared));
+  auto* totals = reinterpret_cast<int32_t*>(shared);
+  for (int half = 0; half < 2; ++half) {
+    if (half == 1) block.Sync();
+    StageTotals<kRowTiles>(block, half, totals);
+    block.Sync();
+    WriteTile(block, a, tile, tile.first_pixel + half * Tile::kHalfPixels, Tile::kHalfPixels, totals);
+  }
 }
 
 }  // namespace keras_lowbit::cuda

@@ -71,6 +71,15 @@ KLB_DEVICE void StoreBytes(uint32_t word, int8_t* bytes, int count) {
   for (int i = 0; i < count; ++i) bytes[i] = static_cast<int8_t>(word >> (8 * i));
 }
 
+// Two words to an address of a multiple of 8 bytes, at once.
+KLB_DEVICE void StorePair(int32_t* aligned, int32_t first, int32_t second) {
+#if defined(__CUDA_ARCH__)
+  *reinterpret_cast<int2*>(aligned) = make_int2(first, second);
+#else
+  aligned[0] = first, aligned[1] = second;
+#endif
+}
+
 KLB_HOST_DEVICE inline int32_t ByteOf(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
 
 KLB_HOST_DEVICE inline uint32_t FourTimes(int32_t code) { return static_cast<uint8_t>(code) * 0x01010101u; }

@@ -24,6 +24,15 @@ __device__ __forceinline__ void MultiplyFragments(const uint32_t a[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Rows of four matrices from shared memory, one a lane; see ImageMatrixVector.
+__device__ __forceinline__ void LoadFourMatrices(const void* row, uint32_t a[4]) {
+  const auto place = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(place)
+               : "memory");
+}
+
 __device__ __forceinline__ void CopyToShared(void* to, const void* from) {
   const auto place = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
@@ -47,10 +56,26 @@ __device__ __forceinline__ void MultiplyFragments(const uint32_t a[4], const uin
 __device__ __forceinline__ void CopyToShared(void* to, const void* from) {
   *static_cast<Vector*>(to) = *static_cast<const Vector*>(from);
 }
+__device__ __forceinline__ void LoadFourMatrices(const void*, uint32_t*) {}
 __device__ __forceinline__ void CommitCopies() {}
 template <int kGroups>
 __device__ __forceinline__ void WaitForCopies() {}
 #endif
+
+// Whether activations come from shared memory by ldmatrix, a fifth of the loads: chosen when compiling (KLB_LDMATRIX), until a
+// card has said which is faster.
+#if defined(KLB_LDMATRIX)
+constexpr bool kLdmatrix = true;
+#else
+constexpr bool kLdmatrix = false;
+#endif
+__device__ __forceinline__ constexpr bool HasLdmatrix() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return kLdmatrix;
+#else
+  return false;
+#endif
+}
 
 // One thread of the block that a body asks for.
 template <class Registers>
@@ -70,6 +95,11 @@ struct GpuBlock {
   __device__ __forceinline__ void Multiply(int tile, int field) {
     MultiplyFragments(registers.a[tile], registers.b[field], registers.totals[tile][field]);
   }
+  __device__ __forceinline__ static constexpr bool LoadsMatrices() { return HasLdmatrix(); }
+  template <class Row>
+  __device__ __forceinline__ void LoadMatrices(int tile, const Row& row) {
+    LoadFourMatrices(row(static_cast<int>(threadIdx.x)), registers.a[tile]);
+  }
   __device__ __forceinline__ void CopyVector(void* to, const void* from) { CopyToShared(to, from); }
   __device__ __forceinline__ void Commit() { CommitCopies(); }
   template <int kGroups>
@@ -78,8 +108,18 @@ struct GpuBlock {
   }
 };
 
+// Blocks that a processor is to hold. Left alone, sm_89 takes registers for two of the large tile.
 template <WeightKind kKind, int kRowTiles>
-__global__ void __launch_bounds__(kThreads) ConvKernel(const ConvArgs a) {
+__host__ __device__ constexpr int LeastBlocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return kRowTiles == 4 ? 3 : kKind == WeightKind::kTernary ? 7 : 5;
+#else
+  return kRowTiles == 4 ? 2 : 4;
+#endif
+}
+
+template <WeightKind kKind, int kRowTiles>
+__global__ void __launch_bounds__(kThreads, LeastBlocks<kKind, kRowTiles>()) ConvKernel(const ConvArgs a) {
   __shared__ Vector shared[ConvTile<kKind, kRowTiles>::kSharedWords / kVectorWords];
   GpuBlock<ConvRegisters<kRowTiles>> block;
   block.memory = shared;
@@ -154,6 +194,7 @@ Status AskDevice(int number, Device* device) {
   device->name = found.name;
   device->major = found.major, device->minor = found.minor, device->processors = found.multiProcessorCount;
   device->has_tensor_cores = found.major >= 8;
+  device->product = !device->has_tensor_cores ? "dp4a" : kLdmatrix ? "mma.sync.m16n8k32, ldmatrix" : "mma.sync.m16n8k32";
   KLB_RETURN_IF_ERROR(ToStatus(cudaDriverGetVersion(&device->driver)));
   return ToStatus(cudaRuntimeGetVersion(&device->runtime));
 }

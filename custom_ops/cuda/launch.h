@@ -25,6 +25,7 @@ struct Device {
   int major = 0, minor = 0;  // compute capability
   int processors = 0;
   bool has_tensor_cores = false;  // runs mma.sync.m16n8k32; else products of four bytes (cuda/dots.h)
+  std::string product;            // by name
   int driver = 0, runtime = 0;    // as 1000 * major + 10 * minor
 };
 Status CurrentDevice(Device* device);

@@ -15,7 +15,8 @@ struct RowTile {
   static constexpr int kVectors = WeightWords(kKind) / kVectorWords;  // of a k-block
   static constexpr int kRows = kThreads / kVectors;                   // k-blocks that the threads read at once
   static constexpr int kFieldsOfWord = kKind == WeightKind::kInt8 ? 1 : kFields;
-  static constexpr int kSharedWords = kRows * kBlockChannels;
+  static constexpr int kStride = kBlockChannels + 16;  // words of a row: two rows' vectors lie in different banks
+  static constexpr int kSharedWords = kRows * kStride;
 };
 
 template <WeightKind kKind>
@@ -84,7 +85,7 @@ KLB_DEVICE void RowBody(Block& block, const ConvArgs& a) {
     KLB_DEVICE_UNROLL for (int word = 0; word < kVectorWords; ++word) {
       KLB_DEVICE_UNROLL for (int field = 0; field < Tile::kFieldsOfWord; ++field) {
         const int channel = RowChannel<kKind>(thread % Tile::kVectors, word, field);
-        shared[thread / Tile::kVectors * kBlockChannels + channel] = r.sums[word][field];
+        shared[thread / Tile::kVectors * Tile::kStride + channel] = r.sums[word][field];
       }
     }
   });
@@ -93,7 +94,7 @@ KLB_DEVICE void RowBody(Block& block, const ConvArgs& a) {
     const int32_t first = (block.y() - group * a.oc_blocks) * kBlockChannels;
     if (thread >= kBlockChannels || first + thread >= a.out.group_outputs) return;
     int32_t sum = 0;
-    for (int i = 0; i < Tile::kRows; ++i) sum = WrapAdd(sum, shared[i * kBlockChannels + thread]);
+    for (int i = 0; i < Tile::kRows; ++i) sum = WrapAdd(sum, shared[i * Tile::kStride + thread]);
     WriteSums(a, block.x(), &sum, block.z(), group * a.out.group_outputs + first + thread, 1);
   });
 }

@@ -29,7 +29,7 @@ constexpr int kRowVectors = kRowWords / kVectorWords;
 constexpr int kFragmentPixels = 16;                // rows of one product
 constexpr int kFragmentKBlocks = 8;                // k of one product, in k-blocks
 constexpr int kFields = kCodesPerByte;             // columns' tiles of a warp: the four channels of a packed word
-constexpr int kTotalsStride = kBlockChannels + 4;  // words of a pixel's totals: rows begin in different banks
+constexpr int kTotalsStride = kBlockChannels + 8;  // words of a pixel's totals: 4 rows' pairs lie in 32 different banks
 
 enum class WeightKind { kTernary, kTernaryScaled, kInt8 };
 
@@ -37,15 +37,16 @@ KLB_HOST_DEVICE constexpr int WeightWords(WeightKind kind) {
   return (kind == WeightKind::kInt8 ? kInt8BlockBytes : kTernaryBlockBytes) / 4;  // of one k-block
 }
 
-// Words of shared memory: two stages, or in the end the totals.
+// Words of shared memory: two stages, or in the end half of the totals.
 template <WeightKind kKind, int kRowTiles>
 struct ConvTile {
-  static constexpr int kPixels = 2 * kFragmentPixels * kRowTiles;
+  static constexpr int kHalfPixels = kFragmentPixels * kRowTiles;  // of the warps of one half
+  static constexpr int kPixels = 2 * kHalfPixels;
   static constexpr int kImageWords = kPixels * kRowWords;
   static constexpr int kWeightWords = kTileKBlocks * WeightWords(kKind);
   static constexpr int kScaleWords = kKind == WeightKind::kTernaryScaled ? kTileKBlocks * kBlockChannels / 4 : 0;
   static constexpr int kStageWords = kImageWords + kWeightWords + kScaleWords;
-  static constexpr int kTotalsWords = kPixels * kTotalsStride;
+  static constexpr int kTotalsWords = kHalfPixels * kTotalsStride;
   static constexpr int kSharedWords = 2 * kStageWords > kTotalsWords ? 2 * kStageWords : kTotalsWords;
 };
 
@@ -77,9 +78,39 @@ KLB_HOST_DEVICE inline int WeightWord(WeightKind kind, int k_block, int word) {
   return WeightVector(kind, k_block, word / kVectorWords) * kVectorWords + word % kVectorWords;
 }
 
+// Vector `vector`, of 16 channels, of the scales of a k-block of the stage: k-blocks 2 apart begin in the same bank.
+KLB_HOST_DEVICE inline int ScaleVector(int k_block, int vector) { return k_block * 4 + (vector ^ ((k_block >> 1) & 1)); }
+
+// The word of shared memory that register i of a fragment of activations comes from: of row tile `tile` of `row_tiles`, from
+// k-block `first` of the stage on.
+KLB_HOST_DEVICE inline int ImageFragmentWord(const LanePlace& place, int row_tiles, int tile, int first, int i) {
+  const int pixel = (place.pixel_half * row_tiles + tile) * kFragmentPixels + place.group;
+  return ImageWord(pixel + 8 * (i % 2), first + place.step + 4 * (i / 2));
+}
+
+// The vector whose address a lane hands to ldmatrix.x4 (PTX ISA) for the same four registers: lanes 8 i to 8 i + 7 give the
+// rows of matrix i, each 8 pixels by one vector, and register i of a lane becomes word `step` of row `group` of matrix i.
+KLB_HOST_DEVICE inline int ImageMatrixVector(int thread, int row_tiles, int tile, int first) {
+  const int lane = thread % kLanes, matrix = lane / 8;
+  const int pixel = (PlaceOfThread(thread).pixel_half * row_tiles + tile) * kFragmentPixels;
+  return ImageVector(pixel + 8 * (matrix % 2) + lane % 8, first / kVectorWords + matrix / 2);
+}
+
+// A lane's channel, of 16, and the k-block of register `half` of its fragment of weights.
+KLB_HOST_DEVICE inline int FragmentChannel(const LanePlace& place) { return 8 * place.channel_half + place.group; }
+KLB_HOST_DEVICE inline int FragmentKBlock(const LanePlace& place, int first, int half) {
+  return first + place.step + 4 * half;
+}
+
 // First of the two neighbouring channels, inside the block of 64, whose totals a lane holds in c0, c1 and c2, c3.
 KLB_HOST_DEVICE inline int TotalChannel(const LanePlace& place, int field) {
   return kFieldChannels * field + 8 * place.channel_half + 2 * place.step;
+}
+
+// The word that total i of a lane is staged in on its way to whole rows of channels, among the pixels of its half.
+KLB_HOST_DEVICE inline int TotalWord(const LanePlace& place, int tile, int field, int i) {
+  const int pixel = tile * kFragmentPixels + place.group;
+  return (pixel + 8 * (i / 2)) * kTotalsStride + TotalChannel(place, field) + i % 2;
 }
 
 // Four ternary codes of a packed word, of the channel of field j: bytes -1, 0, 1. Adding 127 carries nothing.

@@ -21,7 +21,7 @@ void CheckThreaded(int64_t size, bool has_scales, int processors) {
   call.input = data->x.data();
   call.epilogue = data->epilogue;
   call.output = y.data();
-  KLB_CHECK_OK(cuda::EmulateConv(layer.shape, data->weights, call, {processors, cuda::EmulateMma, true}));
+  KLB_CHECK_OK(cuda::EmulateConv(layer.shape, data->weights, call, {processors, {cuda::EmulateMma, has_scales}, true}));
   CheckEqual(layer, y, want, "threaded CUDA emulation");
 }
 

@@ -156,7 +156,7 @@ int main() {
   cuda::Device device;
   KLB_CHECK_OK(cuda::CurrentDevice(&device));
   std::printf("%s, sm_%d%d, %s\n", device.name.c_str(), device.major, device.minor,
-              device.has_tensor_cores ? "mma.sync.m16n8k32" : "dp4a");
+              device.product.c_str());
   test::CheckLookUps();
   test::CheckPacking();
   test::CheckPool();

@@ -53,7 +53,8 @@ void CheckRandomLayers() {
     if (layer.shape.output_size() > 5000) continue;
     Emulation how;
     how.processors = random() % 2 ? 1 : 132;
-    how.product = random() % 4 == 0 ? cuda::EmulateDots : cuda::EmulateMma;
+    how.instructions.product = random() % 4 == 0 ? cuda::EmulateDots : cuda::EmulateMma;
+    how.instructions.ldmatrix = random() % 2 == 0;
     CheckEmulated(layer, random, how);
   }
 }
@@ -81,12 +82,12 @@ void CheckDeepLayers() {
         Layer layer = Deep(channels, size);
         layer.has_scales = scales > 0;
         layer.scales_per_tap = scales == 2;
-        for (int processors : {1, 132}) CheckEmulated(layer, random, {processors});
+        for (int processors : {1, 132}) CheckEmulated(layer, random, {processors, {cuda::EmulateMma, scales == 1}});
       }
       Layer layer = Deep(channels, size);
       layer.kind = Kind::kInt8;
       layer.cluster_size = 0;
-      for (int processors : {1, 132}) CheckEmulated(layer, random, {processors});
+      for (int processors : {1, 132}) CheckEmulated(layer, random, {processors, {}});
     }
   }
 }

@@ -66,10 +66,28 @@ inline void EmulateDots(const Fragments* lanes) {
   for (int lane = 0; lane < kLanes; ++lane) MultiplyByDots(lane, Peers{lanes}, lanes[lane].c);
 }
 
+// What ldmatrix.sync.aligned.m8n8.x4.shared.b16 loads, from the PTX ISA alone: lanes 0-7 give the rows of the first matrix,
+// 8-15 of the second and so on; in each register a lane gets two neighbouring 16-bit elements, of row lane / 4.
+inline void EmulateLdmatrix(const uint16_t* const* rows, uint32_t* const* registers) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const uint16_t* elements = rows[8 * matrix + lane / 4];
+      const int column = lane % 4 * 2;
+      registers[lane][matrix] = elements[column] | static_cast<uint32_t>(elements[column + 1]) << 16;
+    }
+  }
+}
+
 using Product = void (*)(const Fragments* lanes);
 
 struct GridPlace {
   int x, y, z;
+};
+
+// What a GPU's kernels are compiled with or without.
+struct Instructions {
+  Product product = EmulateMma;
+  bool ldmatrix = false;
 };
 
 // Copies in groups, in the order in which they were asked for.
@@ -95,8 +113,8 @@ class Copies {
 template <class Registers>
 class EmulatedThreads {
  public:
-  EmulatedThreads(GridPlace place, Product product, void* shared, int first, int count)
-      : place_(place), product_(product), shared_(shared), first_(first), registers_(count), copies_(count) {}
+  EmulatedThreads(GridPlace place, Instructions instructions, void* shared, int first, int count)
+      : place_(place), instructions_(instructions), shared_(shared), first_(first), registers_(count), copies_(count) {}
 
   int x() const { return place_.x; }
   int y() const { return place_.y; }
@@ -117,7 +135,20 @@ class EmulatedThreads {
         Registers& r = registers_[warp + lane];
         lanes[lane] = {r.a[tile], r.b[field], r.totals[tile][field]};
       }
-      product_(lanes);
+      instructions_.product(lanes);
+    }
+  }
+  bool LoadsMatrices() const { return instructions_.ldmatrix; }
+  template <class Row>
+  void LoadMatrices(int tile, const Row& row) {
+    for (size_t warp = 0; warp < registers_.size(); warp += kLanes) {
+      const uint16_t* rows[kLanes];
+      uint32_t* registers[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        rows[lane] = reinterpret_cast<const uint16_t*>(row(first_ + static_cast<int>(warp) + lane));
+        registers[lane] = registers_[warp + lane].a[tile];
+      }
+      EmulateLdmatrix(rows, registers);
     }
   }
   void CopyVector(void* to, const void* from) { copies_[running_].Add(to, from); }
@@ -129,7 +160,7 @@ class EmulatedThreads {
 
  private:
   GridPlace place_;
-  Product product_;
+  Instructions instructions_;
   void* shared_;
   int first_;
   size_t running_ = 0;
@@ -140,8 +171,8 @@ class EmulatedThreads {
 template <class Registers>
 class PhasedBlock : public EmulatedThreads<Registers> {
  public:
-  PhasedBlock(GridPlace place, Product product, void* shared)
-      : EmulatedThreads<Registers>(place, product, shared, 0, kThreads) {}
+  PhasedBlock(GridPlace place, Instructions instructions, void* shared)
+      : EmulatedThreads<Registers>(place, instructions, shared, 0, kThreads) {}
   void Sync() {}
 };
 
@@ -169,8 +200,8 @@ class Barrier {
 template <class Registers>
 class ThreadedBlock : public EmulatedThreads<Registers> {
  public:
-  ThreadedBlock(GridPlace place, Product product, void* shared, int warp, Barrier* barrier)
-      : EmulatedThreads<Registers>(place, product, shared, warp * kLanes, kLanes), barrier_(barrier) {}
+  ThreadedBlock(GridPlace place, Instructions instructions, void* shared, int warp, Barrier* barrier)
+      : EmulatedThreads<Registers>(place, instructions, shared, warp * kLanes, kLanes), barrier_(barrier) {}
   void Sync() { barrier_->Wait(); }
 
  private:
@@ -179,17 +210,17 @@ class ThreadedBlock : public EmulatedThreads<Registers> {
 
 // Runs `body(block)` as one block whose shared memory has exactly so many words, filled with garbage.
 template <class Registers, class Body>
-void RunBlock(GridPlace place, Product product, bool threaded, int shared_words, const Body& body) {
+void RunBlock(GridPlace place, Instructions instructions, bool threaded, int shared_words, const Body& body) {
   std::vector<Vector> shared((shared_words + 3) / 4, Vector{{0xDEADBEEF, 0xDEADBEEF, 0xDEADBEEF, 0xDEADBEEF}});
   if (!threaded) {
-    PhasedBlock<Registers> block(place, product, shared.data());
+    PhasedBlock<Registers> block(place, instructions, shared.data());
     return body(block);
   }
   Barrier barrier;
   std::vector<std::thread> warps;
   for (int warp = 0; warp < kWarps; ++warp) {
     warps.emplace_back([&, warp] {
-      ThreadedBlock<Registers> block(place, product, shared.data(), warp, &barrier);
+      ThreadedBlock<Registers> block(place, instructions, shared.data(), warp, &barrier);
       body(block);
     });
   }

@@ -14,7 +14,7 @@ namespace keras_lowbit::cuda {
 
 struct Emulation {
   int processors = 132;
-  Product product = EmulateMma;
+  Instructions instructions;
   bool threaded = false;
 };
 
@@ -22,7 +22,7 @@ template <WeightKind kKind>
 void EmulateBlockOf(const ConvPlan& plan, GridPlace place, const Emulation& how) {
   const ConvArgs& a = plan.args;
   const auto run = [&](auto registers, int shared_words, const auto& body) {
-    RunBlock<decltype(registers)>(place, how.product, how.threaded, shared_words, body);
+    RunBlock<decltype(registers)>(place, how.instructions, how.threaded, shared_words, body);
   };
   switch (plan.path) {
     case ConvPath::kRow:

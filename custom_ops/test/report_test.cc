@@ -14,7 +14,7 @@ int main() {
     jobs.push_back(DescribeWork(job));
     rows.push_back(Describe(job, "ternary", 1000, {3, 1, 2}, ceilings));
   }
-  const DeviceFacts facts = {"no card \"at\" \\all\n", 8, 0, 108, 13000, 13000, 1, 2, true, 1e300 * 1e300, ceilings};
+  const DeviceFacts facts = {"no card \"at\" \\all\n", "none", 8, 0, 108, 13000, 13000, 1, 2, 1e300 * 1e300, ceilings};
   const std::string described = JsonObject().Raw("weights", JsonList(kinds)).Raw("jobs", JsonList(jobs)).Text();
   const std::string report = Describe(facts).Add("rounds", 3).Raw("results", JsonList(rows)).Text();
   std::printf("%s\n", JsonObject().Raw("described", described).Raw("report", report).Text().c_str());

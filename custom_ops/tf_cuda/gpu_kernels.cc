@@ -20,8 +20,7 @@ std::string DescribeDevice() {
   cuda::Device device;
   const Status status = cuda::CurrentDevice(&device);
   if (!status.ok()) return "\t" + status.message();
-  const char* product = device.has_tensor_cores ? "mma.sync.m16n8k32 on int8 tensor cores" : "dp4a";
-  return device.name + ", sm_" + std::to_string(device.major) + std::to_string(device.minor) + ", " + product + "\t";
+  return device.name + ", sm_" + std::to_string(device.major) + std::to_string(device.minor) + ", " + device.product + "\t";
 }
 
 }  // namespace

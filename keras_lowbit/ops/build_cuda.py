@@ -26,7 +26,9 @@ from keras_lowbit.ops import build
 
 COMMAND = "python -m keras_lowbit.ops.build_cuda"
 NAME, INFO = "keras_lowbit_cuda.so", "build_cuda.json"
-ARCHITECTURES = ("80", "89", "90")  # machine code for each, and PTX of the last for later GPUs
+# Machine code for each, and PTX of the last for later GPUs. sm_61 and sm_75 run without tensor cores (cuda/dots.h).
+ARCHITECTURES = ("61", "75", "80", "89", "90")
+BELOW_CUDA_13 = ("61",)  # CUDA 13 compiles for nothing below sm_75
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 # What the launchers need of the kernels' other files.
 SOURCES = (
@@ -64,6 +66,17 @@ def find_nvcc() -> Nvcc:
     )
 
 
+def architectures_of(nvcc: Nvcc) -> tuple[str, ...]:
+    """Those of `ARCHITECTURES` that a compiler has."""
+    newest = int(nvcc.version.split(".")[0]) >= 13
+    return tuple(name for name in ARCHITECTURES if not (newest and name in BELOW_CUDA_13))
+
+
+def chosen(names: str | None) -> list[str] | None:
+    """Architectures from the command line; None where none is named."""
+    return names.split(",") if names else None
+
+
 def target_folder(version: str) -> Path | None:
     """Where the library goes and is looked for: the cache's folder of this TensorFlow and these sources."""
     return build.cache_folder(version)
@@ -88,10 +101,10 @@ def fingerprint(version: str) -> str:
     return digest.hexdigest()
 
 
-def build_library(target: Path | None = None, architectures: Sequence[str] = ARCHITECTURES, say=print) -> Path:
+def build_library(target: Path | None = None, architectures: Sequence[str] | None = None, say=print) -> Path:
     """Compiles and links the library into `target`; its path. BuildError with the compiler's words if it fails.
 
-    architectures: compute capabilities without the dot; "75" and less run without tensor cores.
+    architectures: compute capabilities without the dot, all that the compiler has by default.
     """
     nvcc, compiler, folder, tensorflow = (
         find_nvcc(),
@@ -103,6 +116,7 @@ def build_library(target: Path | None = None, architectures: Sequence[str] = ARC
     if target is None:
         raise build.BuildError("there is no folder to compile into: set XDG_CACHE_HOME to one")
     target.mkdir(parents=True, exist_ok=True)
+    architectures = architectures or architectures_of(nvcc)
     say(f"building the CUDA kernels with CUDA {nvcc.version} for sm_{', sm_'.join(architectures)}")
     with tempfile.TemporaryDirectory(dir=target, prefix=build.WORK) as work:
         made = _compile(nvcc, compiler, folder, tensorflow, architectures, Path(work))
@@ -197,11 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--if-possible", action="store_true", help="what cannot be built here is no failure")
-    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="compute capabilities: 80,89,90")
+    names = ",".join(ARCHITECTURES)
+    parser.add_argument("--architectures", help=f"compute capabilities, {names} by default; CUDA 13 has no 61")
     parser.add_argument("--target", type=Path, metavar="FOLDER", help="where it goes, in place of the user's cache")
     given = parser.parse_args(arguments)
     try:
-        print(f"built {build_library(given.target, given.architectures.split(','))}")
+        print(f"built {build_library(given.target, chosen(given.architectures))}")
     except build.BuildError as error:
         print(f"CUDA kernels not built, the ops run on the CPU: {error}", file=sys.stderr)
         return 0 if given.if_possible else 1

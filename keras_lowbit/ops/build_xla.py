@@ -109,10 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cuda", action="store_true", help="for NVIDIA GPUs too; needs nvcc")
     names = ",".join(build_cuda.ARCHITECTURES)
-    parser.add_argument("--architectures", default=names, help=f"compute capabilities, with --cuda: {names}")
+    parser.add_argument(
+        "--architectures", help=f"compute capabilities, with --cuda: {names} by default, CUDA 13 has no 61"
+    )
     given = parser.parse_args(arguments)
     try:
-        print(f"built {build_library(architectures=given.architectures.split(',') if given.cuda else ())}")
+        named: Sequence[str] = ()
+        if given.cuda:
+            named = build_cuda.chosen(given.architectures) or build_cuda.architectures_of(build_cuda.find_nvcc())
+        print(f"built {build_library(architectures=named)}")
     except (build.BuildError, ImportError) as error:
         print(f"layers for XLA not built: {error}", file=sys.stderr)
         return 1

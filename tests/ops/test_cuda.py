@@ -83,6 +83,19 @@ def test_without_a_cuda_compiler_one_sentence_says_so(monkeypatch, capsys):
     assert all(line.startswith("CUDA kernels not built, the ops run on the CPU") for line in said)
 
 
+def test_architectures_are_those_that_the_compiler_has(monkeypatch, tmp_path):
+    def nvcc(version):
+        return build_cuda.Nvcc("nvcc", version, tmp_path)
+
+    assert build_cuda.architectures_of(nvcc("12.9")) == ("61", "75", "80", "89", "90")
+    assert build_cuda.architectures_of(nvcc("13.0")) == ("75", "80", "89", "90")
+    assert build_cuda.chosen(None) is None
+    assert build_cuda.chosen("80,90") == ["80", "90"]
+    code = build_cuda._gencode(build_cuda.architectures_of(nvcc("12.9")))
+    assert code[0] == "-gencode=arch=compute_61,code=sm_61"
+    assert code[-1] == "-gencode=arch=compute_90,code=compute_90"
+
+
 def test_a_compiler_that_says_nothing_of_cuda_is_refused(monkeypatch):
     monkeypatch.setenv("CUDACXX", sys.executable)
     with pytest.raises(build.BuildError, match="does not say which CUDA it is of"):
