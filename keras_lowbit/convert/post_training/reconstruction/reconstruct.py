@@ -110,7 +110,7 @@ def reconstruct(
             "to undo what correct_biases put there. Give the model that quantize_model got, such as the equalized one.",
             stacklevel=2,
         )
-    blocks = find_blocks(twins.float_graph, lambda call: call.path in twins.layers, unit)
+    blocks = _blocks(twins, unit)
     rows: list[LayerReport] = []
     done = Checkpoint(checkpoint, twins.layers, {"unit": unit, **dataclasses.asdict(settings)})
 
@@ -121,6 +121,14 @@ def reconstruct(
     return ConversionReport(
         quantized.name, "reconstruct", (*left_if(not verdict.kept, rows), *twins.left.values()), verdict
     )
+
+
+def _blocks(twins: Twins, unit: str) -> list[Block]:
+    """Blocks with a layer that trains; those that are left since their grid is fine part blocks as the others do."""
+    weighted = {*twins.layers, *twins.fine}
+    found = find_blocks(twins.float_graph, lambda call: call.path in weighted, unit)
+    own = [dataclasses.replace(b, layers=tuple(path for path in b.layers if path in twins.layers)) for b in found]
+    return [block for block in own if block.layers]
 
 
 def _checked(

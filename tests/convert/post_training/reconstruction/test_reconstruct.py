@@ -8,6 +8,7 @@ from keras import layers
 import keras_lowbit as klb
 from keras_lowbit.convert.post_training.reconstruction import reconstruct as module
 from keras_lowbit.convert.post_training.reconstruction.neighbours import neighbours_of
+from keras_lowbit.keras_graph.calls import calls_of
 from keras_lowbit.layers import QuantDense
 from tests.support.model_zoo import run
 
@@ -217,6 +218,13 @@ def test_layers_of_eight_bits_are_left_with_the_float_bias(reference, images):
     before = keras.ops.convert_to_numpy(model.get_layer("stem").kernel)
     report = klb.reconstruct(model, reference, images, iterations=2, check=False, verbose=0)
     assert report["stem"].detail == "255 values: nearest rounding leaves nothing to win"
+    twins = module.Twins(calls_of(model), calls_of(reference))
+    (block,) = module._blocks(twins, "block")  # neither end belongs to it
+    assert [call.path for call in block.calls if hasattr(call.operation, "kernel")] == [
+        "expand",
+        "depthwise",
+        "project",
+    ]
     assert set(report.outcomes("left")) == {"stem", "logits"}
     np.testing.assert_array_equal(model.get_layer("stem").kernel, before)
     np.testing.assert_array_equal(model.get_layer("stem").bias, reference.get_layer("stem").bias)
