@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
-.PHONY: help test docs linkcheck pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp build-cuda test-cuda bench-cuda cuda-ops wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
+.PHONY: help test docs linkcheck pytest pytest-ops test-cpp test-sanitize test-thread test-arm bench-cpp bench-tiles build-cuda test-cuda bench-cuda cuda-ops wheel lint format demo clean metadata-schema phone-libraries microcontroller-library fuzz
 
 help:
 	@echo "make demo    train, quantize, export and verify a small network on real images (about four minutes)"
@@ -68,6 +68,10 @@ test-cpp test-sanitize test-thread test-arm:
 
 bench-cpp: test-cpp
 	custom_ops/build/release/kernels_bench
+
+# The numbers by which layers go to AMX, for a machine that has it.
+bench-tiles: test-cpp
+	custom_ops/build/release/tiles_bench
 
 # The CUDA kernels: CMake, a compiler and nvcc, which CUDACXX names if it is not on the PATH. ARCHITECTURES=90 compiles for one kind of GPU
 # alone. Without a device the test counts as skipped, and the benchmark says so and ends with 77. Where TORCH_PYTHON has PyTorch for GPUs,

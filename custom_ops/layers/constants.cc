@@ -125,7 +125,7 @@ Status MakeConstants(const ConstantsSource& source, bool with_fp32, Constants* c
   return Status();
 }
 
-LayerCache::Pieces PiecesOf(const ConstantsSource& source, LayerCache::Piece weights, int64_t more,
+KeptResult::Pieces PiecesOf(const ConstantsSource& source, KeptResult::Piece weights, int64_t more,
                             ConstantNumbers* numbers) {
   const Requantize& r = source.epilogue.requantize;
   const int64_t n = source.out_channels;
@@ -151,12 +151,12 @@ Status GetConstants(const ConstantsSource& source, LayerCache* cache, std::share
   ConstantNumbers numbers;
   const int64_t sums = source.groups * source.blocks() * source.block_channels;
   const auto pieces = PiecesOf(source, {source.sums, 4 * sums}, 0, &numbers);
-  if (cache != nullptr) *constants = std::static_pointer_cast<const Constants>(cache->Find(pieces));
+  if (cache != nullptr) *constants = std::static_pointer_cast<const Constants>(cache->constants.Find(pieces));
   const bool again = *constants != nullptr;
   if (again && (*constants)->seeks_fp32) return Status();
   const auto made = std::make_shared<Constants>();
   KLB_RETURN_IF_ERROR(MakeConstants(source, again, made.get()));
-  if (cache != nullptr) cache->Keep(pieces, made);
+  if (cache != nullptr) cache->constants.Keep(pieces, made);
   *constants = made;
   return Status();
 }

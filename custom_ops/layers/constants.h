@@ -40,7 +40,7 @@ Status MakeConstants(const ConstantsSource& source, bool with_fp32, Constants* c
 // All that constants depend on: `source`, what stands for the sums of its weights, and one more number of the caller's.
 // `numbers` is written, and must live as long.
 using ConstantNumbers = std::array<int64_t, 10>;
-LayerCache::Pieces PiecesOf(const ConstantsSource& source, LayerCache::Piece weights, int64_t more,
+KeptResult::Pieces PiecesOf(const ConstantsSource& source, KeptResult::Piece weights, int64_t more,
                             ConstantNumbers* numbers);
 
 // From the cache, if there is one and nothing has changed. Float32 parameters are looked for when the same constants

@@ -6,7 +6,9 @@
 // weights travel from memory in 2 bits and meet the activations as int8 from the second-level cache. Many pixels make
 // several such grids, spans, so that the tables stay in that cache too.
 #include <algorithm>
-#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
 
 #include "core/per_thread.h"
 #include "layers/conv2d_plan.h"
@@ -21,8 +23,8 @@ namespace {
 
 // A block of so few channels is unpacked sooner, beyond so many pixels: decoding computes all 64 channels.
 constexpr int64_t kNarrowChannels = 32, kFewPixelsNarrow = 12;
-// What a thread does in a nanosecond, about: for ParallelFor's parts.
-constexpr int64_t kProductsPerNanosecond = 100;
+// For ParallelFor's parts: what a thread does in a nanosecond, about, and the pixels that take as long as one.
+constexpr int64_t kProductsPerNanosecond = 100, kFewestPixels = 2;
 
 // One block of ternary codes as int8 weights, [tap][k_block][kInt8BlockBytes]: taps outermost, clusters inside.
 void UnpackBlock(const ConvPlan& plan, const uint8_t* codes, const int8_t* scales, int8_t* weights) {
@@ -124,39 +126,77 @@ void RunTasks(const ConvPlan& plan, const GroupData& data, int64_t begin, int64_
 
 void RunGrid(const ConvPlan& plan, const GroupData& data, const ParallelFor& parallel) {
   const Work work = [&](int64_t begin, int64_t end) { RunTasks(plan, data, begin, end); };
-  const int64_t products = plan.grid.chunk_pixels * plan.sizes.k_blocks * kKBlock * kBlockChannels;
+  const int64_t pixels = std::max(plan.grid.chunk_pixels, kFewestPixels);
+  const int64_t products = pixels * plan.sizes.k_blocks * kKBlock * kBlockChannels;
   // At least the time to read the weights.
   const int64_t cost = products / kProductsPerNanosecond + plan.sizes.k_blocks + 1;
   RunAll(parallel, plan.grid.chunks * plan.grid.blocks, cost, work);
 }
 
-// Memory of a thread's calls: padding and, where channels do not come in fours, the padded image.
-struct CallScratch {
-  Scratch padding, image;
+// How a call runs, as far as shapes and zero point tell.
+struct CallPlan {
+  ConvPlan conv;
+  std::vector<int8_t> padding;  // one pixel of zero points
 };
 
-// The image of the call from the group's first channel on, or its padded copy.
-ImageView ImageOf(const ConvPlan& plan, int64_t group, const int8_t* input, int32_t input_zero_point,
-                  CallScratch* scratch, const ParallelFor& parallel) {
+// All that it depends on, and the checks before it.
+struct PlanKey {
+  ConvShape shape;
+  int64_t isa, shared, input_zero_point, layout, cluster_size, scales_per_tap;
+  int64_t has_codes, codes_bytes, has_scales, scales_bytes, has_sums, sums_count;
+};
+static_assert(std::has_unique_object_representations_v<PlanKey>, "compared byte by byte");
+
+// The image of the call from the group's first channel on, or its padded copy, for which `memory` is.
+ImageView ImageOf(const CallPlan& call, int64_t group, const int8_t* input, Scratch* memory,
+                  const ParallelFor& parallel) {
+  const ConvPlan& plan = call.conv;
   const ConvShape& s = plan.shape;
-  const int64_t depth = plan.sizes.tap_k_blocks * kKBlock;
-  auto* padding = scratch->padding.Get<int8_t>(depth);
-  std::memset(padding, input_zero_point, depth);
   const int8_t* pixels = input + group * (s.in_channels / s.groups);
-  if (!plan.image.copies) return {pixels, s.in_channels, s.in_width, padding};
-  auto* copy = scratch->image.Get<int8_t>(plan.image.copy.size());
-  CopyPadded(plan.image.copy, pixels, input_zero_point, copy, parallel);
-  return {copy, depth, plan.image.copy.width(), padding};
+  if (!plan.image.copies) return {pixels, s.in_channels, s.in_width, call.padding.data()};
+  auto* copy = memory->Get<int8_t>(plan.image.copy.size());
+  CopyPadded(plan.image.copy, pixels, call.padding[0], copy, parallel);
+  const int64_t depth = plan.sizes.tap_k_blocks * kKBlock;
+  return {copy, depth, plan.image.copy.width(), call.padding.data()};
 }
 
-Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point,
-                 const Epilogue& epilogue) {
+Status CheckCall(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point) {
   KLB_RETURN_IF_ERROR(CheckConv(shape));
   KLB_RETURN_IF_ERROR(CheckWeights(shape, weights));
-  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue));
   if (-128 <= input_zero_point && input_zero_point <= 127) return Status();
   return Status::Error("the input's zero point is " + std::to_string(input_zero_point) +
                        "; expected an int8 code, -128 to 127");
+}
+
+// The plan, from the cache if the sizes are those of the call before, which were checked then; null: no output.
+Status GetPlan(const ConvShape& shape, const PackedWeights& weights, int32_t input_zero_point, bool shared,
+               LayerCache* cache, std::shared_ptr<const CallPlan>* plan) {
+  Isa isa;
+  KLB_RETURN_IF_ERROR(ActiveIsa(&isa));
+  const PlanKey key = {shape,
+                       static_cast<int64_t>(isa),
+                       shared,
+                       input_zero_point,
+                       static_cast<int64_t>(weights.layout),
+                       weights.cluster_size,
+                       weights.scales_per_tap,
+                       weights.codes != nullptr,
+                       weights.codes_bytes,
+                       weights.scales != nullptr,
+                       weights.scales_bytes,
+                       weights.sums != nullptr,
+                       weights.sums_count};
+  const KeptResult::Pieces pieces = {{{&key, sizeof key}}};
+  if (cache != nullptr) *plan = std::static_pointer_cast<const CallPlan>(cache->plan.Find(pieces));
+  if (*plan != nullptr) return Status();
+  KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point));
+  if (shape.out_pixels() == 0) return Status();
+  const auto made = std::make_shared<CallPlan>();
+  made->conv = PlanConv(isa, shape, weights, shared);
+  made->padding.assign(made->conv.sizes.tap_k_blocks * kKBlock, static_cast<int8_t>(input_zero_point));
+  if (cache != nullptr) cache->plan.Keep(pieces, made);
+  *plan = made;
+  return Status();
 }
 
 Status GetConvConstants(const ConvPlan& plan, const PackedWeights& weights, int32_t input_zero_point,
@@ -177,15 +217,15 @@ Status GetConvConstants(const ConvPlan& plan, const PackedWeights& weights, int3
 
 Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t* input, int32_t input_zero_point,
               const Epilogue& epilogue, void* output, const ParallelFor& parallel, LayerCache* cache) {
-  KLB_RETURN_IF_ERROR(CheckCall(shape, weights, input_zero_point, epilogue));
-  Isa isa;
-  KLB_RETURN_IF_ERROR(ActiveIsa(&isa));
-  if (shape.out_pixels() == 0) return Status();
-  const ConvPlan plan = PlanConv(isa, shape, weights, parallel != nullptr);
+  std::shared_ptr<const CallPlan> call;
+  KLB_RETURN_IF_ERROR(GetPlan(shape, weights, input_zero_point, parallel != nullptr, cache, &call));
+  KLB_RETURN_IF_ERROR(CheckEpilogue(epilogue));
+  if (call == nullptr) return Status();
+  const ConvPlan& plan = call->conv;
   std::shared_ptr<const Constants> constants;
   KLB_RETURN_IF_ERROR(GetConvConstants(plan, weights, input_zero_point, epilogue, cache, &constants));
   const PreparedEpilogue prepared = PrepareEpilogue(epilogue, *constants, shape.out_channels, output);
-  CallScratch scratch;
+  Scratch memory;
   for (int64_t group = 0; group < shape.groups; ++group) {
     GroupData data;
     data.codes = static_cast<const uint8_t*>(weights.codes) + group * (plan.sizes.codes_bytes_total / shape.groups);
@@ -196,10 +236,10 @@ Status Conv2D(const ConvShape& shape, const PackedWeights& weights, const int8_t
     data.first_channel = group * plan.channels;
     if (plan.kernel.path == Path::kTiles) {
       const int8_t* pixels = input + group * (shape.in_channels / shape.groups);
-      RunTiles(plan, data, pixels, input_zero_point, &scratch.image, parallel);
+      RunTiles(plan, data, pixels, input_zero_point, &memory, parallel);
       continue;
     }
-    data.image = ImageOf(plan, group, input, input_zero_point, &scratch, parallel);
+    data.image = ImageOf(*call, group, input, &memory, parallel);
     RunGrid(plan, data, parallel);
   }
   return Status();

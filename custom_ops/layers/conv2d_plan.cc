@@ -7,9 +7,8 @@
 namespace keras_lowbit {
 namespace {
 
-// Up to this many pixels a block of ternary weights is decoded at every use; beyond, unpacking it first pays. Sooner
-// with scales: every cluster then ends with a multiplication of its sums.
-constexpr int64_t kFewPixels = 64, kFewPixelsWithScales = 12;
+// With scales unpacking a block first pays beyond so few pixels: every cluster ends with a multiplication of its sums.
+constexpr int64_t kFewPixelsWithScales = 12;
 // The limit of a chunk of few taps, whose table would hold thousands of pixels.
 constexpr int64_t kMaxChunkPixels = 480;
 // Whole tiles of 2, 3, 4, 6 or 12 pixels.
@@ -22,16 +21,16 @@ constexpr int64_t kSmallImage = 65536;
 // A copy for tiles has at most so many times the pixels of input and output, and a plan lists so many taps.
 constexpr int64_t kMostCopied = 2, kMostTileTaps = 4096;
 
-Path PathOf(const ConvShape& shape, const PackedWeights& weights) {
+Path PathOf(const ConvShape& shape, const PackedWeights& weights, int64_t few_pixels) {
   if (weights.layout == WeightLayout::kInt8) return Path::kInt8;
-  const int64_t few = weights.scales == nullptr ? kFewPixels : kFewPixelsWithScales;
+  const int64_t few = weights.scales == nullptr ? few_pixels : kFewPixelsWithScales;
   return shape.out_pixels() <= few ? Path::kTernaryInRegisters : Path::kTernaryUnpacked;
 }
 
 KernelChoice ChooseKernel(Isa isa, const ConvShape& shape, const PackedWeights& weights) {
   const Int8BlockKernel int8 = SelectInt8Block(isa);
   const TernaryBlockKernel ternary = SelectTernaryBlock(isa);
-  const Path path = PathOf(shape, weights);
+  const Path path = PathOf(shape, weights, ternary.few_pixels);
   // With scales multiplied in, unpacked weights are int8, no longer -1, 0, 1.
   const bool as_int8 = path == Path::kInt8 || (path == Path::kTernaryUnpacked && weights.scales != nullptr);
   if (as_int8) return {path, int8.run, ternary, int8.activation_offset};
@@ -51,16 +50,16 @@ bool IsWorthTiles(const ConvPlan& plan, const TileSizes& sizes) {
   const double tiles = std::max<double>(sizes.positions, kTilePositions) * depth * up(plan.channels, kFieldChannels);
   const double own = 1.0 * s.out_pixels() * (s.in_channels / s.groups) * plan.channels;
   const double pixels = 1.0 * s.out_pixels() + 1.0 * s.batch * s.in_height * s.in_width + kSmallImage;
-  return tiles <= plan.kernel.tiles.most_products * own && sizes.copied <= kMostCopied * pixels;
+  return tiles <= plan.kernel.tiles.limits.most_products * own && sizes.copied <= kMostCopied * pixels;
 }
 
 // Whether the layer runs on matrix tiles, with the plan for it.
 bool ChooseTiles(ConvPlan* plan, const PackedWeights& weights) {
   const TileBlockKernel& kernel = plan->kernel.tiles;
-  if (kernel.run == nullptr || plan->shape.out_pixels() < kernel.fewest_pixels) return false;
+  if (kernel.run == nullptr || plan->shape.out_pixels() < kernel.limits.fewest_pixels) return false;
   if (plan->shape.taps() > kMostTileTaps) return false;
   if (!IsWorthTiles(*plan, PlanTileAxes(plan->shape, &plan->tiles))) return false;
-  PlanTileImage(plan->shape, weights, plan->sizes, &plan->tiles);
+  PlanTileImage(plan->shape, weights, plan->sizes, kernel.limits.most_steps, &plan->tiles);
   plan->kernel.path = Path::kTiles;
   return true;
 }

@@ -23,7 +23,8 @@ struct TileGrid {
 TileGrid MakeTileGrid(const ConvPlan& plan, bool shared) {
   const TileImage& view = plan.tiles.view;
   const int64_t blocks = plan.sizes.oc_blocks;
-  int64_t fit = std::max<int64_t>(kStretchBytes / (kTilePositions * view.pixel_bytes), kFewestTiles);
+  const int64_t read = std::min(view.pixel_bytes, view.slice_steps * kTileDepth);  // of a pixel, in a slice
+  int64_t fit = std::max<int64_t>(kStretchBytes / (kTilePositions * read), kFewestTiles);
   if (shared) fit = std::clamp<int64_t>(view.tiles * blocks / kSharedTasks, kFewestTiles, fit);
   const int64_t even = CeilDivide(view.tiles, CeilDivide(view.tiles, fit));
   const int64_t stretch = CeilDivide(even, 2) * 2;
@@ -45,14 +46,15 @@ TileTask TaskAt(const ConvPlan& plan, const GroupData& data, const TileGrid& gri
 
 // Of one thread.
 struct TileScratch {
-  Scratch panels, tasks;
+  Scratch panels, totals, tasks;
 };
 
 void RunTasks(const ConvPlan& plan, const GroupData& data, TileArgs args, const TileGrid& grid, int64_t begin,
               int64_t end) {
   static const PerThread<TileScratch> scratches;
   TileScratch& scratch = scratches.Get();
-  args.panels = scratch.panels.Get<int8_t>(args.image.panel_bytes * (kBlockChannels / kPanelChannels));
+  args.panels = scratch.panels.Get<int8_t>(args.image.panel_bytes() * (kBlockChannels / kPanelChannels));
+  args.totals = scratch.totals.Get<int32_t>(TotalsOf(args.image, grid.stretch));
   auto* tasks = scratch.tasks.Get<TileTask>(end - begin);
   for (int64_t i = begin; i < end; ++i) tasks[i - begin] = TaskAt(plan, data, grid, i);
   plan.kernel.tiles.run(args, tasks, end - begin);

@@ -20,8 +20,6 @@ namespace {
 
 // The limit of a chunk of many taps, whose table would hold fewer pixels.
 constexpr int64_t kFewestPixels = 8;
-// What a thread does in a nanosecond, about: for ParallelFor's parts.
-constexpr int64_t kProductsPerNanosecond = 40;
 
 struct Plan {
   ConvShape shape;
@@ -104,7 +102,7 @@ int64_t MaxAbsSum(ConvShape shape) {
 }
 
 struct Packed {
-  std::vector<int8_t> weights;
+  std::vector<int8_t> weights, padding;  // padding: one pixel of zero points
   Constants constants;
 };
 
@@ -121,10 +119,11 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
                             input_zero_point + plan.kernel.activation_offset};
   ConstantNumbers numbers;
   const auto pieces = PiecesOf(source, {kernel, plan.shape.taps() * channels}, plan.kernel.lanes, &numbers);
-  if (cache != nullptr) *packed = std::static_pointer_cast<const Packed>(cache->Find(pieces));
+  if (cache != nullptr) *packed = std::static_pointer_cast<const Packed>(cache->constants.Find(pieces));
   const bool again = *packed != nullptr;
   if (again && (*packed)->constants.seeks_fp32) return Status();
   const auto made = std::make_shared<Packed>();
+  made->padding.assign(plan.shape.in_channels, static_cast<int8_t>(input_zero_point));
   made->weights.resize(plan.blocks * plan.weights_of_block());
   std::vector<int32_t> sums(plan.blocks * kBlockChannels);
   for (int64_t block = 0; block < plan.blocks; ++block) {
@@ -133,7 +132,7 @@ Status GetPacked(const Plan& plan, const int8_t* kernel, int32_t input_zero_poin
   }
   source.sums = sums.data();
   KLB_RETURN_IF_ERROR(MakeConstants(source, again, &made->constants));
-  if (cache != nullptr) cache->Keep(pieces, made);
+  if (cache != nullptr) cache->constants.Keep(pieces, made);
   *packed = made;
   return Status();
 }
@@ -157,11 +156,10 @@ Status DepthwiseConv2D(const ConvShape& shape, const int8_t* kernel, const int8_
   plan.epilogue = &prepared;
   plan.weights = packed->weights.data();
   plan.constants = packed->constants.blocks.data();
-  const std::vector<int8_t> padding(shape.in_channels, static_cast<int8_t>(input_zero_point));
-  plan.padding = padding.data();
-  const int64_t tasks = plan.chunks * plan.blocks;
+  plan.padding = packed->padding.data();
   const Work work = [&plan](int64_t begin, int64_t end) { RunTasks(plan, begin, end); };
-  RunAll(parallel, tasks, plan.chunk_pixels * shape.taps() * plan.block_channels / kProductsPerNanosecond + 1, work);
+  const int64_t products = plan.chunk_pixels * shape.taps() * plan.block_channels;
+  RunAll(parallel, plan.chunks * plan.blocks, products / plan.kernel.products_per_nanosecond + 1, work);
   return Status();
 }
 

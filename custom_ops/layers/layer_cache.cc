@@ -4,7 +4,7 @@
 
 namespace keras_lowbit {
 
-std::shared_ptr<const void> LayerCache::Find(const Pieces& made_from) const {
+std::shared_ptr<const void> KeptResult::Find(const Pieces& made_from) const {
   std::shared_ptr<const Entry> entry;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -20,7 +20,7 @@ std::shared_ptr<const void> LayerCache::Find(const Pieces& made_from) const {
   return entry->made;
 }
 
-void LayerCache::Keep(const Pieces& made_from, std::shared_ptr<const void> made) {
+void KeptResult::Keep(const Pieces& made_from, std::shared_ptr<const void> made) {
   const auto entry = std::make_shared<Entry>();
   for (size_t i = 0; i < made_from.size(); ++i) {
     const auto* bytes = static_cast<const char*>(made_from[i].data);

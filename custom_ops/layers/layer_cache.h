@@ -1,4 +1,4 @@
-// What a layer forms from its constants before it runs, kept from one call to the next.
+// What a layer forms from its constants and shapes before it runs, kept from one call to the next.
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@ namespace keras_lowbit {
 
 // Holds one result and a copy of every byte that it was made from. It is found again by content, never by address, so
 // each call may bring other arrays. Thread-safe.
-class LayerCache {
+class KeptResult {
  public:
   struct Piece {
     const void* data;
@@ -30,6 +30,12 @@ class LayerCache {
   };
   mutable std::mutex mutex_;
   std::shared_ptr<const Entry> entry_;
+};
+
+// Of one layer. Calls of other shapes have other plans and the same constants.
+class LayerCache {
+ public:
+  KeptResult constants, plan;
 };
 
 }  // namespace keras_lowbit

@@ -18,8 +18,9 @@
 
 namespace keras_lowbit {
 
-// A layer's constants in the order in which kernels read them, kept from one call to the next (layers/layer_cache.h):
-// found again by their contents, so that every call may bring other arrays, and other shapes. Thread-safe. Only with
+// A layer's constants in the order in which kernels read them, and how the last call ran, kept from one call to the
+// next (layers/layer_cache.h): found again by contents, so that every call may bring other arrays, and other shapes.
+// Thread-safe. Only with
 // one, from the second call on, does a layer look for float32 requantization (layers/fp32_requantize.h), which takes
 // milliseconds once. Null: nothing is kept.
 class LayerCache;

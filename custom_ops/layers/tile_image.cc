@@ -75,7 +75,8 @@ TileSizes PlanTileAxes(const ConvShape& s, TileImagePlan* plan) {
   return {plan->planes * (positions + 1.0 * plan->rows.lead * plan->columns.pitch), positions};
 }
 
-void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const WeightSizes& sizes, TileImagePlan* plan) {
+void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const WeightSizes& sizes, int64_t most_steps,
+                   TileImagePlan* plan) {
   const int64_t channels = s.in_channels / s.groups, steps = CeilDivide(sizes.tap_k_blocks, kTileKBlocks);
   const int64_t cluster = weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels;
   plan->image = {s, channels, cluster, sizes.cluster_k_blocks * kKBlock, steps * kTileDepth};
@@ -85,7 +86,7 @@ void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const Weigh
   TileImage& view = plan->view;
   view.pixel_bytes = plan->image.bytes;
   view.taps = s.taps(), view.steps = steps;
-  view.panel_bytes = view.taps * steps * (kPanelChannels / kFieldChannels) * kTileBytes;
+  view.slice_steps = CeilDivide(view.taps * steps, CeilDivide(view.taps * steps, most_steps));
   view.row_positions = plan->columns.pitch, view.width = s.out_width();
   view.entry_rows = plan->rows.pitch, view.height = s.out_height();
   const int64_t rows = (s.batch - 1) * view.entry_rows + view.height;

@@ -101,7 +101,8 @@ std::vector<Shape> NetworkShapes() {
   const int64_t pointwise[][3] = {{112, 32, 16}, {112, 16, 96}, {56, 96, 24},  {56, 24, 144}, {56, 144, 24},
                                   {28, 144, 32}, {28, 32, 192}, {28, 192, 32}, {14, 192, 64}, {14, 64, 384},
                                   {14, 384, 64}, {14, 384, 96}, {14, 96, 576}, {14, 576, 96}, {7, 576, 160},
-                                  {7, 160, 960}, {7, 960, 160}, {7, 960, 320}, {7, 320, 1280}};
+                                  {7, 160, 960}, {7, 960, 160}, {7, 960, 320}, {7, 320, 1280},
+                                  {5, 9216, 40}};  // deeper than a slice of x86_amx
   for (const auto& s : pointwise) shapes.push_back({s[0], s[1], s[2], 1, 1});
   return shapes;
 }
@@ -159,6 +160,26 @@ void CheckNetworks() {
   }
 }
 
+// Slices of any depth give the same: within a tap, over the ends of taps, and all in one.
+void CheckSlices() {
+  const Shape shapes[] = {{9, 130, 70, 3, 1}, {7, 200, 40, 3, 2}, {5, 700, 33, 1, 1}};
+  for (int64_t most_steps : {1, 2, 5, 1000}) {
+    for (uint32_t seed = 1; seed <= 6; ++seed) {
+      Random random(seed);
+      const Layer layer = NetworkLayer(shapes[seed % 3], seed);
+      const auto data = Draw(layer, random);
+      const TileLimits limits = {1, int64_t{1} << 20, most_steps};
+      for (const std::string& kernel : Kernels(true)) {
+        SetTileLimits(&limits);
+        const std::vector<int8_t> y = Outputs(layer, *data, kernel);
+        SetTileLimits(nullptr);
+        const std::string words = kernel + ", slices of " + std::to_string(most_steps) + " steps: ";
+        KLB_CHECK(y == Outputs(layer, *data, Kernels(false).front()), words + Describe(layer));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace keras_lowbit::test
 
@@ -166,5 +187,6 @@ int main() {
   keras_lowbit::test::CheckConfiguration();
   keras_lowbit::test::CheckProduct();
   keras_lowbit::test::CheckNetworks();
+  keras_lowbit::test::CheckSlices();
   return 0;
 }

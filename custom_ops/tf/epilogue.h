@@ -30,7 +30,7 @@ absl::Status PerChannel(const Tensor& tensor, const char* name, int64_t channels
     return absl::InvalidArgumentError(absl::StrCat(name, " has ", count, " values; expected ", channels,
                                                    " (one for each output channel), 1 or none"));
   }
-  *values = count == 0 ? nullptr : tensor.flat<T>().data();
+  *values = count == 0 ? nullptr : static_cast<const T*>(tensor.data());
   if (count == 1 && channels != 1) {
     *step = 0;
     if (store == nullptr) return absl::OkStatus();
@@ -89,7 +89,7 @@ class OpEpilogue {
       return absl::InvalidArgumentError(absl::StrCat("the residual has shape ", residual.shape().DebugString(),
                                                      "; expected the output's, ", output.DebugString()));
     }
-    epilogue.residual.codes = residual.flat<int8_t>().data();
+    epilogue.residual.codes = static_cast<const int8_t*>(residual.data());
     return absl::OkStatus();
   }
 
@@ -122,7 +122,7 @@ class OpEpilogue {
 
   static absl::Status BorrowBias(const Tensor& tensor, int64_t channels, const int32_t** bias) {
     const int64_t count = tensor.NumElements();
-    *bias = count == 0 ? nullptr : tensor.flat<int32_t>().data();
+    *bias = count == 0 ? nullptr : static_cast<const int32_t*>(tensor.data());
     if (count == 0 || count == channels) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat("bias has ", count, " values; expected ", channels, " or none"));
   }

@@ -6,7 +6,7 @@ Same shapes, one thread, interleaved repeats. Every layer runs on the ternary op
 op, as TensorFlow's float32 Conv2D or MatMul, and as an int8 .tflite file on XNNPACK. The last columns set the
 ternary op beside this machine's ceilings, which loops in the compiled library measure between the layers: products
 against the fastest int8 instruction of the CPU, whoever uses it, weight bytes against memory. `--isa x86_avx2` times our
-two ops on that ISA target as well.
+two ops on that ISA target as well. The last line is this machine's row in docs/benchmarks.md.
 """
 
 import dataclasses
@@ -311,6 +311,19 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join([heads, *lines, "", conditions])
 
 
+def machine_row(report: dict[str, Any], path: str) -> str:
+    """This machine's row in the table of docs/benchmarks.md; path: of the JSON."""
+    about = report["machine"]
+    cells = [
+        f"{about['cpu']}, {about['cores']} cores, ISA target {about['kernel']} (`{path}`)",
+        about["litert_instructions"],
+    ]
+    for network in dict.fromkeys(shape.network for shape in SHAPES):
+        found = report["means"].get(network)
+        cells.append(f"{found['tf_float32']:.2f}, {found['litert_int8']:.2f}" if found else "not measured")
+    return f"| {' | '.join(cells)} |"
+
+
 def _check_isa(names: Sequence[str]) -> None:
     from keras_lowbit import ops
 
@@ -340,6 +353,7 @@ def run(values: Any) -> int:
     report = measure(shapes, values.repeats, others=values.isa)
     print(text(report))
     print(markdown(report))
+    print(f"\n{machine_row(report, values.output)}")
     write_report(values.output, report)
     return 0
 

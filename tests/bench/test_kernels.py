@@ -6,6 +6,7 @@ import pytest
 
 from keras_lowbit import ops
 from keras_lowbit.bench import kernels
+from tests.support.process import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,21 @@ def test_without_the_library_there_is_no_roofline(monkeypatch):
     report = kernels.measure([kernels.Shape("n", 0, 1, 32, 8)], repeats=1, milliseconds=0.01)
     assert (report["rows"][0]["share_of_peak"], report["machine"]["bandwidth_gbs"]) == (None, None)
     assert "no compiled library" in kernels.markdown(report)
+
+
+def test_a_machine_has_its_row_in_the_table_of_the_documentation():
+    about = {"cpu": "A chip", "cores": 4, "kernel": "x86_amx", "litert_instructions": "AMX"}
+    means = {
+        name: {"tf_float32": 3.0, "litert_int8": ratio, "int8": 1.0}
+        for name, ratio in (("ResNet-50", 0.5), ("dense", 4.0))
+    }
+    row = kernels.machine_row({"machine": about, "means": means}, "studies/x.json")
+    assert (
+        row
+        == "| A chip, 4 cores, ISA target x86_amx (`studies/x.json`) | AMX | 3.00, 0.50 | not measured | 3.00, 4.00 |"
+    )
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| machine (file) | LiteRT can use | ResNet-50 | MobileNetV2 | dense |" in page
 
 
 def test_mean_is_geometric():

@@ -11,6 +11,7 @@ def test_tells_what_runs(capsys):
     assert status == (1 if ops.why_not() else 0)
     for word in ("Python", "TensorFlow", "compiler", "library", "built for", "CPU features", "available", "active"):
         assert word in text
+    assert ("bench kernels --output" in text) == (status == 0)
 
 
 def test_a_missing_library_is_said_with_the_remedy(capsys, monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ namespace keras_lowbit {
 
 DepthwiseKernel SelectDepthwise(Isa isa) {
   static const TableEntry<DepthwiseKernel> kTable[] = {
-#define KLB_KERNEL(isa, function, offset, lanes) {Isa::isa, {function, offset, lanes}},
+#define KLB_KERNEL(isa, function, offset, lanes, products) {Isa::isa, {function, offset, lanes, products}},
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
   };

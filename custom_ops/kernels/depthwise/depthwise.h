@@ -16,6 +16,7 @@ struct DepthwiseKernel {
   void (*run)(const BlockArgs& args);  // BlockArgs::k_blocks is not used
   int32_t activation_offset;
   int32_t lanes;
+  int64_t products_per_nanosecond = 1;  // of a thread, about
 
   // Where channel c of a block stands among the weights. Machines interleave the taps within 128-bit lanes of
   // 16 channels, four channels at a time: c = 16 lane + 4 q + i goes to 4 (lanes * q + lane) + i.
@@ -27,7 +28,7 @@ struct DepthwiseKernel {
 
 DepthwiseKernel SelectDepthwise(Isa isa);
 
-#define KLB_KERNEL(isa, function, offset, lanes) void function(const BlockArgs& args);
+#define KLB_KERNEL(isa, function, offset, lanes, products) void function(const BlockArgs& args);
 #include "kernels/depthwise/kernels.inc"
 #undef KLB_KERNEL
 

@@ -17,24 +17,40 @@
 namespace keras_lowbit {
 namespace {
 
-// Panels: [panel][tap][step][2 tiles][kTileKBlocks rows][16 channels][kKBlock]. Row r of a tap's tiles is its k-block r;
-// a field is 16 channels.
-inline int64_t PanelRow(const TileImage& image, int64_t tap, int64_t k_block, int field) {
-  const int64_t step = tap * image.steps + k_block / kTileKBlocks, tile = 2 * step + field % 2;
-  return field / 2 * image.panel_bytes + tile * kTileBytes + k_block % kTileKBlocks * kTileDepth;
+// Steps begin <= s < end of a layer, counted over all taps: what the panels hold at a time.
+struct Slice {
+  int64_t begin, end;
+};
+
+inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline Slice SliceAt(const TileImage& image, int64_t index) {
+  const int64_t begin = index * image.slice_steps;
+  return {begin, Least(begin + image.slice_steps, image.taps * image.steps)};
+}
+
+// Panels: [panel][step of the slice][2 tiles][kTileKBlocks rows][16 channels][kKBlock]. Row r of a tap's tiles is its
+// k-block r; a field is 16 channels. row: counted from the slice's first step.
+inline int64_t PanelRow(const TileImage& image, int64_t row, int field) {
+  const int64_t tile = 2 * (row / kTileKBlocks) + field % 2;
+  return field / 2 * image.panel_bytes() + tile * kTileBytes + row % kTileKBlocks * kTileDepth;
 }
 
 inline int Fields(int64_t channels) { return static_cast<int>((channels + kFieldChannels - 1) / kFieldChannels); }
 
-// k-blocks of one tap from `first` on, from the packed layout to their rows.
+// k-blocks of one tap, those of the slice, from the packed layout to their rows. row: of the first, from the slice's
+// first step on, before or behind it too.
 template <class V>
-void FillRows(const TileArgs& args, int64_t tap, int64_t first, int64_t k_blocks, const uint8_t* packed,
+void FillRows(const TileArgs& args, const Slice& slice, int64_t row, int64_t k_blocks, const uint8_t* packed,
               const int8_t* scales, int fields) {
+  const int64_t rows = (slice.end - slice.begin) * kTileKBlocks;
+  const int64_t begin = row < 0 ? -row : 0, end = Least(k_blocks, rows - row);
+  if (begin >= end) return;
   typename V::Bytes scale[4] = {};
   KLB_UNROLL for (int f = 0; f < 4; ++f) {
     if (scales != nullptr) scale[f] = V::SpreadScales(scales + kFieldChannels * f);
   }
-  for (int64_t b = 0; b < k_blocks; ++b) {
+  for (int64_t b = begin; b < end; ++b) {
     typename V::Bytes w[4];
     if (args.ternary) {
       V::DecodeBytes(packed + kTernaryBlockBytes * b, w);
@@ -44,25 +60,26 @@ void FillRows(const TileArgs& args, int64_t tap, int64_t first, int64_t k_blocks
     }
     KLB_UNROLL for (int f = 0; f < 4; ++f) {
       if (f < fields) {
-        V::StoreBytes(args.panels + PanelRow(args.image, tap, first + b, f),
+        V::StoreBytes(args.panels + PanelRow(args.image, row + b, f),
                       scales == nullptr ? w[f] : V::Scale(w[f], scale[f]));
       }
     }
   }
 }
 
-// Rows beyond the last k-block of each tap.
-inline void ClearRows(const TileArgs& args, int64_t k_blocks, int fields) {
-  const int64_t count = args.image.steps * kTileKBlocks - k_blocks;
+// Rows beyond the last k-block of each tap, all in its last step.
+inline void ClearRows(const TileArgs& args, const Slice& slice, int64_t k_blocks, int fields) {
+  const int64_t steps = args.image.steps, count = steps * kTileKBlocks - k_blocks;
   for (int64_t tap = 0; count > 0 && tap < args.image.taps; ++tap) {
-    for (int f = 0; f < fields; ++f)
-      std::memset(args.panels + PanelRow(args.image, tap, k_blocks, f), 0, count * kTileDepth);
+    const int64_t last = (tap + 1) * steps - 1, row = (last + 1 - slice.begin) * kTileKBlocks - count;
+    if (last < slice.begin || last >= slice.end) continue;
+    for (int f = 0; f < fields; ++f) std::memset(args.panels + PanelRow(args.image, row, f), 0, count * kTileDepth);
   }
 }
 
 // The panels of a block, in the packed order: clusters outermost, taps, k-blocks.
 template <class V>
-void FillPanels(const TileArgs& args, const TileTask& task) {
+void FillPanels(const TileArgs& args, const TileTask& task, const Slice& slice) {
   const ClusterArgs& clusters = args.clusters;
   const int fields = Fields(task.channels);
   const auto* packed = static_cast<const uint8_t*>(task.weights);
@@ -71,16 +88,15 @@ void FillPanels(const TileArgs& args, const TileTask& task) {
   for (int64_t cluster = 0; cluster < clusters.clusters; ++cluster) {
     const int64_t k_blocks = cluster + 1 == clusters.clusters ? clusters.last_k_blocks : clusters.cluster_k_blocks;
     for (int64_t tap = 0; tap < args.image.taps; ++tap) {
-      FillRows<V>(args, tap, first, k_blocks, packed, scales, fields);
+      const int64_t row = (tap * args.image.steps - slice.begin) * kTileKBlocks + first;
+      FillRows<V>(args, slice, row, k_blocks, packed, scales, fields);
       packed += k_blocks * (args.ternary ? kTernaryBlockBytes : kInt8BlockBytes);
       if (scales != nullptr && (clusters.scales_per_tap || tap + 1 == args.image.taps)) scales += kBlockChannels;
     }
     first += k_blocks;
   }
-  ClearRows(args, first, fields);
+  ClearRows(args, slice, first, fields);
 }
-
-inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Walks over positions and calls visit(row, pixel, count) for each stretch of neighbouring outputs; row counts from the
 // first position of the call.
@@ -115,19 +131,33 @@ class OutputWalk {
   int64_t x_, row_, pixel_;  // pixel: of the row's first output
 };
 
-// Totals of kA x kB tiles: those of the positions at `first` and `second` by one or two fields of a panel. init: of the
-// panel's channels, the same for each position. totals: rows of kBlockChannels.
+// What kA x kB tiles are multiplied from: the positions at `first` and `second`, one or two fields of a panel. init: of
+// the panel's channels, the same for each position. totals: rows of kBlockChannels.
+struct Product {
+  const int8_t *first, *second, *panel;
+  const int32_t* init;
+  int32_t* totals;
+};
+
+// Adds a slice to the totals; the first begins with `init`.
 template <int kA, int kB, class Tiles>
-void Multiply(Tiles& tiles, const TileImage& image, const int8_t* first, const int8_t* second, const int8_t* panel,
-              const int32_t* init, int32_t* totals) {
-  constexpr int64_t kRow = kBlockChannels * sizeof(int32_t);
-  tiles.template Load<0>(init, 0);
-  if constexpr (kB > 1) tiles.template Load<1>(init + 16, 0);
-  if constexpr (kA > 1) tiles.template Load<2>(init, 0);
-  if constexpr (kA > 1 && kB > 1) tiles.template Load<3>(init + 16, 0);
-  for (int64_t tap = 0; tap < image.taps; ++tap) {
-    int64_t at = image.tap_offsets[tap];
-    for (int64_t step = 0; step < image.steps; ++step, at += kTileDepth, panel += 2 * kTileBytes) {
+void Multiply(Tiles& tiles, const TileImage& image, const Slice& slice, const Product& product) {
+  constexpr int64_t kRow = kBlockChannels * sizeof(int32_t), kNext = kTilePositions * kBlockChannels;
+  const auto [first, second, panel_begin, init, totals] = product;
+  const int8_t* panel = panel_begin;
+  const bool begins = slice.begin == 0;
+  const int32_t *above = begins ? init : totals, *below = begins ? init : totals + kNext;
+  const int64_t stride = begins ? 0 : kRow;
+  tiles.template Load<0>(above, stride);
+  if constexpr (kB > 1) tiles.template Load<1>(above + 16, stride);
+  if constexpr (kA > 1) tiles.template Load<2>(below, stride);
+  if constexpr (kA > 1 && kB > 1) tiles.template Load<3>(below + 16, stride);
+  int64_t tap = slice.begin / image.steps, skipped = slice.begin % image.steps;
+  for (int64_t left = slice.end - slice.begin; left > 0; ++tap, skipped = 0) {
+    const int64_t steps = Least(image.steps - skipped, left);
+    left -= steps;
+    int64_t at = image.tap_offsets[tap] + skipped * kTileDepth;
+    for (int64_t step = 0; step < steps; ++step, at += kTileDepth, panel += 2 * kTileBytes) {
       tiles.template Load<4>(first + at, image.pixel_bytes);
       tiles.template Load<6>(panel, kTileDepth);
       tiles.template Dot<0, 4, 6>();
@@ -140,14 +170,15 @@ void Multiply(Tiles& tiles, const TileImage& image, const int8_t* first, const i
   }
   tiles.template Store<0>(totals, kRow);
   if constexpr (kB > 1) tiles.template Store<1>(totals + 16, kRow);
-  if constexpr (kA > 1) tiles.template Store<2>(totals + kTilePositions * kBlockChannels, kRow);
-  if constexpr (kA > 1 && kB > 1) tiles.template Store<3>(totals + kTilePositions * kBlockChannels + 16, kRow);
+  if constexpr (kA > 1) tiles.template Store<2>(totals + kNext, kRow);
+  if constexpr (kA > 1 && kB > 1) tiles.template Store<3>(totals + kNext + 16, kRow);
 }
 
 // 32 channels, or 16 where the block ends, of a block over its tiles.
 struct Panel {
   const TileArgs& args;
   const TileTask& task;
+  Slice slice;
   int field;  // the first of its two fields
   bool is_wide() const { return Fields(task.channels) > field + 1; }
   int64_t first_channel() const { return task.first_channel + kFieldChannels * field; }
@@ -163,15 +194,15 @@ inline int64_t TileStart(const TileImage& image, int64_t position) {
 template <class Tiles>
 void MultiplyPanel(Tiles& tiles, const Panel& panel, int64_t position, bool two, int32_t* totals) {
   const TileImage& image = panel.args.image;
-  const int8_t* first = image.pixels + TileStart(image, position) * image.pixel_bytes;
-  const int8_t* second = image.pixels + TileStart(image, position + kTilePositions) * image.pixel_bytes;
-  const int8_t* weights = panel.args.panels + panel.field / 2 * image.panel_bytes;
-  const int32_t* init = panel.task.constants->init + kFieldChannels * panel.field;
-  totals += kFieldChannels * panel.field;
-  if (two && panel.is_wide()) return Multiply<2, 2>(tiles, image, first, second, weights, init, totals);
-  if (two) return Multiply<2, 1>(tiles, image, first, second, weights, init, totals);
-  if (panel.is_wide()) return Multiply<1, 2>(tiles, image, first, second, weights, init, totals);
-  Multiply<1, 1>(tiles, image, first, second, weights, init, totals);
+  const Product product = {image.pixels + TileStart(image, position) * image.pixel_bytes,
+                           image.pixels + TileStart(image, position + kTilePositions) * image.pixel_bytes,
+                           panel.args.panels + panel.field / 2 * image.panel_bytes(),
+                           panel.task.constants->init + kFieldChannels * panel.field,
+                           totals + kFieldChannels * panel.field};
+  if (two && panel.is_wide()) return Multiply<2, 2>(tiles, image, panel.slice, product);
+  if (two) return Multiply<2, 1>(tiles, image, panel.slice, product);
+  if (panel.is_wide()) return Multiply<1, 2>(tiles, image, panel.slice, product);
+  Multiply<1, 1>(tiles, image, panel.slice, product);
 }
 
 // The codes of a residual that the next `positions` will meet: cache lines here and there, which no prefetcher follows.
@@ -184,17 +215,20 @@ inline void PrefetchResidual(const Panel& panel, OutputWalk walk, int64_t positi
   });
 }
 
-// One panel over the tiles of a task, two at a time. What a tile reads again is not stored again: the output may lie in
-// the residual's memory.
+// One slice of a panel over the tiles of a task, two at a time; outputs behind the last. What a tile reads again is not
+// stored again: the output may lie in the residual's memory.
 template <class V, class Tiles>
-void RunPanel(Tiles& tiles, const Panel& panel, int32_t* totals) {
+void RunPanel(Tiles& tiles, const Panel& panel) {
   const TileImage& image = panel.args.image;
   const int64_t begin = panel.task.first_tile * kTilePositions;
   const int64_t end = Least(begin + panel.task.tiles * kTilePositions, image.positions);
+  const bool finishes = panel.slice.end == image.taps * image.steps, waits = panel.slice.begin > 0 || !finishes;
   OutputWalk walk(image, begin);
   for (int64_t q = begin; q < end; q += 2 * kTilePositions) {
-    PrefetchResidual(panel, walk, Least(2 * kTilePositions, end - q));
+    int32_t* totals = panel.args.totals + (waits ? (q - begin) * kBlockChannels : 0);
+    if (finishes) PrefetchResidual(panel, walk, Least(2 * kTilePositions, end - q));
     MultiplyPanel(tiles, panel, q, q + kTilePositions < end, totals);
+    if (!finishes) continue;
     for (int64_t tile = 0, from = q; tile < 2 && from < end; ++tile, from += kTilePositions) {
       const int32_t* rows = totals + (tile * kTilePositions + from - TileStart(image, from)) * kBlockChannels;
       walk.Advance(Least(kTilePositions, end - from), [&](int64_t row, int64_t pixel, int64_t count) {
@@ -207,11 +241,12 @@ void RunPanel(Tiles& tiles, const Panel& panel, int32_t* totals) {
 template <class Tiles, class V>
 void RunTileBlock(const TileArgs& args, const TileTask* tasks, int64_t count) {
   Tiles tiles(WholeTiles());
-  alignas(kAlignment) int32_t totals[(2 * kTilePositions + 1) * kBlockChannels] = {};  // vectors read a row further
-  for (int64_t i = 0; i < count; ++i) {
-    const TileTask& task = tasks[i];
-    if (i == 0 || task.weights != tasks[i - 1].weights) FillPanels<V>(args, task);
-    for (int field = 0; field < Fields(task.channels); field += 2) RunPanel<V>(tiles, {args, task, field}, totals);
+  const int64_t slices = args.image.slices();
+  for (int64_t i = 0; i < count * slices; ++i) {
+    const TileTask& task = tasks[i / slices];
+    const Slice slice = SliceAt(args.image, i % slices);
+    if (slices > 1 || i == 0 || task.weights != tasks[i - 1].weights) FillPanels<V>(args, task, slice);
+    for (int field = 0; field < Fields(task.channels); field += 2) RunPanel<V>(tiles, {args, task, slice, field});
   }
 }
 

@@ -4,8 +4,8 @@ namespace keras_lowbit {
 
 TernaryBlockKernel SelectTernaryBlock(Isa isa) {
   static const TableEntry<TernaryBlockKernel> kTable[] = {
-#define KLB_KERNEL(isa, suffix, run_unpacked, offset) \
-  {Isa::isa, {TernaryBlock##suffix, UnpackTernary##suffix, run_unpacked, offset}},
+#define KLB_KERNEL(isa, suffix, run_unpacked, offset, few_pixels) \
+  {Isa::isa, {TernaryBlock##suffix, UnpackTernary##suffix, run_unpacked, offset, few_pixels}},
 #include "kernels/ternary_block/kernels.inc"
 #undef KLB_KERNEL
   };

@@ -34,11 +34,12 @@ struct TernaryBlockKernel {
   // For unpacked weights in {-1, 0, 1}; where the machine has nothing better this is the int8 block itself.
   void (*run_unpacked)(const BlockArgs& args);
   int32_t activation_offset;  // of `run` and `run_unpacked`
+  int64_t few_pixels;         // up to so many `run` is faster, beyond them unpacking first
 };
 
 TernaryBlockKernel SelectTernaryBlock(Isa isa);
 
-#define KLB_KERNEL(isa, suffix, run_unpacked, offset)                            \
+#define KLB_KERNEL(isa, suffix, run_unpacked, offset, few_pixels)                \
   void TernaryBlock##suffix(const BlockArgs& args, const ClusterArgs& clusters); \
   void UnpackTernary##suffix(const UnpackArgs& args);                            \
   void run_unpacked(const BlockArgs& args);
