@@ -406,9 +406,8 @@ def _activation(g):
 
 def _table(g):
     """Any function of a code."""
-    if g.source.kind == "int16":
-        return None
-    return g.builder.table(g.take(), g.source.codes((256,)), g.source.range(), g.name("table"))
+    count = 256 if g.source.kind == "int8" else 65536
+    return g.builder.table(g.take(), g.source.codes((count,)), g.source.range(), g.name("table"))
 
 
 def _float_subgraph(g):

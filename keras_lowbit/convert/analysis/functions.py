@@ -1,4 +1,4 @@
-"""Functions of one value. Whatever they compute, 256 codes make a table of them; what mixes values has none."""
+"""Functions of one value. Whatever they compute, all codes make a table of them; what mixes values has none."""
 
 import weakref
 from collections.abc import Callable
@@ -78,13 +78,13 @@ def of_call(call: Call) -> Callable[[Any], Any]:
 
 
 def table(function: Callable[[Any], Any], shape: tuple[int | None, ...], values: np.ndarray) -> np.ndarray:
-    """``function(values)``, float32 [256], computed in a tensor of the given shape: batch first, None for any size.
+    """``function(values)``, float32 [n] as the values, computed in a tensor of the given shape: batch first, None for any size.
 
     ValueError if the result has another shape, or a value more than one result.
     """
     sizes = [1 if size is None else size for size in shape[1:]]
     count = int(np.prod(sizes))
-    batch = -(-CODES // count)
+    batch = -(-len(values) // count)
     filled = np.resize(values, (batch, *sizes))
     made = to_numpy(function(keras.ops.convert_to_tensor(filled))).astype(np.float32)
     if made.shape != filled.shape:
@@ -92,10 +92,10 @@ def table(function: Callable[[Any], Any], shape: tuple[int | None, ...], values:
             f"the function makes the shape {made.shape} of {filled.shape}: it is not one of each value by itself"
         )
     flat = made.reshape(-1)
-    again = np.resize(flat[:CODES], flat.shape)
+    again = np.resize(flat[: len(values)], flat.shape)
     if not np.allclose(again, flat, rtol=1e-5, atol=1e-6, equal_nan=True):
         raise ValueError("the function gives one value different results in different places")
-    return flat[:CODES]
+    return flat[: len(values)]
 
 
 def is_function(call: Call, kind: str) -> bool:

@@ -153,10 +153,8 @@ def is_wide(quantizer: Any) -> bool:
 def lacks_int16(call: Call, category: Category) -> str | None:
     """Why a call that has an int8 form runs in float where activations have 16 bits; None if it does not.
 
-    LiteRT has no kernel for int16 codes there, and a table of a function would have 65,536 entries.
+    LiteRT has no kernel for int16 codes there.
     """
-    if category is Category.FUNCTION:
-        return "a function of 16-bit values: no table of 256 codes stands for it"
     if category is Category.PIXELS:
         return "LiteRT has no kernel that makes 16-bit codes of bytes"
     kind = stock_kind(call.operation)

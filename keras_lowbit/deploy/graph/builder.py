@@ -155,7 +155,7 @@ class GraphBuilder(BaseBuilder):
         return self._node("hard_swish", name, (x,), {}, out)
 
     def table(self, x: str, codes: Any, out: Range, name: str) -> str:
-        """Any function of one code: output code codes[code + 128]. codes: [256]."""
+        """Any function of one code: output code codes[code + 128], of int16 codes[code + 32768]. codes: [256] or [65536]."""
         return self._node("table", name, (x, self.constant(f"{name}/table", codes, *out)), {}, out)
 
     def softmax(self, x: str, name: str) -> str:

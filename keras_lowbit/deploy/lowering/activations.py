@@ -116,13 +116,14 @@ def _slope(operation: Any) -> float:
 
 @emits("table")
 def emit_table(state: Lowering, deferred: DeferredOp, grid: Range, activation: str | None) -> str:
-    """The function of each of the 256 values that the input can have, as the model's own layers compute and round it.
+    """The function of each of the values that the input can have, as the model's own layers compute and round it.
 
     Where it is not a number, for values that the layers before never make, the code of 0.
     """
     (tensor,), builder = deferred.inputs, state.builder
     sees = builder.tensor(tensor).range
-    values = np.float32(sees.scale) * (np.arange(-128, 128) - sees.zero_point).astype(np.float32)
+    low, high = sees.limits
+    values = np.float32(sees.scale) * (np.arange(low, high + 1) - sees.zero_point).astype(np.float32)
     made = np.nan_to_num(functions.table(deferred.attributes["function"], deferred.attributes["shape"], values))
     return builder.table(tensor, rounded_codes(made, grid), grid, state.name(deferred.path))
 

@@ -162,9 +162,9 @@ def tanh(call: NodeCall) -> NDArray[Any]:
 
 
 @kernel("table")
-def table(call: NodeCall) -> NDArray[np.int8]:
+def table(call: NodeCall) -> np.ndarray:
     """The entry of each code."""
-    return call.arrays[1][call.arrays[0].astype(np.int64) - fp.QMIN]
+    return call.arrays[1][call.arrays[0].astype(np.int64) - call.inputs[0].range.limits[0]]
 
 
 def _table(call: NodeCall, function: Callable[[np.ndarray], np.ndarray]) -> NDArray[np.int8]:

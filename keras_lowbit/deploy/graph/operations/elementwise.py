@@ -58,24 +58,24 @@ def _mul_builtin(use: Use) -> Builtin:
     return Builtin("MUL", 3 if first * second / out >= 1 else 2, "MulOptions")
 
 
-CODES = 256  # that an int8 tensor can hold
-
-
 def _table_builtin(use: Use) -> list[Builtin]:
-    """Codes as row numbers from 0 on, then a look-up: LiteRT has no int8 operator that takes a table."""
+    """Codes as row numbers from 0 on, then a look-up: LiteRT has no operator on codes that takes a table."""
+    offset = {"offset": [-use.inputs[0].range.limits[0]]}
     return [
         Builtin("CAST", 1, "CastOptions", operands=(0,), result="code"),
-        Builtin("ADD", 1, "AddOptions", constants={"offset": [CODES // 2]}, operands=("code", "offset"), result="row"),
+        Builtin("ADD", 1, "AddOptions", constants=offset, operands=("code", "offset"), result="row"),
         Builtin("GATHER", 2, "GatherOptions", {"axis": 0}, operands=(1, "row")),
     ]
 
 
 def _check_table(use: Use) -> None:
-    table, output = use.inputs[1], use.outputs[0]
-    if use.inputs[0].is_constant or not table.is_constant or table.shape != (CODES,) or table.range != output.range:
+    (codes, table), output = use.inputs, use.outputs[0]
+    low, high = codes.range.limits
+    shape = (high - low + 1,)
+    if codes.is_constant or not table.is_constant or table.shape != shape or table.range != output.range:
         raise ValueError(
-            f"{use.where} reads {use.inputs[0].name!r} by the table {table.name!r} of shape {table.shape}: expected a computed "
-            f"tensor, and a constant of shape ({CODES},) in the range of {output.name!r}, for the codes -128 to 127 in order"
+            f"{use.where} reads {codes.name!r} by the table {table.name!r} of shape {table.shape}: expected a computed "
+            f"tensor, and a constant of shape {shape} in the range of {output.name!r}, for the codes {low} to {high} in order"
         )
 
 
@@ -128,7 +128,7 @@ LEAKY_RELU = Operation(
 HARD_SWISH = Operation(
     "hard_swish", unchanged, plain("HARD_SWISH", 1, "HardSwishOptions"), range=FREE, limits=(_HARD_SWISH_FACTOR,)
 )
-TABLE = Operation("table", unchanged, _table_builtin, inputs=2, range=FREE, check=_check_table)
+TABLE = Operation("table", unchanged, _table_builtin, inputs=2, range=FREE, int16=4, check=_check_table)
 _TABLES_16: dict[str, Any] = {"int16": 3, "limits": (_LOOKED_UP,)}
 SOFTMAX = Operation(
     "softmax",
