@@ -169,7 +169,7 @@ def test_functions_are_tables_of_all_codes(function, tmp_path):
 def test_every_code_of_a_table_is_the_nearest_of_the_function():
     entry = keras.Input((4,), name="x")
     wide, _ = klb.quantize_model(
-        keras.Model(entry, kl.Dense(2)(keras.ops.exp(kl.Dense(3, name="dense")(entry)))), "int16x8"
+        keras.Model(entry, kl.Dense(2, name="head")(keras.ops.exp(kl.Dense(3, name="dense")(entry)))), "int16x8"
     )
     klb.calibrate(wide, np.random.default_rng(5).normal(size=(64, 4)).astype(np.float32), verbose=0)
     graph = deploy.lower(wide)
