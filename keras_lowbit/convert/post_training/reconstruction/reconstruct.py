@@ -55,9 +55,10 @@ def reconstruct(
     nearest rounding. Of each block, its inputs those of the quantized network, its target t the output in the float one, Adam
     minimises ``C E|y - t|^2 / E|t|^2 + lambda sum(1 - |2 h(v) - 1|^beta)``, C the channels of t. The second term is 0 in the
     first fifth of the iterations, then beta falls from 20 to 2 and h goes to 0 or 1. In the last fifth the block runs with h
-    rounded, gradients passing straight through, in the last tenth biases alone learn: they make up for what was chosen. The
-    rate falls along a line in the second half, and anew from its start in the last tenth. The kernel gets the values chosen, on
-    its grid: scales stay. It is for 4 bits and below.
+    rounded, gradients passing straight through. In the last tenth biases alone learn, from where the choices shift the mean of
+    no channel's sums (Nagel et al. 2019, arXiv:1906.04721): they make up for what was chosen. The rate falls along a line in
+    the second half, and anew from its start in the last tenth. The kernel gets the values chosen, on its grid: scales stay. It
+    is for 4 bits and below.
 
     Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels and
     biases. If the outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,17 +10,19 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.convert.post_training.reconstruction.blocks import Block
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours
 from keras_lowbit.keras_graph.calls import run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import weights_standing_in
-from keras_lowbit.layers.host import activations_mixed
+from keras_lowbit.layers.host import activations_mixed, only_quantizing
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.soft_rounding import annealed_beta, softness, up_share
 
 _VALUES = 2**22  # of the largest tensor of an iteration
 _MEASURED = 8  # samples that the units of the biases are measured on
+_CENTRED = 64  # samples that the means of channels are taken over
 WARM_UP = 0.2  # of all iterations, in which nothing pushes the shares to 0 and 1
 HARD_FROM = 0.8  # of all iterations, from where the block runs with hard shares
 FIXED_FROM = 0.9  # of all iterations, from where biases alone learn
@@ -106,6 +108,54 @@ class BlockTrainer(keras.Model):
 
         run_calls(block.calls, [known], before=before)
 
+    def centre(self, sets: list[list[np.ndarray]]) -> None:
+        """Biases at which the choices shift no channel's mean: ``b' = b + mean(sums of the float layer) - mean(sums)``.
+
+        Layer by layer, each behind the ones before it as they then are.   sets: inputs of some samples each.
+        """
+        half = len(self.fixed.block.inputs)
+        reals = [found.weights for found in self.fixed.neighbours]
+        with only_quantizing(()):
+            wanted = self._means([arrays[half:] for arrays in sets], reals, lambda place, mean: None)
+        choices = [
+            np.where(learnt.up, found.high, found.low)
+            for found, learnt in zip(self.fixed.neighbours, self.learnt(), strict=True)
+        ]
+
+        def shift(place: int, mean: np.ndarray) -> None:
+            unit = ops.convert_to_numpy(self.units[place])
+            self.shifts[place].assign((wanted[place] - mean) / np.where(unit > 0, unit, 1.0))
+            self.fixed.layers[place].bias.assign(ops.convert_to_numpy(self.biases()[place]))
+
+        try:
+            self._means([arrays[:half] for arrays in sets], choices, shift)
+        finally:
+            for layer, bias in zip(self.fixed.layers, self.fixed.biases, strict=True):
+                if bias is not None:
+                    layer.bias.assign(bias)
+
+    def _means(
+        self, sets: list[list[np.ndarray]], kernels: list[np.ndarray], seen: Callable[[int, np.ndarray], None]
+    ) -> dict[int, np.ndarray]:
+        """Mean of the sums of each channel, for each layer with a bias that trains. seen: called before that layer runs."""
+        block, places = self.fixed.block, {id(layer): place for place, layer in enumerate(self.fixed.layers)}
+        known = [
+            {key: ops.convert_to_tensor(array) for key, array in zip(block.inputs, arrays, strict=True)}
+            for arrays in sets
+        ]
+        found: dict[int, np.ndarray] = {}
+
+        def before(call: Any) -> None:
+            place = places.get(id(call.operation))
+            if place is not None and self.fixed.biases[place] is not None:
+                sums = (_sums(call.operation, values[call.inputs[0]]) for values in known)
+                found[place] = np.mean([part.mean(axis=0) for part in sums], axis=0)
+                seen(place, found[place])
+
+        with weights_standing_in(dict(zip(self.fixed.layers, kernels, strict=True))):
+            run_calls(block.calls, known, before=before)
+        return found
+
     def shares(self) -> list[Any]:
         """How far up every weight is rounded, of each layer."""
         return [up_share(logits) for logits in self.logits]
@@ -184,12 +234,17 @@ def _trained_bias(layer: Any) -> np.ndarray | None:
 
 def _rounding_noise(layer: Any, inputs: Any, weights: np.ndarray) -> np.ndarray:
     """Root mean square over all positions of the layer's sums with its quantized kernel less those with `weights`."""
-    inputs = ops.cast(inputs, layer.compute_dtype)
-    on_grid = ops.convert_to_numpy(layer.linear(inputs, False))
+    on_grid = _sums(layer, inputs)
     with weights_standing_in({layer: weights}):
-        difference = on_grid.astype(np.float32) - ops.convert_to_numpy(layer.linear(inputs, False))
-    channel = 1 if getattr(layer, "data_format", "") == "channels_first" else difference.ndim - 1
-    return np.sqrt(np.square(difference).mean(axis=tuple(axis for axis in range(difference.ndim) if axis != channel)))
+        return np.sqrt(np.square(on_grid - _sums(layer, inputs)).mean(axis=0))
+
+
+def _sums(layer: Any, inputs: Any) -> np.ndarray:
+    """What a layer adds its bias to, float32 [samples and positions, channels]."""
+    found = ops.convert_to_numpy(layer.linear(ops.cast(inputs, layer.compute_dtype), False)).astype(np.float32)
+    if getattr(layer, "data_format", "") == "channels_first":
+        found = np.moveaxis(found, 1, -1)
+    return found.reshape(-1, found.shape[-1])
 
 
 def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, rng: np.random.Generator) -> None:
@@ -206,10 +261,18 @@ def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, r
     trainer.optimizer.build(trainer.trainable_variables)
     drawn = min(settings.batch_size, count, _most_samples(trainer.fixed.block))
     for iteration in range(settings.iterations):
+        if iteration == math.ceil(FIXED_FROM * settings.iterations):
+            parts = _in_parts(min(_CENTRED, count), drawn)
+            reset_optimizer(trainer)  # its momentum would go on changing choices
+            trainer.centre([[_as_read(array[rows]) for array in inputs] for rows in parts])
         trainer.optimizer.learning_rate = settings.learning_rate * _rate(iteration / settings.iterations)
         rows = np.sort(rng.choice(count, drawn, replace=False))
         batch = [_as_read(array[rows]) for array in inputs]
         trainer.train_on_batch(batch, target[rows].astype(np.float32))
+
+
+def _in_parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _rate(progress: float) -> float:

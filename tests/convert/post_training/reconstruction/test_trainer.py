@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import keras_lowbit as klb
-from keras_lowbit.convert.post_training.reconstruction.blocks import find_blocks
+from keras_lowbit.convert.post_training.reconstruction.blocks import Block, find_blocks
 from keras_lowbit.convert.post_training.reconstruction.neighbours import neighbours_of
 from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrainer, Settings, train
 from keras_lowbit.keras_graph.calls import calls_of
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import QuantDense
 
 LAMBDA, SAMPLES = 0.3, 7
@@ -102,3 +103,42 @@ def test_layers_whose_bias_does_not_train(options):
     train(trainer, [INPUTS, INPUTS], TARGET, np.random.default_rng(0))
     assert [found.bias for found in trainer.learnt()] == [None]
     assert trainer.trainable_variables == trainer.logits
+
+
+def test_choices_stand_still_while_biases_alone_learn(monkeypatch):
+    trainer, _, _ = trainer_of(40)
+    at_last, centre = [], trainer.centre
+    monkeypatch.setattr(
+        trainer, "centre", lambda sets: (at_last.append(to_numpy(trainer.logits[0]).copy()), centre(sets))
+    )
+    train(trainer, [INPUTS, INPUTS], TARGET, np.random.default_rng(0))
+    (before,) = at_last
+    np.testing.assert_array_equal(before, to_numpy(trainer.logits[0]))  # Adam's momentum is gone too
+    assert np.abs(to_numpy(trainer.shifts[0])).max() > 0
+
+
+def test_choices_shift_no_mean_once_biases_are_centred():
+    """Two layers, each with the sums of the float one on the mean, the second behind the first as it then is."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((5,))
+    options = {"kernel_quantizer": klb.quantizers.Uniform(3)}
+    layers = [QuantDense(4, activation="relu", name="a", **options), QuantDense(3, name="b", **options)]
+    model = keras.Model(inputs, layers[1](layers[0](inputs)))
+    biases = [RNG.normal(size=layer.units).astype("float32") for layer in layers]
+    for layer, bias in zip(layers, biases, strict=True):
+        layer.bias.assign(bias)
+    neighbours = {layer.name: neighbours_of(layer) for layer in layers}
+    named, calls = {layer.name: layer for layer in layers}, calls_of(model)
+    block = Block(calls.calls, calls.inputs, calls.outputs[0], ("a", "b"))
+    trainer = BlockTrainer(block, named, neighbours, Settings(0, 0.05, 0.0, LAMBDA, SAMPLES, 0))
+    trainer.measure_units([INPUTS])
+    codes = INPUTS + RNG.normal(0.1, 0.1, INPUTS.shape).astype("float32")
+    trainer.centre([[codes[:3], INPUTS[:3]], [codes[3:6], INPUTS[3:6]]])
+    real, seen = INPUTS[:6].astype(float), codes[:6].astype(float)
+    for found, learnt, start in zip(neighbours.values(), trainer.learnt(), biases, strict=True):
+        real = real @ found.weights.astype(float) + start
+        seen = seen @ np.where(learnt.up, found.high, found.low).astype(float) + learnt.bias
+        np.testing.assert_allclose(seen.mean(0), real.mean(0), rtol=1e-4, atol=1e-5)
+        real, seen = np.maximum(real, 0), np.maximum(seen, 0)
+    for layer, bias in zip(layers, biases, strict=True):
+        np.testing.assert_array_equal(layer.bias, bias)  # the layers themselves are not touched
