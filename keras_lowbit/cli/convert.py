@@ -91,9 +91,9 @@ def run(values: Any, model: str) -> int:
     except (ValueError, TypeError, ImportError):  # refused: the same flags would be refused again
         stages.clear()
         raise
-    stages.clear()
     report = dataclasses.replace(made.export, path=name_of(values.output))
     options.show(values, _text(made.work, report, made.parity), _fields(made, report))
+    stages.clear()  # last: a kill before it goes on from the finished steps
     return int(not made.parity.ok)
 
 

@@ -89,11 +89,11 @@ def run(values: Any, model: str) -> int:
         options.write_output(values.output, Path(folder, "q.keras").read_bytes(), force)
         if file is not None and not reason:
             options.write_output(file, Path(folder, "q.tflite").read_bytes(), force)
-    if backup is not None:
+    _show(values, recipe, history, file, reason)
+    if backup is not None:  # last: a kill before it goes on from the last epoch
         backup.clear()
     if settings is not None:
         settings.clear()
-    _show(values, recipe, history, file, reason)
     return int(bool(reason))
 
 
