@@ -1,4 +1,4 @@
-// The three numbers of kernels/tile_block/kernels.inc, measured on this machine: `tiles_bench [target] [rounds]`, by
+// The first three numbers of kernels/tile_block/kernels.inc, measured on this machine: `tiles_bench [target] [rounds]`, by
 // default x86_amx. One thread. Every layer runs on tiles and without in turns; its best rounds are compared.
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,7 @@ namespace keras_lowbit::bench {
 namespace {
 
 constexpr int64_t kNever = int64_t{1} << 40;
-constexpr TileLimits kAlways = {1, int64_t{1} << 20, 128}, kWithout = {kNever, 1, 128};
+constexpr TileLimits kAlways = {1, int64_t{1} << 20, 6, 64}, kWithout = {kNever, 1, 6, 64};
 
 // A ternary 1x1 layer on so many pixels.
 class Layer {
@@ -125,12 +125,12 @@ double MostProducts(int rounds) {
 
 double MostSteps(int rounds) {
   std::printf("most steps of a slice\n");
-  const std::vector<double> steps = {32, 64, 96, 128, 192, 256, 512};
+  const std::vector<double> steps = {2, 4, 6, 8, 12, 16, 32, 64};
   std::vector<TileLimits> limits;
-  for (double most : steps) limits.push_back({1, int64_t{1} << 20, static_cast<int64_t>(most)});
+  for (double most : steps) limits.push_back({1, int64_t{1} << 20, static_cast<int64_t>(most), 64});
   std::vector<double> sums(steps.size());
   for (int64_t pixels : {16, 64}) {
-    for (int64_t in : {9216, 25088}) {
+    for (int64_t in : {1024, 4608, 25088}) {
       const std::vector<double> seconds = Layer(pixels, in, 512).Seconds(limits, rounds);
       std::printf("  %ld x %ld -> 512:", static_cast<long>(pixels), static_cast<long>(in));
       for (size_t i = 0; i < steps.size(); ++i) {

@@ -59,7 +59,7 @@ bool ChooseTiles(ConvPlan* plan, const PackedWeights& weights) {
   if (kernel.run == nullptr || plan->shape.out_pixels() < kernel.limits.fewest_pixels) return false;
   if (plan->shape.taps() > kMostTileTaps) return false;
   if (!IsWorthTiles(*plan, PlanTileAxes(plan->shape, &plan->tiles))) return false;
-  PlanTileImage(plan->shape, weights, plan->sizes, kernel.limits.most_steps, &plan->tiles);
+  PlanTileImage(plan->shape, weights, plan->sizes, kernel.limits, &plan->tiles);
   plan->kernel.path = Path::kTiles;
   return true;
 }

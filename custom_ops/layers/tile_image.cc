@@ -6,6 +6,9 @@
 namespace keras_lowbit {
 namespace {
 
+// The totals of so few tiles wait in the first-level cache, beside a slice of a panel.
+constexpr int64_t kFewTiles = 4;
+
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t FloorDivide(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
@@ -75,7 +78,7 @@ TileSizes PlanTileAxes(const ConvShape& s, TileImagePlan* plan) {
   return {plan->planes * (positions + 1.0 * plan->rows.lead * plan->columns.pitch), positions};
 }
 
-void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const WeightSizes& sizes, int64_t most_steps,
+void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const WeightSizes& sizes, const TileLimits& limits,
                    TileImagePlan* plan) {
   const int64_t channels = s.in_channels / s.groups, steps = CeilDivide(sizes.tap_k_blocks, kTileKBlocks);
   const int64_t cluster = weights.cluster_size > 0 ? std::min(weights.cluster_size, channels) : channels;
@@ -86,12 +89,13 @@ void PlanTileImage(const ConvShape& s, const PackedWeights& weights, const Weigh
   TileImage& view = plan->view;
   view.pixel_bytes = plan->image.bytes;
   view.taps = s.taps(), view.steps = steps;
-  view.slice_steps = CeilDivide(view.taps * steps, CeilDivide(view.taps * steps, most_steps));
   view.row_positions = plan->columns.pitch, view.width = s.out_width();
   view.entry_rows = plan->rows.pitch, view.height = s.out_height();
   const int64_t rows = (s.batch - 1) * view.entry_rows + view.height;
   view.positions = (rows - 1) * view.row_positions + view.width;
   view.tiles = CeilDivide(view.positions, kTilePositions);
+  const int64_t most = view.tiles <= kFewTiles ? limits.most_steps : limits.most_steps_of_many;
+  view.slice_steps = CeilDivide(view.taps * steps, CeilDivide(view.taps * steps, most));
   plan->in_place = s.taps() * s.stride_height * s.stride_width * s.groups == 1 && s.in_channels == view.pixel_bytes &&
                    s.in_channels == sizes.tap_k_blocks * kKBlock && s.in_width == view.row_positions &&
                    s.in_height == view.entry_rows && plan->rows.lead + plan->columns.lead == 0 &&

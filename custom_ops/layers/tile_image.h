@@ -42,9 +42,9 @@ struct TileSizes {
 };
 TileSizes PlanTileAxes(const ConvShape& shape, TileImagePlan* plan);
 
-// The rest, for sizes that fit into memory. most_steps: of a slice.
-void PlanTileImage(const ConvShape& shape, const PackedWeights& weights, const WeightSizes& sizes, int64_t most_steps,
-                   TileImagePlan* plan);
+// The rest, for sizes that fit into memory.
+void PlanTileImage(const ConvShape& shape, const PackedWeights& weights, const WeightSizes& sizes,
+                   const TileLimits& limits, TileImagePlan* plan);
 
 // input: the group's first channel of the first pixel. copy: plan.bytes(), aligned.
 void CopyToTiles(const TileImagePlan& plan, const int8_t* input, int32_t zero_point, int8_t* copy,

@@ -168,7 +168,7 @@ void CheckSlices() {
       Random random(seed);
       const Layer layer = NetworkLayer(shapes[seed % 3], seed);
       const auto data = Draw(layer, random);
-      const TileLimits limits = {1, int64_t{1} << 20, most_steps};
+      const TileLimits limits = {1, int64_t{1} << 20, most_steps, most_steps};
       for (const std::string& kernel : Kernels(true)) {
         SetTileLimits(&limits);
         const std::vector<int8_t> y = Outputs(layer, *data, kernel);

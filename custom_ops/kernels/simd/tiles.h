@@ -1,10 +1,12 @@
 // A block of channels on matrix tiles, written once over the tile instructions (Tiles: AmxTiles or EmulatedTiles) and
 // over the vectors V of the rest: Avx512Panel, or plain C++ (kernels/tile_block/reference_amx.cc).
 //
-// V has Bytes (64 of them), Load, DecodeBytes, StoreBytes, SpreadScales and Scale as generic.h has them, and
+// V has Bytes (64 of them), Load, StoreBytes, SpreadScales and Scale as generic.h has them, and
+//   DecodeHalf<kHalf>(codes, w)
+//       the first (0) or the last (1) two fields of a k-block's codes.
 //   ApplyEpilogue(task, prepared, field, totals, pixel, count)
-//       the totals of `count` neighbouring output pixels to the output: up to 32 channels from 16 * field on, which
-//       stand there in rows of kBlockChannels.
+//       the totals of `count` neighbouring output pixels, in rows of kPanelChannels, to the output: up to 32 channels
+//       from 16 * field on.
 #pragma once
 
 #include <cstdint>
@@ -29,73 +31,81 @@ inline Slice SliceAt(const TileImage& image, int64_t index) {
   return {begin, Least(begin + image.slice_steps, image.taps * image.steps)};
 }
 
-// Panels: [panel][step of the slice][2 tiles][kTileKBlocks rows][16 channels][kKBlock]. Row r of a tap's tiles is its
-// k-block r; a field is 16 channels. row: counted from the slice's first step.
-inline int64_t PanelRow(const TileImage& image, int64_t row, int field) {
-  const int64_t tile = 2 * (row / kTileKBlocks) + field % 2;
-  return field / 2 * image.panel_bytes() + tile * kTileBytes + row % kTileKBlocks * kTileDepth;
-}
+// 32 channels, or 16 where the block ends, of a block over its tiles, a slice deep.
+struct Panel {
+  const TileArgs& args;
+  const TileTask& task;
+  Slice slice;
+  int field;  // the first of its two fields
+  bool is_wide() const { return task.channels > kFieldChannels * (field + 1); }
+  int64_t first_channel() const { return task.first_channel + kFieldChannels * field; }
+  bool is_whole() const { return slice.end - slice.begin == args.image.taps * args.image.steps; }
+  // [step of the slice][2 tiles][kTileKBlocks rows][16 channels][kKBlock]. Row r of a tap's tiles is its k-block r. Whole
+  // panels serve several tasks, each at its own place.
+  int8_t* memory() const { return args.panels + (is_whole() ? field / 2 * args.image.panel_bytes() : 0); }
+};
 
-inline int Fields(int64_t channels) { return static_cast<int>((channels + kFieldChannels - 1) / kFieldChannels); }
+// Of a row of a panel's first tile; row: counted from the slice's first step.
+inline int64_t RowOffset(int64_t row) {
+  const auto r = static_cast<uint64_t>(row);
+  return static_cast<int64_t>(r / kTileKBlocks * 2 * kTileBytes + r % kTileKBlocks * kTileDepth);
+}
 
 // k-blocks of one tap, those of the slice, from the packed layout to their rows. row: of the first, from the slice's
 // first step on, before or behind it too.
-template <class V>
-void FillRows(const TileArgs& args, const Slice& slice, int64_t row, int64_t k_blocks, const uint8_t* packed,
-              const int8_t* scales, int fields) {
-  const int64_t rows = (slice.end - slice.begin) * kTileKBlocks;
+template <class V, int kHalf, bool kTernary>
+void FillRows(const Panel& panel, int64_t row, int64_t k_blocks, const uint8_t* packed, const int8_t* scales) {
+  const int64_t rows = (panel.slice.end - panel.slice.begin) * kTileKBlocks;
   const int64_t begin = row < 0 ? -row : 0, end = Least(k_blocks, rows - row);
-  if (begin >= end) return;
-  typename V::Bytes scale[4] = {};
-  KLB_UNROLL for (int f = 0; f < 4; ++f) {
-    if (scales != nullptr) scale[f] = V::SpreadScales(scales + kFieldChannels * f);
+  int8_t* const memory = panel.memory();
+  typename V::Bytes w[2], scale[2] = {};
+  KLB_UNROLL for (int f = 0; f < 2; ++f) {
+    if (scales != nullptr) scale[f] = V::SpreadScales(scales + kFieldChannels * (2 * kHalf + f));
   }
   for (int64_t b = begin; b < end; ++b) {
-    typename V::Bytes w[4];
-    if (args.ternary) {
-      V::DecodeBytes(packed + kTernaryBlockBytes * b, w);
-    } else {
-      KLB_UNROLL for (int f = 0; f < 4; ++f)
-        w[f] = V::Load(reinterpret_cast<const int8_t*>(packed) + kInt8BlockBytes * b + kTernaryBlockBytes * f);
-    }
-    KLB_UNROLL for (int f = 0; f < 4; ++f) {
-      if (f < fields) {
-        V::StoreBytes(args.panels + PanelRow(args.image, row + b, f),
-                      scales == nullptr ? w[f] : V::Scale(w[f], scale[f]));
-      }
+    if constexpr (kTernary) V::template DecodeHalf<kHalf>(packed + kTernaryBlockBytes * b, w);
+    KLB_UNROLL for (int f = 0; f < 2; ++f) {
+      const int64_t at = kInt8BlockBytes * b + kTernaryBlockBytes * (2 * kHalf + f);
+      if constexpr (!kTernary) w[f] = V::Load(reinterpret_cast<const int8_t*>(packed) + at);
+      V::StoreBytes(memory + RowOffset(row + b) + f * kTileBytes, scales == nullptr ? w[f] : V::Scale(w[f], scale[f]));
     }
   }
 }
 
 // Rows beyond the last k-block of each tap, all in its last step.
-inline void ClearRows(const TileArgs& args, const Slice& slice, int64_t k_blocks, int fields) {
-  const int64_t steps = args.image.steps, count = steps * kTileKBlocks - k_blocks;
-  for (int64_t tap = 0; count > 0 && tap < args.image.taps; ++tap) {
-    const int64_t last = (tap + 1) * steps - 1, row = (last + 1 - slice.begin) * kTileKBlocks - count;
-    if (last < slice.begin || last >= slice.end) continue;
-    for (int f = 0; f < fields; ++f) std::memset(args.panels + PanelRow(args.image, row, f), 0, count * kTileDepth);
+inline void ClearRows(const Panel& panel, int64_t k_blocks) {
+  const TileImage& image = panel.args.image;
+  const int64_t count = image.steps * kTileKBlocks - k_blocks;
+  for (int64_t tap = 0; count > 0 && tap < image.taps; ++tap) {
+    const int64_t end = (tap + 1) * image.steps;
+    if (end <= panel.slice.begin || end > panel.slice.end) continue;
+    int8_t* to = panel.memory() + RowOffset((end - panel.slice.begin) * kTileKBlocks - count);
+    for (int f = 0; f < 2; ++f) std::memset(to + f * kTileBytes, 0, count * kTileDepth);
   }
 }
 
-// The panels of a block, in the packed order: clusters outermost, taps, k-blocks.
+// From the packed order: clusters outermost, taps, k-blocks.
 template <class V>
-void FillPanels(const TileArgs& args, const TileTask& task, const Slice& slice) {
+void FillPanel(const Panel& panel) {
+  const TileArgs& args = panel.args;
   const ClusterArgs& clusters = args.clusters;
-  const int fields = Fields(task.channels);
-  const auto* packed = static_cast<const uint8_t*>(task.weights);
-  const int8_t* scales = task.scales;
+  constexpr decltype(&FillRows<V, 0, true>) kFill[2][2] = {{FillRows<V, 0, false>, FillRows<V, 1, false>},
+                                                           {FillRows<V, 0, true>, FillRows<V, 1, true>}};
+  const auto fill = kFill[args.ternary][panel.field / 2];
+  const auto* packed = static_cast<const uint8_t*>(panel.task.weights);
+  const int8_t* scales = panel.task.scales;
   int64_t first = 0;
   for (int64_t cluster = 0; cluster < clusters.clusters; ++cluster) {
     const int64_t k_blocks = cluster + 1 == clusters.clusters ? clusters.last_k_blocks : clusters.cluster_k_blocks;
     for (int64_t tap = 0; tap < args.image.taps; ++tap) {
-      const int64_t row = (tap * args.image.steps - slice.begin) * kTileKBlocks + first;
-      FillRows<V>(args, slice, row, k_blocks, packed, scales, fields);
+      const int64_t row = (tap * args.image.steps - panel.slice.begin) * kTileKBlocks + first;
+      fill(panel, row, k_blocks, packed, scales);
       packed += k_blocks * (args.ternary ? kTernaryBlockBytes : kInt8BlockBytes);
       if (scales != nullptr && (clusters.scales_per_tap || tap + 1 == args.image.taps)) scales += kBlockChannels;
     }
     first += k_blocks;
   }
-  ClearRows(args, slice, first, fields);
+  ClearRows(panel, first);
 }
 
 // Walks over positions and calls visit(row, pixel, count) for each stretch of neighbouring outputs; row counts from the
@@ -132,22 +142,23 @@ class OutputWalk {
 };
 
 // What kA x kB tiles are multiplied from: the positions at `first` and `second`, one or two fields of a panel. init: of
-// the panel's channels, the same for each position. totals: rows of kBlockChannels.
+// the panel's channels, the same for each position. totals: of the pair, rows of kPanelChannels.
 struct Product {
   const int8_t *first, *second, *panel;
   const int32_t* init;
   int32_t* totals;
 };
 
-// Adds a slice to the totals; the first begins with `init`.
+constexpr int64_t kTotalsRow = kPanelChannels * sizeof(int32_t), kTileTotals = kTilePositions * kPanelChannels;
+
+// The totals so far, or `init`, and a slice more, in the first four tiles.
 template <int kA, int kB, class Tiles>
 void Multiply(Tiles& tiles, const TileImage& image, const Slice& slice, const Product& product) {
-  constexpr int64_t kRow = kBlockChannels * sizeof(int32_t), kNext = kTilePositions * kBlockChannels;
   const auto [first, second, panel_begin, init, totals] = product;
   const int8_t* panel = panel_begin;
   const bool begins = slice.begin == 0;
-  const int32_t *above = begins ? init : totals, *below = begins ? init : totals + kNext;
-  const int64_t stride = begins ? 0 : kRow;
+  const int32_t *above = begins ? init : totals, *below = begins ? init : totals + kTileTotals;
+  const int64_t stride = begins ? 0 : kTotalsRow;
   tiles.template Load<0>(above, stride);
   if constexpr (kB > 1) tiles.template Load<1>(above + 16, stride);
   if constexpr (kA > 1) tiles.template Load<2>(below, stride);
@@ -168,21 +179,21 @@ void Multiply(Tiles& tiles, const TileImage& image, const Slice& slice, const Pr
       if constexpr (kA > 1 && kB > 1) tiles.template Dot<3, 5, 7>();
     }
   }
-  tiles.template Store<0>(totals, kRow);
-  if constexpr (kB > 1) tiles.template Store<1>(totals + 16, kRow);
-  if constexpr (kA > 1) tiles.template Store<2>(totals + kNext, kRow);
-  if constexpr (kA > 1 && kB > 1) tiles.template Store<3>(totals + kNext + 16, kRow);
 }
 
-// 32 channels, or 16 where the block ends, of a block over its tiles.
-struct Panel {
-  const TileArgs& args;
-  const TileTask& task;
-  Slice slice;
-  int field;  // the first of its two fields
-  bool is_wide() const { return Fields(task.channels) > field + 1; }
-  int64_t first_channel() const { return task.first_channel + kFieldChannels * field; }
-};
+// The totals of the first or the second positions, from the tiles where Multiply leaves them.
+template <int kPositions, class Tiles>
+void StoreTotals(Tiles& tiles, bool is_wide, int32_t* totals) {
+  tiles.template Store<2 * kPositions>(totals, kTotalsRow);
+  if (is_wide) tiles.template Store<2 * kPositions + 1>(totals + 16, kTotalsRow);
+}
+
+// prepared.apply_scalar on rows of kPanelChannels.
+inline void ApplyScalar(const PreparedEpilogue& prepared, const int32_t* totals, int64_t pixel, int64_t channel,
+                        int64_t rows, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r)
+    prepared.apply_scalar(prepared, totals + r * kPanelChannels, pixel + r, channel, 1, channels);
+}
 
 // The first position that a tile reads: the last tile of an image begins early enough to end with it.
 inline int64_t TileStart(const TileImage& image, int64_t position) {
@@ -190,15 +201,13 @@ inline int64_t TileStart(const TileImage& image, int64_t position) {
   return Least(position, last);
 }
 
-// Totals of the tile at `position`, and of the next where `two`.
+// The tile at `position`, and the next where `two`, in the first four tiles.
 template <class Tiles>
 void MultiplyPanel(Tiles& tiles, const Panel& panel, int64_t position, bool two, int32_t* totals) {
   const TileImage& image = panel.args.image;
   const Product product = {image.pixels + TileStart(image, position) * image.pixel_bytes,
                            image.pixels + TileStart(image, position + kTilePositions) * image.pixel_bytes,
-                           panel.args.panels + panel.field / 2 * image.panel_bytes(),
-                           panel.task.constants->init + kFieldChannels * panel.field,
-                           totals + kFieldChannels * panel.field};
+                           panel.memory(), panel.task.constants->init + kFieldChannels * panel.field, totals};
   if (two && panel.is_wide()) return Multiply<2, 2>(tiles, image, panel.slice, product);
   if (two) return Multiply<2, 1>(tiles, image, panel.slice, product);
   if (panel.is_wide()) return Multiply<1, 2>(tiles, image, panel.slice, product);
@@ -215,38 +224,58 @@ inline void PrefetchResidual(const Panel& panel, OutputWalk walk, int64_t positi
   });
 }
 
-// One slice of a panel over the tiles of a task, two at a time; outputs behind the last. What a tile reads again is not
-// stored again: the output may lie in the residual's memory.
+// The outputs of the tile at a position before `end`. What a tile reads again is not stored again: the output may lie in
+// the residual's memory.
+template <class V>
+void FinishTile(const Panel& panel, int64_t position, int64_t end, const int32_t* totals, OutputWalk& walk) {
+  if (position >= end) return;
+  const int32_t* rows = totals + (position - TileStart(panel.args.image, position)) * kPanelChannels;
+  walk.Advance(Least(kTilePositions, end - position), [&](int64_t row, int64_t pixel, int64_t count) {
+    V::ApplyEpilogue(panel.task, *panel.args.epilogue, panel.field, rows + row * kPanelChannels, pixel, count);
+  });
+}
+
+// One slice of a panel over the tiles of a task, two at a time; outputs behind the last slice. Of each pair one tile is
+// finished before the next pair is multiplied and the other behind, so that tiles and vectors work at the same time. By
+// halves, since totals on their way to memory hold up all loads that are 4096 bytes apart.
 template <class V, class Tiles>
 void RunPanel(Tiles& tiles, const Panel& panel) {
+  constexpr int64_t kPair = 2 * kTilePositions;
   const TileImage& image = panel.args.image;
   const int64_t begin = panel.task.first_tile * kTilePositions;
   const int64_t end = Least(begin + panel.task.tiles * kTilePositions, image.positions);
-  const bool finishes = panel.slice.end == image.taps * image.steps, waits = panel.slice.begin > 0 || !finishes;
+  const bool finishes = panel.slice.end == image.taps * image.steps, waits = !panel.is_whole();
   OutputWalk walk(image, begin);
-  for (int64_t q = begin; q < end; q += 2 * kTilePositions) {
-    int32_t* totals = panel.args.totals + (waits ? (q - begin) * kBlockChannels : 0);
-    if (finishes) PrefetchResidual(panel, walk, Least(2 * kTilePositions, end - q));
-    MultiplyPanel(tiles, panel, q, q + kTilePositions < end, totals);
-    if (!finishes) continue;
-    for (int64_t tile = 0, from = q; tile < 2 && from < end; ++tile, from += kTilePositions) {
-      const int32_t* rows = totals + (tile * kTilePositions + from - TileStart(image, from)) * kBlockChannels;
-      walk.Advance(Least(kTilePositions, end - from), [&](int64_t row, int64_t pixel, int64_t count) {
-        V::ApplyEpilogue(panel.task, *panel.args.epilogue, panel.field, rows + row * kBlockChannels, pixel, count);
-      });
-    }
+  int32_t* totals = panel.args.totals;
+  for (int64_t q = begin; q < end; q += kPair) {
+    const bool two = q + kTilePositions < end;
+    int32_t* before = totals;
+    if (waits) totals = panel.args.totals + (q - begin) * kPanelChannels;
+    if (finishes) PrefetchResidual(panel, walk, Least(kPair, end - q));
+    MultiplyPanel(tiles, panel, q, two, totals);
+    StoreTotals<0>(tiles, panel.is_wide(), totals);
+    if (finishes && q > begin) FinishTile<V>(panel, q - kTilePositions, end, before + kTileTotals, walk);
+    if (two) StoreTotals<1>(tiles, panel.is_wide(), totals + kTileTotals);
+    if (finishes) FinishTile<V>(panel, q, end, totals, walk);
   }
+  const int64_t last = begin + (end - begin - 1) / kPair * kPair;
+  if (finishes) FinishTile<V>(panel, last + kTilePositions, end, totals + kTileTotals, walk);
 }
 
 template <class Tiles, class V>
 void RunTileBlock(const TileArgs& args, const TileTask* tasks, int64_t count) {
   Tiles tiles(WholeTiles());
   const int64_t slices = args.image.slices();
-  for (int64_t i = 0; i < count * slices; ++i) {
-    const TileTask& task = tasks[i / slices];
-    const Slice slice = SliceAt(args.image, i % slices);
-    if (slices > 1 || i == 0 || task.weights != tasks[i - 1].weights) FillPanels<V>(args, task, slice);
-    for (int field = 0; field < Fields(task.channels); field += 2) RunPanel<V>(tiles, {args, task, slice, field});
+  for (int64_t i = 0; i < count; ++i) {
+    const TileTask& task = tasks[i];
+    const bool filled = slices == 1 && i > 0 && task.weights == tasks[i - 1].weights;
+    for (int field = 0; field * kFieldChannels < task.channels; field += 2) {
+      for (int64_t s = 0; s < slices; ++s) {
+        const Panel panel = {args, task, SliceAt(args.image, s), field};
+        if (!filled) FillPanel<V>(panel);
+        RunPanel<V>(tiles, panel);
+      }
+    }
   }
 }
 

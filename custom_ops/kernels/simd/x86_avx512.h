@@ -117,13 +117,17 @@ struct Avx512 {
   }
 
   // layers/fp32_requantize.h: the same codes in a third of the instructions.
-  static __m512i RequantizeFp32(const ChannelBlock& block, __m512i total, int channel) {
+  static __m512i RequantizeFp32(__m512i total, __m512 factor, __m512i nudge) {
     const __m512 x = _mm512_cvtepi32_ps(total);
     // (x & sign) | nudge
-    const __m512i nudge = _mm512_ternarylogic_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN),
-                                                    _mm512_load_si512(block.fp32_nudge + channel), 0xEA);
-    const __m512 real = _mm512_fmadd_ps(x, _mm512_load_ps(block.fp32_factor + channel), _mm512_castsi512_ps(nudge));
+    const __m512i away =
+        _mm512_ternarylogic_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN), nudge, 0xEA);
+    const __m512 real = _mm512_fmadd_ps(x, factor, _mm512_castsi512_ps(away));
     return _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static __m512i RequantizeFp32(const ChannelBlock& block, __m512i total, int channel) {
+    return RequantizeFp32(total, _mm512_load_ps(block.fp32_factor + channel),
+                          _mm512_load_si512(block.fp32_nudge + channel));
   }
 
   // round_half_away(total * factor) of 8 channels: cut, then one further out where a half or more was cut off.
@@ -135,11 +139,10 @@ struct Avx512 {
     const __m512d one = _mm512_or_pd(_mm512_and_pd(real, _mm512_set1_pd(-0.0)), _mm512_set1_pd(1.0));
     return _mm512_cvttpd_epi32(_mm512_mask_add_pd(whole, up, whole, one));
   }
-  static __m512i RequantizeDouble(const ChannelBlock& block, const int32_t* totals, int channel) {
-    const auto* from = reinterpret_cast<const __m256i*>(totals + channel);
-    const __m256i low = RoundProduct(_mm256_load_si256(from), block.factor + channel);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
-                              RoundProduct(_mm256_load_si256(from + 1), block.factor + channel + 8), 1);
+  static __m512i RequantizeDouble(const int32_t* totals, const double* factor) {
+    const auto* from = reinterpret_cast<const __m256i*>(totals);
+    const __m256i low = RoundProduct(_mm256_load_si256(from), factor);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), RoundProduct(_mm256_load_si256(from + 1), factor + 8), 1);
   }
 
   static __m512i Multiply(__m512i x, const UniformFactor& factor) {
@@ -150,20 +153,34 @@ struct Avx512 {
 
   // 64 numbers + zero_point as bytes: in lane l those of lane l of all four vectors, one vector after the other.
   // Saturation to 16 bits on the way cannot change the result.
-  static __m512i PackLanes(const __m512i* y, int32_t zero_point) {
-    const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(zero_point));
+  static __m512i PackLanes(const __m512i* y, __m512i zero) {
     const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(y[0], y[1]), zero);
     const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(y[2], y[3]), zero);
     return _mm512_packs_epi16(a, b);
+  }
+  static __m512i PackLanes(const __m512i* y, int32_t zero_point) {
+    return PackLanes(y, _mm512_set1_epi16(static_cast<int16_t>(zero_point)));
   }
   static __m512i Clamp(__m512i codes, int32_t low, int32_t high) {
     const __m512i least = _mm512_set1_epi8(static_cast<char>(low)), most = _mm512_set1_epi8(static_cast<char>(high));
     return _mm512_min_epi8(_mm512_max_epi8(codes, least), most);
   }
+  // The zero point in 16 bits, the clamps in 8.
+  struct CodeRange {
+    CodeRange(int32_t zero_point, int32_t low, int32_t high)
+        : zero(_mm512_set1_epi16(static_cast<int16_t>(zero_point))),
+          least(_mm512_set1_epi8(static_cast<char>(low))),
+          most(_mm512_set1_epi8(static_cast<char>(high))) {}
+    __m512i zero, least, most;
+  };
   // 64 numbers to clamp(number + zero_point), in order: doubleword 4 lane + j holds channels 16 j + 4 lane and on.
-  static __m512i ToCodes(const __m512i* y, int32_t zero_point, int32_t low, int32_t high) {
+  static __m512i ToCodes(const __m512i* y, const CodeRange& range) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return Clamp(_mm512_permutexvar_epi32(order, PackLanes(y, zero_point)), low, high);
+    const __m512i codes = _mm512_permutexvar_epi32(order, PackLanes(y, range.zero));
+    return _mm512_min_epi8(_mm512_max_epi8(codes, range.least), range.most);
+  }
+  static __m512i ToCodes(const __m512i* y, int32_t zero_point, int32_t low, int32_t high) {
+    return ToCodes(y, CodeRange(zero_point, low, high));
   }
 
   static __m512i Centered(__m128i codes, int32_t zero_point) {
@@ -213,6 +230,11 @@ struct Avx512 {
   template <int kRows>
   static __m512i LoadRows(const int8_t* from, int64_t stride, int64_t rows, int64_t channels) {
     if constexpr (kRows == 1) return _mm512_maskz_loadu_epi8(Mask(channels), from);
+    if constexpr (kRows == 2) {
+      const __m256i first = _mm256_maskz_loadu_epi8(Mask32(channels), from);
+      const __m256i second = _mm256_maskz_loadu_epi8(rows > 1 ? Mask32(channels) : 0, from + stride);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+    }
     alignas(64) int8_t codes[64] = {};
     for (int64_t r = 0; r < rows; ++r) std::memcpy(codes + 64 / kRows * r, from + r * stride, channels);
     return _mm512_load_si512(codes);
@@ -221,6 +243,11 @@ struct Avx512 {
   static void StoreRows(__m512i codes, int64_t stride, int64_t rows, int64_t channels, int8_t* to) {
     constexpr int kChannelsOfRow = 64 / kRows;
     if (kRows == 1) return _mm512_mask_storeu_epi8(to, Mask(channels), codes);
+    if (kRows == 2) {
+      _mm256_mask_storeu_epi8(to, Mask32(channels), _mm512_castsi512_si256(codes));
+      if (rows > 1) _mm256_mask_storeu_epi8(to + stride, Mask32(channels), _mm512_extracti64x4_epi64(codes, 1));
+      return;
+    }
     if (stride == kChannelsOfRow && channels == stride)
       return _mm512_mask_storeu_epi8(to, Mask(kChannelsOfRow * rows), codes);
     alignas(64) int8_t bytes[96];  // 32 are read of a row of 16
@@ -230,6 +257,7 @@ struct Avx512 {
       _mm256_mask_storeu_epi8(to, static_cast<__mmask32>(Mask(channels)), row);
     }
   }
+  static __mmask32 Mask32(int64_t count) { return static_cast<__mmask32>(Mask(count)); }
   static __mmask64 Mask(int64_t count) { return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
   // y: 64 requantized numbers, neither clamped nor with their zero point.
@@ -276,7 +304,7 @@ struct Avx512 {
     KLB_UNROLL for (int j = 0; j < 4; ++j) {
       y[j] = prepared.has_fp32 ? RequantizeFp32(block, _mm512_load_si512(totals + 16 * j), 16 * j)
              : fixed           ? Requantize(block, _mm512_load_si512(totals + 16 * j), 16 * j)
-                               : RequantizeDouble(block, totals, 16 * j);
+                               : RequantizeDouble(totals + 16 * j, block.factor + 16 * j);
     }
     StoreCodes<1>(prepared, y, position, 1, channels);
   }

@@ -15,9 +15,11 @@ struct PlainPanel {
     return bytes;
   }
   static void StoreBytes(int8_t* to, const Bytes& bytes) { std::memcpy(to, &bytes, sizeof bytes); }
-  static void DecodeBytes(const uint8_t* codes, Bytes* w) {
-    for (int f = 0; f < kCodesPerByte; ++f) {
-      for (int i = 0; i < kTernaryBlockBytes; ++i) w[f].values[i] = static_cast<int8_t>(((codes[i] >> 2 * f) & 3) - 1);
+  template <int kHalf>
+  static void DecodeHalf(const uint8_t* codes, Bytes* w) {
+    for (int f = 0; f < 2; ++f) {
+      const int bits = 2 * (2 * kHalf + f);
+      for (int i = 0; i < kTernaryBlockBytes; ++i) w[f].values[i] = static_cast<int8_t>(((codes[i] >> bits) & 3) - 1);
     }
   }
   static Bytes SpreadScales(const int8_t* scales) {
@@ -33,7 +35,7 @@ struct PlainPanel {
   static void ApplyEpilogue(const TileTask& task, const PreparedEpilogue& prepared, int field, const int32_t* totals,
                             int64_t pixel, int64_t count) {
     const int64_t from = kFieldChannels * field, channels = Least(task.channels - from, kPanelChannels);
-    prepared.apply_scalar(prepared, totals + from, pixel, task.first_channel + from, count, channels);
+    ApplyScalar(prepared, totals, pixel, task.first_channel + from, count, channels);
   }
 };
 

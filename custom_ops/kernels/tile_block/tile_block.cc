@@ -18,9 +18,9 @@ TileBlockKernel WithLimits(decltype(TileBlockKernel::run) run, const TileLimits&
 
 TileBlockKernel SelectTileBlock(Isa isa) {
   switch (isa) {
-#define KLB_KERNEL(name, function, fewest_pixels, most_products, most_steps) \
-  case Isa::name:                                                            \
-    return WithLimits(function, {fewest_pixels, most_products, most_steps});
+#define KLB_KERNEL(name, function, fewest_pixels, most_products, most_steps, most_steps_of_many) \
+  case Isa::name:                                                                                \
+    return WithLimits(function, {fewest_pixels, most_products, most_steps, most_steps_of_many});
 #include "kernels/tile_block/kernels.inc"
 #undef KLB_KERNEL
     default:

@@ -4,9 +4,10 @@
 //                 pixels[tap_offsets[t] + q * pixel_bytes + i] * weights[t][i][c]                     modulo 2**32
 //
 // A tile of activations is 16 neighbouring positions by 64 bytes, read where they are; a panel is 32 channels of
-// weights, two tiles wide, unpacked from the layouts of core/packing.h. It is as deep as the layer or, where the
-// second-level cache would not hold that, as a slice of it: totals wait in memory for the next slice. Weights beyond a
-// tap's k-blocks are zero, so what the image holds there does not count. Activations are signed: no offset. Only some ISA targets have tiles.
+// weights, two tiles wide, unpacked from the layouts of core/packing.h. It is as deep as the layer or, where that leaves
+// the cache that it should stay in, as a slice of it: totals wait in memory for the next slice. Weights beyond a tap's
+// k-blocks are zero, so what the image holds there does not count. Activations are signed: no offset. Only some ISA
+// targets have tiles.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,7 @@ struct TileArgs {
   TileImage image;
   bool ternary = false;      // kTernary2Bit, else kInt8
   ClusterArgs clusters;      // scales left out; of int8: one cluster
-  int8_t* panels = nullptr;   // scratch of panel_bytes() for each panel of a block, aligned
+  int8_t* panels = nullptr;   // scratch of panel_bytes() for each panel of a block, aligned; one alone in slices
   int32_t* totals = nullptr;  // scratch, aligned: TotalsOf(the most tiles of a task)
   const PreparedEpilogue* epilogue = nullptr;
 };
@@ -54,11 +55,13 @@ struct TileTask {
   int64_t first_tile = 0, tiles = 0;
 };
 
-// Totals that a task of so many tiles needs memory for: two tiles, or all where they wait for the next slice; and a row
-// more, which vectors read.
+constexpr int64_t kPairTotals = 2 * kTilePositions * kPanelChannels;
+
+// Totals of a panel that a task of so many tiles needs memory for: a pair of tiles, or all where they wait for the next
+// slice; and a row more, which vectors read.
 inline int64_t TotalsOf(const TileImage& image, int64_t tiles) {
-  const int64_t waiting = image.slices() > 1 ? tiles + tiles % 2 : 2;
-  return (waiting * kTilePositions + 1) * kBlockChannels;
+  const int64_t pairs = image.slices() > 1 ? (tiles + 1) / 2 : 1;
+  return pairs * kPairTotals + kPanelChannels;
 }
 
 // What `bench/tiles_bench` measures.
@@ -66,7 +69,8 @@ struct TileLimits {
   // When a layer runs on tiles: of so many output pixels or more, and if the tiles multiply at most so many times what
   // the layer has, with positions between rows, depths up to 64 and channels up to 16.
   int64_t fewest_pixels = 1, most_products = int64_t{1} << 20;
-  int64_t most_steps = 1;  // of a slice
+  // Of a slice: where tiles are few it stays in the first-level cache with their totals, else in the second.
+  int64_t most_steps = 1, most_steps_of_many = 1;
 };
 
 struct TileBlockKernel {
@@ -79,7 +83,7 @@ TileBlockKernel SelectTileBlock(Isa isa);
 // Other limits for all targets, for measuring them while nothing else runs; null: their own again. Kept plans stay.
 void SetTileLimits(const TileLimits* limits);
 
-#define KLB_KERNEL(isa, function, fewest_pixels, most_products, most_steps) \
+#define KLB_KERNEL(isa, function, fewest_pixels, most_products, most_steps, most_steps_of_many) \
   void function(const TileArgs& args, const TileTask* tasks, int64_t count);
 #include "kernels/tile_block/kernels.inc"
 #undef KLB_KERNEL
