@@ -2,8 +2,8 @@
 
     keras-lowbit bench kernels --isa x86_avx2 --output kernels.json
 
-Same shapes, one thread, interleaved repeats. Every layer runs on the ternary op (2-bit weights, int8 out), on our int8
-op, as TensorFlow's float32 Conv2D or MatMul, and as an int8 .tflite file on XNNPACK. The last columns set the
+Same shapes, one thread on one core, interleaved repeats. Every layer runs on the ternary op (2-bit weights, int8 out), on
+our int8 op, as TensorFlow's float32 Conv2D or MatMul, and as an int8 .tflite file on XNNPACK. The last columns set the
 ternary op beside this machine's ceilings, which loops in the compiled library measure between the layers: products
 against the fastest int8 instruction of the CPU, whoever uses it, weight bytes against memory. `--isa x86_avx2` times our
 two ops on that ISA target as well. The last line is this machine's row in docs/benchmarks.md.
@@ -18,7 +18,7 @@ from absl import flags
 
 from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import check_flag, define_output, define_repeats, write_report
-from keras_lowbit.bench.timing import calls_for, interleaved
+from keras_lowbit.bench.timing import calls_for, interleaved, on_cores
 from keras_lowbit.numerics import requantization as fp
 from keras_lowbit.tables import table
 
@@ -106,6 +106,13 @@ def _codes(shape: Shape) -> np.ndarray:
     return np.random.default_rng(1).integers(-128, 128, _image(shape)).astype(np.int8)
 
 
+def _aligned(array: np.ndarray) -> Any:
+    """As a tensor in TensorFlow's own memory, as between the layers of a network: that of NumPy may begin anywhere."""
+    import tensorflow as tf
+
+    return tf.concat([array[:0], array], axis=0)
+
+
 def _chain(operation: Callable[[Any], Any], x: Any, count: int) -> Callable[[], Any]:
     """A traced function that runs an operation so many times, each after the last."""
     import tensorflow as tf
@@ -134,7 +141,7 @@ def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     arrays = {name: tf.constant(getattr(packed, name)) for name in ("data", "scales", "sums")}
     packed = dataclasses.replace(packed, **arrays)
     factor = fp.quantize_multiplier(np.full(shape.outputs, 1e-3))
-    bias, x = tf.zeros(shape.outputs, tf.int32), tf.constant(_codes(shape))
+    bias, x = tf.zeros(shape.outputs, tf.int32), _aligned(_codes(shape))
     if not shape.side:
         output = ops.Requantize(factor=np.full(shape.outputs, 1e-3))
         return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x, copies(shape))
@@ -151,7 +158,7 @@ def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
 def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     import tensorflow as tf
 
-    x = tf.constant(_codes(shape), tf.float32)
+    x = _aligned(_codes(shape).astype(np.float32))
     weights = tf.constant((kernel if shape.side else kernel[0, 0]).astype(np.float32))
     if shape.side:
         return _chain(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"), x, copies(shape))
@@ -350,7 +357,8 @@ def run(values: Any) -> int:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     shapes = [shape for shape in SHAPES if values.only in (None, shape.network)]
-    report = measure(shapes, values.repeats, others=values.isa)
+    with on_cores(1):
+        report = measure(shapes, values.repeats, others=values.isa)
     print(text(report))
     print(markdown(report))
     print(f"\n{machine_row(report, values.output)}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.bench.timing import calls_for
+from keras_lowbit.bench.timing import calls_for, on_cores
 
 Maker = Callable[..., Mapping[str, Callable[[], Any]]]  # maker(threads, **arguments) -> runs by name
 
@@ -62,6 +62,11 @@ def _serve(end: Connection, maker: Maker, threads: int, milliseconds: float, arg
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    with on_cores(threads):
+        _answer_calls(end, maker, threads, milliseconds, arguments)
+
+
+def _answer_calls(end: Connection, maker: Maker, threads: int, milliseconds: float, arguments: dict[str, Any]) -> None:
     runs = maker(threads, **arguments)
     calls = {name: calls_for(run, milliseconds) for name, run in runs.items()}
     end.send(list(runs))

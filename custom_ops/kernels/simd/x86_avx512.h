@@ -204,24 +204,31 @@ struct Avx512 {
     return ToCodes(y, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 
-  // ResidualAdd::fp32 for 64 codes; y: the layer's own numbers, neither clamped nor with their zero point.
+  // ResidualAdd::fp32 for 16 numbers. y: the layer's own, neither clamped nor with their zero point.   other: codes.
+  struct ResidualFp32 {
+    explicit ResidualFp32(const Epilogue& epilogue)
+        : low(_mm512_set1_epi32(epilogue.requantize.clamp_min - epilogue.requantize.zero_point)),
+          high(_mm512_set1_epi32(epilogue.requantize.clamp_max - epilogue.requantize.zero_point)),
+          own_factor(_mm512_set1_ps(epilogue.residual.fp32.own)),
+          factor(_mm512_set1_ps(epilogue.residual.fp32.other)),
+          offset(_mm512_set1_ps(epilogue.residual.fp32.offset)) {}
+    __m512i operator()(__m512i y, __m128i other) const {
+      const __m512 own = _mm512_cvtepi32_ps(_mm512_min_epi32(_mm512_max_epi32(y, low), high));
+      const __m512 theirs = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(other));
+      const __m512 real = _mm512_fmadd_ps(own, own_factor, _mm512_fmadd_ps(theirs, factor, offset));
+      return _mm512_cvt_roundps_epi32(real, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    __m512i low, high;
+    __m512 own_factor, factor, offset;
+  };
   static __m512i AddResidualFp32(const PreparedEpilogue& prepared, const __m512i* y, __m512i other) {
-    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    const keras_lowbit::Requantize& mine = prepared.definition->requantize;
+    const ResidualFp32 sum_of(*prepared.definition);
     const ResidualAdd& add = prepared.definition->residual;
-    const __m512i low = _mm512_set1_epi32(mine.clamp_min - mine.zero_point);
-    const __m512i high = _mm512_set1_epi32(mine.clamp_max - mine.zero_point);
-    const __m512 own_factor = _mm512_set1_ps(add.fp32.own), factor = _mm512_set1_ps(add.fp32.other);
-    const __m512 offset = _mm512_set1_ps(add.fp32.offset);
     const __m128i parts[4] = {_mm512_castsi512_si128(other), _mm512_extracti32x4_epi32(other, 1),
                               _mm512_extracti32x4_epi32(other, 2), _mm512_extracti32x4_epi32(other, 3)};
     __m512i sum[4];
-    KLB_UNROLL for (int j = 0; j < 4; ++j) {
-      const __m512 own = _mm512_cvtepi32_ps(_mm512_min_epi32(_mm512_max_epi32(y[j], low), high));
-      const __m512 theirs = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(parts[j]));
-      const __m512 real = _mm512_fmadd_ps(own, own_factor, _mm512_fmadd_ps(theirs, factor, offset));
-      sum[j] = _mm512_cvt_roundps_epi32(real, kNearest);
-    }
+    KLB_UNROLL for (int j = 0; j < 4; ++j)
+      sum[j] = sum_of(y[j], parts[j]);
     return ToCodes(sum, add.output_zero_point, add.clamp_min, add.clamp_max);
   }
 

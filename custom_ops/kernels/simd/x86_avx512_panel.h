@@ -31,25 +31,42 @@ struct Avx512Panel : Avx512 {
     }
   }
 
-  // In float32, without a residual. What the loop needs stays in registers: stored codes might be any of it.
-  static void StoreFp32(const ChannelBlock& block, const PreparedEpilogue& prepared, int channel, const int32_t* totals,
-                        int8_t* to, int64_t count, int64_t channels) {
-    const keras_lowbit::Requantize& requantize = prepared.definition->requantize;
-    const CodeRange range(requantize.zero_point, requantize.clamp_min, requantize.clamp_max);
+  // Where the codes of `count` pixels come from and go to: 32 channels, of which `channels` are real.
+  struct Place {
+    int8_t* to;
+    const int8_t* residual;
+    int64_t stride, count, channels;
+  };
+
+  // In float32. What the loop needs stays in registers: stored codes might be any of it.
+  template <bool kResidual>
+  static void StoreFp32(const ChannelBlock& block, const Epilogue& epilogue, int channel, const int32_t* totals,
+                        Place place) {
+    const keras_lowbit::Requantize& own = epilogue.requantize;
+    const ResidualAdd& add = epilogue.residual;
+    const CodeRange range = kResidual ? CodeRange(add.output_zero_point, add.clamp_min, add.clamp_max)
+                                      : CodeRange(own.zero_point, own.clamp_min, own.clamp_max);
+    const ResidualFp32 sum_of(epilogue);
     __m512 factor[2];
     __m512i nudge[2];
+    __mmask16 real[2];
     KLB_UNROLL for (int f = 0; f < 2; ++f) {
       factor[f] = _mm512_load_ps(block.fp32_factor + channel + kFieldChannels * f);
       nudge[f] = _mm512_load_si512(block.fp32_nudge + channel + kFieldChannels * f);
+      real[f] = static_cast<__mmask16>(Mask(place.channels) >> kFieldChannels * f);
     }
-    const int64_t stride = prepared.pixel_stride;
-    for (int64_t r = 0; r < count; r += 2, totals += 2 * kPanelChannels, to += 2 * stride) {
+    auto [to, residual, stride, count, channels] = place;
+    for (; count > 0; count -= 2, totals += 2 * kPanelChannels, to += 2 * stride) {
       __m512i y[4];
       KLB_UNROLL for (int j = 0; j < 4; ++j) {
-        const __m512i total = _mm512_load_si512(totals + kFieldChannels * j);
-        y[j] = RequantizeFp32(total, factor[j % 2], nudge[j % 2]);
+        y[j] = RequantizeFp32(_mm512_load_si512(totals + kFieldChannels * j), factor[j % 2], nudge[j % 2]);
+        if constexpr (kResidual) {
+          const __mmask16 mask = j < 2 || count > 1 ? real[j % 2] : __mmask16{0};
+          y[j] = sum_of(y[j], _mm_maskz_loadu_epi8(mask, residual + j / 2 * stride + kFieldChannels * (j % 2)));
+        }
       }
-      StoreRows<2>(ToCodes(y, range), stride, count - r, channels, to);
+      if constexpr (kResidual) residual += 2 * stride;
+      StoreRows<2>(ToCodes(y, range), stride, count, channels, to);
     }
   }
 
@@ -60,9 +77,14 @@ struct Avx512Panel : Avx512 {
     if (prepared.fast == PreparedEpilogue::Fast::kNo)
       return ApplyScalar(prepared, totals, pixel, first, count, channels);
     const int64_t position = pixel * prepared.pixel_stride + first;
-    if (prepared.has_fp32 && !prepared.has_residual) {
-      int8_t* to = static_cast<int8_t*>(prepared.output) + position;
-      return StoreFp32(*task.constants, prepared, channel, totals, to, count, channels);
+    if (prepared.has_fp32) {
+      const Epilogue& epilogue = *prepared.definition;
+      const Place place = {static_cast<int8_t*>(prepared.output) + position,
+                           prepared.has_residual ? epilogue.residual.codes + position : nullptr, prepared.pixel_stride,
+                           count, channels};
+      if (!prepared.has_residual) return StoreFp32<false>(*task.constants, epilogue, channel, totals, place);
+      if (epilogue.residual.fp32.is_exact)
+        return StoreFp32<true>(*task.constants, epilogue, channel, totals, place);
     }
     for (int64_t r = 0; r < count; r += 2) {
       __m512i y[4];
