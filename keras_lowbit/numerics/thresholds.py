@@ -22,6 +22,11 @@ def per_filter_shape(shape: tuple[int, ...], kept: Axes) -> tuple[int, ...]:
     return tuple(1 if axis in gone else size for axis, size in enumerate(shape))
 
 
+def shared_axes(shape: tuple[int, ...]) -> Axes:
+    """The axes along which a scale of that shape is one for all: those of size 1."""
+    return tuple(axis for axis, size in enumerate(shape) if size == 1)
+
+
 def mean_magnitude(weights: Tensor, axes: Axes) -> Tensor:
     """``mean |w|`` over `axes`, kept as size 1: the L2-optimal scale of a sign pattern (BWN).
 

@@ -6,7 +6,16 @@ from typing import Any, ClassVar
 from keras import ops
 
 from keras_lowbit.numerics import learned, thresholds
-from keras_lowbit.quantizers.base import Axes, State, StateSpec, Tensor, as_float32, register, require_choice
+from keras_lowbit.quantizers.base import (
+    Axes,
+    State,
+    StateSpec,
+    Tensor,
+    as_float32,
+    factor_limits,
+    register,
+    require_choice,
+)
 from keras_lowbit.quantizers.learned import LearnedQuantizer
 
 
@@ -52,13 +61,9 @@ class AdjustableThreshold(LearnedQuantizer):
         super().__post_init__()
         require_choice("AdjustableThreshold", "mode", self.mode, ("symmetric", "asymmetric"))
         require_choice("AdjustableThreshold", "calibration", self.calibration, ("max", "mse"))
-        for field in ("limits", "left_limits"):
-            object.__setattr__(self, field, tuple(float(value) for value in getattr(self, field)))
-        if len(self.limits) != 2 or not 0 < self.limits[0] <= 1 <= self.limits[1]:
-            raise ValueError(
-                f"AdjustableThreshold needs limits (low, high) with 0 < low <= 1 <= high, got {self.limits}. "
-                "The paper has (0.5, 1.0), its published code (0.5, 1.3)."
-            )
+        hint = " The paper has (0.5, 1.0), its published code (0.5, 1.3)."
+        object.__setattr__(self, "limits", factor_limits("AdjustableThreshold", self.limits, hint))
+        object.__setattr__(self, "left_limits", tuple(float(value) for value in self.left_limits))
         if len(self.left_limits) != 2 or not -1 < self.left_limits[0] <= 0 <= self.left_limits[1] < 1:
             raise ValueError(
                 f"AdjustableThreshold needs left_limits (low, high) with -1 < low <= 0 <= high < 1, got "

@@ -301,6 +301,19 @@ def scale_axes(real: Tensor, filter_axes: Axes, granularity: str) -> Axes:
     return thresholds.reduced_axes(len(real.shape), filter_axes if granularity == "channel" else ())
 
 
+def scale_shape(shape: tuple[int, ...], filter_axes: Axes, granularity: str) -> tuple[int, ...]:
+    """The shape of one scale for each filter per "channel", of one of all per "tensor", for a tensor of `shape`."""
+    return thresholds.per_filter_shape(shape, filter_axes if granularity == "channel" else ())
+
+
+def factor_limits(owner: str, given: Any, hint: str = "") -> tuple[float, float]:
+    """The limits of a trained factor that starts at 1, as numbers; a ValueError for others. hint: at the error's end."""
+    limits = tuple(float(value) for value in given)
+    if len(limits) != 2 or not 0 < limits[0] <= 1 <= limits[1]:
+        raise ValueError(f"{owner} needs limits (low, high) with 0 < low <= 1 <= high, got {limits}.{hint}")
+    return limits[0], limits[1]
+
+
 def add_base_prefix(values: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of a base quantizer under the names they have in its wrapper's state: ``base_NAME``."""
     return {_BASE_PREFIX + name: value for name, value in values.items()}

@@ -9,7 +9,6 @@ from keras import ops
 from keras_lowbit.numerics import clusters
 from keras_lowbit.numerics import dynamic_fixed_point as dfp
 from keras_lowbit.numerics.grids import Quantized, symmetric_limit
-from keras_lowbit.numerics.thresholds import per_filter_shape
 from keras_lowbit.quantizers.base import (
     GRANULARITIES,
     Axes,
@@ -20,6 +19,7 @@ from keras_lowbit.quantizers.base import (
     get,
     register,
     require_choice,
+    scale_shape,
 )
 from keras_lowbit.quantizers.ternary import Ternary
 from keras_lowbit.quantizers.uniform import Uniform
@@ -130,7 +130,7 @@ class Clustered(Quantizer):
         pattern = ops.sign(weights) * fit.codes
         if fit.step is None:
             return Quantized(clusters.from_clusters(pattern, plan), clusters.from_clusters(fit.alphas, plan))
-        shape = per_filter_shape(plan.shape, filter_axes if self.granularity == "channel" else ())
+        shape = scale_shape(plan.shape, filter_axes, self.granularity)
         return Quantized(clusters.from_clusters(pattern * fit.alphas, plan), ops.reshape(fit.step, shape))
 
     def structure(self, kernel: Tensor, state: State, filter_axes: Axes = ()) -> ClusterCodes:

@@ -7,8 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_lowbit.numerics.grids import Quantized
-from keras_lowbit.numerics.thresholds import per_filter_shape
-from keras_lowbit.quantizers.base import Axes, State, StateSpec, Tensor, as_float32, register, scale_axes
+from keras_lowbit.quantizers.base import Axes, State, StateSpec, Tensor, as_float32, register, scale_axes, scale_shape
 from keras_lowbit.quantizers.uniform import Uniform
 
 
@@ -33,7 +32,7 @@ class KeptScale(Uniform):
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """Scale and largest |w| of each channel, or of the tensor."""
-        groups = per_filter_shape(shape, filter_axes if self.granularity == "channel" else ())
+        groups = scale_shape(shape, filter_axes, self.granularity)
         return {name: StateSpec(groups, setting=True) for name in ("scale", "largest")}
 
     def scale_state(self, real: Tensor, scale: Any, filter_axes: Axes = ()) -> dict[str, np.ndarray]:

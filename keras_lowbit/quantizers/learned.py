@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from keras_lowbit.numerics import learned, thresholds
+from keras_lowbit.numerics import learned
 from keras_lowbit.numerics.grids import Quantized
 from keras_lowbit.quantizers.base import (
     WIDE,
@@ -18,6 +18,7 @@ from keras_lowbit.quantizers.base import (
     get,
     is_activation_quantizer,
     scale_axes,
+    scale_shape,
 )
 from keras_lowbit.quantizers.uniform import ActivationRange, Uniform
 
@@ -172,4 +173,4 @@ class LearnedQuantizer(ActivationQuantizer):
         """The shape of one value for each grid."""
         if self.for_activations:
             return ()
-        return thresholds.per_filter_shape(shape, filter_axes if self.base.granularity == "channel" else ())
+        return scale_shape(shape, filter_axes, self.base.granularity)

@@ -10,7 +10,7 @@ from keras_lowbit.numerics import learned, thresholds
 from keras_lowbit.numerics.dynamic_fixed_point import ceil_power
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.grids import symmetric_limit
-from keras_lowbit.quantizers.base import Axes, State, Tensor, as_float32, register, require_choice
+from keras_lowbit.quantizers.base import Axes, State, Tensor, as_float32, factor_limits, register, require_choice
 from keras_lowbit.quantizers.learned import LearnedQuantizer
 
 
@@ -23,7 +23,7 @@ class _FollowsNoWeights(LearnedQuantizer):
         if self.for_activations:
             return super().observe(real, state)
         known, real = state["threshold"], as_float32(real)
-        axes = tuple(axis for axis, size in enumerate(known.shape) if size == 1)
+        axes = thresholds.shared_axes(known.shape)
         return {"threshold": ops.where(known > 0, known, self.first_threshold(real, axes))}
 
 
@@ -57,9 +57,7 @@ class LearnedStep(_FollowsNoWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("LearnedStep", "calibration", self.calibration, ("mean", "max", "mse"))
-        object.__setattr__(self, "limits", tuple(float(value) for value in self.limits))
-        if len(self.limits) != 2 or not 0 < self.limits[0] <= 1 <= self.limits[1]:
-            raise ValueError(f"LearnedStep needs limits (low, high) with 0 < low <= 1 <= high, got {self.limits}.")
+        object.__setattr__(self, "limits", factor_limits("LearnedStep", self.limits))
 
     def kept_within(self) -> dict[str, tuple[float, float]]:
         """The limits of the factor."""

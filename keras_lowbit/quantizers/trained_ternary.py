@@ -16,9 +16,11 @@ from keras_lowbit.quantizers.base import (
     StateSpec,
     Tensor,
     as_float32,
+    factor_limits,
     register,
     require_choice,
     scale_axes,
+    scale_shape,
 )
 
 _START = "start_"
@@ -58,9 +60,7 @@ class TrainedTernary(Quantizer):
             raise ValueError(
                 f"TrainedTernary needs a threshold in [0, 1), got {self.threshold!r}. The paper uses 0.05."
             )
-        object.__setattr__(self, "limits", tuple(float(value) for value in self.limits))
-        if len(self.limits) != 2 or not 0 < self.limits[0] <= 1 <= self.limits[1]:
-            raise ValueError(f"TrainedTernary needs limits (low, high) with 0 < low <= 1 <= high, got {self.limits}.")
+        object.__setattr__(self, "limits", factor_limits("TrainedTernary", self.limits))
 
     @property
     def bits(self) -> float:
@@ -73,7 +73,7 @@ class TrainedTernary(Quantizer):
 
     def state_specs(self, shape: tuple[int, ...], filter_axes: Axes = ()) -> dict[str, StateSpec]:
         """A start (0: not known yet) and a trained factor for each scale."""
-        size = thresholds.per_filter_shape(shape, filter_axes if self.granularity == "channel" else ())
+        size = scale_shape(shape, filter_axes, self.granularity)
         found = {_START + name: StateSpec(size) for name in self._factors}
         return found | {name: StateSpec(size, 1.0, trainable=True, limits=self.limits) for name in self._factors}
 
@@ -87,8 +87,7 @@ class TrainedTernary(Quantizer):
     def observe(self, real: Tensor, state: State) -> dict[str, Tensor]:
         """The starts at the first training step, if `calibrate` has not set them."""
         known = state[_START + self._factors[0]]
-        axes = tuple(axis for axis, size in enumerate(known.shape) if size == 1)
-        found = self._starts(as_float32(real), axes)
+        found = self._starts(as_float32(real), thresholds.shared_axes(known.shape))
         return {name: ops.where(state[name] > 0, state[name], start) for name, start in found.items()}
 
     def encode(self, real: Tensor, state: State, filter_axes: Axes = ()) -> Quantized:

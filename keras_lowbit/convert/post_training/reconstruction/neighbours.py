@@ -49,6 +49,10 @@ class Neighbours:
         share = np.clip((self.weights - self.low) / width, 0.001, 0.999)
         return np.where(self.free, logits_of(share), 0.0).astype(np.float32)
 
+    def chosen(self, up: np.ndarray) -> np.ndarray:
+        """The kernel of a choice: the value above where `up`, else the one below."""
+        return np.where(up, self.high, self.low)
+
     @property
     def nearest_is_high(self) -> np.ndarray:
         """Where the value above is the nearer one, or as near."""

@@ -224,7 +224,7 @@ class _Run:
     def _take(self, path: str, found: Neighbours, learnt: Learnt, first: Mapping[int, np.ndarray]) -> bool:
         """Give a layer what was learnt; if its quantizer does not keep the kernel, what it had at `first`."""
         layer = self.twins.layers[path]
-        kept = assign_exactly(layer, np.where(learnt.up, found.high, found.low))
+        kept = assign_exactly(layer, found.chosen(learnt.up))
         if learnt.bias is not None:
             layer.bias.assign(learnt.bias if kept else first[id(layer.bias)])
         return kept

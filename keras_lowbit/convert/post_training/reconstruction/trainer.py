@@ -97,16 +97,12 @@ class BlockTrainer(keras.Model):
 
     def measure_units(self, inputs: list[np.ndarray]) -> None:
         """Units of the biases: of each channel the rms of what nearest rounding does to the layer's sums, on these inputs."""
-        block, layers = self.fixed.block, {id(layer): place for place, layer in enumerate(self.fixed.layers)}
-        known = {key: ops.convert_to_tensor(array) for key, array in zip(block.inputs, inputs, strict=False)}
+        weights = [found.weights for found in self.fixed.neighbours]
 
-        def before(call: Any) -> None:
-            place = layers.get(id(call.operation))
-            if place is not None and self.fixed.biases[place] is not None:
-                noise = _rounding_noise(call.operation, known[call.inputs[0]], self.fixed.neighbours[place].weights)
-                self.units[place].assign(noise)
+        def measure(place: int, layer: Any, reals: list[Any]) -> None:
+            self.units[place].assign(_rounding_noise(layer, reals[0], weights[place]))
 
-        run_calls(block.calls, [known], before=before)
+        self._run_layers([inputs[: len(self.fixed.block.inputs)]], measure)
 
     def centre(self, sets: list[list[np.ndarray]]) -> None:
         """Biases at which the choices shift no channel's mean: ``b' = b + mean(sums of the float layer) - mean(sums)``.
@@ -117,10 +113,7 @@ class BlockTrainer(keras.Model):
         reals = [found.weights for found in self.fixed.neighbours]
         with only_quantizing(()):
             wanted = self._means([arrays[half:] for arrays in sets], reals, lambda place, mean: None)
-        choices = [
-            np.where(learnt.up, found.high, found.low)
-            for found, learnt in zip(self.fixed.neighbours, self.learnt(), strict=True)
-        ]
+        choices = [found.chosen(learnt.up) for found, learnt in zip(self.fixed.neighbours, self.learnt(), strict=True)]
 
         def shift(place: int, mean: np.ndarray) -> None:
             unit = ops.convert_to_numpy(self.units[place])
@@ -138,23 +131,30 @@ class BlockTrainer(keras.Model):
         self, sets: list[list[np.ndarray]], kernels: list[np.ndarray], seen: Callable[[int, np.ndarray], None]
     ) -> dict[int, np.ndarray]:
         """Mean of the sums of each channel, for each layer with a bias that trains. seen: called before that layer runs."""
+        found: dict[int, np.ndarray] = {}
+
+        def mean(place: int, layer: Any, reals: list[Any]) -> None:
+            found[place] = np.mean([_sums(layer, real).mean(axis=0) for real in reals], axis=0)
+            seen(place, found[place])
+
+        with weights_standing_in(dict(zip(self.fixed.layers, kernels, strict=True))):
+            self._run_layers(sets, mean)
+        return found
+
+    def _run_layers(self, sets: list[list[np.ndarray]], seen: Callable[[int, Any, list[Any]], None]) -> None:
+        """The block on each set of inputs. seen: called with each layer whose bias trains, and its inputs, before it runs."""
         block, places = self.fixed.block, {id(layer): place for place, layer in enumerate(self.fixed.layers)}
         known = [
             {key: ops.convert_to_tensor(array) for key, array in zip(block.inputs, arrays, strict=True)}
             for arrays in sets
         ]
-        found: dict[int, np.ndarray] = {}
 
         def before(call: Any) -> None:
             place = places.get(id(call.operation))
             if place is not None and self.fixed.biases[place] is not None:
-                sums = (_sums(call.operation, values[call.inputs[0]]) for values in known)
-                found[place] = np.mean([part.mean(axis=0) for part in sums], axis=0)
-                seen(place, found[place])
+                seen(place, call.operation, [values[call.inputs[0]] for values in known])
 
-        with weights_standing_in(dict(zip(self.fixed.layers, kernels, strict=True))):
-            run_calls(block.calls, known, before=before)
-        return found
+        run_calls(block.calls, known, before=before)
 
     def shares(self) -> list[Any]:
         """How far up every weight is rounded, of each layer."""
