@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from keras_lowbit import ops
@@ -32,7 +33,7 @@ def test_a_report_holds_its_conditions(shape):
     ceilings = row["peak_gmacs"], row["peak_float_gmacs"], row["bandwidth_gbs"]
     text, about = kernels.markdown(report), report["machine"]
     assert f"can use {about['litert_instructions']}" in text
-    if about["kernel"] == "x86_avx512vnni":
+    if about["kernel"] in ("x86_avx512vnni", "x86_amx"):
         assert f"{about['peak_gmacs']} GMAC/s of {about['peak_instruction']}" in text
         assert row["share_of_peak"] == pytest.approx(row["ternary_gmacs"] / ceilings[0], abs=0.002)
         assert row["share_of_bandwidth"] == pytest.approx(row["ternary_weight_gbs"] / ceilings[2], abs=0.002)
@@ -74,3 +75,9 @@ def test_a_machine_has_its_row_in_the_table_of_the_documentation():
 def test_mean_is_geometric():
     rows = [{"network": "a", **{f"times_{kind}": [value, 0, 0] for kind in kernels.KINDS[1:]}} for value in (1.0, 4.0)]
     assert kernels.means(rows)["a"]["int8"] == 2.0
+
+
+def test_inputs_stand_as_between_layers():
+    array = np.frombuffer(bytearray(4000), np.int8, 3999, 1).reshape(3, 1333)  # one byte off
+    assert np.asarray(kernels._aligned(array)).ctypes.data % 64 == 0
+    np.testing.assert_array_equal(kernels._aligned(array), array)
