@@ -51,18 +51,14 @@ inline int64_t RowOffset(int64_t row) {
   return static_cast<int64_t>(r / kTileKBlocks * 2 * kTileBytes + r % kTileKBlocks * kTileDepth);
 }
 
-// k-blocks of one tap, those of the slice, from the packed layout to their rows. row: of the first, from the slice's
-// first step on, before or behind it too.
+// k-blocks that follow one another in the packed layout, to rows of a panel. scales: of the block's channels, or null.
 template <class V, int kHalf, bool kTernary>
-void FillRows(const Panel& panel, int64_t row, int64_t k_blocks, const uint8_t* packed, const int8_t* scales) {
-  const int64_t rows = (panel.slice.end - panel.slice.begin) * kTileKBlocks;
-  const int64_t begin = row < 0 ? -row : 0, end = Least(k_blocks, rows - row);
-  int8_t* const memory = panel.memory();
+void FillRows(int8_t* memory, int64_t row, int64_t k_blocks, const uint8_t* packed, const int8_t* scales) {
   typename V::Bytes w[2], scale[2] = {};
   KLB_UNROLL for (int f = 0; f < 2; ++f) {
     if (scales != nullptr) scale[f] = V::SpreadScales(scales + kFieldChannels * (2 * kHalf + f));
   }
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t b = 0; b < k_blocks; ++b) {
     if constexpr (kTernary) V::template DecodeHalf<kHalf>(packed + kTernaryBlockBytes * b, w);
     KLB_UNROLL for (int f = 0; f < 2; ++f) {
       const int64_t at = kInt8BlockBytes * b + kTernaryBlockBytes * (2 * kHalf + f);
@@ -72,40 +68,46 @@ void FillRows(const Panel& panel, int64_t row, int64_t k_blocks, const uint8_t* 
   }
 }
 
-// Rows beyond the last k-block of each tap, all in its last step.
-inline void ClearRows(const Panel& panel, int64_t k_blocks) {
-  const TileImage& image = panel.args.image;
-  const int64_t count = image.steps * kTileKBlocks - k_blocks;
-  for (int64_t tap = 0; count > 0 && tap < image.taps; ++tap) {
-    const int64_t end = (tap + 1) * image.steps;
-    if (end <= panel.slice.begin || end > panel.slice.end) continue;
-    int8_t* to = panel.memory() + RowOffset((end - panel.slice.begin) * kTileKBlocks - count);
-    for (int f = 0; f < 2; ++f) std::memset(to + f * kTileBytes, 0, count * kTileDepth);
-  }
+// Rows of a tap beyond its last k-block, all in its last step, if the slice has that. row: of the first k-block.
+inline void ClearRows(const Panel& panel, int64_t tap, int64_t row, int64_t k_blocks) {
+  const int64_t steps = panel.args.image.steps, rest = steps * kTileKBlocks - k_blocks;
+  if (rest == 0 || (tap + 1) * steps > panel.slice.end) return;
+  int8_t* to = panel.memory() + RowOffset(row + k_blocks);
+  for (int f = 0; f < 2; ++f) std::memset(to + f * kTileBytes, 0, rest * kTileDepth);
 }
 
-// From the packed order: clusters outermost, taps, k-blocks.
+// What of a tap lies in the slice, from the packed order: clusters outermost, taps, k-blocks.
+template <class V, int kHalf, bool kTernary>
+void FillTap(const Panel& panel, int64_t tap) {
+  const TileImage& image = panel.args.image;
+  const ClusterArgs clusters = panel.args.clusters;
+  constexpr int64_t kBytes = kTernary ? kTernaryBlockBytes : kInt8BlockBytes;
+  const int64_t each = clusters.cluster_k_blocks, all = (clusters.clusters - 1) * each + clusters.last_k_blocks;
+  const int64_t row = (tap * image.steps - panel.slice.begin) * kTileKBlocks;  // of the tap's first k-block
+  const int64_t end = Least(all, (panel.slice.end - panel.slice.begin) * kTileKBlocks - row);
+  int64_t b = row < 0 ? -row : 0;
+  const int64_t scale_step = kBlockChannels * (clusters.scales_per_tap ? image.taps : 1);
+  const int8_t* scales = panel.task.scales;
+  int64_t cluster = Least(b / each, clusters.clusters - 1);
+  if (scales != nullptr) scales += cluster * scale_step + (clusters.scales_per_tap ? tap * kBlockChannels : 0);
+  for (int8_t* const memory = panel.memory(); b < end; ++cluster) {
+    const int64_t first = cluster * each, last = cluster + 1 == clusters.clusters ? all : first + each;
+    const int64_t until = Least(last, end), before = first * image.taps + tap * (last - first) + b - first;
+    const auto* packed = static_cast<const uint8_t*>(panel.task.weights) + before * kBytes;
+    FillRows<V, kHalf, kTernary>(memory, row + b, until - b, packed, scales);
+    b = until;
+    if (scales != nullptr) scales += scale_step;
+  }
+  ClearRows(panel, tap, row, all);
+}
+
 template <class V>
 void FillPanel(const Panel& panel) {
-  const TileArgs& args = panel.args;
-  const ClusterArgs& clusters = args.clusters;
-  constexpr decltype(&FillRows<V, 0, true>) kFill[2][2] = {{FillRows<V, 0, false>, FillRows<V, 1, false>},
-                                                           {FillRows<V, 0, true>, FillRows<V, 1, true>}};
-  const auto fill = kFill[args.ternary][panel.field / 2];
-  const auto* packed = static_cast<const uint8_t*>(panel.task.weights);
-  const int8_t* scales = panel.task.scales;
-  int64_t first = 0;
-  for (int64_t cluster = 0; cluster < clusters.clusters; ++cluster) {
-    const int64_t k_blocks = cluster + 1 == clusters.clusters ? clusters.last_k_blocks : clusters.cluster_k_blocks;
-    for (int64_t tap = 0; tap < args.image.taps; ++tap) {
-      const int64_t row = (tap * args.image.steps - panel.slice.begin) * kTileKBlocks + first;
-      fill(panel, row, k_blocks, packed, scales);
-      packed += k_blocks * (args.ternary ? kTernaryBlockBytes : kInt8BlockBytes);
-      if (scales != nullptr && (clusters.scales_per_tap || tap + 1 == args.image.taps)) scales += kBlockChannels;
-    }
-    first += k_blocks;
-  }
-  ClearRows(panel, first);
+  constexpr decltype(&FillTap<V, 0, true>) kFill[2][2] = {{FillTap<V, 0, false>, FillTap<V, 1, false>},
+                                                          {FillTap<V, 0, true>, FillTap<V, 1, true>}};
+  const auto fill = kFill[panel.args.ternary][panel.field / 2];
+  const int64_t steps = panel.args.image.steps;
+  for (int64_t tap = panel.slice.begin / steps; tap * steps < panel.slice.end; ++tap) fill(panel, tap);
 }
 
 // Walks over positions and calls visit(row, pixel, count) for each stretch of neighbouring outputs; row counts from the
