@@ -74,6 +74,13 @@ def moved_volumes(x):
     return kl.Dense(2)(kl.SpatialDropout3D(0.5)(kl.ZeroPadding3D(((0, 0), (0, 0), (1, 0)))(x)))
 
 
+def grown_volumes(x):
+    """What a network that segments scans ends with."""
+    x = kl.Conv3DTranspose(4, (3, 3, 2), (2, 1, 2), padding="same", activation="relu")(x)
+    up = kl.Conv3DTranspose(2, 2, 2, use_bias=False)(x)
+    return [up, kl.Conv3DTranspose(3, (4, 1, 2), 1)(x), kl.Conv3DTranspose(2, 3, 2, output_padding=1)(x)]
+
+
 def adaptive(x):
     """Pools to a given size: of equal windows and of others."""
     x = kl.Conv2D(4, 3, activation="relu")(x)
@@ -86,6 +93,7 @@ def adaptive(x):
 
 EXPANSIONS: dict[str, Case] = {
     "volumes": function(volumes, VOLUME),
+    "grown volumes": function(grown_volumes, VOLUME),
     "moved volumes": function(moved_volumes, VOLUME),
     "pools to a size": function(adaptive),
     "embedding and argmax": Case(text),

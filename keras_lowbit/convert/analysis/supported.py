@@ -38,7 +38,7 @@ SPLITS = ("Split", "ArraySplit", "Unstack")  # operations whose several results 
 EXPANDABLE = (
     *"Attention Bidirectional CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU".split(),
     *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
-    *"Prod SeparableConv1D SimpleRNN Sum".split(),
+    *"Conv3DTranspose Prod SeparableConv1D SimpleRNN Sum".split(),
     *"AdditiveAttention Einsum GroupedQueryAttention LogSoftmax Std TimeDistributed UnitNormalization Var".split(),
     *"AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D".split(),
     *"AdaptiveMaxPooling2D AdaptiveMaxPooling3D AveragePooling3D Conv3D Cropping3D GlobalAveragePooling3D".split(),

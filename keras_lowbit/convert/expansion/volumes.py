@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -78,31 +78,91 @@ def of_whole_volume(call: Call) -> Compose | None:
 def convolution(call: Call) -> Compose | None:
     """At each depth the same convolution of an image: of all channels of the slices that the kernel covers."""
     layer, sizes = call.operation, sizes_of(call.tensors[0])
-    config = {key: value for key, value in live_config(layer).items() if key not in ("name", "dtype")}
     plain = layer.data_format == "channels_last" and not getattr(layer, "lora_enabled", False)
     if sizes is None or not plain or call.results[0].shape[1] > MOST_STEPS:
         return None
-    (depth, height, width, channels), groups = sizes, layer.groups
+    (depth, _, _, channels), groups = sizes, layer.groups
     many, step = call.results[0].shape[1], layer.strides[0]
     taps = [place * layer.dilation_rate[0] for place in range(layer.kernel_size[0])]
     missing = max((many - 1) * step + taps[-1] + 1 - depth, 0) if layer.padding == "same" else 0
-    config |= {key: tuple(config[key])[1:] for key in ("kernel_size", "strides", "dilation_rate")}
+    config = _of_planes(layer, ("kernel_size", "strides", "dilation_rate"))
     kernel = array(layer.kernel).transpose(1, 2, 0, 3, 4)
     weights = {"kernel": kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])}
     weights |= {} if layer.bias is None else {"bias": array(layer.bias)}
 
     def compose(parts: Parts, values: Values) -> Any:
-        turned = parts.named(ops.transpose(values[call.inputs[0]], (0, 2, 3, 1, 4)), "depth_last")
-        x = parts.named(ops.reshape(turned, (-1, height, width, depth * channels)), "slices")
-        if missing:
-            ends = (missing // 2 * channels, (missing - missing // 2) * channels)
-            x = parts.named(ops.pad(x, ((0, 0), (0, 0), (0, 0), ends)), "padded")
+        x = _in_slices(parts, values[call.inputs[0]], sizes, (missing // 2, missing - missing // 2))
         run = parts.layer("slice", lambda **options: keras.layers.Conv2D(**config, **options), weights)
         covered = [[(k * step + tap) * groups + group for group in range(groups) for tap in taps] for k in range(many)]
         images = [run(_slices(parts, x, places, channels // groups, f"at_{k}")) for k, places in enumerate(covered)]
         return parts.named(ops.stack(images, axis=1))
 
     return compose
+
+
+@expands("Conv3DTranspose")
+def transposed_convolution(call: Call) -> Compose | None:
+    """At each depth a transposed convolution of an image, of all channels of the slices that reach it."""
+    layer, sizes = call.operation, sizes_of(call.tensors[0])
+    plain = layer.data_format == "channels_last" and set(layer.dilation_rate) == {1}
+    if sizes is None or not plain or layer.strides[0] > layer.kernel_size[0] or call.results[0].shape[1] > MOST_STEPS:
+        return None
+    config = _of_planes(layer, ("kernel_size", "strides", "dilation_rate", "output_padding"))
+    reaching = _reaching(layer, sizes[0], call.results[0].shape[1])
+    before, behind = max(0, -min(one.start for one in reaching)), max(0, max(one.stop for one in reaching) - sizes[0])
+    bias = {} if layer.bias is None else {"bias": array(layer.bias)}
+
+    def compose(parts: Parts, values: Values) -> Any:
+        x = _in_slices(parts, values[call.inputs[0]], sizes, (before, behind))
+        images = []
+        for k, (taps, start, stop) in enumerate(reaching):
+            kernel = array(layer.kernel)[taps].transpose(1, 2, 3, 0, 4)
+            weights = {"kernel": kernel.reshape(*kernel.shape[:3], -1)} | bias
+            run = parts.layer(
+                f"planes_{taps[-1]}", lambda **options: keras.layers.Conv2DTranspose(**config, **options), weights
+            )
+            places = range(start + before, stop + before)
+            images.append(run(_slices(parts, x, list(places), sizes[-1], f"at_{k}")))
+        return parts.named(ops.stack(images, axis=1))
+
+    return compose
+
+
+class _Reach(NamedTuple):
+    """The slices that reach a depth of the result, below 0 those before the volume. taps: the plane of the kernel of each."""
+
+    taps: list[int]
+    start: int
+    stop: int
+
+
+def _reaching(layer: Any, depth: int, many: int) -> list[_Reach]:
+    """For each depth of the result of a transposed convolution of so many slices, the last plane of the kernel first."""
+    stride, planes = layer.strides[0], layer.kernel_size[0]
+    cut = max((depth - 1) * stride + planes - many, 0) // 2 if layer.padding == "same" else 0
+    found = []
+    for place in range(cut, cut + many):
+        last, first_tap = divmod(place, stride)
+        taps = list(range(first_tap, planes, stride))[::-1]
+        found.append(_Reach(taps, last - len(taps) + 1, last + 1))
+    return found
+
+
+def _in_slices(parts: Parts, x: Any, sizes: tuple[int, ...], ends: tuple[int, int]) -> Any:
+    """A volume as an image of the channels of all slices. ends: how many slices of zeros stand before and behind them."""
+    depth, height, width, channels = sizes
+    turned = parts.named(ops.transpose(x, (0, 2, 3, 1, 4)), "depth_last")
+    x = parts.named(ops.reshape(turned, (-1, height, width, depth * channels)), "slices")
+    if not any(ends):
+        return x
+    widths = tuple(slices * channels for slices in ends)
+    return parts.named(ops.pad(x, ((0, 0), (0, 0), (0, 0), widths)), "padded")
+
+
+def _of_planes(layer: Any, along: tuple[str, ...]) -> dict[str, Any]:
+    """The configuration of a layer of volumes for one of images. along: what has an entry for each axis."""
+    config = {key: value for key, value in live_config(layer).items() if key not in ("name", "dtype")}
+    return config | {key: tuple(config[key])[1:] for key in along if config[key] is not None}
 
 
 def _slices(parts: Parts, x: Any, places: list[int], channels: int, part: str) -> Any:

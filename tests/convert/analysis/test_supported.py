@@ -82,6 +82,11 @@ FLOAT = {
     "split the batch": (lambda x: ops.split(x, [1], axis=0)[0], ROW, "it cuts the batch"),
     "stack batches": (lambda x: ops.stack([x, x]), ROW, "it joins batches"),
     "whole numbers": (lambda x: ops.floor(x), ROW, "Floor has no integer form here"),
+    "planes apart": (
+        L.Conv3DTranspose(3, 1, strides=2),
+        (2, 4, 4, 4),
+        "this call of Conv3DTranspose has no integer form",
+    ),
     "function": (L.Activation("log_softmax"), ROW, "its function 'log_softmax' has no integer form here"),
     "own function": (L.Activation(relu), ROW, "its function 'relu' is none of Keras'"),
 }
