@@ -100,6 +100,13 @@ EXPANSIONS: dict[str, Case] = {
     "places of the largest": function(lambda x: keras.ops.argmax(conv()()(x), axis=1)),
     "bytes of an image": Case(picture),
     "product of an axis": function(lambda x: keras.ops.prod(kl.Dense(4)(x), axis=1), (3, 4)),
+    "products so far": function(lambda x: kl.Dense(3)(keras.ops.cumprod(keras.ops.sigmoid(x), axis=1)), (7, 4)),
+    "products so far of many": function(
+        lambda x: kl.Dense(2)(keras.ops.cumprod(kl.Dense(2, "sigmoid")(x), axis=1)),
+        (70, 2),
+        float_fallbacks=("cumprod",),
+    ),
+    "products so far of channels": function(lambda x: keras.ops.cumprod(kl.Dense(2)(x), axis=-1), (3, 4)),
     "products kept": function(lambda x: kl.Dense(2)(keras.ops.prod(kl.Dense(5)(x), axis=-1, keepdims=True)), (3, 4)),
     "variance of columns": function(
         lambda x: kl.Dense(2)(keras.ops.var(kl.Dense(4)(x), axis=1, keepdims=True)), (6, 4)

@@ -197,6 +197,8 @@ ZOO: dict[str, Case] = {
     ),
     "mean": function(lambda x: keras.ops.mean(x, axis=(1, 2))),
     "mean channels": function(lambda x: keras.ops.mean(x, axis=-1, keepdims=True)),
+    "sums so far": function(lambda x: conv(3)()(keras.ops.cumsum(kl.ReLU()(conv()()(x)), axis=1))),
+    "sums so far of channels": function(lambda x: keras.ops.cumsum(kl.Dense(6)(x), axis=-1), VECTOR, recipe="bwn"),
     # shapes
     "pad": case(lambda: kl.ZeroPadding2D(((1, 2), (0, 3)))),
     "pad 1-d": case(lambda: kl.ZeroPadding1D((2, 1)), shape=SIGNAL),

@@ -66,7 +66,7 @@ _SIMPLE: dict[str, Category] = {
         (
             "Add Subtract Multiply Rescaling Normalization LeakyReLU LeakyRelu Softmax Mean AveragePooling1D "
             "AveragePooling2D GlobalAveragePooling1D GlobalAveragePooling2D Matmul Argmax Argmin "
-            "ChannelAffine AddConstant MultiplyConstant"
+            "ChannelAffine AddConstant MultiplyConstant Cumsum"
         ).split(),
         Category.NEEDS_RANGE,
     ),

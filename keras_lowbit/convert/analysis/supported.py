@@ -38,7 +38,7 @@ SPLITS = ("Split", "ArraySplit", "Unstack")  # operations whose several results 
 EXPANDABLE = (
     *"Attention Bidirectional CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU".split(),
     *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
-    *"Conv3DTranspose Prod SeparableConv1D SimpleRNN Sum".split(),
+    *"Conv3DTranspose Cumprod Prod SeparableConv1D SimpleRNN Sum".split(),
     *"AdditiveAttention Einsum GroupedQueryAttention LogSoftmax Std TimeDistributed UnitNormalization Var".split(),
     *"AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D".split(),
     *"AdaptiveMaxPooling2D AdaptiveMaxPooling3D AveragePooling3D Conv3D Cropping3D GlobalAveragePooling3D".split(),
@@ -47,6 +47,7 @@ EXPANDABLE = (
 
 _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 MOST_SUMMED = 2**31 // 255**2  # products of differences of codes that int32 holds the sum of
+_MOST_PLACES = 512  # that sums so far add up: their matrix of ones has as many bytes, squared
 _MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders
 _POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
 
@@ -160,6 +161,16 @@ def _mean(call: Call) -> str | None:
     axis, rank = call.operation.axis, _rank(call)
     axes = [axis] if isinstance(axis, int) else axis or [0]
     return "it mixes the samples of a batch" if 0 in [a % rank for a in axes] else None
+
+
+def _cumsum(call: Call) -> str | None:
+    axis, shape = call.operation.axis, call.tensors[0].shape
+    if axis is None or axis % len(shape) == 0:
+        return "it mixes the samples of a batch"
+    size = shape[axis]
+    if size is None:
+        return "it adds up an axis of unknown size"
+    return None if size <= _MOST_PLACES else f"it adds up {size} places, {_MOST_PLACES} at most in integers"
 
 
 def _matmul(call: Call) -> str | None:
@@ -352,6 +363,7 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     **dict.fromkeys(functions.OPERATIONS, _function),
     "Softmax": _softmax,
     "Mean": _mean,
+    "Cumsum": _cumsum,
     "Matmul": _matmul,
     "Embedding": _embedding,
     "Argmax": _argmax,

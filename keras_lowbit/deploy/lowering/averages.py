@@ -20,7 +20,7 @@ from keras_lowbit.keras_graph.calls import Call
 
 # LiteRT multiplies a sum and then shifts it, and rounds both times. With ones the first rounding may be a quarter of a step; 6
 # more bits in the sum make it a small part of one.
-_WEIGHT = 64
+WEIGHT = 64
 
 
 @lowers("GlobalAveragePooling1D", "GlobalAveragePooling2D")
@@ -134,6 +134,6 @@ def _averaged(
     end = [s.start + (s.number - 1) * stride + s.pixels for s, stride in zip(part, strides, strict=True)]
     if begin != [0, 0] or end != sizes:
         image = builder.strided_slice(image, f"{name}/strip", [*begin, 0], [*end, channels])
-    equal = np.full((*pixels, channels, 1), _WEIGHT, np.int8)
-    scales = np.full(channels, 1 / (_WEIGHT * np.prod(pixels)), np.float32)
+    equal = np.full((*pixels, channels, 1), WEIGHT, np.int8)
+    scales = np.full(channels, 1 / (WEIGHT * np.prod(pixels)), np.float32)
     return builder.depthwise_conv2d(image, equal, scales, None, grid, name, strides)

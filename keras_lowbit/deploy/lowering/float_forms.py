@@ -61,10 +61,23 @@ def _pool_of_volumes(layer: Any, x: Any, options: Options) -> Any | None:
     return ops.reshape(rows, (-1, depth, height, rows.shape[2], channels))
 
 
+def _products_so_far(operation: Any, x: Any, options: Options) -> Any | None:
+    """cumprod, which LiteRT has not: each place times the one 1 before it, then 2, then 4."""
+    axis = operation.axis
+    if axis is None or axis % len(x.shape) == 0 or x.shape[axis] is None or operation.dtype is not None:
+        return None
+    size, before, apart = x.shape[axis], (slice(None),) * (axis % len(x.shape)), 1
+    while apart < size:
+        made = x[(*before, slice(apart, None))] * x[(*before, slice(size - apart))]
+        x, apart = ops.concatenate([x[(*before, slice(apart))], made], axis=axis), 2 * apart
+    return x
+
+
 _FORMS: dict[str, Callable[[Any, Any, Options], Any | None]] = {
     "Argmax": _extreme,
     "Argmin": _extreme,
     "AveragePooling3D": _pool_of_volumes,
     "CategoryEncoding": _categories,
+    "Cumprod": _products_so_far,
     "MaxPooling3D": _pool_of_volumes,
 }

@@ -82,6 +82,12 @@ FLOAT = {
     "split the batch": (lambda x: ops.split(x, [1], axis=0)[0], ROW, "it cuts the batch"),
     "stack batches": (lambda x: ops.stack([x, x]), ROW, "it joins batches"),
     "whole numbers": (lambda x: ops.floor(x), ROW, "Floor has no integer form here"),
+    "sums so far of all": (lambda x: ops.cumsum(x), ROW, "mixes the samples of a batch"),
+    "sums so far of batches": (lambda x: ops.cumsum(x, axis=0), ROW, "mixes the samples of a batch"),
+    "sums so far of many": (lambda x: ops.cumsum(x, axis=-1), (513,), "it adds up 513 places, 512 at most"),
+    "sums so far of any length": (lambda x: ops.cumsum(x, axis=1), (None, 3), "an axis of unknown size"),
+    "whole sums": (lambda x: ops.cumsum(x, axis=1, dtype="int32"), ROW, "it makes int32 values"),
+    "products so far of all": (lambda x: ops.cumprod(x), ROW, "this call of Cumprod has no integer form"),
     "planes apart": (
         L.Conv3DTranspose(3, 1, strides=2),
         (2, 4, 4, 4),
@@ -113,6 +119,7 @@ INTEGER = {
     "own function": (L.Activation(lambda x: ops.maximum(x, 0.5)), ROW),
     "backwards": (lambda x: x[:, ::-1], ROW),
     "division": (lambda x: x / 255.0, ROW),
+    "sums so far": (lambda x: ops.cumsum(x, axis=-2), IMAGE),
     "transposed": (L.Conv2DTranspose(3, 3, strides=2), IMAGE),
 }
 

@@ -16,6 +16,8 @@ CASES = {
     "argmax": lambda x: ops.argmax(x, axis=-1),
     "argmax kept": lambda x: ops.argmax(x, axis=1, keepdims=True),
     "argmin": lambda x: ops.argmin(x, axis=2),
+    "products so far": lambda x: ops.cumprod(x, axis=-1),
+    "products so far of rows": lambda x: ops.cumprod(x, axis=1),
     "multi hot": lambda x: L.CategoryEncoding(6, output_mode="multi_hot")(x[:, 0]),
     "count": lambda x: L.CategoryEncoding(6, output_mode="count")(x[:, 1]),
     "one hot": lambda x: L.CategoryEncoding(6, output_mode="one_hot")(x[:, 1, 0]),
