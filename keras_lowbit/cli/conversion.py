@@ -96,6 +96,8 @@ class Conversion:
 
         def made(words: list[str]) -> keras.Model:
             quantized, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
+            if self.report.no_file_because:  # before hours of tuning
+                raise ValueError(f"No file can be written of {model.name!r}: {self.report.no_file_because}.")
             words.append(f"{len(self.report.outcomes('quantized'))} layers with {self.recipe.name}")
             return quantized
 

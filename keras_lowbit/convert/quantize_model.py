@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,7 +75,8 @@ def quantize_model(
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
     layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
-    steps of its own, which the copy has not, and if the model runs on no random input.
+    steps of its own, which the copy has not, if the model runs on no random input, and of layers that no file can hold,
+    such as those that look words up: the report has them as "no file", and what to do.
     ValueError too for a layer with weights that cannot be copied, for one whose copy computes something else, and for a
     model that Keras has quantized already.
 
@@ -100,7 +102,10 @@ def quantize_model(
     quantized = rewriter.rewrite(model)
     rewriter.layers.copies.check_apart(model, quantized)
     check_layers(model, rewriter.layers.stand_in)
-    return quantized, ConversionReport(model.name, recipe.name, _with_wholes(rewriter.report.rows, expanded))
+    report = ConversionReport(model.name, recipe.name, _with_wholes(rewriter.report.rows, expanded))
+    if report.no_file_because:
+        warnings.warn(f"No file can be written of {model.name!r}: {report.no_file_because}.", stacklevel=2)
+    return quantized, report
 
 
 def _expanded(model: keras.Model, recipe: Recipe, skip: list[str], unroll: bool) -> Expanded:

@@ -6,13 +6,20 @@ from typing import Any
 import keras
 
 from keras_lowbit.convert.analysis.float_flow import BETWEEN
-from keras_lowbit.convert.analysis.operations import GATES, Category, activation_name, fallback_reason, stock_kind
+from keras_lowbit.convert.analysis.operations import (
+    GATES,
+    Category,
+    activation_name,
+    fallback_reason,
+    no_file_because,
+    stock_kind,
+)
 from keras_lowbit.convert.analysis.range_placement import RangePlan, plan_ranges
 from keras_lowbit.convert.choice import Choice, widen_only
 from keras_lowbit.convert.layer_factory import LayerFactory
 from keras_lowbit.convert.nest import Nest
 from keras_lowbit.convert.range_inserter import RangeInserter
-from keras_lowbit.convert.reports.conversion import ReportBuilder
+from keras_lowbit.convert.reports.conversion import NO_FILE, ReportBuilder
 from keras_lowbit.keras_graph.calls import Call, find_layers, functional_of
 from keras_lowbit.keras_graph.copies import first_line, model_like
 from keras_lowbit.layers import KeepFloat, QuantizedLayer
@@ -205,9 +212,11 @@ class _GraphWalk:
             ending = "keeps the quantizer it has" if has_quantizer else "runs in float"
             outcome = "kept" if self.reasons[call] == BETWEEN else "skipped"
             detail = f"{self.reasons[call] or fallback_reason(call)}; {ending}"
+        if (refused := no_file_because(call)) is not None:
+            outcome, detail = NO_FILE, refused
         self.report.add(path, call.operation, outcome, detail)
         results, error = self.rewriter.layers.copies.call(call, self.ranges.given(call, values))
         if error is not None:
             reason = f"shared with the original: it cannot be copied ({first_line(error)})"
-            self.report.note(path, reason, "skipped")
+            self.report.note(path, reason, None if outcome == NO_FILE else "skipped")
         return results

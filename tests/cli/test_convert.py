@@ -179,6 +179,18 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(call, files, tmp_path, cas
     assert os.listdir(output) == []
 
 
+@pytest.mark.filterwarnings("default")
+def test_what_no_file_can_hold_is_said_before_the_work(call, tmp_path):
+    ids = keras.Input((3,), dtype="int32")
+    hashed = keras.ops.cast(keras.layers.Hashing(5, name="hash")(ids), "float32")
+    keras.Model(ids, keras.layers.Dense(2)(hashed), name="text").save(tmp_path / "m.keras")
+    np.save(tmp_path / "ids.npy", np.ones((8, 3), "int32"))
+    places = ("--data", tmp_path / "ids.npy", "--output", tmp_path / "m.tflite", "--save=no")
+    found = call("convert", tmp_path / "m.keras", *places)
+    assert found.refused("No file can be written of 'text': 'hash' (Hashing)", "run it in front of the model")
+    assert "calibrate" not in found.err
+
+
 def test_files_that_are_there_are_said_first(call, tmp_path):
     (tmp_path / "m.tflite").write_bytes(b"mine")
     flags = ("--data=none", "--output")

@@ -95,6 +95,18 @@ def test_inspect_takes_loops_apart_where_asked(call, tmp_path):
     )  # a loop in float, as TensorFlow's converter writes it
 
 
+@pytest.mark.filterwarnings("default")
+def test_inspect_says_what_no_file_can_hold(call, tmp_path):
+    ids = keras.Input((3,), dtype="string")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="multi_hot", name="words")
+    keras.Model(ids, keras.layers.Dense(2)(lookup(ids))).save(tmp_path / "m.keras")
+    wanted = "'words' (StringLookup): a file has no tables for what it looks up: run it in front of the model"
+    text, found = (call("inspect", tmp_path / "m.keras", *flag) for flag in ((), ("--json",)))
+    assert f"no file: {wanted}" in text.out
+    assert [row["outcome"] for row in found.fields["layers"] if row["path"] == "words"] == ["no file"]
+    assert wanted in found.fields["no_file_because"]
+
+
 def test_inspect_refuses_what_is_none(call, files):
     assert call("inspect", files.model, "--recipe=int9").refused("Unknown recipe 'int9'")
     assert call("inspect", files.model, "--skip=nothing").refused("nothing")

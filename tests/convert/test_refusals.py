@@ -257,9 +257,55 @@ def test_a_layer_with_state_outside_its_weights_is_shared_and_reported():
     text = keras.Input((1,), dtype="string", name="text")
     lookup = L.StringLookup(vocabulary=["a", "b"], output_mode="multi_hot", name="lookup")
     model = keras.Model(text, L.Dense(2, name="head")(lookup(text)))
-    copy, report = klb.quantize_model(model)
+    with pytest.warns(UserWarning, match="'lookup' .StringLookup.: a file has no tables"):
+        copy, report = klb.quantize_model(model)
     assert "state outside its weights" in report["lookup"].detail
     assert copy.get_layer("lookup") is lookup
+
+
+LOOKUPS = {
+    "hashes": (lambda x: L.Hashing(5)(x), "int32", "keras.Input((3,), dtype='int32')"),
+    "crossings": (lambda x: L.HashedCrossing(5)((x[:, :1], x[:, 1:2])), "int32", "keras.Input((1,), dtype='int32')"),
+    "numbers": (lambda x: L.IntegerLookup(vocabulary=[3, 7])(x), "int64", "keras.Input((3,), dtype='int32')"),
+    "words": (lambda x: L.StringLookup(vocabulary=["a"])(x), "string", "keras.Input((3,), dtype='int32')"),
+    "flags": (
+        lambda x: L.IntegerLookup(vocabulary=[3, 7], output_mode="multi_hot")(x),
+        "int64",
+        "keras.Input((3,), dtype='float32')",
+    ),
+    "texts": (
+        lambda x: L.TextVectorization(vocabulary=["a"], output_sequence_length=4)(x[:, :1]),
+        "string",
+        "keras.Input((4,), dtype='int32')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_no_file_can_hold_is_said_at_once_with_the_way_out(name, nested):
+    body, kind, entry = LOOKUPS[name]
+    given = keras.Input((3,), dtype=kind)
+    found = body(given)
+    looked = keras.Model(given, found, name="inner")
+    if nested:
+        outer = keras.Input((3,), dtype=kind)
+        given, found = outer, looked(outer)
+    model = keras.Model(given, L.Dense(2)(ops.cast(found, "float32")), name="text")
+    with pytest.warns(UserWarning, match="No file can be written of 'text'") as said:
+        _, report = klb.quantize_model(model)
+    [row] = [row for row in report.layers if row.outcome == "no file"]
+    assert row.path.startswith("inner/") == nested
+    assert f"run it in front of the model, which starts with its result, {entry}" in row.detail
+    sentence = f"{row.path!r} ({row.layer}): {row.detail}"
+    assert all(sentence in text for text in (str(said[0].message), str(report)))
+    assert "1 no file" in str(report).splitlines()[0]
+
+
+def test_a_report_of_a_model_that_has_a_file_says_nothing_of_it():
+    _, report = klb.quantize_model(small())
+    assert report.no_file_because == ""
+    assert "no file" not in str(report)
 
 
 def test_the_report_helps_with_a_wrong_name():

@@ -281,6 +281,15 @@ def is_loop(operation: Any) -> bool:
     return not getattr(operation, "forward_layer", operation).unroll
 
 
+def no_file_because(call: Call) -> str | None:
+    """Why no file can hold a call, in float either, and what to do; None if one can."""
+    if stock_kind(call.operation) not in LOOKUPS:
+        return None
+    shape, kind = tuple(call.results[0].shape[1:]), str(call.results[0].dtype)
+    entry = f"keras.Input({shape}, dtype={kind if 'float' in kind else 'int32'!r})"
+    return f"a file has no tables for what it looks up: run it in front of the model, which starts with its result, {entry}"
+
+
 def fallback_reason(call: Call) -> str:
     """Why `category_of` says FLOAT, for the report."""
     operation, name = call.operation, type(call.operation).__name__
@@ -302,8 +311,8 @@ def fallback_reason(call: Call) -> str:
         return "its mask is made of inputs: in integers a mask is a constant"
     if stock_kind(operation) in RECURRENT and is_loop(operation) and not operation.stateful:
         return "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart"
-    if stock_kind(operation) in LOOKUPS:
-        return "a file has no tables for what it looks up: run it in front of the model, which starts with its result"
+    if (refused := no_file_because(call)) is not None:
+        return refused
     if stock_kind(operation) in EXPANDABLE:
         return f"this call of {name} has no integer form"
     return f"{name} has no integer form here"

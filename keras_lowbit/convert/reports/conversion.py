@@ -9,10 +9,12 @@ from keras_lowbit.guard import Verdict
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.tables import table
 
+NO_FILE = "no file"  # the outcome of a layer that no file can hold: it stays as it is, in Keras alone
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer. outcome: "quantized", "kept", "rewritten" or "skipped"; detail: how, or why not."""
+    """What became of one layer. outcome: "quantized", "kept", "rewritten", "skipped", or `NO_FILE`; detail: how, or why not."""
 
     path: str
     layer: str
@@ -51,10 +53,10 @@ class ConversionReport:
         rows = [(row.path, row.layer, row.outcome, row.detail) for row in self.layers]
         counts = Counter(row.outcome for row in self.layers)
         total = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        refused = f"\nno file: {self.no_file_because}" if self.no_file_because else ""
         judged = "" if self.verdict is None else f"\nwhole model: {self.verdict}"
-        return (
-            f"{self.model} with {self.recipe}: {total}\n{table(('layer', 'class', 'outcome', 'detail'), rows)}{judged}"
-        )
+        body = table(("layer", "class", "outcome", "detail"), rows)
+        return f"{self.model} with {self.recipe}: {total}\n{body}{refused}{judged}"
 
     def __getitem__(self, path: str) -> LayerReport:
         """The report of one layer by its path (``"backbone/conv1"``); a KeyError that lists close names."""
@@ -65,6 +67,11 @@ class ConversionReport:
             close = difflib.get_close_matches(path, by_path, n=3)
             raise KeyError(f"No layer {path!r} in the report. Close: {close or list(by_path)[:3]}.")
         return by_path[path]
+
+    @property
+    def no_file_because(self) -> str:
+        """Which layers no file can hold, and what to do instead; "" if there are none."""
+        return "; ".join(f"{row.path!r} ({row.layer}): {row.detail}" for row in self.layers if row.outcome == NO_FILE)
 
     def outcomes(self, outcome: str) -> list[str]:
         """Paths of the layers with that outcome."""

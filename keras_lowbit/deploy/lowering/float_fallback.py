@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_lowbit.convert.analysis.operations import (
-    LOOKUPS,
     Category,
     activation_name,
     category_of,
     fallback_reason,
     lacks_int16,
-    stock_kind,
+    no_file_because,
 )
 from keras_lowbit.convert.expansion.signals import MOST_STEPS
 from keras_lowbit.deploy.graph.float_subgraph import load, origins, read
@@ -42,7 +41,6 @@ def lower_part(state: Lowering, part: FloatPart) -> None:
     """Calls that run in float together, as one node."""
     calls = [call for call in part.calls if not isinstance(call.operation, KeepFloat)]
     _check_stateless(calls)
-    _check_lookups(calls)
     sources = {key: state.as_float(key, calls[-1].path) for key in part.reads}
     try:
         made = _insert(state, _piece(part, calls), list(sources.values()), calls[-1].path)
@@ -103,10 +101,11 @@ def _check_stateless(calls: list[Call]) -> None:
             )
 
 
-def _check_lookups(calls: list[Call]) -> None:
+def check_lookups(calls: list[Call]) -> None:
+    """Refuses what no file can hold, in float either, before anything else of it is: words are no inputs of a file."""
     for call in calls:
-        if stock_kind(call.operation) in LOOKUPS:
-            raise ValueError(f"{_described(call)}: {fallback_reason(call)} (keras.Input(shape, dtype='int32')).")
+        if (refused := no_file_because(call)) is not None:
+            raise ValueError(f"{_described(call)}: {refused}.")
 
 
 def _check_steps(call: Call, values: Mapping[int, Any]) -> None:

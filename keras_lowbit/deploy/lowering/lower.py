@@ -18,7 +18,7 @@ from keras_lowbit.data.batching import Progress
 from keras_lowbit.deploy.graph import IntegerGraph
 from keras_lowbit.deploy.lowering import int8_overflow as overflow_
 from keras_lowbit.deploy.lowering.arguments import check_model, check_not_packed
-from keras_lowbit.deploy.lowering.float_fallback import lower_part
+from keras_lowbit.deploy.lowering.float_fallback import check_lookups, lower_part
 from keras_lowbit.deploy.lowering.float_parts import FloatPart, schedule
 from keras_lowbit.deploy.lowering.handlers import lower_call
 from keras_lowbit.deploy.lowering.ranges import range_of
@@ -116,7 +116,9 @@ def _lowered(
     model: keras.Model, input_shapes: Any, batch_size: int, range_of: RangeOf, overflow: str, verbose: int | bool
 ) -> Lowered:
     _check_inference(model)
-    state = Lowering(model, calls_of(model, inline=True), input_shapes, batch_size, range_of, overflow)
+    calls = calls_of(model, inline=True)
+    check_lookups(calls.calls)
+    state = Lowering(model, calls, input_shapes, batch_size, range_of, overflow)
     steps = schedule(state.calls)
     state.in_float.update(call for step in steps if isinstance(step, FloatPart) for call in step.calls)
     bar = Progress(len(steps), "operation", verbose)
