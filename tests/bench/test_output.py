@@ -49,6 +49,7 @@ def unmeasured(monkeypatch):
         module = importlib.import_module(f"keras_lowbit.bench.{name}")
         for function, result in (("measure", {"rows": []}), ("markdown", "the figures"), ("table", "the table")):
             monkeypatch.setattr(module, function, lambda *args, result=result, **kwargs: result)
+        monkeypatch.setattr(module, "machine_row", lambda *args: "the row", raising=False)
         monkeypatch.setattr("keras.applications.ResNet50", lambda **arguments: None)
         monkeypatch.setattr("tensorflow.config.threading.set_intra_op_parallelism_threads", lambda count: None)
         monkeypatch.setattr("tensorflow.config.threading.set_inter_op_parallelism_threads", lambda count: None)
