@@ -128,7 +128,7 @@ def network():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*did not help:UserWarning")  # the data are drawn
+@pytest.mark.filterwarnings("ignore:.*(did not help|no epoch was better):UserWarning")  # the data are drawn
 @pytest.mark.filterwarnings(
     "ignore:Even though the `tf.config:UserWarning"
 )  # eager: tracing takes longer than the steps
