@@ -153,7 +153,7 @@ struct Product {
 
 constexpr int64_t kTotalsRow = kPanelChannels * sizeof(int32_t), kTileTotals = kTilePositions * kPanelChannels;
 
-// The totals so far, or `init`, and a slice more, in the first four tiles.
+// Adds a slice to the totals; the first begins with `init`.
 template <int kA, int kB, class Tiles>
 void Multiply(Tiles& tiles, const TileImage& image, const Slice& slice, const Product& product) {
   const auto [first, second, panel_begin, init, totals] = product;
@@ -181,13 +181,10 @@ void Multiply(Tiles& tiles, const TileImage& image, const Slice& slice, const Pr
       if constexpr (kA > 1 && kB > 1) tiles.template Dot<3, 5, 7>();
     }
   }
-}
-
-// The totals of the first or the second positions, from the tiles where Multiply leaves them.
-template <int kPositions, class Tiles>
-void StoreTotals(Tiles& tiles, bool is_wide, int32_t* totals) {
-  tiles.template Store<2 * kPositions>(totals, kTotalsRow);
-  if (is_wide) tiles.template Store<2 * kPositions + 1>(totals + 16, kTotalsRow);
+  tiles.template Store<0>(totals, kTotalsRow);
+  if constexpr (kB > 1) tiles.template Store<1>(totals + 16, kTotalsRow);
+  if constexpr (kA > 1) tiles.template Store<2>(totals + kTileTotals, kTotalsRow);
+  if constexpr (kA > 1 && kB > 1) tiles.template Store<3>(totals + kTileTotals + 16, kTotalsRow);
 }
 
 // prepared.apply_scalar on rows of kPanelChannels.
@@ -203,7 +200,7 @@ inline int64_t TileStart(const TileImage& image, int64_t position) {
   return Least(position, last);
 }
 
-// The tile at `position`, and the next where `two`, in the first four tiles.
+// Totals of the tile at `position`, and of the next where `two`.
 template <class Tiles>
 void MultiplyPanel(Tiles& tiles, const Panel& panel, int64_t position, bool two, int32_t* totals) {
   const TileImage& image = panel.args.image;
@@ -237,31 +234,24 @@ void FinishTile(const Panel& panel, int64_t position, int64_t end, const int32_t
   });
 }
 
-// One slice of a panel over the tiles of a task, two at a time; outputs behind the last slice. Of each pair one tile is
-// finished before the next pair is multiplied and the other behind, so that tiles and vectors work at the same time. By
-// halves, since totals on their way to memory hold up all loads that are 4096 bytes apart.
+// One slice of a panel over the tiles of a task, two at a time; outputs behind the last slice. Multiplying a pair before
+// the last one is finished gains nothing (NOTES.md).
 template <class V, class Tiles>
 void RunPanel(Tiles& tiles, const Panel& panel) {
   constexpr int64_t kPair = 2 * kTilePositions;
   const TileImage& image = panel.args.image;
   const int64_t begin = panel.task.first_tile * kTilePositions;
   const int64_t end = Least(begin + panel.task.tiles * kTilePositions, image.positions);
-  const bool finishes = panel.slice.end == image.taps * image.steps, waits = !panel.is_whole();
+  const bool finishes = panel.slice.end == image.taps * image.steps;
   OutputWalk walk(image, begin);
-  int32_t* totals = panel.args.totals;
   for (int64_t q = begin; q < end; q += kPair) {
-    const bool two = q + kTilePositions < end;
-    int32_t* before = totals;
-    if (waits) totals = panel.args.totals + (q - begin) * kPanelChannels;
+    int32_t* totals = panel.args.totals + (panel.is_whole() ? 0 : (q - begin) * kPanelChannels);
     if (finishes) PrefetchResidual(panel, walk, Least(kPair, end - q));
-    MultiplyPanel(tiles, panel, q, two, totals);
-    StoreTotals<0>(tiles, panel.is_wide(), totals);
-    if (finishes && q > begin) FinishTile<V>(panel, q - kTilePositions, end, before + kTileTotals, walk);
-    if (two) StoreTotals<1>(tiles, panel.is_wide(), totals + kTileTotals);
-    if (finishes) FinishTile<V>(panel, q, end, totals, walk);
+    MultiplyPanel(tiles, panel, q, q + kTilePositions < end, totals);
+    if (!finishes) continue;
+    FinishTile<V>(panel, q, end, totals, walk);
+    FinishTile<V>(panel, q + kTilePositions, end, totals + kTileTotals, walk);
   }
-  const int64_t last = begin + (end - begin - 1) / kPair * kPair;
-  if (finishes) FinishTile<V>(panel, last + kTilePositions, end, totals + kTileTotals, walk);
 }
 
 template <class Tiles, class V>
