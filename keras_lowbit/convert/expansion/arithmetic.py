@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -121,21 +122,21 @@ def running_product(call: Call) -> Compose | None:
     axis, rank, sizes = call.operation.axis, len(call.tensors[0].shape), sizes_of(call.tensors[0])
     if axis is None or axis % rank == 0 or sizes is None or not 1 < sizes[axis % rank - 1] <= _MOST_FACTORS:
         return None
-    size, before = sizes[axis % rank - 1], (slice(None),) * (axis % rank)
+    return lambda parts, values: products_so_far(values[call.inputs[0]], axis, parts.named)
 
-    def compose(parts: Parts, values: Values) -> Any:
-        x, apart = values[call.inputs[0]], 1
-        while apart < size:
-            first = parts.named(x[(*before, slice(apart))], f"first_{apart}")
-            later = parts.named(x[(*before, slice(apart, None))], f"later_{apart}")
-            earlier = parts.named(x[(*before, slice(size - apart))], f"earlier_{apart}")
-            made = parts.named(ops.multiply(later, earlier), f"products_{apart}")
-            last = 2 * apart >= size
-            x = parts.named(ops.concatenate([first, made], axis=axis), "" if last else f"of_{2 * apart}")
-            apart *= 2
-        return x
 
-    return compose
+def products_so_far(x: Any, axis: int, named: Callable[[Any, str], Any] = lambda value, part: value) -> Any:
+    """`cumprod` of an axis by slices, products and concatenations. named: given each value and the name of that part."""
+    size, before, apart = x.shape[axis], (slice(None),) * (axis % len(x.shape)), 1
+    while apart < size:
+        first = named(x[(*before, slice(apart))], f"first_{apart}")
+        later = named(x[(*before, slice(apart, None))], f"later_{apart}")
+        earlier = named(x[(*before, slice(size - apart))], f"earlier_{apart}")
+        made = named(ops.multiply(later, earlier), f"products_{apart}")
+        last = 2 * apart >= size
+        x = named(ops.concatenate([first, made], axis=axis), "" if last else f"of_{2 * apart}")
+        apart *= 2
+    return x
 
 
 def _axes(call: Call) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_lowbit.convert.analysis.operations import stock_kind
+from keras_lowbit.convert.expansion.arithmetic import products_so_far
 from keras_lowbit.keras_graph.calls import Call
 
 
@@ -62,15 +63,11 @@ def _pool_of_volumes(layer: Any, x: Any, options: Options) -> Any | None:
 
 
 def _products_so_far(operation: Any, x: Any, options: Options) -> Any | None:
-    """cumprod, which LiteRT has not: each place times the one 1 before it, then 2, then 4."""
+    """cumprod, which LiteRT has not."""
     axis = operation.axis
     if axis is None or axis % len(x.shape) == 0 or x.shape[axis] is None or operation.dtype is not None:
         return None
-    size, before, apart = x.shape[axis], (slice(None),) * (axis % len(x.shape)), 1
-    while apart < size:
-        made = x[(*before, slice(apart, None))] * x[(*before, slice(size - apart))]
-        x, apart = ops.concatenate([x[(*before, slice(apart))], made], axis=axis), 2 * apart
-    return x
+    return products_so_far(x, axis)
 
 
 _FORMS: dict[str, Callable[[Any, Any, Options], Any | None]] = {
