@@ -106,13 +106,6 @@ def _codes(shape: Shape) -> np.ndarray:
     return np.random.default_rng(1).integers(-128, 128, _image(shape)).astype(np.int8)
 
 
-def _aligned(array: np.ndarray) -> Any:
-    """As a tensor in TensorFlow's own memory, as between the layers of a network: that of NumPy may begin anywhere."""
-    import tensorflow as tf
-
-    return tf.concat([array[:0], array], axis=0)
-
-
 def _chain(operation: Callable[[Any], Any], x: Any, count: int) -> Callable[[], Any]:
     """A traced function that runs an operation so many times, each after the last."""
     import tensorflow as tf
@@ -141,7 +134,7 @@ def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     arrays = {name: tf.constant(getattr(packed, name)) for name in ("data", "scales", "sums")}
     packed = dataclasses.replace(packed, **arrays)
     factor = fp.quantize_multiplier(np.full(shape.outputs, 1e-3))
-    bias, x = tf.zeros(shape.outputs, tf.int32), _aligned(_codes(shape))
+    bias, x = tf.zeros(shape.outputs, tf.int32), tf.constant(_codes(shape))
     if not shape.side:
         output = ops.Requantize(factor=np.full(shape.outputs, 1e-3))
         return _chain(lambda x: functions.ternary_dense(x, packed, bias=bias, output=output), x, copies(shape))
@@ -158,7 +151,7 @@ def own(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
 def _float(shape: Shape, kernel: np.ndarray) -> Callable[[], Any]:
     import tensorflow as tf
 
-    x = _aligned(_codes(shape).astype(np.float32))
+    x = tf.constant(_codes(shape), tf.float32)
     weights = tf.constant((kernel if shape.side else kernel[0, 0]).astype(np.float32))
     if shape.side:
         return _chain(lambda x: tf.nn.conv2d(x, weights, shape.stride, "SAME"), x, copies(shape))

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from keras_lowbit import ops
@@ -75,9 +74,3 @@ def test_a_machine_has_its_row_in_the_table_of_the_documentation():
 def test_mean_is_geometric():
     rows = [{"network": "a", **{f"times_{kind}": [value, 0, 0] for kind in kernels.KINDS[1:]}} for value in (1.0, 4.0)]
     assert kernels.means(rows)["a"]["int8"] == 2.0
-
-
-def test_inputs_stand_as_between_layers():
-    array = np.frombuffer(bytearray(4000), np.int8, 3999, 1).reshape(3, 1333)  # one byte off
-    assert np.asarray(kernels._aligned(array)).ctypes.data % 64 == 0
-    np.testing.assert_array_equal(kernels._aligned(array), array)
