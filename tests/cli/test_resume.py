@@ -124,3 +124,33 @@ def test_force_begins_anew_and_what_is_damaged_is_named(call, files, stopped, tm
     assert "from the start" in found.err
     assert sorted(os.listdir(tmp_path)) == ["m.keras", "m.tflite", "m.tflite.stages"]
     assert os.listdir(stages) == ["mine"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("convert", ["--resume", "--save=no"]),
+        ("train", ["--recipe=twn", "--epochs=1", "--checkpoint=state", "--file=no"]),
+    ],
+)
+def test_a_kill_while_the_results_are_said_loses_nothing(call, files, tmp_path, monkeypatch, name, flags):
+    monkeypatch.chdir(tmp_path)
+    command = (
+        name,
+        files.model,
+        "--data",
+        files.data,
+        "--output",
+        "m.tflite" if name == "convert" else "m.keras",
+        *flags,
+    )
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "show", killed)
+        with pytest.raises(Killed):
+            call(*command)
+    assert call(*command).status == 0
