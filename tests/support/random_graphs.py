@@ -215,6 +215,24 @@ def _fully_connected(g):
     return g.builder.fully_connected(x, codes, scales, bias, s.range_near(scale), g.name("dense"), s.pick(ACTIVATIONS))
 
 
+def _lstm(g):
+    """All steps of an LSTM of any scales: gates that saturate, cells that do."""
+    if g.source.kind == "int16":
+        return None
+    x, s = g.take(), g.source
+    features, units = g.shape(x)[-1], s.integer(1, 9)
+    if len(g.shape(x)) != 2:
+        x = g.builder.reshape(x, g.name("sequence"), [-1, features])
+    reach = g.tensor(x).range.scale * 128
+    kernel, recurrent = (s.codes((4, units, size), -127) for size in (features, units))
+    scales = np.float32(2.0) ** s.random.uniform(-9, 2, (2, 4)).astype(np.float32) / 127
+    scales[0] /= np.float32(reach)
+    most = 8 * 128 * 127
+    bias = None if s.integer(0, 3) == 0 else s.random.integers(-most, most + 1, (4, units))
+    grid = s.range_near(2.0**-7, 2.0)
+    return g.builder.lstm(x, kernel, scales[0], recurrent, scales[1], bias, grid, g.name("lstm"), s.integer(0, 6))
+
+
 def _arithmetic(g):
     x, s = g.take(), g.source
     shape, scale = g.shape(x), g.tensor(x).range.scale
@@ -430,6 +448,7 @@ OPERATIONS = (
     _depthwise,
     _transpose_conv,
     _fully_connected,
+    _lstm,
     _arithmetic,
     _arithmetic,
     _extremum,

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.deploy.graph.builder_base import BaseBuilder, Padding
+from keras_lowbit.deploy.graph.builder_base import BaseBuilder, Padding, integers
 from keras_lowbit.deploy.graph.float_subgraph import describe
+from keras_lowbit.deploy.graph.operations.checks import LARGEST_SUM
 from keras_lowbit.deploy.graph.operations.weighted import deconvolved
-from keras_lowbit.deploy.graph.tensors import Node, Range
+from keras_lowbit.deploy.graph.tensors import Node, Range, Tensor
 
 __all__ = ["GraphBuilder", "Range"]
 
@@ -123,6 +124,41 @@ class GraphBuilder(BaseBuilder):
     ) -> str:
         """Dense on the last axis, the other axes kept. codes: int8 [IC,OC]; scales, bias: [OC]."""
         return self._weighted("fully_connected", x, codes, scales, bias, out, name, {"activation": activation})
+
+    def lstm(
+        self,
+        x: str,
+        kernel: np.ndarray,
+        kernel_scales: np.ndarray,
+        recurrent: np.ndarray,
+        recurrent_scales: np.ndarray,
+        bias: np.ndarray | None,
+        out: Range,
+        name: str,
+        cell_bits: int,
+    ) -> str:
+        """LSTM of [batch, steps, features] from a state of zeros: the results of all steps. Gates: in, forget, candidate, out.
+
+        kernel: int8 [4,units,features]; recurrent: int8 [4,units,units]; scales: [4]; bias: whole numbers [4,units] in the
+        steps of the input's sums, or None (zeros).   cell_bits: the cell reaches from -2**cell_bits to 2**cell_bits, 0 to 6.
+        """
+        where = f"lstm {name!r}"
+        kernel, recurrent = (
+            integers(codes, "int8", -127, f"{where} {part}")
+            for part, codes in (("kernel", kernel), ("recurrent kernel", recurrent))
+        )
+        scales = np.asarray(kernel_scales, np.float32)
+        added = np.zeros(kernel.shape[:2], np.int32) if bias is None else bias
+        added = integers(added, "int32", -LARGEST_SUM["int32"], f"{where} bias")
+        constants = (
+            Tensor(f"{name}/kernel", kernel.shape, "int8", scales, 0, kernel),
+            Tensor(
+                f"{name}/recurrent", recurrent.shape, "int8", np.asarray(recurrent_scales, np.float32), 0, recurrent
+            ),
+            Tensor(f"{name}/bias", added.shape, "int32", np.float32(self.tensor(x).range.scale) * scales, 0, added),
+        )
+        inputs = (x, *(tensor.name for tensor in constants))
+        return self._node("lstm", name, inputs, {"cell_bits": cell_bits}, out, constants)
 
     # elementwise
 

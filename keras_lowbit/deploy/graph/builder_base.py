@@ -53,7 +53,7 @@ class BaseBuilder:
                 dtype,
                 np.array(scale, np.float32),
                 zero_point,
-                _integers(codes, dtype, np.iinfo(dtype).min, f"constant {name!r}"),
+                integers(codes, dtype, np.iinfo(dtype).min, f"constant {name!r}"),
             )
         )
 
@@ -92,7 +92,7 @@ class BaseBuilder:
         """
         if op not in OPERATIONS:
             raise ValueError(f"{op} {name!r}: unknown operation; expected one of {', '.join(OPERATIONS)}")
-        if OPERATIONS[op].weighted or OPERATIONS[op].builtin is None:
+        if OPERATIONS[op].has_parameters or OPERATIONS[op].builtin is None:
             raise ValueError(f"{op} {name!r} has weights or a model: call its own method of GraphBuilder")
         if not inputs:
             raise ValueError(f"{op} {name!r} has no inputs: expected {OPERATIONS[op].inputs or 'one or more'}")
@@ -127,7 +127,7 @@ class BaseBuilder:
         where = f"{op} {name!r}"
         if self.tensor(x).scale is None:
             raise ValueError(f"{where} reads {x!r}, which is float32: quantize it first")
-        codes = _integers(codes, "int8", -127, f"{where} kernel")
+        codes = integers(codes, "int8", -127, f"{where} kernel")
         scale = np.asarray(scales, np.float32)
         check_scale(scale, f"{where} kernel")
         with np.errstate(over="ignore", under="ignore"):
@@ -135,7 +135,7 @@ class BaseBuilder:
         check_scale(step, f"{where} bias (input scale * weight scale)")
         bias = np.zeros(scale.shape, np.int32) if bias is None else np.asarray(bias)
         kind = self._bias_type(op, x, codes, bias)
-        bias = _integers(bias, kind, -LARGEST_SUM[kind], f"{where} bias", LARGEST_SUM[kind])
+        bias = integers(bias, kind, -LARGEST_SUM[kind], f"{where} bias", LARGEST_SUM[kind])
         kernel = Tensor(f"{name}/kernel", codes.shape, "int8", scale, 0, codes)
         added = Tensor(f"{name}/bias", bias.shape, kind, step, 0, bias)
         return self._node(op, name, (x, kernel.name, added.name), attributes, out, (kernel, added))
@@ -218,7 +218,7 @@ class BaseBuilder:
         return Tensor(name, tuple(shape), out.dtype, np.array(out.scale, np.float32), int(out.zero_point))
 
 
-def _integers(codes: np.ndarray, dtype: str, low: int, where: str, most: int | None = None) -> np.ndarray:
+def integers(codes: Any, dtype: str, low: int, where: str, most: int | None = None) -> np.ndarray:
     """`codes` as `dtype`. ValueError if any is not a whole number in [low, most], by default the largest of dtype."""
     array, high = np.asarray(codes), np.iinfo(dtype).max if most is None else most
     if array.dtype.kind not in "iuf":

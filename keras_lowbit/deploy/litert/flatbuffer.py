@@ -83,9 +83,11 @@ class FileBuilder:
         axis: int = 0,
         content: bytes = b"",
         any_batch: bool = False,
+        is_variable: bool = False,
     ) -> int:
         """Index of a new tensor. dtype: a LiteRT type name ("INT8", "INT2", ...). scale: () or (channels
-        along `axis`,). any_batch: whether the first size may be set when the file is run."""
+        along `axis`,). any_batch: whether the first size may be set when the file is run.
+        is_variable: whether LiteRT keeps its values from one run to the next."""
         grid = None
         if scale is not None:
             scales = np.asarray(scale, np.float32).reshape(-1)
@@ -103,6 +105,7 @@ class FileBuilder:
                 quantization=grid,
                 hasRank=True,
                 shapeSignature=np.array([-1, *shape[1:]], np.int32) if any_batch else None,
+                isVariable=is_variable,
             )
         )
 
@@ -117,10 +120,17 @@ class FileBuilder:
         return self.tensor(name, array.shape, "INT32", content=array.tobytes())
 
     def operator(
-        self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **fields: Any
+        self,
+        kind: str,
+        version: int,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: str = "",
+        intermediates: Sequence[int] = (),
+        **fields: Any,
     ) -> None:
         """Append an operator. kind: builtin name ("CONV_2D").   options: its table ("Conv2DOptions") and that
-        table's fields."""
+        table's fields.   intermediates: tensors whose grids it uses inside."""
         code = self.code(getattr(schema.BuiltinOperator, kind), version)
         table = getattr(schema, f"{options}T")(**fields) if options else None
         self.graph.operators.append(
@@ -130,6 +140,7 @@ class FileBuilder:
                 outputs=np.array(outputs, np.int32),
                 builtinOptionsType=getattr(schema.BuiltinOptions, options) if options else 0,
                 builtinOptions=table,
+                intermediates=np.array(intermediates, np.int32) if intermediates else None,
             )
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.operations import operation_of
-from keras_lowbit.deploy.graph.operations.operation import Builtin, Use
+from keras_lowbit.deploy.graph.operations.operation import Builtin, Placed, Use
 from keras_lowbit.deploy.litert.flatbuffer import FileBuilder, schema
 from keras_lowbit.deploy.litert.float_subgraph import splice
 from keras_lowbit.deploy.litert.weight_formats import BITS, Formats, pack_codes
@@ -21,6 +21,7 @@ _ACTIVATION = {
     "relu": schema.ActivationFunctionType.RELU,
     "relu6": schema.ActivationFunctionType.RELU6,
 }
+ABSENT = -1  # an operand that is left out
 
 
 class Row(NamedTuple):
@@ -86,14 +87,35 @@ class Emitter:
     def _operator(self, node: Node, builtin: Builtin, made: dict[str, int]) -> None:
         """Append one operator of a node. made: what those before it made, by name; added to."""
         constants = {key: self.file.integers(f"{node.name}/{key}", value) for key, value in builtin.constants.items()}
+        made |= {key: self._placed(f"{node.name}/{key}", value) for key, value in builtin.placed.items()}
         named = made | constants
         operands = builtin.operands or (*range(len(node.inputs)), *constants)
-        reads = [named[o] if isinstance(o, str) else self.place(node.inputs[o]) for o in operands]
-        if builtin.result:
+        reads = [
+            ABSENT if o is None else named[o] if isinstance(o, str) else self.place(node.inputs[o]) for o in operands
+        ]
+        if builtin.result and builtin.result not in made:
             made[builtin.result] = self._temporary(node, builtin)
         writes = [made[builtin.result]] if builtin.result else [self.place(name) for name in node.outputs]
         fields = _as_enums({**builtin.fields, **({} if builtin.result else _activation(node))})
-        self.file.operator(builtin.kind, builtin.version, reads, writes, builtin.options, **fields)
+        inner = [named[name] for name in builtin.intermediates]
+        self.file.operator(builtin.kind, builtin.version, reads, writes, builtin.options, inner, **fields)
+
+    def _placed(self, name: str, found: Placed) -> int:
+        shape = tuple(1 if size is None else size for size in found.shape)
+        content = (
+            b"" if found.content is None else found.content.astype(found.content.dtype.newbyteorder("<")).tobytes()
+        )
+        scale = None if found.scale is None else np.array(found.scale, np.float32)
+        return self.file.tensor(
+            name,
+            shape,
+            found.dtype.upper(),
+            scale,
+            found.zero_point,
+            content=content,
+            any_batch=None in found.shape,
+            is_variable=found.is_variable,
+        )
 
     def _temporary(self, node: Node, builtin: Builtin) -> int:
         name = f"{node.name}/{builtin.result}"

@@ -15,12 +15,20 @@ import numpy as np
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.graph.tensors import CODES
 from keras_lowbit.deploy.lowering.arguments import check_graph
-from keras_lowbit.deploy.reference import convolution, data_movement, elementwise, float_subgraph, masks, softmax
+from keras_lowbit.deploy.reference import (
+    convolution,
+    data_movement,
+    elementwise,
+    float_subgraph,
+    masks,
+    recurrent,
+    softmax,
+)
 from keras_lowbit.deploy.reference.call import KERNELS, Kernel, NodeCall, factor_type, scale_of
 from keras_lowbit.numerics.requantization import quantize_real
 
 # Importing them registers their kernels.
-_KERNEL_FILES = (convolution, data_movement, elementwise, float_subgraph, masks, softmax)
+_KERNEL_FILES = (convolution, data_movement, elementwise, float_subgraph, masks, recurrent, softmax)
 
 
 def run_reference(graph: IntegerGraph, images: Any, litert: str | None = None) -> Any:

@@ -11,12 +11,12 @@ import tensorflow as tf
 from keras_lowbit.deploy.graph import IntegerGraph, Node, Tensor
 from keras_lowbit.deploy.lowering.arguments import check_graph
 from keras_lowbit.deploy.reference.call import scale_of
-from keras_lowbit.deploy.runtime import masks, unweighted, weighted
+from keras_lowbit.deploy.runtime import masks, recurrent, unweighted, weighted
 from keras_lowbit.deploy.runtime.fusion import fuse
 from keras_lowbit.deploy.runtime.node_kernels import MAKERS, Keep, Run, as_variable
 from keras_lowbit.ops import active_kernel, tf_fallback
 
-_KERNEL_FILES = (masks, unweighted, weighted)  # importing them registers their kernels
+_KERNEL_FILES = (masks, recurrent, unweighted, weighted)  # importing them registers their kernels
 LARGE = 2**16  # bytes; smaller arrays are constants of the graph: each variable costs every call some microseconds
 
 

@@ -10,6 +10,7 @@ from keras_lowbit.deploy.graph.operations import (
     elementwise,
     masks,
     matrices,
+    recurrent,
     weighted,
     windows,
 )
@@ -35,7 +36,7 @@ def test_no_kernel_is_for_an_operation_without_a_record():
 
 
 def test_every_record_is_filed_under_its_name():
-    rooms = (weighted, matrices, elementwise, windows, data_movement, masks)
+    rooms = (weighted, recurrent, matrices, elementwise, windows, data_movement, masks)
     records = [record for room in rooms for record in vars(room).values() if isinstance(record, Operation)]
     assert len({record.name for record in records}) == len(records)
     assert {record.name for record in records} | {"float_subgraph"} == set(OPERATIONS)

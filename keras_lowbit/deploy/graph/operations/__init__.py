@@ -14,6 +14,7 @@ from keras_lowbit.deploy.graph.operations import (
     float_subgraph,
     masks,
     matrices,
+    recurrent,
     weighted,
     windows,
 )
@@ -21,7 +22,7 @@ from keras_lowbit.deploy.graph.operations.checks import check_use
 from keras_lowbit.deploy.graph.operations.operation import Operation
 from keras_lowbit.deploy.graph.tensors import Node, Tensor
 
-_ROOMS = (weighted, matrices, elementwise, windows, data_movement, masks, float_subgraph)
+_ROOMS = (weighted, recurrent, matrices, elementwise, windows, data_movement, masks, float_subgraph)
 OPERATIONS: dict[str, Operation] = {
     record.name: record for room in _ROOMS for record in vars(room).values() if isinstance(record, Operation)
 }

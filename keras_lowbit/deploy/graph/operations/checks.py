@@ -46,7 +46,7 @@ def _check_operands(operation: Operation, use: Use) -> None:
             f"expected {operation.inputs or 'one or more'} and {writes}"
         )
     for place, tensor in enumerate(inputs):
-        fits = (operation.reads, ("int8",), BIASES)[place if operation.weighted else 0]
+        fits = operation.types_of(place)
         if tensor.dtype not in fits:
             raise ValueError(
                 f"{use.where} reads {tensor.name!r} of dtype {tensor.dtype}: expected {' or '.join(fits)}; put quantize or "
@@ -65,7 +65,7 @@ def _check_operands(operation: Operation, use: Use) -> None:
 
 def _check_one_type(operation: Operation, use: Use) -> None:
     """All codes of a node have one type, but for weights."""
-    reads = use.inputs[:1] if operation.weighted else use.inputs
+    reads = use.inputs[:1] if operation.has_parameters else use.inputs
     types = {t.name: t.dtype for t in (*reads, *use.outputs) if t.dtype in CODES}
     if len(set(types.values())) > 1 and not operation.converts:
         words = ", ".join(f"{name!r} is {dtype}" for name, dtype in types.items())
@@ -77,10 +77,10 @@ def _check_one_type(operation: Operation, use: Use) -> None:
 
 def _check_constant(operation: Operation, use: Use, place: int, tensor: Tensor) -> None:
     """Constants are weights, or one of the two operands that broadcast; but for weights they have one scale."""
-    takes = bool(place) if operation.weighted else operation.inputs in (2, 3)
+    takes = bool(place) if operation.has_parameters else operation.inputs in (2, 3)
     if tensor.is_constant and not takes:
         raise ValueError(f"{use.where} reads the constant {tensor.name!r}: expected a computed tensor or an input")
-    if tensor.scale is not None and tensor.scale.ndim and not (operation.weighted and place):
+    if tensor.scale is not None and tensor.scale.ndim and not (operation.has_parameters and place):
         raise ValueError(f"{use.where} reads {tensor.name!r} of {tensor.scale.size} scales: expected one")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
 from keras_lowbit.deploy.graph.operations.attributes import ACTIVATION, Attribute
 from keras_lowbit.deploy.graph.tensors import BIASES, CODES, Node, Range, Tensor
 from keras_lowbit.numerics.kernel_layouts import KernelLayout
@@ -44,15 +46,32 @@ class Use(NamedTuple):
         return f"{self.node.op} {self.node.name!r}"
 
 
+class Placed(NamedTuple):
+    """A tensor of the file that an operator needs beside the graph's.
+
+    shape: its first size is None for a batch that is open.   content: codes of a constant.   is_variable: whether LiteRT keeps
+    its codes from one run to the next.
+    """
+
+    shape: Shape
+    dtype: str
+    scale: float | None = None
+    zero_point: int = 0
+    content: NDArray[Any] | None = None
+    is_variable: bool = False
+
+
 class Builtin(NamedTuple):
     """The LiteRT operator of a node.
 
     kind: name in LiteRT's schema ("CONV_2D").   version: the lowest that has the int8 kernel, so that an older runtime
     refuses a file that it would compute wrongly.   options: its options table, and `fields` of it; "padding" and
     "fusedActivationFunction" in this library's words.   constants: int32 operands beside the node's inputs, name -> values.
-    operands: order of the operands, numbers for inputs and names for constants; by default inputs, then constants.
+    operands: order of the operands, numbers for inputs, names for constants, None for one left out; by default inputs, then
+    constants.   placed: further tensors by name, for this operator and those of the node behind it.
+    intermediates: names of such tensors, whose grids the operator uses inside.
     result: of an operator that is not the node's last: the name under which later ones of the node read what it makes, an int32
-    tensor of the output's shape, or of `result_shape`.
+    tensor of the output's shape, or of `result_shape`; or one of `placed`.
     """
 
     kind: str
@@ -60,9 +79,11 @@ class Builtin(NamedTuple):
     options: str = ""
     fields: Mapping[str, Any] = {}
     constants: Mapping[str, Any] = {}
-    operands: tuple[int | str, ...] | None = None
+    operands: tuple[int | str | None, ...] | None = None
     result: str = ""
     result_shape: tuple[int, ...] | None = None
+    placed: Mapping[str, Placed] = {}
+    intermediates: tuple[str, ...] = ()
 
 
 class Limit(NamedTuple):
@@ -92,6 +113,7 @@ class Operation:
     converts: whether inputs and output may have codes of different types.
     fuses_activation: whether a relu or relu6 can stand at its end.   kernel: layout of the weights, for operations that
     have any; weights then are input 1 and an int32 bias is input 2.
+    parameters: types of the constants behind the first input, for operations whose other inputs all are constants of their own.
     limits: what LiteRT cannot run.   check: further conditions on a use; ValueError with the words.
     """
 
@@ -109,6 +131,7 @@ class Operation:
     converts: bool = False
     fuses_activation: bool = False
     kernel: KernelLayout | None = None
+    parameters: tuple[tuple[str, ...], ...] = ()
     limits: tuple[Limit, ...] = ()
     check: Callable[[Use], None] = field(default=lambda use: None)
 
@@ -126,6 +149,16 @@ class Operation:
     def attributes(self) -> Mapping[str, Attribute]:
         """Every attribute of a node of it."""
         return {**self.takes, **({"activation": ACTIVATION} if self.fuses_activation else {})}
+
+    def types_of(self, place: int) -> tuple[str, ...]:
+        """The types that its input of that place may have."""
+        behind = (("int8",), BIASES) if self.weighted else self.parameters
+        return behind[place - 1] if place and behind else self.reads
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether all inputs but the first are weights."""
+        return self.weighted or bool(self.parameters)
 
     def fixed_range(self, codes: str = "int8") -> Range:
         """The range that the output always has, in codes of that type. TypeError for an operation without one."""
