@@ -86,8 +86,8 @@ class Conversion:
         self.stages.keep(self.steps[-1], kind, made)
         return made
 
-    def quantized(self, skip: list[str], unroll: bool = False) -> keras.Model:
-        """Fold, equalize, quantize, calibrate, correct and tune, as far as the recipe wants it."""
+    def quantized(self, skip: list[str], **loops: Any) -> keras.Model:
+        """Fold, equalize, quantize, calibrate, correct and tune, as far as the recipe wants it. loops: of `quantize_model`."""
         model, steps = self.model, self._steps()
         if "reestimate_batch_norms" not in steps:  # which wants them where they are
             model = self._stage("fold batch norms", "float", self._folded)
@@ -95,7 +95,7 @@ class Conversion:
             model = self._stage("equalize", "float", functools.partial(self._equalized, model))
 
         def made(words: list[str]) -> keras.Model:
-            quantized, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
+            quantized, self.report = quantize_model(model, self.recipe, skip=skip, **loops)
             if self.report.no_file_because:  # before hours of tuning
                 raise ValueError(f"No file can be written of {model.name!r}: {self.report.no_file_because}.")
             words.append(f"{len(self.report.outcomes('quantized'))} layers with {self.recipe.name}")
@@ -109,7 +109,7 @@ class Conversion:
                     name, "quantized", functools.partial(_changed, functools.partial(change, self), quantized, model)
                 )
         if self.report is None:  # an earlier run has quantized
-            _, self.report = quantize_model(model, self.recipe, skip=skip, unroll=unroll)
+            _, self.report = quantize_model(model, self.recipe, skip=skip, **loops)
         return quantized
 
     def _steps(self) -> list[str]:

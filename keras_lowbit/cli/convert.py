@@ -121,7 +121,7 @@ def _converted(
     verbose = options.wants_progress(values)
     said = (lambda step: options.say(f"{step} ...")) if verbose else (lambda step: None)
     work = Conversion(float_model, recipe, given.dataset, values.batch_size, stages, verbose, said)
-    quantized = work.quantized(values.skip, values.unroll)
+    quantized = work.quantized(values.skip, **options.loops(values))
     made = folder / "model.tflite"
     with work.step("export") as words:
         report = export_litert(quantized, made, **arguments)
@@ -135,7 +135,7 @@ def _converted(
 
 def _settings(values: Any, recipe: Recipe, model: str) -> dict[str, Any]:
     """What the steps before the export depend on."""
-    names = "untrained classes input_size data data_dir preprocess resize batch_size limit seed skip unroll"
+    names = "untrained classes input_size data data_dir preprocess resize batch_size limit seed skip unroll fuse_lstm"
     found = {"model": model, "model file": digest_of(model), "recipe": recipe.get_config()}
     return {**found, **{name: getattr(values, name) for name in names.split()}}
 

@@ -10,7 +10,16 @@ from typing import Any
 from absl import flags
 
 from keras_lowbit.cli.models import define_model, load_model
-from keras_lowbit.cli.options import define_file, define_json, define_recipe, file_arguments, recipe_of, show, working
+from keras_lowbit.cli.options import (
+    define_file,
+    define_json,
+    define_recipe,
+    file_arguments,
+    loops,
+    recipe_of,
+    show,
+    working,
+)
 from keras_lowbit.cli.summary import fields
 from keras_lowbit.convert.quantize_model import quantize_model
 from keras_lowbit.convert.reports.conversion import ConversionReport
@@ -30,7 +39,7 @@ def run(values: Any, model: str) -> int:
     """Quantizes a copy in memory and prints what became of each layer."""
     recipe, arguments = recipe_of(values.recipe), file_arguments(values)
     with working(values):
-        quantized, report = quantize_model(load_model(model, values), recipe, skip=values.skip, unroll=values.unroll)
+        quantized, report = quantize_model(load_model(model, values), recipe, skip=values.skip, **loops(values))
         found = summary(quantized, **arguments)
     rows = list(layer_rows(report, found))
     show(values, _text(report, found, rows), {**fields(found), "recipe": recipe.name, "layers": rows})

@@ -64,13 +64,20 @@ def define_file(values: flags.FlagValues) -> None:
 
 
 def define_recipe(values: flags.FlagValues) -> None:
-    """Defines --recipe, --skip and --unroll."""
+    """Defines --recipe, --skip, --unroll and --fuse_lstm."""
     text = "its name (keras-lowbit recipes lists them), or the path of a JSON that ends in .json"
     flags.DEFINE_string("recipe", "int8", text, flag_values=values)
     text = "regular expression of layers that stay in float; may be given several times"
     flags.DEFINE_multi_string("skip", [], text, flag_values=values)
     text = "take recurrent layers of up to 64 steps apart: a loop runs in float"
     flags.DEFINE_bool("unroll", False, text, flag_values=values)
+    text = "write LSTM layers as LiteRT's integer LSTM, one operator for all steps"
+    flags.DEFINE_bool("fuse_lstm", False, text, flag_values=values)
+
+
+def loops(values: flags.FlagValues) -> dict[str, Any]:
+    """What `quantize_model` is to do with recurrent layers."""
+    return {"unroll": values.unroll, "fuse_lstm": values.fuse_lstm}
 
 
 def beside(path: str, ending: str, instead: str | None, taken: str = "") -> str | None:

@@ -21,6 +21,7 @@ from keras_lowbit.cli.options import (
     define_json,
     define_plot,
     define_recipe,
+    loops,
     recipe_of,
     show,
     wants_progress,
@@ -51,7 +52,7 @@ def run(values: Any, model: str) -> int:
     recipe, verbose = recipe_of(values.recipe), wants_progress(values)
     with working(values):
         reference, inputs, labels = folded_and_data(load_model(model, values), values)
-        quantized, _ = quantize_model(reference, recipe, skip=values.skip, unroll=values.unroll)
+        quantized, _ = quantize_model(reference, recipe, skip=values.skip, **loops(values))
         calibrate(quantized, lambda: iter(inputs), verbose=verbose)
         found = sensitivity(
             quantized,

@@ -129,7 +129,7 @@ def _trained(
     fixed = open_data(float_model, values).dataset
     data = open_data(float_model, values, quiet=True, epoch=lambda: epoch.number, augment=values.augment).dataset
     held = None if values.validation is None else open_data(float_model, values, values.validation).dataset
-    quantized, _ = quantize_model(float_model, recipe, skip=values.skip, unroll=values.unroll)
+    quantized, _ = quantize_model(float_model, recipe, skip=values.skip, **options.loops(values))
     verbose = options.wants_progress(values)
     calibrate(quantized, fixed, steps=_first(values), verbose=verbose)
     student = logits_model(quantized)
@@ -196,8 +196,8 @@ class Settings:
 
     def __init__(self, values: Any, recipe: Recipe, model: str) -> None:
         names = (
-            "data data_dir preprocess resize batch_size limit seed skip unroll epochs learning_rate validation teacher "
-            "temperature augment"
+            "data data_dir preprocess resize batch_size limit seed skip unroll fuse_lstm epochs learning_rate validation "
+            "teacher temperature augment"
         )
         self.fields = {
             "model": model,

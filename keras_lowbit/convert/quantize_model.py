@@ -15,6 +15,7 @@ from keras_lowbit.convert.byte_inputs import cast_once
 from keras_lowbit.convert.channels_last import channels_last
 from keras_lowbit.convert.choice import Choice
 from keras_lowbit.convert.expansion.expand import Expanded, expand
+from keras_lowbit.convert.expansion.fusing import Fuser
 from keras_lowbit.convert.reports.conversion import ConversionReport, LayerReport
 from keras_lowbit.convert.rewriter import Rewriter
 from keras_lowbit.convert.unwrap import without_wrappers
@@ -45,6 +46,7 @@ def quantize_model(
     skip: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
     unroll: bool = False,
+    fuse_lstm: bool = False,
 ) -> tuple[keras.Model, ConversionReport]:
     """A quantized copy of a Functional or Sequential model, and a report that names every layer.
 
@@ -72,6 +74,9 @@ def quantize_model(
     unroll: whether LSTM, GRU and SimpleRNN layers that run in a loop of up to 64 steps become those steps, one behind the
     other, as those with their own ``unroll=True`` do: a loop has no integer form. The file's operators grow with the steps, its
     weights do not.
+    fuse_lstm: whether LSTM layers become `layers.QuantLSTM`, which is one operator of the file, LiteRT's integer LSTM, for any
+    number of steps. It has one weight scale for each gate's matrix, and tanh and sigmoid; a state that begins with zeros, no
+    mask, one direction. The report says why another stays as it is, or is unrolled.
     Returns (quantized model, `ConversionReport`).
     Raises TypeError for a model of another kind; ValueError for a pattern that matches no layer, for an override of a
     layer that has another quantizer already, or for weights that are not finite. Warns of a model class with training
@@ -91,10 +96,12 @@ def quantize_model(
     skip = patterns("skip", skip)
     rules = _override_rules(overrides)
     check_flag("quantize_model", "unroll", unroll)
-    expanded = _expanded(channels_last(cast_once(without_wrappers(model))), recipe, skip, unroll)
+    check_flag("quantize_model", "fuse_lstm", fuse_lstm)
+    fuser = Fuser(recipe.replace(plan=rules + recipe.plan)) if fuse_lstm else None
+    expanded = _expanded(channels_last(cast_once(without_wrappers(model))), recipe, skip, unroll, fuser)
     model, calls = expanded.model, list(all_calls(expanded.model))
     for rule in rules:
-        _check_pattern(rule.layers, _kernels(calls), "layer with a kernel")
+        _check_pattern(rule.layers, [*_kernels(calls), *_left(fuser)], "layer with a kernel")
     _check_finite(model)
     choice = Choice(recipe.replace(plan=rules + recipe.plan), tuple(skip), _positions(calls), calls_of(model).uses)
     _check_quantized(choice, recipe.replace(plan=rules), calls)
@@ -102,13 +109,13 @@ def quantize_model(
     quantized = rewriter.rewrite(model)
     rewriter.layers.copies.check_apart(model, quantized)
     check_layers(model, rewriter.layers.stand_in)
-    report = ConversionReport(model.name, recipe.name, _with_wholes(rewriter.report.rows, expanded))
+    report = ConversionReport(model.name, recipe.name, _noted(_with_wholes(rewriter.report.rows, expanded), fuser))
     if report.no_file_because:
         warnings.warn(f"No file can be written of {model.name!r}: {report.no_file_because}.", stacklevel=2)
     return quantized, report
 
 
-def _expanded(model: keras.Model, recipe: Recipe, skip: list[str], unroll: bool) -> Expanded:
+def _expanded(model: keras.Model, recipe: Recipe, skip: list[str], unroll: bool, fuser: Fuser | None) -> Expanded:
     """The model with compositions in place of what has no integer form and is not skipped; none where activations are float."""
     inputs = [(tensor._keras_history.operation.name,) * 2 for tensor in functional_of(model).inputs]
     names = [*inputs, *((call.name, path) for path, call in all_calls(model))]
@@ -118,7 +125,7 @@ def _expanded(model: keras.Model, recipe: Recipe, skip: list[str], unroll: bool)
         nests = [path[:at] for at, letter in enumerate(path) if letter == "/"]
         return any(found.fullmatch(each) for found in left for each in (name, path, *nests))
 
-    expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves, unroll)
+    expanded = Expanded(model, {}, {}) if recipe.activations is None else expand(model, leaves, unroll, fuser)
     parts = [] if expanded.model is model else [(call.name, path) for path, call in all_calls(expanded.model)]
     for pattern in skip:
         _check_pattern(pattern, [*names, *parts], "layer")
@@ -145,12 +152,26 @@ def _with_wholes(rows: Iterable[LayerReport], expanded: Expanded) -> tuple[Layer
     return tuple(found.values())
 
 
+def _noted(rows: Iterable[LayerReport], fuser: Fuser | None) -> tuple[LayerReport, ...]:
+    """The rows, with what became of each LSTM that was to be fused."""
+    if fuser is None:
+        return tuple(rows)
+    stock = (dataclasses.replace(row, layer="LSTM") if row.path in fuser.fused else row for row in rows)
+    left = {path: f"; not fused: {reason}" for path, reason in fuser.left.items()}
+    return tuple(dataclasses.replace(row, detail=row.detail + left.get(row.path, "")) for row in stock)
+
+
+def _left(fuser: Fuser | None) -> list[tuple[str, str]]:
+    """Name and path of every LSTM that is not fused: a pattern of the user may be why."""
+    return [(path.rpartition("/")[2], path) for path in (() if fuser is None else fuser.left)]
+
+
 def _kernels(calls: list[tuple[str, Call]]) -> list[tuple[str, str]]:
     """Name and path of every layer with a kernel, and of the depthwise half of a separable convolution."""
     found = []
     for path, call in calls:
         kind = stock_kind(call.operation)
-        found += [(call.name, path)] if kind in KINDS else []
+        found += [(call.name, path)] if kind in (*KINDS, "QuantLSTM") else []
         found += [(f"{call.name}_depthwise", f"{path}_depthwise")] if kind == "SeparableConv2D" else []
     return found
 

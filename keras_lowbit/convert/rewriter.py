@@ -208,6 +208,8 @@ class _GraphWalk:
         outcome, detail = "kept", category.value
         if category in (Category.BATCH_NORM, Category.RELU) and call not in self.plan.fused and self.plan.learned:
             detail = f"{detail.split(', ')[0]}, an integer operation of its own: nothing before it takes it in"
+        if category is Category.FUSED_LOOP:
+            outcome, detail = "quantized", f"{call.operation.kernel_quantizer!r}, as LiteRT's LSTM"
         if category is Category.FLOAT:
             ending = "keeps the quantizer it has" if has_quantizer else "runs in float"
             outcome = "kept" if self.reasons[call] == BETWEEN else "skipped"

@@ -18,6 +18,7 @@ from keras_lowbit.layers import (
     MaskScores,
     QuantActivation,
     QuantizedLayer,
+    QuantLSTM,
 )
 from keras_lowbit.layers.constants import Plain
 from keras_lowbit.layers.host import QuantizerHost
@@ -25,6 +26,7 @@ from keras_lowbit.layers.kernels import kernel_codes, quantized_layers
 from keras_lowbit.quantizers import Quantized
 
 _LIBRARY = "keras_lowbit."
+_OWN = (QuantizedLayer, QuantActivation, QuantLSTM)
 STOCK_CLASSES = {cls: getattr(keras.layers, name) for name, cls in QUANTIZED_CLASSES.items()}
 
 
@@ -74,13 +76,13 @@ def dequantize(model: keras.Model) -> keras.Model:
 
 
 def _plain(copies: Copies, call: Call, values: dict[int, Any]) -> list[Any] | None:
-    copy = None if isinstance(call.operation, (QuantizedLayer, QuantActivation)) else copies.made(call.operation)
+    copy = None if isinstance(call.operation, _OWN) else copies.made(call.operation)
     return None if copy is None else call.run(values, copy)
 
 
 def _refuse_packed_layers(model: keras.Model) -> None:
     """ValueError for layers of this library that hold no quantizers any more, as those of a packed model."""
-    known = (KeepFloat, Plain, QuantizedLayer, QuantActivation, QuantizerHost)
+    known = (KeepFloat, Plain, *_OWN, QuantizerHost)
     own = [layer for layer in find_layers(model, keras.layers.Layer) if type(layer).__module__.startswith(_LIBRARY)]
     if foreign := [layer for layer in own if not isinstance(layer, known)]:
         raise ValueError(
@@ -95,7 +97,7 @@ def _dequantized(sequence: Any, copies: Copies) -> keras.Model:
             return [values[call.inputs[0]]]
         if isinstance(call.operation, Plain):
             return [_in_stock_operations(call.operation, values[call.inputs[0]])]
-        if isinstance(call.operation, (QuantizedLayer, QuantActivation)) or is_graph_model(call.operation):
+        if isinstance(call.operation, _OWN) or is_graph_model(call.operation):
             return call.run(values, copies.get(call.operation, lambda: _stock_layer(call.operation, copies)))
         return copies.call(call, values)[0]
 
@@ -133,6 +135,8 @@ def _stock_layer(layer: Any, copies: Copies) -> Any:
         return _dequantized(layer, copies)
     if isinstance(layer, QuantActivation):
         return keras.layers.Activation(layer.activation, name=layer.name, dtype=layer.dtype_policy)
+    if isinstance(layer, QuantLSTM):
+        return layer.stock()
     config = {key: value for key, value in merged_config(layer).items() if not key.endswith("_quantizer")}
     config.pop("format_version")
     copy = STOCK_CLASSES[type(layer)].from_config(config)

@@ -18,7 +18,7 @@ from keras_lowbit.deploy.lowering.ranges import StandInRanges
 from keras_lowbit.deploy.multiplications import filter_size, multiplications_left
 from keras_lowbit.deploy.packed.layers import PackedLayer
 from keras_lowbit.keras_graph.calls import Call, CallGraph, calls_of
-from keras_lowbit.layers import QuantActivation, QuantizedLayer
+from keras_lowbit.layers import QuantActivation, QuantizedLayer, QuantLSTM
 from keras_lowbit.tables import table
 
 _HEADERS = (
@@ -182,6 +182,8 @@ def _counts(call: Call) -> bool:
 
 def _layer(call: Call, activation_bits: float) -> LayerSummary:
     operation = call.operation
+    if isinstance(operation, QuantLSTM):
+        return _lstm(call, activation_bits)
     weights = _own_weights(operation)
     kernel = (
         int(np.prod(operation.kernel.shape)) if stock_kind(operation) in KINDS and hasattr(operation, "kernel") else 0
@@ -197,6 +199,16 @@ def _layer(call: Call, activation_bits: float) -> LayerSummary:
     multiplications = None if macs is None else round(macs * left)
     kind = type(operation).__name__
     return LayerSummary(call.path, kind, bits, activation_bits, count, None, macs, multiplications)
+
+
+def _lstm(call: Call, activation_bits: float) -> LayerSummary:
+    """Both kernels multiply at every step."""
+    layer, steps = call.operation, call.tensors[0].shape[1]
+    bits = 32.0 if layer.kernel_quantizer is None else float(layer.kernel_quantizer.bits)
+    kernel, recurrent = (int(np.prod(part.shape)) for part in (layer.cell.kernel, layer.cell.recurrent_kernel))
+    count = sum(int(np.prod(weight.shape)) for weight in layer.cell.weights)
+    macs = None if steps is None else steps * (kernel + recurrent)
+    return LayerSummary(call.path, type(layer).__name__, bits, activation_bits, count, None, macs, macs)
 
 
 def _packed_layer(call: Call, activation_bits: float) -> LayerSummary:

@@ -10,6 +10,7 @@ from keras_lowbit.layers.dense import QuantDense
 from keras_lowbit.layers.find import freeze_ranges, hosts, set_ratio
 from keras_lowbit.layers.host import QuantizerHost
 from keras_lowbit.layers.keep_float import KeepFloat
+from keras_lowbit.layers.recurrent import QuantLSTM
 from keras_lowbit.layers.stock_networks import load_model, set_weights
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "QuantConv2DTranspose",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "QuantLSTM",
     "QuantizedLayer",
     "QuantizerHost",
     "find_layers",

@@ -188,7 +188,8 @@ def test_a_recurrent_layer_that_is_not_unrolled_is_skipped_with_its_reason():
     _, report = klb.quantize_model(model_zoo.recurrent())
     assert (report["lstm"].outcome, report["lstm"].layer) == ("skipped", "LSTM")
     assert report["lstm"].detail == (
-        "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart; runs in float"
+        "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart, fuse_lstm=True makes it LiteRT's "
+        "LSTM; runs in float"
     )
     assert klb.quantize_model(model_zoo.recurrent(), unroll=True)[1]["lstm"].outcome == "rewritten"
     with pytest.raises(TypeError, match="unroll"):

@@ -288,6 +288,13 @@ ZOO: dict[str, Case] = {
     "a loop": case(
         lambda: kl.Dense(4), lambda: kl.GRU(3, name="gru"), lambda: kl.Dense(2), shape=SIGNAL, float_fallbacks=("gru",)
     ),
+    "lstm as one operator": case(
+        lambda: kl.LSTM(4, return_sequences=True),
+        lambda: kl.LSTM(3, use_bias=False),
+        lambda: kl.Dense(2),
+        shape=SIGNAL,
+        arguments={"fuse_lstm": True},
+    ),
     "a film": case(
         lambda: kl.ConvLSTM2D(2, 2, name="film"), lambda: kl.Conv2D(2, 1), shape=(3, 4, 4, 2), float_fallbacks=("film",)
     ),

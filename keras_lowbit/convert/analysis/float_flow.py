@@ -30,7 +30,14 @@ NO_RULE = "no rule of the recipe gives it a quantizer"
 EXACT = "a function of a value that is float: of its 8-bit codes it could be another"
 BETWEEN = "stands between operations in float"
 _MOVES = (Category.KEEPS_RANGE, Category.SHARES_RANGE)
-_STAYS_INT8 = (Category.WEIGHTED, Category.RANGE_LAYER, Category.NESTED_MODEL, Category.FLOAT, Category.PIXELS)
+_STAYS_INT8 = (
+    Category.WEIGHTED,
+    Category.FUSED_LOOP,
+    Category.RANGE_LAYER,
+    Category.NESTED_MODEL,
+    Category.FLOAT,
+    Category.PIXELS,
+)
 
 
 @dataclasses.dataclass(eq=False)

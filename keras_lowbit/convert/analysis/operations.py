@@ -38,6 +38,7 @@ class Category(enum.Enum):
     MASK = "masks and whole numbers: exact, without a range"
     MANY = "of many tensors: becomes sums of two, each with a range"
     GATED_ACTIVATION = "x * gate(x): becomes a gate with a fixed range and a product"
+    FUSED_LOOP = "a loop with its state and ranges inside: LiteRT's LSTM"
     NESTED_MODEL = "a model inside the model"
     RANGE_LAYER = "a range already in place"
     FLOAT = "unknown here: runs in float between a dequantize and a quantize"
@@ -83,6 +84,7 @@ _SIMPLE: dict[str, Category] = {
     **dict.fromkeys(functions.OPERATIONS, Category.FUNCTION),
     **dict.fromkeys(functions.DIVISIONS, Category.NEEDS_RANGE),
     "Average": Category.MANY,
+    "QuantLSTM": Category.FUSED_LOOP,
     "MaskScores": Category.ROUNDS_IN_RANGE,
     "Embedding": Category.LOOKUP,
     "Cast": Category.PIXELS,
@@ -310,7 +312,8 @@ def fallback_reason(call: Call) -> str:
     if any(isinstance(call.arguments.kwargs.get(name), keras.KerasTensor) for name in ("attention_mask", "mask")):
         return "its mask is made of inputs: in integers a mask is a constant"
     if stock_kind(operation) in RECURRENT and is_loop(operation) and not operation.stateful:
-        return "it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart"
+        fuses = ", fuse_lstm=True makes it LiteRT's LSTM" if stock_kind(operation) == "LSTM" else ""
+        return f"it runs in a loop: quantize_model(unroll=True) takes one of up to 64 steps apart{fuses}"
     if (refused := no_file_because(call)) is not None:
         return refused
     if stock_kind(operation) in EXPANDABLE:

@@ -36,6 +36,7 @@ _TAKES_RELU = {"Add", "Average", "Subtract", "Multiply", "Rescaling", "Normaliza
 _ENDS_WITH_ACTIVATION = {*KINDS, "Activation", "Softmax", "Sigmoid"}
 _BELOW_SCORES = 10.0  # exp(-10) of the smallest score is what a masked one has of a softmax: nothing, in 8 bits
 _CONTAINER = 8  # bits of the codes that the integer graph stores, whatever a range uses of them
+_OTHERS_RANGE = (Category.KEEPS_RANGE, Category.MASK, Category.RANGE_LAYER, Category.FUSED_LOOP)  # none behind them
 _INSIDE = (Category.KEEPS_RANGE, Category.ROUNDS_IN_RANGE)
 
 
@@ -102,7 +103,7 @@ class _Planner:
         if category is Category.NESTED_MODEL:
             for key in call.outputs:
                 self.float_value(key, self.activation)
-        if category in (Category.KEEPS_RANGE, Category.MASK, Category.RANGE_LAYER, Category.NESTED_MODEL):
+        if category in (*_OTHERS_RANGE, Category.NESTED_MODEL):
             return
         if category is Category.ROUNDS_IN_RANGE:
             self._again(call)

@@ -10,6 +10,7 @@ from keras import tree
 
 from keras_lowbit.convert.analysis.operations import RECURRENT, is_loop, stock_kind
 from keras_lowbit.convert.expansion import arithmetic, attention, einsum, normalizations, recurrent, signals, volumes
+from keras_lowbit.convert.expansion.fusing import Fuser
 from keras_lowbit.convert.expansion.implicit_masks import mask_behind
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
 from keras_lowbit.keras_graph.calls import Call, all_calls, calls_of, is_graph_model
@@ -40,14 +41,20 @@ class Expanded(NamedTuple):
     operations: dict[str, Any]
 
 
-def expand(model: keras.Model, leaves: Leaves = lambda name, path: False, unroll: bool = False) -> Expanded:
+def expand(
+    model: keras.Model,
+    leaves: Leaves = lambda name, path: False,
+    unroll: bool = False,
+    fuser: Fuser | None = None,
+) -> Expanded:
     """Expand what has an expansion and no integer form of its own; the model computes the same.
 
-    leaves: which calls stay as they are.   unroll: recurrent layers with a loop too.
+    leaves: which calls stay as they are.   unroll: recurrent layers with a loop too.   fuser: makes LSTMs
+    LiteRT's own, where they can be.
     ValueError if a composition computes something else than its layer.
     """
-    walk = _Walk(leaves, unroll)
-    if not any(walk.rule(call, path) for path, call in all_calls(model)):
+    walk = _Walk(leaves, unroll, fuser)
+    if not any(walk.fuses(call, path) or walk.rule(call, path) for path, call in all_calls(model)):
         return Expanded(model, {}, {})
     copy = walk.copied(model)
     check_layers(model, walk.stand_in)
@@ -57,17 +64,21 @@ def expand(model: keras.Model, leaves: Leaves = lambda name, path: False, unroll
 class _Walk:
     """The copy on its way. whole, operations: as in `Expanded`."""
 
-    def __init__(self, leaves: Leaves, unroll: bool) -> None:
-        self.leaves, self.unroll = leaves, unroll
+    def __init__(self, leaves: Leaves, unroll: bool, fuser: Fuser | None) -> None:
+        self.leaves, self.unroll, self.fuser = leaves, unroll, fuser
         self.whole: dict[str, str] = {}
         self.operations: dict[str, Any] = {}
         self._copies, self._layers = Copies(), dict[tuple[int, str], Any]()
         self._masks: dict[int, Any] = {}  # by the key of the value that Keras hands it on beside
 
+    def fuses(self, call: Call, path: str) -> bool:
+        """Whether a call becomes LiteRT's LSTM."""
+        return self.fuser is not None and not self.leaves(call.name, path) and self.fuser.takes(call, path)
+
     def rule(self, call: Call, path: str) -> Compose | None:
         """What stands for a call; None if it stays as it is."""
         kind = stock_kind(call.operation)
-        if kind not in EXPANSIONS or self.leaves(call.name, path):
+        if kind not in EXPANSIONS or self.leaves(call.name, path) or self.fuses(call, path):
             return None
         if kind in RECURRENT and is_loop(call.operation) and not self.unroll:
             return None
@@ -87,6 +98,8 @@ class _Walk:
             if is_graph_model(call.operation):
                 nested = self._copies.get(call.operation, lambda: self.copied(call.operation, f"{path}/"))
                 return call.run(values, nested)
+            if self.fuser is not None and self.fuses(call, path):
+                return [self.fuser.emit(call, path, values)]
             if (compose := self.rule(call, path)) is None:
                 return self._copies.call(call, values)[0]
             self.operations[path] = call.operation
@@ -104,6 +117,8 @@ class _Walk:
 
     def stand_in(self, call: Call, values: dict[int, Any]) -> list[Any] | None:
         """The outputs of the composition of a call, None if it has none."""
+        if self.fuser is not None and (made := self.fuser.stand_in(call, values)) is not None:
+            return made
         compose = self.rule(call, call.path)
         if compose is None:
             return None

@@ -76,6 +76,9 @@ class Emitter:
         steps = operation.operators(Use(node, inputs, outputs, self.batch_size, weight_type))
         if operation.kernel is not None:
             self._place_kernel(node, steps[-1].kind, operation.kernel)
+        elif operation.parameters:
+            codes = [tensor.data.nbytes for tensor in inputs if tensor.data is not None and tensor.dtype == "int8"]
+            self.rows.append(Row(node.name, steps[-1].kind, "int8", sum(codes), "the operator's only format"))
         elif node.name in self.formats:  # written as a table of its codes
             table = self.graph.tensors[node.inputs[1]]
             self.rows.append(Row(node.name, steps[-1].kind, "int8", table.shape[0] or 0, self.formats[node.name].why))

@@ -126,7 +126,7 @@ def infer_ranges(graph: CallGraph) -> dict[int, Range]:
 
 def _range_behind(call: Call, known: dict[int, Range]) -> Range | None:
     operation, category = call.operation, category_of(call)
-    if isinstance(operation, QuantActivation):
+    if isinstance(operation, QuantActivation) or category is Category.FUSED_LOOP:
         return range_of(operation.output_host, call.path)
     if isinstance(operation, QuantizedLayer):
         if operation.activation_fuses:
