@@ -102,7 +102,7 @@ def test_every_model_of_the_zoo_has_the_codes_of_litert(zoo):
 @pytest.mark.slow
 def test_what_the_zoo_holds_back_runs_in_float_or_is_left_out(zoo):
     _, refused = zoo
-    assert {name for name in refused if not ZOO[name].float_fallbacks} == {"activation relu6"}
+    assert {name for name in refused if not ZOO[name].float_fallbacks} == {"activation relu6", "lstm as one operator"}
     assert "RELU6 has an output of another range than its input" in refused["activation relu6"]
 
 
@@ -158,7 +158,7 @@ def ties(graph, node):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("activations", "examples", "least"), [("int8", 250, 120), ("int16", 120, 30)])
+@pytest.mark.parametrize(("activations", "examples", "least"), [("int8", 250, 120), ("int16", 120, 20)])
 def test_random_graphs_have_the_codes_of_the_reference(tmp_path, activations, examples, least):
     interpreter_of("tflite-micro")
     files, taken = {}, set()
@@ -332,6 +332,25 @@ def test_its_relu6_keeps_the_range_of_its_input(tmp_path):
     [found] = run_micro({"m": (content, list(inputs.values()), 1)}, tmp_path).values()
     assert different(found, litert_reference(content, inputs.values())) > 100
     assert run_graphs({"m": (*graph_file(same), inputs)}, tmp_path) == {"m": 0}
+
+
+def test_its_lstm_looks_its_functions_up(tmp_path):
+    """Sums, cell and state are LiteRT's; the gates are nearer to the functions, which shows in some codes."""
+    interpreter_of("tflite-micro")
+    random, builder = np.random.default_rng(4), GraphBuilder()
+    kernel, recurrent = (random.integers(-127, 128, (4, 16, size), np.int8) for size in (6, 16))
+    scales = np.full(4, 0.004, np.float32), np.full(4, 0.003, np.float32)
+    x = builder.input("x", (40, 6), range=Range(0.02, 5))
+    y = builder.lstm(x, kernel, scales[0], recurrent, scales[1], None, Range(1 / 128, 3), "y", 2)
+    graph = builder.build([y])
+    content, inputs = to_bytes(graph)[0], list(inputs_of(graph).values())
+    [misfit] = misfits(content, graph, MICRO)
+    assert misfit.operation == "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    assert "some codes differ by a step" in str(misfit)
+    [found] = run_micro({"m": (content, inputs, 1)}, tmp_path).values()
+    expected = litert_reference(content, inputs)
+    assert 0 < different(found, expected) < 40  # of 640
+    assert np.abs(found[0].astype(int) - expected[0]).max() == 1
 
 
 # ------------------------------------------------------------------------------------------------ arena
