@@ -52,24 +52,32 @@ class StockEntries:
         self._begun = _address(store)  # of the first drop-in layer: the parts of the model around it are begun
         self._stock: dict[tuple[str, str], int] = {}  # (part, class) -> stock layers of it so far
         self._drop_in: dict[tuple[str, str], int] = {}
+        self._moved: dict[str, str] = {}  # address of a layer -> of its entry, which holds its parts too
         store.get = self.get
 
     def get(self, address: str) -> Any:
-        """What the store has for that address, translated if it is that of a stock layer with drop-in layers before it."""
+        """What the store has for that address, translated if it is that of a stock layer with drop-in layers before it, or
+        of a part of a layer that was translated."""
+        whole = next((own for own in self._moved if address.startswith(f"{own}/")), None)
+        if whole is not None:
+            return self._get(self._moved[whole] + address.removeprefix(whole))
         part, kind, number = _parsed(address)
         if self._drop_in.get((part, kind)):
-            address = _numbered(part, kind, number + self._drop_in[part, kind])
+            self._moved[address] = _numbered(part, kind, number + self._drop_in[part, kind])
+            address = self._moved[address]
         self._stock[part, kind] = number + 1
         return self._get(address)
 
     def turn_to(self, store: Any, layer: Any) -> None:
         """Let the store stand at the entry of a drop-in layer, whose own address it was asked for."""
-        part, _, _ = _parsed(_address(store))
+        own = _address(store)
+        part, _, _ = _parsed(own)
         kind = snake_case(stock_class(layer).__name__)
         if (part, kind) not in self._stock and f"{self._begun}/".startswith(f"{part}/"):
             self._stock[part, kind] = _stock_before(layer, kind)
         count = self._drop_in.get((part, kind), 0)
-        self._get(_numbered(part, kind, self._stock.get((part, kind), 0) + count))
+        self._moved[own] = _numbered(part, kind, self._stock.get((part, kind), 0) + count)
+        self._get(self._moved[own])
         self._drop_in[part, kind] = count + 1
 
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_lowbit import quantizers
 from keras_lowbit.layers.base import check_role
+from keras_lowbit.layers.float_files import is_float_file, turn_to_stock_entry
 from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, require_float_policy, take_format_version
 from keras_lowbit.numerics.dynamic_fixed_point import shared_step
 from keras_lowbit.quantizers import ActivationRange
@@ -178,6 +179,12 @@ class QuantLSTM(keras.layers.LSTM):
         """[batch, units], or [batch, steps, units]."""
         steps = (sequences_shape[1],) if self.return_sequences else ()
         return (sequences_shape[0], *steps, self.units)
+
+    def load_own_variables(self, store: Any) -> None:
+        """From a file of the stock network the cell is that of the layer that this one stands in for."""
+        if self.built and not len(store.keys()) and is_float_file(store):
+            turn_to_stock_entry(store, self)
+        super().load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         """The stock configuration and the quantizers as plain dicts."""

@@ -74,6 +74,21 @@ def test_a_saved_model_is_the_same(tmp_path):
     np.testing.assert_array_equal(*(one.predict(DATA, verbose=0) for one in (model, again)))
 
 
+def test_weights_of_the_stock_network_load_into_it(tmp_path):
+    entry = keras.Input((9, 5))
+    first = keras.layers.LSTM(6, return_sequences=True, name="a")(entry)
+    loop = keras.layers.LSTM(3, return_sequences=True, go_backwards=True, name="b")(first)
+    stock = keras.Model(entry, keras.layers.Dense(2, name="d")(keras.layers.LSTM(4, name="c")(loop)))
+    stock.save_weights(tmp_path / "m.weights.h5")
+    quantized, _ = klb.quantize_model(stock, fuse_lstm=True)
+    for weight in quantized.trainable_weights:
+        weight.assign(np.zeros(weight.shape))
+    quantized.load_weights(tmp_path / "m.weights.h5")
+    for name in "abcd":
+        for got, wanted in zip(quantized.get_layer(name).trainable_weights, stock.get_layer(name).weights, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
