@@ -33,8 +33,7 @@ FUNCTIONS: dict[str, Case] = {
     "average": function(lambda x: kl.Dense(2)(kl.Average()([x, kl.Conv2D(4, 1)(x)]))),
     "average of four": function(lambda x: kl.ReLU()(kl.Average()([x, x * -0.5, x * 2.0, kl.Conv2D(4, 1)(x)]))),
     "sum of several shapes": function(
-        lambda x: kl.Conv2D(2, 1)(kl.Add(name="three")([kl.Conv2D(4, 1)(x), x * 2.0, kl.Conv2D(4, 1)(x[:, :1])])),
-        float_fallbacks=("three",),
+        lambda x: kl.Conv2D(2, 1)(kl.Add(name="three")([kl.Conv2D(4, 1)(x), x * 2.0, kl.Conv2D(4, 1)(x[:, :1])]))
     ),
     "flip": function(lambda x: keras.ops.flip(x, (1, -1))),
     "roll": function(lambda x: keras.ops.roll(x, 2, 1)),
@@ -72,6 +71,12 @@ FUNCTIONS: dict[str, Case] = {
         )
         for name in ("sqrt", "rsqrt", "log", "log1p", "reciprocal")
     },
+    **{
+        f"whole numbers by {name}": function(
+            lambda x, name=name: kl.Dense(2)(getattr(keras.ops, name)(kl.Conv2D(3, 1)(x * 2.0)))
+        )
+        for name in ("floor", "ceil", "round", "sign", "trunc")
+    },
     "power": function(lambda x: kl.Conv2D(3, 1)(x) ** 3),
     "a number to a power": function(lambda x: keras.ops.power(2.0, kl.Conv2D(3, 1)(x))),
     "clip": function(lambda x: keras.ops.clip(kl.Conv2D(3, 1)(x), -0.25, 1.0)),
@@ -89,7 +94,7 @@ FUNCTIONS: dict[str, Case] = {
     "gelu": case(conv(activation="gelu", name="c")),
     "elu in float": case(
         conv(),
-        lambda: kl.LayerNormalization((1, 2), name="n"),
+        lambda: kl.Activation("sparsemax", name="n"),
         lambda: kl.ELU(name="e"),
         conv(),
         float_fallbacks=("n", "e"),

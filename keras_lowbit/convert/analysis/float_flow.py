@@ -24,6 +24,8 @@ _WHOLE = set(
     "OneHot MultiHot CategoryEncoding Discretization Hashing HashedCrossing IntegerLookup StringLookup "
     "Floor Ceil Round Rint Trunc Sign FloorDivide Bincount Histogram".split()
 )
+# Calls that make whole numbers of whole numbers.
+_KEEPS_WHOLE = set("Absolute Clip Maximum Minimum Negative ReLU Relu".split())
 _READS_IDS = ("Embedding",)  # of reals too
 # Reasons. A layer whose weights alone are float reads int8 inputs: a recipe of activations puts ranges there.
 NO_RULE = "no rule of the recipe gives it a quantizer"
@@ -145,7 +147,7 @@ class Level:
             return self.is_whole(call.inputs[0])
         if kind in _WHOLE:
             return getattr(call.operation, "output_mode", None) != "tf_idf"
-        moves = category_of(call) in _MOVES or (kind == "Where" and "bool" in dtypes)
+        moves = category_of(call) in _MOVES or kind in _KEEPS_WHOLE or (kind == "Where" and "bool" in dtypes)
         return moves and bool(call.inputs) and all(map(self.is_whole, call.inputs))
 
 
@@ -179,12 +181,12 @@ def _wanted(level: Level, call: Call) -> bool:
     """Whether a call that could run in float should.
 
     Of those that move or select values, each whose result a call in float reads, or that takes parts of a value which is
-    read in float elsewhere: a range belongs behind the part that is stored, not around all of it. Of others, those whose
-    result goes to an operation that may need it exactly. And what leaves the model: whole numbers by meaning, and
-    probabilities, which have no range there.
+    read in float elsewhere: a range belongs behind the part that is stored, not around all of it. Of those that make whole
+    numbers, each whose result a call in float reads. Of others, those whose result goes to an operation that may need it
+    exactly. And what leaves the model: whole numbers by meaning, and probabilities, which have no range there.
     """
     moves = level.categories[call] in _MOVES
-    if any(level.read_in_float(key, exactly=not moves) for key in call.outputs):
+    if any(level.read_in_float(key, exactly=not (moves or level.is_whole(key))) for key in call.outputs):
         return True
     if level.categories[call] is Category.MASK:
         return False

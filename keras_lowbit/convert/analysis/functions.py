@@ -13,12 +13,13 @@ from keras_lowbit.keras_graph.variables import to_numpy
 
 CODES = 256  # values that an int8 tensor can hold
 
-# Stock operations, by class name. Floor, ceil, round and sign are none of them: they make whole numbers, which have no range.
+# Stock operations, by class name. Those in the last row make whole numbers: tables where int8 operations alone read them.
 OPERATIONS = set(
     "Absolute Arccos Arccosh Arcsin Arcsinh Arctan Arctanh Cos Cosh Erf Erfinv Exp Exp2 Expm1 Log Log10 Log1p Log2 Negative "
     "Power Reciprocal Rsqrt Sin Sinh Sqrt Square Tan Clip "
     "Celu Elu Gelu HardShrink HardTanh LogSigmoid Mish Selu SoftShrink Softplus Softsign SparsePlus SparseSigmoid Squareplus "
-    "TanhShrink Threshold ELU InverseRoot".split()
+    "TanhShrink Threshold ELU InverseRoot "
+    "Ceil Floor Round Sign Trunc".split()
 )
 # Activation functions, by the name Keras serialises them under.
 ACTIVATIONS = set(

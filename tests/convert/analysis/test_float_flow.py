@@ -73,6 +73,35 @@ def test_a_float_reader_and_an_int8_reader_of_one_input_each_get_their_own(tmp_p
     assert klb.verify(copy, tmp_path / "m.tflite", IDS).ok
 
 
+READS_WHOLE = {
+    "cast": lambda x: L.Embedding(9, 3)(ops.cast(ops.clip(ops.round(x), 0, 8), "int32")),
+    "moved": lambda x: ops.one_hot(ops.cast(L.Reshape((8,))(ops.floor(ops.abs(x))), "int32"), 9),
+    "compared": lambda x: ops.cast(ops.equal(ops.round(x), 1.0), "float32"),
+}
+
+
+@pytest.mark.parametrize("read", READS_WHOLE.values(), ids=READS_WHOLE)
+def test_whole_numbers_that_float_reads_are_no_codes(read, tmp_path):
+    """Of codes 2.0 could come out as 1.98, and be 1 behind the cast."""
+    keras.utils.set_random_seed(0)
+    entry = keras.Input((8,), name="x")
+    model = keras.Model(entry, L.Dense(2)(L.Flatten()(read(L.Dense(8, name="first")(entry)))))
+    copy, _ = klb.quantize_model(model)
+    data = 3 * RNG.normal(size=(64, 8)).astype("float32")
+    klb.calibrate(copy, data, verbose=0)
+    klb.export_litert(copy, tmp_path / "m.tflite")
+    assert klb.verify(copy, tmp_path / "m.tflite", data[:8]).ok
+    whole = [node for node in klb.deploy.lower(copy).nodes if node.op == "table" and node.name in ("round", "floor")]
+    assert not whole
+
+
+def test_whole_numbers_that_int8_operations_read_are_a_table():
+    entry = keras.Input((8,), name="x")
+    copy, _ = klb.quantize_model(keras.Model(entry, L.Dense(2)(ops.round(L.Dense(8, name="first")(entry)))))
+    klb.calibrate(copy, 3 * RNG.normal(size=(64, 8)).astype("float32"), verbose=0)
+    assert [node.op for node in klb.deploy.lower(copy).nodes] == ["fully_connected", "table", "fully_connected"]
+
+
 FINALS = {
     "argmax": lambda x: ops.argmax(x, axis=-1),
     "argmax as reals": lambda x: ops.cast(ops.argmax(x, axis=-1), "float32"),
