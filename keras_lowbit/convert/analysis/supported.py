@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lowbit.convert.analysis import functions, picks
+from keras_lowbit.convert.analysis import functions, picks, resizing
 from keras_lowbit.convert.analysis.functions import starts_with_tensor
 from keras_lowbit.keras_graph.calls import Call
 
@@ -37,6 +37,8 @@ SPLITS = ("Split", "ArraySplit", "Unstack")  # operations whose several results 
 # What `convert.expansion` makes compositions of, where a call has a form that it knows.
 EXPANDABLE = (
     *"Attention Bidirectional CustomScaleLayer DepthwiseConv1D Conv1DTranspose Dot EinsumDense GRU".split(),
+    *"AverageOverAxes AveragePool Conv DepthToSpace DepthwiseConv DotProductAttention Logsumexp MaxPool Moveaxis".split(),
+    *"Norm Normalize SpaceToDepth Swapaxes".split(),
     *"GroupNormalization LSTM LayerNormalization LayerScale MultiHeadAttention PReLU RMSNormalization RNN".split(),
     *"Conv3DTranspose Cumprod Prod SeparableConv1D SimpleRNN Sum".split(),
     *"AdditiveAttention Einsum GroupedQueryAttention LogSoftmax Std TimeDistributed UnitNormalization Var".split(),
@@ -49,7 +51,6 @@ _MOST_AXES = 4  # of two tensors that LiteRT adds or multiplies
 MOST_SUMMED = 2**31 // 255**2  # products of differences of codes that int32 holds the sum of
 _MOST_PLACES = 512  # that sums so far add up: their matrix of ones has as many bytes, squared
 _MOST_STRIPS = 25  # of an image that an average pool with padding cuts at its borders
-_POSITIONS = 1024  # LiteRT's int8 bilinear resizing counts positions in such parts of a pixel
 
 
 def unsupported_reason(call: Call, kind: str) -> str | None:
@@ -97,6 +98,12 @@ def _on_last_axis(call: Call, constant: Any) -> bool:
     return one_axis and tuple(call.results[0].shape) == tuple(call.tensors[0].shape)
 
 
+def _at_places(call: Call, constant: Any) -> bool:
+    """Whether a constant is the same for every sample, and leaves the tensor's shape alone."""
+    shape = (1,) * (_rank(call) - np.ndim(constant)) + np.shape(constant)
+    return shape[0] == 1 and tuple(call.results[0].shape) == tuple(call.tensors[0].shape)
+
+
 def _batch_norm(call: Call) -> str | None:
     axis = call.operation.axis
     return None if axis in (-1, _rank(call) - 1) else f"normalises axis {axis}, not the last one"
@@ -124,7 +131,7 @@ def _same_shapes(call: Call) -> str | None:
 def _elementwise(call: Call) -> str | None:
     constants, kind = _given(call), type(call.operation).__name__
     if len(call.inputs) == len(constants) == 1:
-        if _on_last_axis(call, constants[0]):
+        if _on_last_axis(call, constants[0]) or (kind in ("Maximum", "Minimum") and _at_places(call, constants[0])):
             return None
         return f"its constant of shape {np.shape(constants[0])} is neither one number nor one for each channel"
     if kind in ("Add", "Maximum", "Minimum") and len(call.inputs) > 2:
@@ -288,51 +295,6 @@ def _pick(call: Call) -> str | None:
     return "it picks parts of the batch, or places that are not known beforehand" if found is None else None
 
 
-def _upsample(call: Call) -> str | None:
-    layer = call.operation
-    if layer.interpolation == "nearest":
-        return None
-    if layer.interpolation != "bilinear":
-        return f"its interpolation is {layer.interpolation!r}"
-    image, odd = call.tensors[0].shape[1:3], all(factor % 2 for factor in layer.size)
-    exact = all(_is_exact(size, size and size * factor) for size, factor in zip(image, layer.size, strict=True))
-    whole = all(size is None and _POSITIONS % factor == 0 for size, factor in zip(image, layer.size, strict=True))
-    if exact or whole or (odd and None not in image):
-        return None
-    return f"its factors {tuple(layer.size)} are neither odd nor powers of two: int8 positions would drift"
-
-
-def _is_exact(size: int | None, made: int | None) -> bool:
-    """Whether int8 bilinear resizing meets the positions between pixels exactly along an axis.
-
-    One pixel is repeated. Elsewhere a position off by a part of 1/1024 adds up over the image.
-    """
-    return size == 1 or (size is not None and made is not None and _POSITIONS * size % made == 0)
-
-
-def _resize(call: Call) -> str | None:
-    """A `Resizing` layer or `keras.ops.image.resize`, to any size."""
-    layer, before, after = call.operation, call.tensors[0].shape, call.results[0].shape
-    if len(before) != 4 or None in (*before[1:3], *after[1:3]):
-        return f"it resizes images of shape {tuple(before)}, whose sizes are not known"
-    ratios_stay = before[1] * after[2] == before[2] * after[1]
-    cuts = (layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio) and not ratios_stay
-    if layer.antialias or cuts:
-        return "it smooths, cuts or pads"
-    if layer.interpolation == "nearest":
-        return None
-    if layer.interpolation != "bilinear":
-        return f"its interpolation is {layer.interpolation!r}"
-    exact = all(map(_is_exact, before[1:3], after[1:3]))
-    return None if exact else f"from {before[1:3]} to {after[1:3]} int8 positions would drift: they are parts of 1/1024"
-
-
-def _center_crop(call: Call) -> str | None:
-    before, after = (side[0].shape[-3:-1] for side in (call.tensors, call.results))
-    fits = None not in (*before, *after) and all(a >= b for a, b in zip(before, after, strict=True))
-    return None if fits else f"it enlarges images of {tuple(before)}, or of unknown sizes, to {tuple(after)}"
-
-
 def _average_pool(call: Call) -> str | None:
     layer = call.operation
     strips = 1
@@ -380,9 +342,9 @@ _RULES: dict[str, Callable[[Call], str | None]] = {
     **dict.fromkeys(("Permute", "Transpose"), _transpose),
     "Pad": _pad,
     "GetItem": _get_item,
-    "UpSampling2D": _upsample,
-    **dict.fromkeys(RESIZES, _resize),
-    "CenterCrop": _center_crop,
+    "UpSampling2D": resizing.upsample,
+    **dict.fromkeys(RESIZES, resizing.resize),
+    "CenterCrop": resizing.center_crop,
     **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _average_pool),
     "Conv2DTranspose": _transposed_convolution,
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_lowbit.convert.analysis import picks
 from keras_lowbit.convert.analysis.operations import Category, category_of, stock_kind
-from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, RESIZES, SPLITS, index_of
+from keras_lowbit.convert.analysis.supported import AUGMENTATIONS, DROPOUTS, SPLITS, index_of
 from keras_lowbit.deploy.lowering.registry import Handler, lowers
 from keras_lowbit.deploy.lowering.state import Lowering
 from keras_lowbit.deploy.lowering.values import DeferredOp, FloatTensor, QuantizedTensor
@@ -244,28 +244,6 @@ def _global_max(state: Lowering, call: Call, tensor: str) -> str:
     pooled = builder.max_pool2d(image, state.name(f"{name}/pool"), state.static_shape(image)[:2], (1, 1))
     shape = [1] * (len(sizes) - 1) * layer.keepdims + [sizes[-1]]
     return builder.reshape(pooled, name, shape)
-
-
-@moves("UpSampling2D")
-def _upsample(state: Lowering, call: Call, tensor: str) -> str:
-    layer, builder, sizes = call.operation, state.builder, state.static_shape(tensor)
-    factor: Any = layer.size
-    size = (sizes[0] * factor[0], sizes[1] * factor[1])
-    if layer.interpolation == "nearest":
-        # Whole factors: without half-pixel centers this repeats every pixel, as Keras does.
-        return builder.resize_nearest(tensor, state.name(call.path), size, half_pixel_centers=False)
-    if all(each % 2 for each in factor):
-        # Every pixel repeated, then means of as many neighbours: the same weights, in whole numbers.
-        repeated = builder.resize_nearest(tensor, state.name(f"{call.path}/repeated"), size, half_pixel_centers=False)
-        return builder.average_pool2d(repeated, state.name(call.path), factor, (1, 1), "same")
-    return builder.resize_bilinear(tensor, state.name(call.path), size)
-
-
-@moves(*RESIZES)
-def _resize(state: Lowering, call: Call, tensor: str) -> str:
-    builder = state.builder
-    resize = builder.resize_nearest if call.operation.interpolation == "nearest" else builder.resize_bilinear
-    return resize(tensor, state.name(call.path), call.results[0].shape[1:3])
 
 
 @moves("CenterCrop")

@@ -8,7 +8,7 @@ import numpy as np
 from keras_lowbit.convert.analysis.functions import DIVISIONS, starts_with_tensor
 from keras_lowbit.convert.analysis.operations import Category, activation_name, category_of, stock_kind
 from keras_lowbit.deploy.graph import Range
-from keras_lowbit.deploy.lowering import averages, data_movement, masks, recurrent, sums
+from keras_lowbit.deploy.lowering import averages, data_movement, masks, recurrent, resizing, sums
 from keras_lowbit.deploy.lowering.activations import activate, fuse_relu, lower_table, rounded_codes
 from keras_lowbit.deploy.lowering.float_fallback import lower_float
 from keras_lowbit.deploy.lowering.folding import Affine, batch_norm_affine
@@ -28,7 +28,7 @@ from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers import KeepFloat, QuantActivation
 
-_HANDLER_FILES = (averages, data_movement, masks, recurrent, sums)  # importing them registers their handlers
+_HANDLER_FILES = (averages, data_movement, masks, recurrent, resizing, sums)  # importing them registers their handlers
 
 
 def lower_call(state: Lowering, call: Call) -> None:

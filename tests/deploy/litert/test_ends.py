@@ -166,6 +166,6 @@ def test_an_open_batch_is_resized_to_any(name, tmp_path):
 
 
 def test_a_part_in_float_has_a_fixed_batch(tmp_path):
-    model, _ = trained(ZOO["upsample bilinear by 6"])
+    model, _ = trained(ZOO["unknown layer"])
     with pytest.raises(ValueError, match="runs in float, for a batch of 1 alone: batch_size=None needs"):
         klb.export_litert(model, tmp_path / "m.tflite", batch_size=None)

@@ -218,7 +218,7 @@ def test_another_process_serves_it(served):
 
 
 def test_a_graph_with_a_float_subgraph_says_that_it_cannot_be_saved(tmp_path):
-    model, _ = trained(ZOO["upsample bilinear by 6"])
+    model, _ = trained(ZOO["unknown layer"])
     run = klb.deploy.Runtime(klb.deploy.lower(model))
     with pytest.raises(ValueError, match="float subgraph"):
         tf.saved_model.save(run, str(tmp_path / "served"))
