@@ -13,6 +13,8 @@ from keras_lowbit.deploy.litert.fixed_point import tables
 from keras_lowbit.deploy.litert.reader import FileOperator, FileTensor, LiteRTFile
 from keras_lowbit.deploy.litert.target import Target
 
+_OTHER = "Use a layer that runs in integers there, or leave it out of the model"
+_RANGE = "Put keras_lowbit.layers.QuantActivation where the range is missing, if its 8 bits are enough, or leave it out"
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _AT_ENDS = ("QUANTIZE", "DEQUANTIZE")
 
@@ -104,8 +106,8 @@ class _Seen(NamedTuple):
 
 
 def _of_floats(in_float: Sequence[InFloat], target: Target) -> Iterator[Misfit]:
-    remedy = "Use a layer that runs in integers there, or leave it out of the model"
     for call in () if target.floats else in_float:
+        remedy = _RANGE if "one is missing" in call.reason else _OTHER
         yield Misfit(call.path, call.operation, f"runs in float: {call.reason}", remedy)
 
 

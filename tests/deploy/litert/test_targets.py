@@ -46,9 +46,9 @@ def plain():
 def mixed():
     """One with two operations in float."""
     return network(
-        lambda: kl.LayerNormalization((2, 3), name="norm"),
+        lambda: kl.Activation("sparsemax", name="norm"),
         lambda: kl.Conv2D(8, 3, name="more"),
-        lambda: kl.LayerNormalization((2, 3), name="rows"),
+        lambda: kl.Activation("sparsemax", name="rows"),
     )
 
 
@@ -167,21 +167,36 @@ def test_all_that_does_not_fit_is_in_one_message(mixed, tmp_path, name, strict):
         klb.export_litert(mixed[0], tmp_path / "m.tflite", target=name, strict=strict, io="float32")
     text = str(caught.value)
     for layer in ("norm", "rows"):
-        assert (
-            f"- {layer}: LayerNormalization runs in float: this call of LayerNormalization has no integer form. Use a"
-            in text
-        )
+        assert f"- {layer}: Activation runs in float: its function 'sparsemax' has no integer form here. Use a" in text
     assert ("input 'x/float32': float32 is no type of an end" in text) == (name != "litert")
     assert ("Give io='int8'" in text) == (name != "litert")
     assert text.endswith("strict=False writes the file anyway.")
     assert (tmp_path / "m.tflite").read_bytes() == b"before"
 
 
+def test_a_function_of_the_input_says_how_it_becomes_a_table(tmp_path):
+    """8 bits of the input may be too few: whoever finds them enough puts their range there."""
+
+    def made(*ranges):
+        entry = value = keras.Input((6,), name="x")
+        for layer in ranges:
+            value = layer(value)
+        model = keras.Model(entry, kl.Dense(3)(keras.ops.log(value + 4.0)))
+        quantized, _ = klb.quantize_model(model)
+        klb.calibrate(quantized, np.random.default_rng(0).uniform(-2, 2, (16, 6)).astype("float32"), verbose=0)
+        return quantized
+
+    with pytest.raises(ValueError, match=r"log: Log runs in float: .*Put keras_lowbit\.layers\.QuantActivation where"):
+        klb.export_litert(made(), tmp_path / "m.tflite", target="microcontroller")
+    report = klb.export_litert(made(klb.layers.QuantActivation()), tmp_path / "m.tflite", target="microcontroller")
+    assert report.float_fallbacks == ()
+
+
 def test_not_strict_writes_and_reports(mixed, tmp_path):
     model, images = mixed
     report = klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller", strict=False)
     assert [misfit.layer for misfit in report.misfits] == ["norm", "rows"]
-    assert "not for microcontroller: norm: LayerNormalization runs in float" in str(report)
+    assert "not for microcontroller: norm: Activation runs in float" in str(report)
     assert klb.verify(model, tmp_path / "m.tflite", images).ok
     assert klb.export_litert(model, tmp_path / "m.tflite").misfits == ()  # LiteRT runs all of it
     with pytest.raises(TypeError, match="strict='yes'"):
