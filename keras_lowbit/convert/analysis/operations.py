@@ -121,6 +121,9 @@ _PLACES = ("Argmax", "Argmin")  # that give whole numbers
 LOOKUPS = ("HashedCrossing", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization")
 RECURRENT = ("Bidirectional", "GRU", "LSTM", "RNN", "SimpleRNN")
 
+# Operations that have the name of a layer and compute something else.
+_NAMESAKES = {"Average": "AverageOverAxes", "Dot": "DotProduct"}
+
 GATES = {"silu": "sigmoid", "swish": "sigmoid", "hard_silu": "hard_sigmoid", "hard_swish": "hard_sigmoid"}
 
 PROBABILITIES = (
@@ -171,6 +174,8 @@ def stock_kind(operation: Any) -> str:
     name = type(operation).__name__
     if isinstance(operation, klb_layers.QuantizedLayer):
         return name.removeprefix("Quant")
+    if name in _NAMESAKES and not isinstance(operation, keras.layers.Layer):
+        return _NAMESAKES[name]
     return name if type(operation).__module__.startswith(("keras.", "keras_lowbit.layers.")) else "?"
 
 

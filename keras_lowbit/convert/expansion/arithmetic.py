@@ -11,23 +11,26 @@ import numpy as np
 from keras import ops
 
 from keras_lowbit.convert.analysis.functions import DIVISIONS, is_function, starts_with_tensor
+from keras_lowbit.convert.analysis.operations import stock_kind
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
 from keras_lowbit.convert.expansion.attention import masked_softmax
+from keras_lowbit.convert.expansion.axes import LastAxis, axes_of
+from keras_lowbit.convert.expansion.moves import moved_by_function
 from keras_lowbit.convert.expansion.normalizations import centered, sum_of_squares
-from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of
+from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call, calls_of
-from keras_lowbit.keras_graph.copies import function_name
+from keras_lowbit.keras_graph.copies import Copies, function_name
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
 
-_MOST_FACTORS = 64  # of a product of all places of an axis
+_MOST_FACTORS, _FEW_FACTORS = 64, 16  # of a product of all places of an axis, or of several
 _MOST_AXES = 4  # of tensors of which LiteRT takes one from the other
 
 
 @expands(*DIVISIONS)
 def quotient(call: Call) -> Compose | None:
-    """``a / b`` of two tensors: a times the reciprocal of b."""
+    """``a / b`` of two tensors: a times the reciprocal of b. By a constant of every position: a product."""
     if len(call.inputs) != 2:
-        return None
+        return constant_of_every_position(call)
 
     def compose(parts: Parts, values: Values) -> Any:
         first, second = (values[key] for key in call.inputs)
@@ -68,22 +71,26 @@ def total(call: Call) -> Compose | None:
 
 @expands("Var")
 def variance(call: Call) -> Compose | None:
-    """Of one axis: the exact sum of squares of what differs from the mean, divided. An axis that is not last is moved there."""
+    """The exact sum of squares of what differs from the mean, divided. Several axes are joined, another than the last moved."""
     axes, sizes = _axes(call), sizes_of(call.tensors[0])
-    if sizes is None or axes is None or len(axes) != 1 or not 1 < len(sizes) <= 3 or sizes[axes[0] - 1] > MOST_SUMMED:
+    count = 0 if sizes is None or axes is None else math.prod(sizes[axis - 1] for axis in axes)
+    if axes is None or not 1 < count <= MOST_SUMMED or (axes == (1,) and len(call.tensors[0].shape) == 2):
         return None
-    axis, rank, keepdims = axes[0], len(sizes) + 1, call.operation.keepdims
-    order = [*(place for place in range(rank) if place != axis), axis]
 
     def compose(parts: Parts, values: Values) -> Any:
-        x, last = values[call.inputs[0]], axis == rank - 1
-        x = x if last else parts.named(ops.transpose(x, order), "turn")
-        total = sum_of_squares(parts, centered(parts, x), keepdims and last)
-        if last or not keepdims:
-            return parts.named(ops.multiply(total, 1 / sizes[axis - 1]))
-        return parts.named(ops.expand_dims(parts.named(ops.multiply(total, 1 / sizes[axis - 1]), "mean_square"), axis))
+        form = LastAxis(parts, values[call.inputs[0]], axes)
+        total = sum_of_squares(parts, centered(parts, form.rows), call.operation.keepdims and not form.moves)
+        return _shaped(parts, call, ops.multiply(total, 1 / count), "mean_square")
 
     return compose
+
+
+def _shaped(parts: Parts, call: Call, made: Any, part: str) -> Any:
+    """The result of a call from values of it in a row for each sample. part: the name of what made them."""
+    wanted = call.results[0].shape[1:]
+    if made.shape[1:] == wanted:
+        return parts.named(made)
+    return parts.named(ops.reshape(parts.named(made, part), (-1, *wanted)))
 
 
 @expands("Std")
@@ -97,21 +104,23 @@ def deviation(call: Call) -> Compose | None:
 
 @expands("Prod")
 def product(call: Call) -> Compose | None:
-    """Of one axis: products of two halves of it, until one place is left."""
+    """Products of two halves of what is multiplied, until one place is left. Several axes are joined first."""
     axes, sizes = _axes(call), sizes_of(call.tensors[0])
-    if axes is None or sizes is None or len(axes) != 1 or not 1 < sizes[axes[0] - 1] <= _MOST_FACTORS:
+    count = 0 if sizes is None or axes is None else math.prod(sizes[axis - 1] for axis in axes)
+    if axes is None or not 1 < count <= (_MOST_FACTORS if len(axes) == 1 else _FEW_FACTORS):
         return None
-    [axis] = axes
 
     def compose(parts: Parts, values: Values) -> Any:
-        columns, keepdims = list(ops.unstack(values[call.inputs[0]], axis=axis)), call.operation.keepdims
+        x, axis = values[call.inputs[0]], axes[0]
+        if len(axes) > 1:
+            x, axis = LastAxis(parts, x, axes).rows, -1
+        columns = list(ops.unstack(x, axis=axis))
         parts.named(columns[0], "places")
-        while len(columns) > 1:
+        while len(columns) > 2:
             pairs, level = zip(columns[::2], columns[1::2], strict=False), f"of_{len(columns)}"
-            last = len(columns) == 2 and not keepdims
-            made = [parts.named(ops.multiply(*pair), "" if last else f"{level}_{k}") for k, pair in enumerate(pairs)]
+            made = [parts.named(ops.multiply(*pair), f"{level}_{k}") for k, pair in enumerate(pairs)]
             columns = made + columns[len(columns) // 2 * 2 :]
-        return parts.named(ops.expand_dims(columns[0], axis)) if keepdims else columns[0]
+        return _shaped(parts, call, ops.multiply(*columns), "of_2_0")
 
     return compose
 
@@ -142,24 +151,60 @@ def products_so_far(x: Any, axis: int, named: Callable[[Any, str], Any] = lambda
 def _axes(call: Call) -> tuple[int, ...] | None:
     """The axes of a reduction, the batch being 0; None if it is one of them."""
     axis, rank = call.operation.axis, len(call.tensors[0].shape)
-    given = () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    axes = tuple(sorted(a % rank for a in given))
-    return None if not axes or 0 in axes else axes
+    return axes_of(axis if axis is None or isinstance(axis, int) else sorted(a % rank for a in axis), rank)
 
 
 @expands("Add", "Subtract", "Multiply")
+def elementwise(call: Call) -> Compose | None:
+    """A constant of every position; a product of many; tensors of several shapes, or of more axes than LiteRT adds."""
+    if call.kind == "Multiply" and len(call.inputs) > 2:
+        return _of_pairs(call, ops.multiply)
+    if call.kind == "Add" and len(call.inputs) > 2 and len({tuple(tensor.shape) for tensor in call.tensors}) > 1:
+        return _of_pairs(call, ops.add)
+    return _in_rows(call) if len(call.inputs) == 2 else constant_of_every_position(call)
+
+
+def _of_pairs(call: Call, operation: Callable[[Any, Any], Any]) -> Compose:
+    """Two of many tensors, then the result and the next."""
+
+    def compose(parts: Parts, values: Values) -> Any:
+        made, *others = (values[key] for key in call.inputs)
+        for place, other in enumerate(others, 2):
+            made = parts.named(operation(made, other), "" if place > len(others) else f"of_{place}")
+        return made
+
+    return compose
+
+
+def _in_rows(call: Call) -> Compose | None:
+    """Two tensors of one shape of many axes as rows of their last one."""
+    sizes, others = (sizes_of(tensor) for tensor in call.tensors)
+    if sizes is None or sizes != others or len(sizes) < _MOST_AXES:
+        return None
+    *outer, last = sizes
+    operation = {"Add": ops.add, "Subtract": ops.subtract, "Multiply": ops.multiply}[call.kind]
+
+    def compose(parts: Parts, values: Values) -> Any:
+        shape = (-1, math.prod(outer), last)
+        rows = [parts.named(ops.reshape(values[key], shape), f"rows_{place}") for place, key in enumerate(call.inputs)]
+        return parts.named(ops.reshape(parts.named(operation(*rows), "made"), (-1, *outer, last)))
+
+    return compose
+
+
 def constant_of_every_position(call: Call) -> Compose | None:
-    """A tensor and a constant that is neither one number nor one for each channel."""
+    """A tensor and a constant that is neither one number nor one for each channel; by which it is divided, its reciprocal."""
     constants = [np.asarray(value) for value in call.constants() if value is not None]
     sizes = sizes_of(call.tensors[0])
     if len(call.inputs) != 1 or len(constants) != 1 or sizes is None or call.results[0].shape != call.tensors[0].shape:
         return None
     constant, kind = constants[0].astype(np.float32), type(call.operation).__name__
     constant = constant.reshape((1,) * (len(sizes) + 1 - constant.ndim) + constant.shape)[0]
-    if math.prod(constant.shape[:-1]) == 1 or (kind == "Subtract" and not starts_with_tensor(call)):
+    turned, divides = kind not in ("Add", "Multiply") and not starts_with_tensor(call), kind in DIVISIONS
+    if math.prod(constant.shape[:-1]) == 1 or turned or (divides and not constant.all()):
         return None
-    made = MultiplyConstant if kind == "Multiply" else AddConstant
-    constant = -constant if kind == "Subtract" else constant
+    made = AddConstant if kind in ("Add", "Subtract") else MultiplyConstant
+    constant = -constant if kind == "Subtract" else 1 / constant if divides else constant
     return lambda parts, values: parts.layer(
         "", lambda **options: made(constant.shape, **options), {"constant": constant}
     )(values[call.inputs[0]])
@@ -192,18 +237,16 @@ def prelu(call: Call) -> Compose | None:
 
 @expands("Softmax")
 def softmax(call: Call) -> Compose | None:
-    """Of another axis than the last, which is moved there and back; or with a mask."""
-    axis, rank = getattr(call.operation, "axis", -1), len(call.tensors[0].shape)
+    """Of another axis than the last, or several, which are moved there and back; or with a mask."""
+    axes, rank = axes_of(getattr(call.operation, "axis", -1), len(call.tensors[0].shape)), len(call.tensors[0].shape)
     if call.arguments.kwargs.get("mask") is not None:
-        return masked_softmax(call) if isinstance(axis, int) and axis % rank == rank - 1 else None
-    if not isinstance(axis, int) or axis % rank in (0, rank - 1) or len(call.inputs) != 1:
+        return masked_softmax(call) if axes == (rank - 1,) else None
+    if axes in (None, (rank - 1,)) or sizes_of(call.tensors[0]) is None or len(call.inputs) != 1:
         return None
-    order = list(range(rank))
-    order[axis % rank], order[-1] = order[-1], order[axis % rank]
 
     def compose(parts: Parts, values: Values) -> Any:
-        moved = parts.named(ops.transpose(values[call.inputs[0]], order), "turn")
-        return parts.named(ops.transpose(parts.named(ops.softmax(moved, axis=-1), "last_axis"), order))
+        form = LastAxis(parts, values[call.inputs[0]], axes or ())
+        return form.back(parts.named(ops.softmax(form.rows, axis=-1), "last_axis"))
 
     return compose
 
@@ -223,13 +266,17 @@ def log_softmax(call: Call) -> Compose | None:
     def compose(parts: Parts, values: Values) -> Any:
         x = values[call.inputs[0]]
         below = parts.named(ops.subtract(x, parts.named(ops.max(x, axis=-1, keepdims=True), "largest")), "below")
-        powers = parts.named(ops.exp(below), "powers")
-        mean = parts.named(ops.mean(powers, axis=-1, keepdims=True), "mean")
-        rest = parts.named(ops.log(mean), "log")
-        level = parts.named(ops.add(rest, math.log(sizes[-1])), "level")
-        return parts.named(ops.subtract(below, level))
+        return parts.named(ops.subtract(below, log_of_sum(parts, below)))
 
     return compose
+
+
+def log_of_sum(parts: Parts, below: Any) -> Any:
+    """``log(sum(exp(x)))`` of the last axis, of values of which the largest is 0."""
+    powers = parts.named(ops.exp(below), "powers")
+    mean = parts.named(ops.mean(powers, axis=-1, keepdims=True), "mean")
+    rest = parts.named(ops.log(mean), "log")
+    return parts.named(ops.add(rest, math.log(below.shape[-1])), "level")
 
 
 @expands("Lambda")
@@ -243,11 +290,25 @@ def function_of_operations(call: Call) -> Compose | None:
         traced = keras.Model(entry, layer.function(entry, **(layer.arguments or {})))
     except (
         Exception
-    ):  # whatever a function of TensorFlow, or of shapes, says of a symbolic tensor: it runs in float, as it is
-        return None
+    ):  # whatever a function of TensorFlow, or of shapes, says of a symbolic tensor: it may only move values
+        return moved_by_function(call)
     if not isinstance(traced.output, keras.KerasTensor) or not all(map(_is_function_alone, calls_of(traced).calls)):
         return None
-    return lambda parts, values: parts.named(layer.function(values[call.inputs[0]], **(layer.arguments or {})))
+    graph = calls_of(traced)
+
+    def compose(parts: Parts, values: Values) -> Any:
+        copies, found = Copies(), {graph.inputs[0]: values[call.inputs[0]]}
+        for inner in graph.calls:
+            rule = EXPANSIONS.get(stock_kind(inner.operation))
+            stands = rule(inner) if rule is not None and len(inner.results) == 1 else None
+            if stands is None:
+                made = copies.call(inner, found)[0]
+            else:
+                made = [stands(parts.within(inner.name), found)]
+            found |= zip(inner.outputs, made, strict=True)
+        return parts.named(found[graph.outputs[0]])
+
+    return compose
 
 
 def _is_function_alone(call: Call) -> bool:

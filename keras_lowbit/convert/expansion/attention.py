@@ -1,4 +1,4 @@
-"""Attention and other products of tensors, and dense layers over several axes."""
+"""Attention: softmaxes of products of queries and keys, times values."""
 
 from __future__ import annotations
 
@@ -10,86 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lowbit.convert.expansion.products import DenseForm, bias_of, dense, form_of_layer
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
-from keras_lowbit.keras_graph.copies import function_name
 from keras_lowbit.layers import MaskScores
-
-
-@expands("EinsumDense")
-def einsum_dense(call: Call) -> Compose | None:
-    """A dense layer over the last axes: ``"abc,cde->abde"``."""
-    layer = call.operation
-    form = _dense_form(layer, call.tensors[0])
-    mixes = form is not None and len(form.outputs) > 1 and function_name(layer.activation) == "softmax"
-    if form is None or mixes or not _bias_is_of_units(layer, form):
-        return None
-    return lambda parts, values: _dense(parts, values[call.inputs[0]], call.operation, form, "")
-
-
-class _Form:
-    """kernel: [inputs, outputs].   outer, outputs: sizes of the result.   outer, inputs: those of what it reads."""
-
-    def __init__(self, kernel: np.ndarray, outer: tuple[int, ...], outputs: tuple[int, ...]) -> None:
-        self.kernel, self.outer, self.outputs = kernel, outer, outputs
-
-
-def _dense_form(layer: Any, tensor: Any) -> _Form | None:
-    """An einsum that contracts the last axes of its input and puts the others of the kernel last; None for any other."""
-    sizes = sizes_of(tensor)
-    left, _, result = layer.equation.replace(" ", "").partition("->")
-    source, _, weights = left.partition(",")
-    if sizes is None or getattr(layer, "lora_enabled", False):
-        return None
-    if "..." in source:
-        missing = len(sizes) + 1 - len(source.replace("...", ""))
-        letters = [letter for letter in "ABCDEFGH" if letter not in layer.equation][:missing]
-        source, result = (side.replace("...", "".join(letters)) for side in (source, result))
-    inputs = [letter for letter in source if letter in weights]
-    outputs = [letter for letter in weights if letter not in source]
-    kept = source[: len(source) - len(inputs)]
-    fits = len(source) == len(sizes) + 1 and source == kept + "".join(inputs) and result == kept + "".join(outputs)
-    if not fits or not kept or not inputs:
-        return None
-    shape = dict(zip(weights, array(layer.kernel).shape, strict=True))
-    kernel = array(layer.kernel).transpose([weights.index(letter) for letter in (*inputs, *outputs)])
-    found = tuple(shape[letter] for letter in outputs)
-    return _Form(kernel.reshape(math.prod(shape[letter] for letter in inputs), -1), sizes[: len(kept) - 1], found)
-
-
-def _dense(parts: Parts, x: Any, layer: Any, form: _Form, part: str, factor: float = 1.0) -> Any:
-    """The layer as reshape, Dense, reshape; several axes of outputs stay one. factor: of its result."""
-    inputs, units = form.kernel.shape
-    if tuple(x.shape[1:]) != (*form.outer, inputs):
-        x = parts.named(ops.reshape(x, (-1, *form.outer, inputs)), f"{part}_rows".lstrip("_"))
-    bias = None if layer.bias is None else np.broadcast_to(array(layer.bias), (*form.outer, *form.outputs))
-    if bias is not None:
-        bias = bias.reshape(-1, units)[0]
-    weights = {"kernel": form.kernel * factor} | ({} if bias is None else {"bias": bias * factor})
-    several = len(form.outputs) != 1
-    made = parts.layer(
-        f"{part}_units".lstrip("_") if several and not part else part,
-        lambda **options: keras.layers.Dense(
-            units,
-            use_bias=bias is not None,
-            activation=layer.activation,
-            kernel_regularizer=layer.kernel_regularizer,
-            kernel_constraint=layer.kernel_constraint,
-            **options,
-        ),
-        weights,
-    )(x)
-    if not several or part:
-        return made
-    return parts.named(ops.reshape(made, (-1, *form.outer, *form.outputs)), part)
-
-
-def _bias_is_of_units(layer: Any, form: _Form) -> bool:
-    """Whether every position has the same bias."""
-    if layer.bias is None:
-        return True
-    shape = tuple(layer.bias.shape)
-    return all(size == 1 for size in shape[: len(shape) - len(form.outputs)])
 
 
 def _arguments(call: Call, values: Values) -> dict[str, Any]:
@@ -137,17 +61,16 @@ def multi_head_attention(call: Call) -> Compose | None:
         return None
     heads = _Heads(layer)
     projections = heads.projections
-    forms = {name: _dense_form(projections[name], source) for name, source in _sources(given).items()}
+    forms = {name: form_of_layer(projections[name], source) for name, source in _sources(given).items()}
     known = {name: form for name, form in forms.items() if form is not None}
-    fits = len(known) == 3 and all(_bias_is_of_units(projections[name], form) for name, form in known.items())
-    if not fits or len(heads.output.kernel.shape) != 3:
+    if len(known) < 3 or len(heads.output.kernel.shape) != 3:
         return None
     factors = {"query": 1 / math.sqrt(heads.depth), "key": 1.0, "value": 1.0}
 
     def compose(parts: Parts, values: Values) -> Any:
         projected = {}
         for name, source in _sources(_arguments(call, values)).items():
-            units = _dense(parts, source, projections[name], known[name], name, factors[name])
+            units = dense(parts, source, projections[name], known[name], name, factors[name])
             projected[name] = heads.apart(parts, units, name)
         mask = _mask_of_inputs(parts, call, values)
         mixed = _mixed(parts, projected["query"], projected["key"], projected["value"], "mixed", allowed, mask)
@@ -155,8 +78,8 @@ def multi_head_attention(call: Call) -> Compose | None:
         _, positions, *units = apart.shape
         rows = parts.named(ops.reshape(apart, (-1, positions, math.prod(units))), "joined")
         kernel = array(heads.output.kernel)
-        form = _Form(kernel.reshape(-1, kernel.shape[-1]), (positions,), kernel.shape[-1:])
-        return _dense(parts, rows, heads.output, form, "")
+        form = DenseForm(kernel.reshape(-1, kernel.shape[-1]), (positions,), kernel.shape[-1:], bias_of(heads.output))
+        return dense(parts, rows, heads.output, form, "")
 
     return compose
 
@@ -240,7 +163,7 @@ def _weighted(parts: Parts, scores: Any, value: Any, part: str, allowed: np.ndar
     if mask is not None:
         scores = masked_scores(parts, scores, mask)
     weights = parts.named(ops.softmax(scores, axis=-1), "weights")
-    if rate := parts.operation.dropout:
+    if rate := getattr(parts.operation, "dropout", 0):
         weights = parts.layer("dropout", lambda **options: keras.layers.Dropout(rate, **options))(weights)
     return parts.named(ops.matmul(weights, value), part)
 
@@ -282,14 +205,11 @@ def _by_heads(parts: Parts, x: Any, heads: int, name: str) -> Any:
 
 @expands("Attention", "AdditiveAttention")
 def attention(call: Call) -> Compose | None:
-    """``softmax(scores) v``: the scores are dot products without a trained scale, or ``sum(scale * tanh(q + k))``."""
+    """``softmax(scores) v``: the scores are dot products, times a scale, or sums of ``tanh(q + k)`` with scales."""
     layer = call.operation
-    additive = isinstance(layer, keras.layers.AdditiveAttention)
+    additive = isinstance(layer, keras.layers.AdditiveAttention) or layer.score_mode == "concat"
     given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
-    plain = (additive or (layer.score_mode == "dot" and not layer.use_scale)) and _is_plain(
-        given, ("inputs", "training", "use_causal_mask", "mask")
-    )
-    if not plain or not _are_sequences(call):
+    if not _is_plain(given, ("inputs", "training", "use_causal_mask", "mask")) or not _are_sequences(call):
         return None
     allowed = _allowed(given, *(tensor.shape[1] for tensor in given["inputs"][:2]))
     masks = given.get("mask") or []
@@ -307,6 +227,8 @@ def attention(call: Call) -> Compose | None:
         if additive:
             made = _weighted(parts, _additive_scores(parts, query, key), value, part, allowed, of_value)
         else:
+            if layer.use_scale:
+                query = parts.named(ops.multiply(query, float(array(layer.scale))), "scaled")
             made = _mixed(parts, query, key, value, part, allowed, of_value)
         if of_query is None:
             return made
@@ -316,51 +238,49 @@ def attention(call: Call) -> Compose | None:
 
 
 def _additive_scores(parts: Parts, query: Any, key: Any) -> Any:
-    """``sum(scale * tanh(q + k))`` of each query and each key, a dense layer of one unit where the scale is trained."""
+    """``sum(scale * tanh(q + k))`` of each query and each key, a dense layer of one unit where the scale is trained.
+
+    Of an `Attention` in the mode "concat" ``weight * sum(tanh(scale * (q + k)))``, both numbers.
+    """
     layer, (positions, depth) = parts.operation, query.shape[1:]
+    factor, by_channel = 1.0, isinstance(layer, keras.layers.AdditiveAttention)
     of_query = parts.named(ops.expand_dims(query, 2), "query_rows")
     of_key = parts.named(ops.expand_dims(key, 1), "key_columns")
-    bounded = parts.named(ops.tanh(parts.named(ops.add(of_query, of_key), "sums")), "bounded")
-    if layer.use_scale:
+    sums = parts.named(ops.add(of_query, of_key), "sums")
+    if not by_channel:
+        factor = float(array(layer.concat_score_weight))
+        if layer.use_scale:
+            sums = parts.named(ops.multiply(sums, float(array(layer.scale))), "scaled")
+    bounded = parts.named(ops.tanh(sums), "bounded")
+    if by_channel and layer.use_scale:
         kernel = {"kernel": array(layer.scale)[:, None]}
         dense = parts.layer("scale", lambda **options: keras.layers.Dense(1, use_bias=False, **options), kernel)
         return parts.named(ops.reshape(dense(bounded), (-1, positions, key.shape[1])), "scores")
     mean = parts.named(ops.mean(bounded, axis=-1), "mean")
-    return parts.named(ops.multiply(mean, float(depth)), "scores")
+    return parts.named(ops.multiply(mean, depth * factor), "scores")
 
 
-@expands("Dot")
-def dot(call: Call) -> Compose | None:
-    """The product of two tensors over one axis of each, as a product of matrices."""
-    layer, ranks = call.operation, [len(tensor.shape) for tensor in call.tensors]
-    if layer.normalize or ranks not in ([2, 2], [3, 3]) or any(sizes_of(tensor) is None for tensor in call.tensors):
+@expands("DotProductAttention")
+def dot_product_attention(call: Call) -> Compose | None:
+    """``softmax(scale * q k^T) v`` of [positions, heads, depth], as many heads of each."""
+    given = _arguments(call, dict(zip(call.inputs, call.tensors, strict=True)))
+    operation, shapes = call.operation, [sizes_of(tensor) for tensor in call.tensors]
+    if given.get("bias") is not None or given.get("mask") is not None or operation.attn_logits_soft_cap:
         return None
-    axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
-    first, second = (axis % rank for axis, rank in zip(axes, ranks, strict=True))
+    if len(shapes) != 3 or None in shapes or len({shape[1] for shape in shapes if shape is not None}) > 1:
+        return None
+    causal = {"use_causal_mask": operation.is_causal}
+    allowed = _allowed(causal, given["query"].shape[1], given["key"].shape[1])
+    if allowed is None:
+        return None
+    scale = given.get("scale") or 1 / math.sqrt(given["query"].shape[-1])
 
     def compose(parts: Parts, values: Values) -> Any:
-        left, right = (values[key] for key in (call.inputs[0], call.inputs[-1]))
-        if ranks == [2, 2]:
-            left = parts.named(ops.expand_dims(left, 1), "row")
-            right = parts.named(ops.expand_dims(right, 2), "column")
-            return parts.named(ops.reshape(parts.named(ops.matmul(left, right), "product"), (-1, 1)))
-        left = left if first == 2 else turned(parts, left, "turn_first")
-        right = right if second == 1 else turned(parts, right, "turn_second")
-        return parts.named(ops.matmul(left, right))
+        known = _arguments(call, values)
+        query, key, value = (
+            parts.named(ops.transpose(known[name], (0, 2, 1, 3)), f"{name}_turn") for name in ("query", "key", "value")
+        )
+        mixed = _mixed(parts, parts.named(ops.multiply(query, scale), "scaled"), key, value, "mixed", allowed)
+        return parts.named(ops.transpose(mixed, (0, 2, 1, 3)))
 
-    return compose if 0 not in (first, second) else None
-
-
-@expands("Matmul")
-def matmul(call: Call) -> Compose | None:
-    """A tensor times a constant matrix: a dense layer without a bias."""
-    constants = [value for value in call.constants() if value is not None]
-    if len(call.inputs) != 1 or len(constants) != 1 or np.ndim(constants[0]) != 2:
-        return None
-    rank, kernel = len(call.tensors[0].shape), np.asarray(constants[0], np.float32)
-    fits = rank >= 2 and call.tensors[0].shape[-1] == kernel.shape[0] and call.results[0].shape[-1] == kernel.shape[1]
-    if not fits or len(call.results[0].shape) != rank:
-        return None
-    return lambda parts, values: parts.layer(
-        "", lambda **options: keras.layers.Dense(kernel.shape[1], use_bias=False, **options), {"kernel": kernel}
-    )(values[call.inputs[0]])
+    return compose

@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_lowbit.convert.analysis.functions import starts_with_tensor
+from keras_lowbit.convert.expansion.products import with_constant
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 
 
 @expands("Einsum")
 def einsum(call: Call) -> Compose | None:
-    """A product of two tensors over some axes, ``"bqhd,bkhd->bhqk"``: of stacks of matrices, and moved back."""
+    """A product of two tensors over some axes, ``"bqhd,bkhd->bhqk"``: of stacks of matrices, and moved back.
+
+    With a constant: a dense layer.
+    """
+    if len(call.inputs) == 1:
+        left, _, result = call.operation.subscripts.replace(" ", "").partition("->")
+        terms = left.split(",")
+        ordered = terms if starts_with_tensor(call) else terms[::-1]
+        return with_constant(call, f"{','.join(ordered)}->{result}") if len(terms) == 2 and "." not in left else None
     form = _einsum_form(call)
     if form is None:
         return None

@@ -9,7 +9,18 @@ import keras
 from keras import tree
 
 from keras_lowbit.convert.analysis.operations import RECURRENT, is_loop, stock_kind
-from keras_lowbit.convert.expansion import arithmetic, attention, einsum, normalizations, recurrent, signals, volumes
+from keras_lowbit.convert.expansion import (
+    arithmetic,
+    attention,
+    einsum,
+    moves,
+    normalizations,
+    operations,
+    products,
+    recurrent,
+    signals,
+    volumes,
+)
 from keras_lowbit.convert.expansion.fusing import Fuser
 from keras_lowbit.convert.expansion.implicit_masks import mask_behind
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts
@@ -22,7 +33,10 @@ _RULE_FILES = (
     arithmetic,
     attention,
     einsum,
+    moves,
     normalizations,
+    operations,
+    products,
     recurrent,
     signals,
     volumes,
@@ -93,17 +107,19 @@ class _Walk:
         others = set(names)
         has_attention = any(stock_kind(call.operation) in _OF_HEADS for call in calls)
 
+        def nested_copy(inner: Any) -> Any:
+            return self._copies.get(inner, lambda: self.copied(inner, f"{prefix}{inner.name}/"))
+
         def emit(call: Call, values: dict[int, Any]) -> list[Any]:
             path = prefix + call.path
             if is_graph_model(call.operation):
-                nested = self._copies.get(call.operation, lambda: self.copied(call.operation, f"{path}/"))
-                return call.run(values, nested)
+                return call.run(values, nested_copy(call.operation))
             if self.fuser is not None and self.fuses(call, path):
                 return [self.fuser.emit(call, path, values)]
             if (compose := self.rule(call, path)) is None:
                 return self._copies.call(call, values)[0]
             self.operations[path] = call.operation
-            return tree.flatten(compose(Parts(call, self._layers, names, self._masks), values))
+            return tree.flatten(compose(Parts(call, self._layers, names, self._masks, nested_copy), values))
 
         def emit_with_mask(call: Call, values: dict[int, Any]) -> list[Any]:
             made = emit(call, values)

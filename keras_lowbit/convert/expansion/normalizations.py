@@ -13,49 +13,54 @@ from typing import Any
 from keras import ops
 
 from keras_lowbit.convert.analysis.supported import MOST_SUMMED
+from keras_lowbit.convert.expansion.axes import LastAxis, axes_of
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, array, expands, sizes_of, turned
 from keras_lowbit.keras_graph.calls import Call
 from keras_lowbit.layers import ChannelAffine, InverseRoot
 
-_MOST_AXES = 4  # of a tensor whose values LiteRT multiplies by another's
-
 
 @expands("LayerNormalization")
 def layer_normalization(call: Call) -> Compose | None:
-    """``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` over the last axis."""
-    layer = call.operation
-    if not _fits(call) or getattr(layer, "rms_scaling", False):
+    """``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` over some axes."""
+    layer, axes = call.operation, _axes(call)
+    if axes is None or getattr(layer, "rms_scaling", False):
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        apart = centered(parts, values[call.inputs[0]])
-        found = _normalized(parts, apart, layer.epsilon, _before(layer.gamma, layer.beta))
-        return _scaled(parts, found, layer.gamma, layer.beta)
+        form = LastAxis(parts, values[call.inputs[0]], axes)
+        apart, before = centered(parts, form.rows), _before(layer.gamma, layer.beta)
+        found = _normalized(parts, apart, layer.epsilon, before or form.inner("normalized"))
+        return form.back(_scaled(parts, found, layer.gamma, layer.beta, form.inner("scaled")))
 
     return compose
 
 
 @expands("RMSNormalization")
 def rms_normalization(call: Call) -> Compose | None:
-    """``scale * x / sqrt(mean of squares + epsilon)`` over the last axis."""
-    layer = call.operation
-    if not _fits(call):
+    """``scale * x / sqrt(mean of squares + epsilon)`` over some axes."""
+    layer, axes = call.operation, _axes(call)
+    if axes is None:
         return None
 
     def compose(parts: Parts, values: Values) -> Any:
-        return _scaled(
-            parts, _normalized(parts, values[call.inputs[0]], layer.epsilon, "normalized"), layer.scale, None
-        )
+        form = LastAxis(parts, values[call.inputs[0]], axes)
+        found = _normalized(parts, form.rows, layer.epsilon, "normalized")
+        return form.back(_scaled(parts, found, layer.scale, None, form.inner("scaled")))
 
     return compose
 
 
 @expands("UnitNormalization")
 def unit_normalization(call: Call) -> Compose | None:
-    """``x / sqrt(sum of squares)`` over the last axis."""
-    if not _fits(call):
-        return None
-    return lambda parts, values: _normalized(parts, values[call.inputs[0]], 1e-12, "", mean=False)
+    """``x / sqrt(sum of squares)`` over some axes."""
+    axes = _axes(call)
+    return None if axes is None else lambda parts, values: unit_length(parts, values[call.inputs[0]], axes)
+
+
+def unit_length(parts: Parts, x: Any, axes: tuple[int, ...], epsilon: float = 1e-12) -> Any:
+    """``x / sqrt(sum of squares + epsilon)`` over some axes."""
+    form = LastAxis(parts, x, axes)
+    return form.back(_normalized(parts, form.rows, epsilon, form.inner("normalized"), mean=False))
 
 
 @expands("GroupNormalization")
@@ -83,14 +88,12 @@ def group_normalization(call: Call) -> Compose | None:
     return compose
 
 
-def _fits(call: Call) -> bool:
-    """Whether a call normalizes over the last axis, and no other."""
-    layer, sizes = call.operation, sizes_of(call.tensors[0])
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    rank = len(call.tensors[0].shape)
-    last = len(axes) == 1 and axes[0] % rank == rank - 1
-    fits = sizes is not None and rank <= _MOST_AXES and sizes[-1] <= MOST_SUMMED
-    return last and fits and _holds_squares(call)
+def _axes(call: Call) -> tuple[int, ...] | None:
+    """The axes over which a call normalizes; None where there is no form in integers."""
+    sizes, axes = sizes_of(call.tensors[0]), axes_of(call.operation.axis, len(call.tensors[0].shape))
+    if sizes is None or axes is None or math.prod(sizes[axis - 1] for axis in axes) > MOST_SUMMED:
+        return None
+    return axes if _holds_squares(call) else None
 
 
 def _holds_squares(call: Call) -> bool:
@@ -125,15 +128,15 @@ def _before(scale: Any, offset: Any, part: str = "normalized") -> str:
     return "" if scale is None and offset is None else part
 
 
-def _scaled(parts: Parts, x: Any, scale: Any, offset: Any) -> Any:
-    """Scale and offset of each channel, where there are any."""
+def _scaled(parts: Parts, x: Any, scale: Any, offset: Any, part: str = "") -> Any:
+    """Scale and offset of each channel, or of each value of several axes, where there are any."""
     if scale is None and offset is None:
         return x
     found = {"scale": scale, "offset": offset}
     layer = parts.layer(
-        "",
+        part,
         lambda **options: ChannelAffine(scale is not None, offset is not None, **options),
-        {name: array(variable) for name, variable in found.items() if variable is not None},
+        {name: array(variable).reshape(-1) for name, variable in found.items() if variable is not None},
     )
     return layer(x)
 

@@ -36,6 +36,7 @@ class Parts:
     """Makes the layers and names the operations that stand for one call. layers: those of all calls of the same layer.
 
     names: taken in the new model, with the calls that took them; added to.   masks: that Keras hands on beside values, by key.
+    nested: the copy of a model inside the model.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Parts:
         layers: dict[tuple[int, str], Any],
         names: dict[str, Call],
         masks: Mapping[int, Any] = MappingProxyType({}),
+        nested: Callable[[Any], Any] = lambda model: model,
     ) -> None:
         self.call, self.operation, self.masks = call, call.operation, masks
         self._layers, self._names, self._within = layers, names, ""
+        self.nested = nested
 
     def within(self, part: str) -> Parts:
         """The same for what stands for one part of the call: all its names begin with that of the part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -54,11 +55,13 @@ def _kernels(layer: Any) -> tuple[str, ...]:
 
 @expands("TimeDistributed")
 def at_every_step(call: Call) -> Compose | None:
-    """A layer without state at each step of [steps, ...]: once for all where it works on the last axis alone."""
+    """A layer without state, or a model, at each step of [steps, ...]: once for all where it works on the last axis alone."""
     layer, sizes = call.operation.layer, sizes_of(call.tensors[0])
-    plain = type(layer).__module__.startswith("keras.") and not is_graph_model(layer) and len(call.inputs) == 1
+    plain = type(layer).__module__.startswith("keras.") and len(call.inputs) == 1
     if sizes is None or not plain or sizes[0] > MOST_STEPS or call.arguments.kwargs.get("mask") is not None:
         return None
+    if is_graph_model(layer):
+        return _steps(call, sizes[0], lambda parts: parts.nested(layer))
     weights = {
         name: array(getattr(layer, name)) for name in ("kernel", "bias") if getattr(layer, name, None) is not None
     }
@@ -70,12 +73,17 @@ def at_every_step(call: Call) -> Compose | None:
         copy.name = options["name"]
         return copy
 
+    if isinstance(layer, keras.layers.Dense):
+        return lambda parts, values: parts.layer("", make, weights)(values[call.inputs[0]])
+    return _steps(call, sizes[0], lambda parts: parts.layer("step", make, weights))
+
+
+def _steps(call: Call, count: int, runs: Callable[[Parts], Any]) -> Compose:
+    """What runs at each of some steps, one after the other."""
+
     def compose(parts: Parts, values: Values) -> Any:
-        x = values[call.inputs[0]]
-        if isinstance(layer, keras.layers.Dense):
-            return parts.layer("", make, weights)(x)
-        run = parts.layer("step", make, weights)
-        steps = [run(parts.named(x[:, step], f"at_{step}")) for step in range(sizes[0])]
+        x, run = values[call.inputs[0]], runs(parts)
+        steps = [run(parts.named(x[:, step], f"at_{step}")) for step in range(count)]
         return parts.named(ops.stack(steps, axis=1))
 
     return compose

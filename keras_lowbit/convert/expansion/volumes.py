@@ -104,25 +104,27 @@ def convolution(call: Call) -> Compose | None:
 def transposed_convolution(call: Call) -> Compose | None:
     """At each depth a transposed convolution of an image, of all channels of the slices that reach it."""
     layer, sizes = call.operation, sizes_of(call.tensors[0])
-    plain = layer.data_format == "channels_last" and set(layer.dilation_rate) == {1}
-    if sizes is None or not plain or layer.strides[0] > layer.kernel_size[0] or call.results[0].shape[1] > MOST_STEPS:
+    plain = layer.data_format == "channels_last" and (set(layer.dilation_rate) == {1} or set(layer.strides) == {1})
+    if sizes is None or not plain or call.results[0].shape[1] > MOST_STEPS:
         return None
     config = _of_planes(layer, ("kernel_size", "strides", "dilation_rate", "output_padding"))
     reaching = _reaching(layer, sizes[0], call.results[0].shape[1])
-    before, behind = max(0, -min(one.start for one in reaching)), max(0, max(one.stop for one in reaching) - sizes[0])
+    if not all(one.taps for one in reaching):
+        return None
+    slices = [place for one in reaching for place in one.slices]
+    before, behind = max(0, -min(slices)), max(0, max(slices) + 1 - sizes[0])
     bias = {} if layer.bias is None else {"bias": array(layer.bias)}
 
     def compose(parts: Parts, values: Values) -> Any:
         x = _in_slices(parts, values[call.inputs[0]], sizes, (before, behind))
         images = []
-        for k, (taps, start, stop) in enumerate(reaching):
+        for k, (taps, places) in enumerate(reaching):
             kernel = array(layer.kernel)[taps].transpose(1, 2, 3, 0, 4)
             weights = {"kernel": kernel.reshape(*kernel.shape[:3], -1)} | bias
             run = parts.layer(
                 f"planes_{taps[-1]}", lambda **options: keras.layers.Conv2DTranspose(**config, **options), weights
             )
-            places = range(start + before, stop + before)
-            images.append(run(_slices(parts, x, list(places), sizes[-1], f"at_{k}")))
+            images.append(run(_slices(parts, x, [place + before for place in places], sizes[-1], f"at_{k}")))
         return parts.named(ops.stack(images, axis=1))
 
     return compose
@@ -132,19 +134,18 @@ class _Reach(NamedTuple):
     """The slices that reach a depth of the result, below 0 those before the volume. taps: the plane of the kernel of each."""
 
     taps: list[int]
-    start: int
-    stop: int
+    slices: list[int]
 
 
 def _reaching(layer: Any, depth: int, many: int) -> list[_Reach]:
     """For each depth of the result of a transposed convolution of so many slices, the last plane of the kernel first."""
-    stride, planes = layer.strides[0], layer.kernel_size[0]
-    cut = max((depth - 1) * stride + planes - many, 0) // 2 if layer.padding == "same" else 0
+    stride, apart, planes = layer.strides[0], layer.dilation_rate[0], layer.kernel_size[0]
+    reach = (planes - 1) * apart + 1
+    cut = max((depth - 1) * stride + reach - many, 0) // 2 if layer.padding == "same" else 0
     found = []
     for place in range(cut, cut + many):
-        last, first_tap = divmod(place, stride)
-        taps = list(range(first_tap, planes, stride))[::-1]
-        found.append(_Reach(taps, last - len(taps) + 1, last + 1))
+        taps = [tap for tap in reversed(range(planes)) if (place - tap * apart) % stride == 0]
+        found.append(_Reach(taps, [(place - tap * apart) // stride for tap in taps]))
     return found
 
 

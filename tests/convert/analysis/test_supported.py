@@ -72,16 +72,14 @@ FLOAT = {
     "two divided": (lambda x: ops.divide(x, x), ROW, "LiteRT has no int8 division"),
     "by zero": (lambda x: x / np.float32([1, 2, 0, 4, 5, 6]), ROW, "it divides by zero"),
     "several by one": (lambda x: ops.divide(np.ones(6, "float32"), x), ROW, "it divides several numbers by a tensor"),
-    "bilinear by 6": (
-        bilinear((2, 6)),
-        IMAGE,
-        r"its factors \(2, 6\) are neither odd nor powers of two: int8 positions would drift",
-    ),
+    "bilinear to many": (L.Resizing(700, 5), (100, 6, 4), r"from \(100, 6\) to \(700, 5\) int8 positions would drift"),
+    "bilinear of any size": (bilinear((2, 6)), (None, 5, 4), r"images of unknown sizes by \(2, 6\), neither odd"),
     "bicubic": (L.UpSampling2D(2, interpolation="bicubic"), IMAGE, "its interpolation is 'bicubic'"),
     "maximum of three": (lambda x: L.Maximum()([x, x, x[:, :1]]), ROW, "it joins tensors of several shapes"),
     "split the batch": (lambda x: ops.split(x, [1], axis=0)[0], ROW, "it cuts the batch"),
     "stack batches": (lambda x: ops.stack([x, x]), ROW, "it joins batches"),
-    "whole numbers": (lambda x: ops.floor(x), ROW, "Floor has no integer form here"),
+    "dot of keras.ops": (lambda x: ops.dot(x, np.eye(6, dtype="float32")), ROW, "Dot has no integer form here"),
+    "sorted": (lambda x: ops.sort(x), ROW, "Sort has no integer form here"),
     "sums so far of all": (lambda x: ops.cumsum(x), ROW, "mixes the samples of a batch"),
     "sums so far of batches": (lambda x: ops.cumsum(x, axis=0), ROW, "mixes the samples of a batch"),
     "sums so far of many": (lambda x: ops.cumsum(x, axis=-1), (513,), "it adds up 513 places, 512 at most"),
@@ -147,7 +145,7 @@ def test_a_range_stands_behind_what_runs_in_float():
     """In front of an operation that would take the range of its input otherwise, or fuse."""
     entry = keras.Input(IMAGE)
     value = L.Flatten(name="flat")(L.Conv2D(4, 3)(entry))
-    value = L.ReLU(name="relu")(L.Add(name="sum")([value, value, L.Dense(1)(value)]))
+    value = L.ReLU(name="relu")(L.Maximum(name="sum")([value, value, L.Dense(1)(value)]))
     model, report = klb.quantize_model(keras.Model(entry, value), skip=["flat"])
     assert report["flat"].detail == "skip list; runs in float"
     readers = {call.name: call.operation for call in calls_of(model).calls}
