@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,14 @@ def _steps(call: Call, count: int, runs: Callable[[Parts], Any]) -> Compose:
 
     def compose(parts: Parts, values: Values) -> Any:
         x, run = values[call.inputs[0]], runs(parts)
-        steps = [run(parts.named(x[:, step], f"at_{step}")) for step in range(count)]
+        sizes = [int(size) for size in x.shape[2:]]
+        flat = len(sizes) > 2  # microcontrollers cut tensors of up to four axes
+        if flat:
+            x = parts.named(ops.reshape(x, (-1, count, math.prod(sizes))), "rows")
+        cut = [parts.named(x[:, step], f"at_{step}") for step in range(count)]
+        if flat:
+            cut = [parts.named(ops.reshape(one, (-1, *sizes)), f"step_{step}") for step, one in enumerate(cut)]
+        steps = [run(one) for one in cut]
         return parts.named(ops.stack(steps, axis=1))
 
     return compose

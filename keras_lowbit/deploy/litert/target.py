@@ -35,6 +35,8 @@ LIMITS: Mapping[str, type] = {
     "filter_widths": list,
     "multiplier": int,
     "axes": int,
+    "rank": int,
+    "inputs": int,
     "elements": int,
     "side": int,
     "channel_multiple": int,

@@ -270,6 +270,16 @@ def _channel_multiple(seen: _Seen, multiple: int) -> str:
     return f"reduces {shape[-1]} channels, taken are multiples of {multiple}" if over else ""
 
 
+def _rank(seen: _Seen, most: int) -> str:
+    ranks = [len(tensor.shape) for tensor in seen.tensors()]
+    return f"has a tensor of {max(ranks)} axes, taken are up to {most}" if max(ranks) > most else ""
+
+
+def _inputs(seen: _Seen, most: int) -> str:
+    count = len(seen.operator.inputs)
+    return f"joins {count} tensors, taken are up to {most}" if count > most else ""
+
+
 CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
     "weights": _weights,
     "activations": _activations,
@@ -283,6 +293,8 @@ CONDITIONS: Mapping[str, Callable[[_Seen, Any], str]] = {
     "filter_widths": _filter_widths,
     "multiplier": _multiplier,
     "axes": _axes,
+    "rank": _rank,
+    "inputs": _inputs,
     "elements": _elements,
     "side": _side,
     "channel_multiple": _channel_multiple,
@@ -300,6 +312,8 @@ _REMEDIES: Mapping[str, str] = {
     "filter_widths": "Use another window",
     "multiplier": "Use a depth multiplier of 1",
     "axes": "Reshape in front of it so that outer axes are 1, or use another layer there",
+    "rank": "Reshape in front of it and behind it, so that neighbouring axes are one",
+    "inputs": "Join some of them first, in a range of their own (QuantActivation)",
     "elements": "Use fewer",
     "side": "Resize to a smaller image",
     "channel_multiple": "Use another number of channels",

@@ -30,6 +30,8 @@ from keras_lowbit.layers import KeepFloat, QuantActivation
 
 _HANDLER_FILES = (averages, data_movement, masks, recurrent, resizing, sums)  # importing them registers their handlers
 
+_MOST_JOINED = 10
+
 
 def lower_call(state: Lowering, call: Call) -> None:
     """Lower one call that does not run in float: sets `state.values` of its outputs."""
@@ -313,7 +315,7 @@ def emit_stack(state: Lowering, deferred: DeferredOp, grid: Range, activation: s
         sizes = list(state.static_shape(name))
         sizes.insert(axis - 1, 1)
         names.append(state.builder.reshape(name, state.name(f"{path}/row_{place}"), sizes))
-    return state.builder.concatenation(names, state.name(path), axis)
+    return _joined(state, names, path, axis)
 
 
 @emits("maximum")
@@ -337,4 +339,17 @@ def emit_concatenation(state: Lowering, deferred: DeferredOp, grid: Range, activ
     """The parts, each in the range of the whole."""
     parts = enumerate(deferred.inputs)
     names = [with_range(state, part, grid, f"{deferred.path}/part_{i}") for i, part in parts]
-    return state.builder.concatenation(names, state.name(deferred.path), deferred.attributes["axis"])
+    return _joined(state, names, deferred.path, deferred.attributes["axis"])
+
+
+def _joined(state: Lowering, names: list[str], path: str, axis: int) -> str:
+    """Tensors of one range, ten at a time: microcontrollers take no more at once."""
+    name, level = state.name(path), 0
+    while len(names) > _MOST_JOINED:
+        groups = [names[start : start + _MOST_JOINED] for start in range(0, len(names), _MOST_JOINED)]
+        names = [
+            group[0] if len(group) == 1 else state.builder.concatenation(group, state.name(f"{path}/{level}_{k}"), axis)
+            for k, group in enumerate(groups)
+        ]
+        level += 1
+    return state.builder.concatenation(names, name, axis)

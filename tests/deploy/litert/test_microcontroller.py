@@ -102,7 +102,10 @@ def test_every_model_of_the_zoo_has_the_codes_of_litert(zoo):
 @pytest.mark.slow
 def test_what_the_zoo_holds_back_runs_in_float_or_is_left_out(zoo):
     _, refused = zoo
-    assert {name for name in refused if not ZOO[name].float_fallbacks} == {"activation relu6", "lstm as one operator"}
+    largest = {"the largest alone", "the largest and their places", "places of the largest alone"}
+    left_out = {"activation relu6", "lstm as one operator", *largest}
+    assert {name for name in refused if not ZOO[name].float_fallbacks} == left_out
+    assert all("TOPK_V2 is no operator of microcontroller" in refused[name] for name in largest)
     assert "RELU6 has an output of another range than its input" in refused["activation relu6"]
 
 
@@ -158,7 +161,7 @@ def ties(graph, node):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("activations", "examples", "least"), [("int8", 250, 120), ("int16", 120, 20)])
+@pytest.mark.parametrize(("activations", "examples", "least"), [("int8", 250, 120), ("int16", 400, 60)])
 def test_random_graphs_have_the_codes_of_the_reference(tmp_path, activations, examples, least):
     interpreter_of("tflite-micro")
     files, taken = {}, set()

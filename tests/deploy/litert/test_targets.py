@@ -192,6 +192,19 @@ def test_a_function_of_the_input_says_how_it_becomes_a_table(tmp_path):
     assert report.float_fallbacks == ()
 
 
+def test_many_tensors_are_joined_ten_at_a_time(tmp_path):
+    """tflite-micro's CONCATENATION takes no more."""
+    entry = keras.Input((23, 4), name="x")
+    parts = [kl.Dense(3, name=f"d{k}")(part) for k, part in enumerate(keras.ops.unstack(entry, axis=1))]
+    model, _ = klb.quantize_model(keras.Model(entry, [kl.Concatenate()(parts), keras.ops.stack(parts, axis=2)]))
+    data = np.random.default_rng(0).normal(size=(8, 23, 4)).astype("float32")
+    klb.calibrate(model, data, verbose=0)
+    klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller")
+    assert klb.verify(model, tmp_path / "m.tflite", data).ok
+    joins = [each for each in LiteRTFile(tmp_path / "m.tflite").operators if each.builtin == "CONCATENATION"]
+    assert sorted(len(each.inputs) for each in joins) == [3, 3, 3, 3, 10, 10, 10, 10]
+
+
 def test_not_strict_writes_and_reports(mixed, tmp_path):
     model, images = mixed
     report = klb.export_litert(model, tmp_path / "m.tflite", target="microcontroller", strict=False)
@@ -249,6 +262,13 @@ def turned_mask(b):
         ),
         (lambda b: b.relu6("x", OUT, "y"), "microcontroller", "RELU6", "has an output of another range than its input"),
         (turned_mask, "microcontroller", "TRANSPOSE", "moves bool values, taken are codes"),
+        (lambda b: b.concatenation(["x"] * 11, "y", 3), "microcontroller", "CONCATENATION", "joins 11 tensors"),
+        (
+            lambda b: b.strided_slice(b.reshape("x", "r", (7, 3, 3, 8)), "y", (0, 0, 0, 0), (2, 3, 3, 8)),
+            "microcontroller",
+            "STRIDED_SLICE",
+            "has a tensor of 5 axes, taken are up to 4",
+        ),
         (lambda b: b.top_k("x", "y", 3)[0], "microcontroller", "TOPK_V2", "is no operator of microcontroller"),
         (lambda b: conv(b, strides=(4, 1)), "npu-per-tensor", "CONV_2D", "has strides (4, 1), taken are up to 3"),
         (lambda b: conv(b), "npu-per-tensor", "CONV_2D", "has 6 scales of its weights, npu-per-tensor takes one"),
