@@ -1,6 +1,6 @@
 """The quantizer state layer: a sub-layer that owns the variables a quantizer declares."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +21,7 @@ from keras_lowbit.quantizers.former import upgrade
 PACKAGE = "keras_lowbit"
 _CHOSEN: ContextVar[frozenset[int] | None] = ContextVar("ids of the hosts that quantize", default=None)
 _MIXING: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("what activations are mixed by", default=None)
+_STATES: ContextVar[Mapping[int, Mapping[str, Any]]] = ContextVar("state that stands in, by host", default={})  # noqa: B039
 FORMAT_VERSION = 2  # of saved layer configurations; raised when an older library could not read a newer file
 
 
@@ -42,6 +43,16 @@ def activations_mixed(mix: Callable[[Any, Any], Any]) -> Iterator[None]:
         yield
     finally:
         _MIXING.reset(token)
+
+
+@contextmanager
+def states_standing_in(states: Mapping[Any, Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, these hosts read the given tensors in place of state of those names; in this thread alone."""
+    token = _STATES.set({id(host): named for host, named in states.items()})
+    try:
+        yield
+    finally:
+        _STATES.reset(token)
 
 
 def take_format_version(config: dict[str, Any], what: str) -> int:
@@ -188,6 +199,7 @@ class QuantizerHost(keras.layers.Layer):
     def values(self) -> dict[str, Any]:
         """The state as tensors, with the random generator under ``"seed"``."""
         values = {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
+        values |= _STATES.get().get(id(self), {})
         return values if self.seed_generator is None else values | {SEED: self.seed_generator}
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

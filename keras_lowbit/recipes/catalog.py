@@ -83,6 +83,7 @@ _CATALOG: dict[str, Callable[[], Recipe]] = {
     "fat-scalar": lambda: _fat("fat-scalar", bits=8, granularity="tensor"),
     "fat-w4": lambda: _fat("fat-w4", bits=4),
     "w4": w4,
+    "w4-depthwise-8": lambda: w4(depthwise=8),
     "lsq-4": lambda: lsq(4),
     "lsq-3": lambda: lsq(3),
     "lsq-2": lambda: lsq(2),

@@ -12,19 +12,32 @@ W4_STEPS = ("equalize", "calibrate", "correct_biases", "reconstruct", "distill")
 W4_TRAINING = {"iterations": 1000, "epochs": 3, "variables": "activations+biases"}
 
 
-def w4(bits: int = 4, *, first: int | None = 8, last: int | None = 8) -> Recipe:
+def w4(
+    bits: int = 4,
+    *,
+    first: int | None = 8,
+    last: int | None = 8,
+    depthwise: int | None = None,
+    activation_bits: int = 8,
+) -> Recipe:
     """``w4``: few-bit weights and 8-bit activations without labels, rounding learnt block by block.
 
     Its steps are functions of the library, in their order; ``keras-lowbit convert`` takes them.
     bits: of weights, one step per channel.   first, last: bits of the first and last weighted layer, None for `bits`.
+    depthwise: bits of depthwise convolutions, None for `bits`. ``depthwise=8`` is the recipe ``w4-depthwise-8``: in a MobileNet
+    these are a fiftieth of the weights and most of the error, and XNNPACK runs them at 8 bits alone.
+    activation_bits: of the activations behind a relu that weighted layers alone read; all others have 8.
     Returns a `Recipe`.
 
     >>> print(str(klb.recipes.w4(first=None)).splitlines()[-1].strip())
     steps: equalize -> calibrate -> correct_biases -> reconstruct -> distill
     """
-    rules = (*_ends(first, last, Uniform), Rule(AdjustableThreshold(Uniform(bits), calibration="mse")))
-    activations = AdjustableThreshold(ActivationRange(), mode="asymmetric")
-    return Recipe(f"w{bits}", rules, activations, {}, W4_TRAINING, W4_SOURCE, W4_STEPS)
+    inner = () if depthwise is None else (Rule(_fitted(depthwise), kinds=("depthwise",)),)
+    rules = (*_ends(first, last, Uniform), *inner, Rule(_fitted(bits)))
+    activations = AdjustableThreshold(ActivationRange(activation_bits), mode="asymmetric")
+    name = f"w{bits}" + (f"a{activation_bits}" if activation_bits != 8 else "")
+    name += "" if depthwise is None else f"-depthwise-{depthwise}"
+    return Recipe(name, rules, activations, {}, W4_TRAINING, W4_SOURCE, W4_STEPS)
 
 
 LSQ_SOURCE = "Esser et al. 2020, arXiv:1902.08153, LSQ"
@@ -52,6 +65,10 @@ def _ends(first: int | None, last: int | None, quantizer: Callable[[int], Quanti
     """Rules for the first and the last layer, where they have bits of their own."""
     ends = (("first", first), ("last", last))
     return tuple(Rule(quantizer(bits), position=position) for position, bits in ends if bits is not None)
+
+
+def _fitted(bits: int) -> AdjustableThreshold:
+    return AdjustableThreshold(Uniform(bits), calibration="mse")
 
 
 def _learnt(bits: int) -> LearnedStep:

@@ -25,14 +25,19 @@ HERE = Path(__file__).resolve().parent
 HELD_BACK = 128  # images that judge the tuning
 ENDS_8: dict[str, Any] = {"recipe": klb.recipes.w4()}
 ALL_4: dict[str, Any] = {"recipe": klb.recipes.w4(first=None, last=None)}
+DEPTHWISE_8: dict[str, Any] = {"recipe": klb.recipes.w4(depthwise=8)}
 BLOCK: dict[str, Any] = {"unit": "block"}
 CELLS: dict[str, dict[str, Any]] = {
     "ends 8, nearest": ENDS_8,
     "ends 8, block": ENDS_8 | BLOCK,
     "ends 8, block, tuned": ENDS_8 | BLOCK | {"tuned": True},
+    "ends and depthwise 8, nearest": DEPTHWISE_8,
+    "ends and depthwise 8, block": DEPTHWISE_8 | BLOCK,
+    "ends and depthwise 8, block, tuned": DEPTHWISE_8 | BLOCK | {"tuned": True},
     "all 4, nearest": ALL_4,
     "all 4, block": ALL_4 | BLOCK,
     "all 4, block, tuned": ALL_4 | BLOCK | {"tuned": True},
+    "ends 8, block, lambda 10": ENDS_8 | BLOCK | {"regularization": 10.0},
     "ends 8, layer": ENDS_8 | {"unit": "layer"},
     "ends 8, block, nothing dropped": ENDS_8 | BLOCK | {"drop_probability": 0.0},
 }

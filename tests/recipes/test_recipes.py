@@ -77,6 +77,14 @@ def test_w4_has_eight_bits_at_both_ends_and_names_its_steps():
     assert recipes.w4(3).name == "w3"
 
 
+def test_w4_takes_other_bits_for_depthwise_convolutions():
+    recipe = recipes.get("w4-depthwise-8")
+    assert recipe == recipes.w4(depthwise=8)
+    assert recipe.kernel_quantizer("a", "a", "depthwise").bits == 8
+    assert recipe.kernel_quantizer("a", "a", "conv2d").bits == 4
+    assert recipe.kernel_quantizer("a", "a", "depthwise", ("first",)) == recipes.get("w4").plan[0].kernel
+
+
 @pytest.mark.parametrize("steps", ["calibrate", ["calibrate", "equalize"], ["train"]])
 def test_steps_are_known_names_and_equalize_comes_first(steps):
     with pytest.raises(ValueError, match=r"Recipe 'mine' got steps=.*; give some of \('equalize', .* as the first"):

@@ -213,6 +213,8 @@ def guarded_steps(
     layers = [call.operation for call in calls_of(quantized, inline=True).calls]
     layers = [layer for layer in layers if isinstance(layer, klb_layers.QuantizedLayer)]
     weights = {id(w): w for layer in layers for w in (layer.kernel, layer.bias) if w is not None}
+    hosts = klb_layers.find_layers(quantized, klb_layers.QuantizerHost)
+    weights |= {id(factor): factor for host in hosts for factor in host.learned}
     wanted: list[list[np.ndarray]] = []
 
     def measure() -> float:

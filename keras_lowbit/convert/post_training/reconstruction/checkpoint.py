@@ -6,48 +6,59 @@ from typing import Any
 
 import numpy as np
 
+from keras_lowbit.convert.post_training.reconstruction.ranges import RangeFactor
 from keras_lowbit.convert.post_training.reconstruction.trainer import Learnt
 from keras_lowbit.files import FilePath, atomic_write, check_writable, make_folder_of, name_of, read_whole
 from keras_lowbit.keras_graph.variables import fingerprint
 from keras_lowbit.sealed import DamagedError, seal, unseal
 
 _KEY = "reconstruct"
-_UP, _BIAS = "up ", "bias "  # before the paths of layers
+_UP, _BIAS, _FACTOR = "up ", "bias ", "factor "  # before the paths of layers, and the keys of ranges
 
 
 class Checkpoint:
-    """Where the weights of each layer were rounded up, and its bias, of the blocks that are done.
+    """Where the weights of each layer were rounded up, and its bias, and the factors of ranges, of the blocks that are done.
 
-    path: of the file, or None.   layers: those that train, by path, as they are before the first block.
+    path: of the file, or None.   layers, ranges: those that train, as they are before the first block; layers by path.
     settings: how they train; a file of others is refused. ValueError for a damaged file and one of another model.
     """
 
-    def __init__(self, path: FilePath | None, layers: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: FilePath | None,
+        layers: Mapping[str, Any],
+        ranges: Sequence[RangeFactor],
+        settings: Mapping[str, Any],
+    ) -> None:
         self.path, self._shapes = path, {_UP + name: tuple(layer.kernel.shape) for name, layer in layers.items()}
         self._shapes |= {
             _BIAS + name: tuple(layer.bias.shape) for name, layer in layers.items() if layer.bias is not None
         }
+        self._shapes |= {_FACTOR + factor.key: tuple(factor.variable.shape) for factor in ranges}
         self._about = {"settings": dict(settings), "weights": fingerprint([layer.kernel for layer in layers.values()])}
         self._done: dict[str, Learnt] = {}
+        self.factors: dict[str, np.ndarray] = {}  # of the ranges of the blocks that are done, by key
         if path is not None:
             make_folder_of(path)
             check_writable(path)
             if os.path.exists(path):
-                self._done = self._read(path)
+                self._read(path)
 
     def of(self, paths: Sequence[str]) -> dict[str, Learnt] | None:
         """What a block learnt, by the paths of its layers; None if it is not done."""
         return {path: self._done[path] for path in paths} if all(path in self._done for path in paths) else None
 
-    def add(self, learnt: Mapping[str, Learnt]) -> None:
+    def add(self, learnt: Mapping[str, Learnt], factors: Mapping[str, np.ndarray]) -> None:
         """Write what one more block learnt."""
         self._done |= learnt
+        self.factors |= factors
         if self.path is not None:
             arrays = {_UP + name: found.up.astype(np.uint8) for name, found in self._done.items()}
             arrays |= {_BIAS + name: found.bias for name, found in self._done.items() if found.bias is not None}
+            arrays |= {_FACTOR + key: value for key, value in self.factors.items()}
             atomic_write(self.path, seal(_KEY, self._about, arrays))
 
-    def _read(self, path: FilePath) -> dict[str, Learnt]:
+    def _read(self, path: FilePath) -> None:
         try:
             about, arrays = unseal(_KEY, read_whole(path))
         except DamagedError as error:
@@ -62,4 +73,5 @@ class Checkpoint:
                 "Delete it, or give another path."
             )
         paths = [name.removeprefix(_UP) for name in arrays if name.startswith(_UP)]
-        return {path: Learnt(arrays[_UP + path].astype(bool), arrays.get(_BIAS + path)) for path in paths}
+        self._done = {path: Learnt(arrays[_UP + path].astype(bool), arrays.get(_BIAS + path)) for path in paths}
+        self.factors = {name.removeprefix(_FACTOR): arrays[name] for name in arrays if name.startswith(_FACTOR)}

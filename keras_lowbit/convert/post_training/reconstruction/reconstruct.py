@@ -15,6 +15,7 @@ from keras_lowbit.convert.post_training.layer_steps import guarded_steps
 from keras_lowbit.convert.post_training.reconstruction.blocks import UNITS, Block, find_blocks
 from keras_lowbit.convert.post_training.reconstruction.checkpoint import Checkpoint
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours, assign_exactly
+from keras_lowbit.convert.post_training.reconstruction.ranges import RangeFactor, range_factors
 from keras_lowbit.convert.post_training.reconstruction.replay import Replay
 from keras_lowbit.convert.post_training.reconstruction.trainer import BlockTrainer, Learnt, Settings, train
 from keras_lowbit.convert.post_training.reconstruction.twins import Twins
@@ -57,8 +58,9 @@ def reconstruct(
     first fifth of the iterations, then beta falls from 20 to 2 and h goes to 0 or 1. In the last fifth the block runs with h
     rounded, gradients passing straight through. In the last tenth biases alone learn, from where the choices shift the mean of
     no channel's sums (Nagel et al. 2019, arXiv:1906.04721): they make up for what was chosen. The rate falls along a line in
-    the second half, and anew from its start in the last tenth. The kernel gets the values chosen, on its grid: scales stay. It
-    is for 4 bits and below.
+    the second half, and anew from its start in the last tenth. The kernel gets the values chosen, on its grid: scales stay.
+    Trained factors of activations below 8 bits (LearnedStep, AdjustableThreshold) learn along up to the last tenth, in blocks
+    with weights that learn. It is for 4 bits and below.
 
     Every block is judged on samples that it was not trained by: one whose error does not fall there keeps its kernels and
     biases. If the outputs of the whole model have moved away from the float model's, all blocks stay as they were, with a
@@ -113,7 +115,8 @@ def reconstruct(
         )
     blocks = _blocks(twins, unit)
     rows: list[LayerReport] = []
-    done = Checkpoint(checkpoint, twins.layers, {"unit": unit, **dataclasses.asdict(settings)})
+    ranges = range_factors(twins.graph, twins.graph.calls)
+    done = Checkpoint(checkpoint, twins.layers, ranges, {"unit": unit, **dataclasses.asdict(settings)})
 
     def all_blocks() -> None:
         rows.extend(_Run(quantized, reference, twins, samples, settings, done).blocks(blocks, verbose))
@@ -195,12 +198,18 @@ class _Run:
         target, before = self.reals[block.output], self.codes[pair.output]
         neighbours = {path: self.twins.neighbours[path] for path in block.layers}
         layers = [self.twins.layers[path] for path in block.layers]
+        ranges = range_factors(self.twins.graph, pair.calls)
         weights = [weight for layer in layers for weight in (layer.kernel, layer.bias) if weight is not None]
+        weights += [factor.variable for factor in ranges]
         first = {id(weight): to_numpy(weight).copy() for weight in weights}
         for path in block.layers:
             self.twins.take_float_bias(path)
         if (learnt := self.done.of(block.layers)) is None:
-            learnt = self._trained(block, pair, neighbours)
+            learnt, factors = self._trained(block, pair, neighbours, ranges)
+        else:
+            factors = self.done.factors
+        for factor in ranges:
+            factor.variable.assign(factors[factor.key])
         left = [path for path in block.layers if not self._take(path, neighbours[path], learnt[path], first)]
         after = self.codes.again(pair.output, pair.inputs)
         errors = [self._error(target, found) for found in (before, after)]
@@ -208,18 +217,20 @@ class _Run:
             for weight in weights:
                 weight.assign(first[id(weight)])
             self.codes.again(pair.output, pair.inputs)
-        self.done.add(learnt)
+        self.done.add(learnt, factors)
         return [
             self._row(block, path, neighbours[path], learnt[path].up, errors, path in left) for path in block.layers
         ]
 
-    def _trained(self, block: Block, pair: Block, neighbours: Mapping[str, Neighbours]) -> dict[str, Learnt]:
+    def _trained(
+        self, block: Block, pair: Block, neighbours: Mapping[str, Neighbours], ranges: Sequence[RangeFactor]
+    ) -> tuple[dict[str, Learnt], dict[str, np.ndarray]]:
         inputs = [self.codes[key] for key in pair.inputs] + [self.reals[key] for key in block.inputs]
         number = zlib.crc32(block.name.encode())
-        trainer = BlockTrainer(pair, self.twins.layers, neighbours, self.settings)
+        trainer = BlockTrainer(pair, self.twins.layers, neighbours, self.settings, ranges)
         rng = np.random.default_rng((self.settings.seed, number))
         train(trainer, [array[: self.fitted] for array in inputs], self.reals[block.output][: self.fitted], rng)
-        return dict(zip(neighbours, trainer.learnt(), strict=True))
+        return dict(zip(neighbours, trainer.learnt(), strict=True)), trainer.learnt_factors()
 
     def _take(self, path: str, found: Neighbours, learnt: Learnt, first: Mapping[int, np.ndarray]) -> bool:
         """Give a layer what was learnt; if its quantizer does not keep the kernel, what it had at `first`."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,10 +13,11 @@ from keras import ops
 from keras_lowbit.callbacks.optimizer import reset_optimizer
 from keras_lowbit.convert.post_training.reconstruction.blocks import Block
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours
+from keras_lowbit.convert.post_training.reconstruction.ranges import UNIT, RangeFactor
 from keras_lowbit.keras_graph.calls import run_calls
 from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.base import weights_standing_in
-from keras_lowbit.layers.host import activations_mixed, only_quantizing
+from keras_lowbit.layers.host import activations_mixed, only_quantizing, states_standing_in
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.soft_rounding import annealed_beta, softness, up_share
 
@@ -56,11 +57,14 @@ class _Fixed:
     layers: tuple[Any, ...]
     neighbours: tuple[Neighbours, ...]
     biases: tuple[np.ndarray | None, ...]  # at the start; None where none trains
+    ranges: tuple[RangeFactor, ...]
+    factors: tuple[np.ndarray, ...]  # of the ranges, at the start
 
 
 class BlockTrainer(keras.Model):
     """Kernels ``low + h(v) (high - low)`` and biases ``b + u d``, trained v and d; loss: relative error and softness of h.
 
+    Factors of few-bit ranges train along, ``f + 0.05 m`` with a trained m, until `FIXED_FROM`.
     Called with the values of the block's inputs in the quantized network, then those in the float one; in training they are
     mixed, as is every activation inside, value by value: with `drop_probability` the float one stays. From `HARD_FROM` on
     h is rounded on its way forward, its gradient as before; from `FIXED_FROM` on it has none.
@@ -69,12 +73,18 @@ class BlockTrainer(keras.Model):
     """
 
     def __init__(
-        self, block: Block, layers: Mapping[str, Any], neighbours: Mapping[str, Neighbours], settings: Settings
+        self,
+        block: Block,
+        layers: Mapping[str, Any],
+        neighbours: Mapping[str, Neighbours],
+        settings: Settings,
+        ranges: Sequence[RangeFactor] = (),
     ) -> None:
         super().__init__(name="block_trainer")
         self.settings = settings
         own = tuple(layers[path] for path in neighbours)
-        self.fixed = _Fixed(block, own, tuple(neighbours.values()), tuple(_trained_bias(layer) for layer in own))
+        biases, factors = map(_trained_bias, own), (to_numpy(factor.variable).copy() for factor in ranges)
+        self.fixed = _Fixed(block, own, tuple(neighbours.values()), tuple(biases), tuple(ranges), tuple(factors))
         self.logits, self.shifts, self.units = [], [], []
         for number, (found, bias) in enumerate(zip(self.fixed.neighbours, self.fixed.biases, strict=True)):
             weight = self.add_weight(shape=found.low.shape, name=f"logits_{number}")
@@ -85,6 +95,10 @@ class BlockTrainer(keras.Model):
                 self.add_weight(shape=size, initializer="zeros", trainable=bias is not None, name=f"shift_{number}")
             )
             self.units.append(self.add_weight(shape=size, initializer="ones", trainable=False, name=f"unit_{number}"))
+        self.moves = [
+            self.add_weight(shape=factor.shape, initializer="zeros", name=f"move_{number}")
+            for number, factor in enumerate(self.fixed.factors)
+        ]
         self.target_energy = self.add_weight(shape=(), initializer="ones", trainable=False, name="target_energy")
         self.step = self.add_weight(shape=(), initializer="zeros", trainable=False, name="step")
         self.random = keras.random.SeedGenerator(settings.seed)
@@ -137,7 +151,7 @@ class BlockTrainer(keras.Model):
             found[place] = np.mean([_sums(layer, real).mean(axis=0) for real in reals], axis=0)
             seen(place, found[place])
 
-        with weights_standing_in(dict(zip(self.fixed.layers, kernels, strict=True))):
+        with weights_standing_in(dict(zip(self.fixed.layers, kernels, strict=True))), self._ranges_standing_in(False):
             self._run_layers(sets, mean)
         return found
 
@@ -177,7 +191,8 @@ class BlockTrainer(keras.Model):
         if drops:
             values = [self._mixed(real, code) for real, code in zip(inputs[half:], values, strict=True)]
         known = dict(zip(block.inputs, values, strict=True))
-        with self._standing_in(training), activations_mixed(self._mixed) if drops else nullcontext():
+        standing_in = self._standing_in(training), self._ranges_standing_in(training)
+        with standing_in[0], standing_in[1], activations_mixed(self._mixed) if drops else nullcontext():
             run_calls(block.calls, [known], keep=[block.output])
         return known[block.output]
 
@@ -190,6 +205,15 @@ class BlockTrainer(keras.Model):
         }
         biases = {layer: bias for layer, bias in zip(layers, self.biases(), strict=True) if bias is not None}
         return weights_standing_in(kernels, biases)
+
+    def _ranges_standing_in(self, training: bool) -> Any:
+        states: dict[Any, dict[str, Any]] = {}
+        for factor, start, move in zip(self.fixed.ranges, self.fixed.factors, self.moves, strict=True):
+            value = start + UNIT * move
+            if training:
+                value = ops.where(self.progress > FIXED_FROM, ops.stop_gradient(value), value)
+            states.setdefault(factor.host, {})[factor.name] = value
+        return states_standing_in(states)
 
     def _maybe_hard(self, share: Any) -> Any:
         hard = ops.cast(share >= 0.5, "float32")
@@ -227,6 +251,11 @@ class BlockTrainer(keras.Model):
             for found, share, bias in zip(self.fixed.neighbours, self.shares(), self.biases(), strict=True)
         ]
 
+    def learnt_factors(self) -> dict[str, np.ndarray]:
+        """The factors of the ranges, by key."""
+        parts = zip(self.fixed.ranges, self.fixed.factors, self.moves, strict=True)
+        return {factor.key: factor.within_limits(start + UNIT * to_numpy(move)) for factor, start, move in parts}
+
 
 def _trained_bias(layer: Any) -> np.ndarray | None:
     return None if layer.bias is None or layer.bias_host is not None else to_numpy(layer.bias).copy()
@@ -259,7 +288,7 @@ def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, r
     compiles = "auto" if keras.backend.backend() == "jax" else False
     trainer.compile(keras.optimizers.Adam(settings.learning_rate), jit_compile=compiles)
     trainer.optimizer.build(trainer.trainable_variables)
-    drawn = min(settings.batch_size, count, _most_samples(trainer.fixed.block))
+    drawn = samples_of_an_iteration(trainer.fixed.block, settings, count)
     for iteration in range(settings.iterations):
         if iteration == math.ceil(FIXED_FROM * settings.iterations):
             parts = _in_parts(min(_CENTRED, count), drawn)
@@ -280,11 +309,11 @@ def _rate(progress: float) -> float:
     return min(1.0, 2 - 2 * progress) if progress <= FIXED_FROM else (1 - progress) / (1 - FIXED_FROM)
 
 
-def _most_samples(block: Block) -> int:
-    """How many samples an iteration may take: with its largest tensor a block of many positions sees enough in a few."""
+def samples_of_an_iteration(block: Block, settings: Settings, count: int) -> int:
+    """The batch size, or less: `count` samples are there, and a block of many positions sees enough in a few."""
     shapes = (result.shape[1:] for call in block.calls for result in call.results)
     largest = max(math.prod(size or 1 for size in shape) for shape in shapes)
-    return max(1, _VALUES // largest)
+    return min(settings.batch_size, count, max(1, _VALUES // largest))
 
 
 def _as_read(array: np.ndarray) -> np.ndarray:

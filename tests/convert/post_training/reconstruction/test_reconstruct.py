@@ -13,6 +13,7 @@ from keras_lowbit.layers import QuantDense
 from tests.support.model_zoo import run
 
 W4 = klb.recipes.get("fat-w4")
+W4A4 = klb.recipes.w4(first=None, last=None, activation_bits=4)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,9 @@ def test_biases_that_were_found_for_nearest_rounding_do_not_stay(reference, imag
         np.testing.assert_array_equal(left, right)
 
 
-def test_biases_of_a_block_that_is_left_stay_too(reference, images, monkeypatch):
-    model = quantized(reference, images)
+@pytest.mark.parametrize("recipe", [W4, W4A4], ids=lambda recipe: recipe.name)
+def test_biases_and_ranges_of_a_block_that_is_left_stay_too(reference, images, monkeypatch, recipe):
+    model = quantized(reference, images, recipe)
     klb.correct_biases(model, reference, images, check=False, verbose=0)
     before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     monkeypatch.setattr(module._Run, "_error", lambda *_: 1.0)  # nothing helps
@@ -154,9 +156,10 @@ def test_a_reference_that_was_not_quantized_is_said(reference, images):
         np.testing.assert_array_equal(layer.bias, value)
 
 
-def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [W4, W4A4], ids=lambda recipe: recipe.name)
+def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch, recipe):
     options = {"iterations": 12, "check": False, "verbose": 0, "seed": 3}
-    whole = quantized(reference, images)
+    whole = quantized(reference, images, recipe)
     klb.reconstruct(whole, reference, images, **options)
     train, runs = module.train, []
 
@@ -166,16 +169,16 @@ def test_resumed_run_has_the_same_bits(reference, images, tmp_path, monkeypatch)
         runs.append(train(*args))
 
     monkeypatch.setattr(module, "train", stopped)
-    again = quantized(reference, images)
-    fresh = kernels(again)
+    again = quantized(reference, images, recipe)
+    fresh = [keras.ops.convert_to_numpy(weight) for weight in again.weights]
     with pytest.raises(KeyboardInterrupt):
         klb.reconstruct(again, reference, images, checkpoint=tmp_path / "new" / "c", **options)
-    for left, right in zip(kernels(again), fresh, strict=True):  # a run that fails changes nothing
+    for left, right in zip(again.weights, fresh, strict=True):  # a run that fails changes nothing
         np.testing.assert_array_equal(left, right)
     runs.clear()
     klb.reconstruct(again, reference, images, checkpoint=tmp_path / "new" / "c", **options)
     assert len(runs) == 1  # two of three blocks came from the file
-    for left, right in zip(again.weights, whole.weights, strict=True):  # kernels and biases
+    for left, right in zip(again.weights, whole.weights, strict=True):  # kernels, biases and factors of ranges
         np.testing.assert_array_equal(left, right)
 
 
