@@ -27,6 +27,7 @@ ENDS_8: dict[str, Any] = {"recipe": klb.recipes.w4()}
 ALL_4: dict[str, Any] = {"recipe": klb.recipes.w4(first=None, last=None)}
 DEPTHWISE_8: dict[str, Any] = {"recipe": klb.recipes.w4(depthwise=8)}
 BLOCK: dict[str, Any] = {"unit": "block"}
+WEIGHTED: dict[str, Any] = BLOCK | {"gradient_weights": True}
 CELLS: dict[str, dict[str, Any]] = {
     "ends 8, nearest": ENDS_8,
     "ends 8, block": ENDS_8 | BLOCK,
@@ -37,7 +38,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "all 4, nearest": ALL_4,
     "all 4, block": ALL_4 | BLOCK,
     "all 4, block, tuned": ALL_4 | BLOCK | {"tuned": True},
-    "ends 8, block, lambda 10": ENDS_8 | BLOCK | {"regularization": 10.0},
+    "ends 8, block, weighted": ENDS_8 | WEIGHTED,
+    "ends 8, block, weighted, tuned": ENDS_8 | WEIGHTED | {"tuned": True},
     "ends 8, layer": ENDS_8 | {"unit": "layer"},
     "ends 8, block, nothing dropped": ENDS_8 | BLOCK | {"drop_probability": 0.0},
 }

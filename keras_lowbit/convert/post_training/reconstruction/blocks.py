@@ -119,7 +119,7 @@ def _kind(call: Call) -> str:
 
 
 def _block(piece: Sequence[Call], trains: Callable[[Call], bool]) -> Block:
-    while len(piece) > 1 and _is_probability(piece[-1]):
+    while len(piece) > 1 and is_probability(piece[-1]):
         piece = piece[:-1]
     made = {key for call in piece for key in call.outputs}
     inputs = tuple(dict.fromkeys(key for call in piece for key in call.inputs if key not in made))
@@ -129,13 +129,14 @@ def _block(piece: Sequence[Call], trains: Callable[[Call], bool]) -> Block:
 def _layer_block(graph: CallGraph, call: Call) -> Block:
     calls = [call]
     while (reader := graph.only_consumer(calls[-1].outputs[0])) is not None and _follows(reader):
-        if _is_probability(reader):
+        if is_probability(reader):
             break
         calls.append(reader)
     return Block(tuple(calls), call.inputs, calls[-1].outputs[0], (call.path,))
 
 
-def _is_probability(call: Call) -> bool:
+def is_probability(call: Call) -> bool:
+    """Whether a call is a softmax or sigmoid of its own."""
     names = ("softmax", "sigmoid", "log_softmax")
     return not hasattr(call.operation, "kernel") and function_of(call) in names
 

@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lowbit.arguments import check_whole
+from keras_lowbit.arguments import check_flag, check_whole
 from keras_lowbit.convert.expansion.expand import expand
 from keras_lowbit.convert.post_training.layer_steps import guarded_steps
 from keras_lowbit.convert.post_training.reconstruction.blocks import UNITS, Block, find_blocks
 from keras_lowbit.convert.post_training.reconstruction.checkpoint import Checkpoint
+from keras_lowbit.convert.post_training.reconstruction.importance import channel_weights
 from keras_lowbit.convert.post_training.reconstruction.neighbours import Neighbours, assign_exactly
 from keras_lowbit.convert.post_training.reconstruction.ranges import RangeFactor, range_factors
 from keras_lowbit.convert.post_training.reconstruction.replay import Replay
@@ -27,6 +28,7 @@ from keras_lowbit.guard import Samples, Verdict, noise
 from keras_lowbit.keras_graph.calls import calls_of, inputs_in_order
 from keras_lowbit.keras_graph.variables import to_numpy
 
+_WEIGHED = 64  # samples that the weights of channels are taken over
 _IN_MEMORY = 2**30  # bytes of one tensor of all samples; a larger one lies in a file
 
 
@@ -41,7 +43,8 @@ def reconstruct(
     steps: int | None = None,
     learning_rate: float = 0.05,
     drop_probability: float = 0.5,
-    regularization: float = 1.0,
+    regularization: float = 30.0,
+    gradient_weights: bool = False,
     seed: int = 0,
     validation_data: Any = None,
     check: bool = True,
@@ -74,6 +77,8 @@ def reconstruct(
     unit: "block" (residual blocks and inverted residuals, as a whole) or "layer".
     iterations: of each block; 0 leaves every weight at its nearest value, with the float biases.
     batch_size: samples of an iteration.   learning_rate: of v and d.   regularization: lambda.
+    gradient_weights: squares of the error are weighted by channel, by the squared gradient of the float logits with random
+    signs, 64 samples (BRECQ's Fisher weights, which are by value and of the task's loss).
     drop_probability: of an activation to stay float in an iteration, value by value (QDrop); in [0, 1).
     seed: of the samples drawn and the activations left float.
     validation_data: samples that judge; by default every fourth of `data`, 256 at most.   check=False: nothing is judged.
@@ -94,6 +99,7 @@ def reconstruct(
     >>> report = klb.reconstruct(four_bits, folded, images, iterations=5, verbose=0)
     """
     settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
+    check_flag("reconstruct", "gradient_weights", gradient_weights)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     twins = Twins(calls_of(quantized, inline=True), calls_of(expand(reference).model, inline=True))
     if not twins.layers and twins.fine:
@@ -116,10 +122,14 @@ def reconstruct(
     blocks = _blocks(twins, unit)
     rows: list[LayerReport] = []
     ranges = range_factors(twins.graph, twins.graph.calls)
-    done = Checkpoint(checkpoint, twins.layers, ranges, {"unit": unit, **dataclasses.asdict(settings)})
+    about = {"unit": unit, "gradient_weights": gradient_weights, **dataclasses.asdict(settings)}
+    done = Checkpoint(checkpoint, twins.layers, ranges, about)
 
     def all_blocks() -> None:
-        rows.extend(_Run(quantized, reference, twins, samples, settings, done).blocks(blocks, verbose))
+        run = _Run(quantized, reference, twins, samples, settings, done)
+        if gradient_weights:
+            run.weigh_channels(blocks)
+        rows.extend(run.blocks(blocks, verbose))
 
     verdict = guarded_steps("reconstruct", quantized, reference, samples, all_blocks)
     return ConversionReport(
@@ -153,7 +163,7 @@ def _checked(
     if not 0 <= drop_probability < 1:
         raise ValueError(f"reconstruct needs a drop_probability in [0, 1), got {drop_probability!r}; usual is 0.5.")
     if not regularization >= 0:
-        raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 1.")
+        raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 30.")
     return Settings(iterations, learning_rate, drop_probability, regularization, batch_size, seed)
 
 
@@ -176,6 +186,14 @@ class _Run:
         self.codes = Replay(twins.graph, everything, _IN_MEMORY)
         self.reals = Replay(twins.float_graph, everything, _IN_MEMORY)
         self.judges = bool(samples.held_back)
+        self.channel_weights: dict[int, np.ndarray] = {}  # by the key of a block's output
+
+    def weigh_channels(self, blocks: list[Block]) -> None:
+        """Weights of the error, from the first samples that train."""
+        graph = self.twins.float_graph
+        samples = [self.reals[key][: min(_WEIGHED, self.fitted)] for key in graph.inputs]
+        keys = [block.output for block in blocks]
+        self.channel_weights = channel_weights(graph, keys, samples, self.settings.seed)
 
     def blocks(self, blocks: list[Block], verbose: int | bool) -> list[LayerReport]:
         """Every block in its order; a row for each of its layers."""
@@ -228,6 +246,8 @@ class _Run:
         inputs = [self.codes[key] for key in pair.inputs] + [self.reals[key] for key in block.inputs]
         number = zlib.crc32(block.name.encode())
         trainer = BlockTrainer(pair, self.twins.layers, neighbours, self.settings, ranges)
+        if block.output in self.channel_weights:
+            trainer.channel_weights.assign(self.channel_weights[block.output])
         rng = np.random.default_rng((self.settings.seed, number))
         train(trainer, [array[: self.fitted] for array in inputs], self.reals[block.output][: self.fitted], rng)
         return dict(zip(neighbours, trainer.learnt(), strict=True)), trainer.learnt_factors()

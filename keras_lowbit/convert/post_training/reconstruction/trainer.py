@@ -21,7 +21,7 @@ from keras_lowbit.layers.host import activations_mixed, only_quantizing, states_
 from keras_lowbit.numerics.gradients import straight_through
 from keras_lowbit.numerics.soft_rounding import annealed_beta, softness, up_share
 
-_VALUES = 2**22  # of the largest tensor of an iteration
+_VALUES = 2**20  # of the largest tensor of an iteration
 _MEASURED = 8  # samples that the units of the biases are measured on
 _CENTRED = 64  # samples that the means of channels are taken over
 WARM_UP = 0.2  # of all iterations, in which nothing pushes the shares to 0 and 1
@@ -68,7 +68,8 @@ class BlockTrainer(keras.Model):
     Called with the values of the block's inputs in the quantized network, then those in the float one; in training they are
     mixed, as is every activation inside, value by value: with `drop_probability` the float one stays. From `HARD_FROM` on
     h is rounded on its way forward, its gradient as before; from `FIXED_FROM` on it has none.
-    target_energy: mean over the target's positions of the sum of squares over its channels.
+    channel_weights: of the error, 1 at first.
+    target_energy: mean over the target's positions of the weighted sum of squares over its channels.
     units: u of every layer with a bias that trains, see `measure_units`.
     """
 
@@ -99,6 +100,8 @@ class BlockTrainer(keras.Model):
             self.add_weight(shape=factor.shape, initializer="zeros", name=f"move_{number}")
             for number, factor in enumerate(self.fixed.factors)
         ]
+        channels = block.calls[-1].results[0].shape[-1]
+        self.channel_weights = self.add_weight(shape=(channels,), initializer="ones", trainable=False, name="channels")
         self.target_energy = self.add_weight(shape=(), initializer="ones", trainable=False, name="target_energy")
         self.step = self.add_weight(shape=(), initializer="zeros", trainable=False, name="step")
         self.random = keras.random.SeedGenerator(settings.seed)
@@ -227,9 +230,10 @@ class BlockTrainer(keras.Model):
         return ops.where(stays, real, on_grid)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any) -> Any:
-        """``C E|y - t|^2 / E|t|^2 + lambda softness(h)``: C output channels, t the float output."""
+        """``C E|y - t|^2 / E|t|^2 + lambda softness(h)``: C output channels, t the float output, squares weighted by channel."""
         y, y_pred = ops.cast(y, "float32"), ops.cast(y_pred, "float32")
-        error = ops.mean(ops.sum(ops.square(y_pred - y), axis=-1)) / self.target_energy * float(y.shape[-1])
+        squares = ops.sum(self.channel_weights * ops.square(y_pred - y), axis=-1)
+        error = ops.mean(squares) / self.target_energy * float(y.shape[-1])
         beta = annealed_beta(self.progress, WARM_UP)
         undecided = sum(
             (
@@ -282,7 +286,7 @@ def train(trainer: BlockTrainer, inputs: list[np.ndarray], target: np.ndarray, r
     inputs: quantized, then float, [samples, ...] each.
     """
     settings, count = trainer.settings, len(target)
-    energy = np.square(target, dtype=np.float32).sum(-1).mean()
+    energy = (np.square(target, dtype=np.float32) @ to_numpy(trainer.channel_weights)).mean()
     trainer.target_energy.assign(max(float(energy), 1e-12))
     trainer.measure_units([_as_read(array[:_MEASURED]) for array in inputs])
     compiles = "auto" if keras.backend.backend() == "jax" else False
