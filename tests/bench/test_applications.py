@@ -1,7 +1,9 @@
 """bench applications: a row for each network, whatever its size of images."""
 
 import json
+import re
 import types
+from pathlib import Path
 
 import keras
 import pytest
@@ -50,3 +52,12 @@ def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
     with pytest.raises(flags.Error, match="has no rows of bench applications"):
         run(output, resume=True)
     assert output.read_text() == "[]"
+
+
+def test_the_stored_run_holds_what_the_documentation_says():
+    root = Path(__file__).resolve().parents[2]
+    rows = json.loads((root / "studies/applications/result.json").read_text())["rows"]
+    (said,) = re.findall(r"All (\d+) networks of `keras.applications` become", (root / "docs/concepts.md").read_text())
+    assert int(said) == len(rows)
+    assert not any(row["in_float"] for row in rows.values())
+    assert set(applications.names()) - set(rows) == set()
