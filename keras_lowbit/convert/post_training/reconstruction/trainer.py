@@ -230,7 +230,7 @@ class BlockTrainer(keras.Model):
         return ops.where(stays, real, on_grid)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any) -> Any:
-        """``C E|y - t|^2 / E|t|^2 + lambda softness(h)``: C output channels, t the float output, squares weighted by channel."""
+        """``C E|y - t|^2 / E|t|^2 + lambda softness(h)``: C channels, t the float output, squares weighted by channel."""
         y, y_pred = ops.cast(y, "float32"), ops.cast(y_pred, "float32")
         squares = ops.sum(self.channel_weights * ops.square(y_pred - y), axis=-1)
         error = ops.mean(squares) / self.target_energy * float(y.shape[-1])
