@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_lowbit.keras_graph.calls import Call, CallGraph, find_layers
+from keras_lowbit.keras_graph.variables import to_numpy
 from keras_lowbit.layers.host import QuantizerHost
 
 _FINE = 8  # bits from which on a range is left to `distill`
@@ -27,8 +28,9 @@ class RangeFactor:
         return self.host.state[self.name]
 
     def within_limits(self, value: np.ndarray) -> np.ndarray:
-        """`value` in the interval that the quantizer keeps the variable in."""
-        return np.clip(value, *self.host.quantizer.kept_within().get(self.name, (None, None))).astype(np.float32)
+        """`value` in the interval that the variable is kept in."""
+        constraint = self.variable.constraint
+        return value if constraint is None else to_numpy(constraint(value))
 
 
 def range_factors(graph: CallGraph, calls: Iterable[Call]) -> list[RangeFactor]:
