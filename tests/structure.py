@@ -256,6 +256,17 @@ def broken_op_violations(package: Path) -> list[str]:
     ]
 
 
+def deep_model_violations(package: Path, place: str = "keras_graph/depth.py") -> list[str]:
+    """Models that Keras builds or reads elsewhere than in the one file that gives it the frames for deep ones."""
+    names = ("keras.Model", "keras.saving.load_model", "keras.models.load_model", "keras.models.clone_model")
+    return [
+        f"{path.relative_to(package).as_posix()}:{node.lineno}: calls {ast.unparse(node.func)}; {place} does it for deep ones"
+        for path, tree in sources(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names and path != package / place
+    ]
+
+
 def private_imports(package: Path) -> set[str]:
     """ "file name" of every import and use of the private parts of Keras and TensorFlow."""
     found = {

@@ -49,6 +49,10 @@ def test_no_broken_function_of_keras_is_called():
     assert structure.broken_op_violations(PACKAGE) == []
 
 
+def test_keras_builds_and_reads_models_in_one_place():
+    assert structure.deep_model_violations(PACKAGE) == []
+
+
 def test_private_framework_parts_do_not_spread():
     assert structure.private_imports(PACKAGE) - KNOWN_PRIVATE == set()
 
@@ -218,6 +222,12 @@ def test_tf_keras_is_found_in_every_spelling(toy, source):
 def test_a_broken_function_is_found(toy):
     files = {"layers": "from keras import ops\nops.exp2(x)", "numerics": "keras.ops.exp2\nnumpy.exp2"}
     assert len(structure.broken_op_violations(toy(files))) == 2
+
+
+def test_a_model_that_keras_builds_or_reads_is_found(toy):
+    files = {"layers": "keras.Model(a, b)\nclass A(keras.Model): pass", "data": "keras.saving.load_model(path)"}
+    assert len(structure.deep_model_violations(toy(files))) == 2
+    assert structure.deep_model_violations(toy({"data": "", "layers": "keras.Model(a, b)"}), "layers.py") == []
 
 
 def test_plain_keras_is_fine(toy):

@@ -14,6 +14,7 @@ import numpy as np
 from keras_lowbit import data as klb_data
 from keras_lowbit.files import atomic_write
 from keras_lowbit.keras_graph.calls import functional_of, inputs_in_order
+from keras_lowbit.keras_graph.depth import build_model
 
 
 def write_peers(
@@ -88,4 +89,4 @@ def _batch_of_one(model: keras.Model) -> keras.Model:
     """The same model with static shapes: dynamic ones cost XNNPACK some operators, which would not be a fair race."""
     functional = functional_of(model)  # of a Sequential model: it has an `input` of its own only once it was called
     inputs = [keras.Input(batch_shape=(1, *t.shape[1:]), dtype=t.dtype, name=t.name) for t in functional.inputs]
-    return keras.Model(inputs, model(keras.tree.pack_sequence_as(functional.input, inputs)))
+    return build_model(inputs, model(keras.tree.pack_sequence_as(functional.input, inputs)))

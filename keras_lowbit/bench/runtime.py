@@ -24,6 +24,7 @@ from keras_lowbit.bench.machine import machine
 from keras_lowbit.bench.output import define_output, define_repeats, write_report
 from keras_lowbit.bench.workers import interleaved_workers
 from keras_lowbit.convert import calibrate, quantize_model, reestimate_batch_norms
+from keras_lowbit.keras_graph.depth import read_model
 from keras_lowbit.tables import table
 
 FLAGS = flags.FlagValues()
@@ -108,7 +109,7 @@ def _takes_codes(function: Any) -> bool:
 def _float(folder: str) -> Callable[[], Any]:
     import tensorflow as tf
 
-    model = keras.saving.load_model(Path(folder, FILES["tf_float32"]), compile=False)
+    model = read_model(Path(folder, FILES["tf_float32"]), compile=False)
     images = tf.random.stateless_uniform((1, *model.input_shape[1:]), (0, 1), -1.0, 1.0)
     call = tf.function(lambda x: model(x, training=False)).get_concrete_function(images)
     return lambda: call(images)

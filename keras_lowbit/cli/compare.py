@@ -24,6 +24,7 @@ from keras_lowbit.data import labelled_batches
 from keras_lowbit.deploy.litert.file_runner import FileRunner
 from keras_lowbit.files import printable
 from keras_lowbit.keras_graph.calls import inputs_in_order
+from keras_lowbit.keras_graph.depth import build_model
 from keras_lowbit.tables import table
 
 FLAGS = flags.FlagValues()
@@ -119,7 +120,7 @@ def _side(path: str) -> Side:
         keras.Input([int(size) for size in detail["shape"][1:]], name=f"input_{place}")
         for place, detail in enumerate(runner.inputs)
     ]
-    stand_in = keras.Model(inputs, [keras.layers.Identity()(tensor) for tensor in inputs], name=os.path.basename(path))
+    stand_in = build_model(inputs, [keras.layers.Identity()(tensor) for tensor in inputs], name=os.path.basename(path))
     return Side(path, stand_in, lambda batch: runner.run([np.asarray(x) for x in batch]))
 
 

@@ -27,6 +27,7 @@ from keras_lowbit.cli import demo_data
 from keras_lowbit.figures.canvas import figure
 from keras_lowbit.figures.training import FAINT, curve, mark_stages, stage_starts
 from keras_lowbit.files import check_writable
+from keras_lowbit.keras_graph.depth import build_model
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("output", "demo_output", "folder for what is written", flag_values=FLAGS)
@@ -103,7 +104,7 @@ def build_network() -> Any:
         features = layers.BatchNormalization(momentum=0.9, name=f"bn{index}")(features)
         features = layers.ReLU(name=f"relu{index}")(features)
     features = layers.GlobalAveragePooling2D(name="pool")(features)
-    return keras.Model(inputs, layers.Dense(10, name="classifier")(features), name="digits")
+    return build_model(inputs, layers.Dense(10, name="classifier")(features), name="digits")
 
 
 def train_float(model: Any, digits: Any, epochs: int, output: Path) -> Outcome:

@@ -8,6 +8,7 @@ from absl import flags
 
 from keras_lowbit.arguments import nearest_first
 from keras_lowbit.files import printable
+from keras_lowbit.keras_graph import depth
 
 flags.disclaim_key_flags()
 PREFIX = "applications:"
@@ -35,14 +36,12 @@ def load_model(text: str, values: Any) -> Any:
 
 def read_model(path: str) -> Any:
     """A `.keras` or `.h5` file, or a folder that Keras 3 saved. OSError without one, ValueError if Keras does not read it."""
-    import keras
-
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         raise ValueError(_of_folder(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"no file {printable(path)!r}. MODEL is a .keras or .h5 file, or {PREFIX}NAME")
     try:
-        return keras.saving.load_model(path, compile=False)
+        return depth.read_model(path, compile=False)
     except _REFUSALS as error:
         raise ValueError(f"Keras does not read {printable(path)!r} as a model: {_first_lines(error)}") from error
 

@@ -20,6 +20,7 @@ from absl import flags
 
 from keras_lowbit.cli.settings import check_same, read_fields
 from keras_lowbit.files import atomic_write, printable
+from keras_lowbit.keras_graph.depth import read_model
 
 ENDING = ".stages"
 _STATE, _TUNING = "state.json", "tune.state"
@@ -75,7 +76,7 @@ class Stages:
         if name != _name(kind, made_by):
             return None
         try:
-            return keras.saving.load_model(self._path(name), compile=False)
+            return read_model(self._path(name), compile=False)
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(
                 f"{printable(self._path(name))} cannot be read; delete {printable(self.folder)} to begin anew: {error}"

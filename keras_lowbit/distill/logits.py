@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_lowbit.keras_graph.depth import build_model
+
 # Operations that move values or hand them on, through which a softmax or sigmoid before them is seen.
 _HANDS_ON = ("Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Permute")
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
@@ -27,7 +29,7 @@ def logits_model(model: Any) -> Any:
     """
     if not _is_graph(model):
         return _Outputs(model)
-    return keras.Model(_structure(model), [_before_probabilities(output) for output in model.outputs], name=model.name)
+    return build_model(_structure(model), [_before_probabilities(output) for output in model.outputs], name=model.name)
 
 
 def _is_graph(model: Any) -> bool:
@@ -42,25 +44,38 @@ def _structure(model: Any) -> Any:
 
 def _before_probabilities(tensor: Any) -> Any:
     """The symbolic tensor with the final softmax or sigmoid left out; itself if there is none."""
-    operation, node_index, tensor_index = tensor._keras_history
+    source, passed = tensor, []
+    while _hands_on(node := _node(source)):
+        passed.append(node)
+        source = node.input_tensors[0]
+    found = _without_probabilities(source)
+    if found is source:
+        return tensor
+    for node in reversed(passed):
+        found = Run(node.operation)(found, *node.arguments.args[1:], **node.arguments.kwargs)
+    return found
+
+
+def _without_probabilities(tensor: Any) -> Any:
+    """The same for a tensor that no operation hands on."""
+    operation, _, tensor_index = tensor._keras_history
+    node = _node(tensor)
     if isinstance(operation, keras.layers.InputLayer):
         return tensor
-    node = operation._inbound_nodes[node_index]
-    kind, arguments = type(operation).__name__, node.arguments
     if isinstance(operation, keras.Model) and _is_graph(operation):
         inner = _before_probabilities(operation.outputs[tensor_index])
         if inner is operation.outputs[tensor_index]:
             return tensor
-        return Run(keras.Model(_structure(operation), inner))(*arguments.args, **arguments.kwargs)
+        return Run(build_model(_structure(operation), inner))(*node.arguments.args, **node.arguments.kwargs)
     if _makes_probabilities(operation, len(tensor.shape)):
         return node.input_tensors[0]
-    if len(node.input_tensors) == 1 and (kind in _HANDS_ON or _is_linear(operation)):
-        before = _before_probabilities(node.input_tensors[0])
-        if before is not node.input_tensors[0]:
-            return Run(operation)(before, *arguments.args[1:], **arguments.kwargs)
-    elif getattr(operation, "activation", None) in _PROBABILITIES:
-        return Run(operation, linear=True)(*arguments.args, **arguments.kwargs)
+    if getattr(operation, "activation", None) in _PROBABILITIES:
+        return Run(operation, linear=True)(*node.arguments.args, **node.arguments.kwargs)
     return tensor
+
+
+def _node(tensor: Any) -> Any:
+    return tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
 
 
 def _makes_probabilities(operation: Any, rank: int) -> bool:
@@ -72,8 +87,10 @@ def _makes_probabilities(operation: Any, rank: int) -> bool:
     return kind == "Sigmoid"
 
 
-def _is_linear(operation: Any) -> bool:
-    return type(operation).__name__ == "Activation" and operation.activation is keras.activations.linear
+def _hands_on(node: Any) -> bool:
+    kind = type(node.operation).__name__
+    is_linear = kind == "Activation" and node.operation.activation is keras.activations.linear
+    return len(node.input_tensors) == 1 and (kind in _HANDS_ON or is_linear)
 
 
 class Run(keras.layers.Layer):

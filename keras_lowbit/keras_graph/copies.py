@@ -8,6 +8,7 @@ import keras
 from keras import tree
 
 from keras_lowbit.keras_graph.calls import Call, Compute, calls_of, find_layers, functional_of, is_graph_model
+from keras_lowbit.keras_graph.depth import build_model, recursion_for
 from keras_lowbit.keras_graph.structural import Memo, copied, duplicate, own_variables, rebind
 from keras_lowbit.keras_graph.variables import to_numpy
 
@@ -27,7 +28,7 @@ def clone_model(sequence: Any, compute: Compute) -> keras.Model:
 def model_like(sequence: Any, inputs: list[Any], outputs: list[Any]) -> keras.Model:
     """The model between flat inputs and outputs, with the structure, name and own trainable flag of `sequence`."""
     model = functional_of(sequence)
-    built = keras.Model(
+    built = build_model(
         tree.pack_sequence_as(model.input, inputs),
         tree.pack_sequence_as(model.output, outputs),
         name=sequence.name,  # the Functional inside a Sequential has another
@@ -219,7 +220,8 @@ class Copies:
             return clone_model(model, lambda call, values: self._results(call, values))
         layers = [self._inside(layer) for layer in model.layers]
         begin = [keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)] if model.built else []
-        copy = keras.Sequential([*begin, *layers], name=model.name)
+        with recursion_for(len(layers)):
+            copy = keras.Sequential([*begin, *layers], name=model.name)
         copy_own_trainable(model, copy)
         return copy
 

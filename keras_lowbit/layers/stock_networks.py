@@ -15,6 +15,7 @@ import keras
 
 from keras_lowbit.arguments import check_layer, nearest_first
 from keras_lowbit.keras_graph.calls import find_layers
+from keras_lowbit.keras_graph.depth import read_model
 from keras_lowbit.layers.base import QuantizedLayer
 from keras_lowbit.layers.host import stock_weights, with_own_state
 
@@ -68,7 +69,7 @@ def load_model(filepath: Any, custom_objects: Mapping[str, Any], **options: Any)
     others = {name: found for name, found in custom_objects.items() if name not in replaced}
     if str(filepath).endswith((".h5", ".hdf5")):
         options["compile"] = False
-    stock = keras.saving.load_model(filepath, custom_objects=others, **options)
+    stock = read_model(filepath, custom_objects=others, **options)
     if drop_in := find_layers(stock, QuantizedLayer):
         raise ValueError(
             f"{filepath!s} has drop-in layers already, the first is {drop_in[0].name!r}. Load it with "
@@ -85,7 +86,7 @@ def load_model(filepath: Any, custom_objects: Mapping[str, Any], **options: Any)
                 f"={sorted(custom_objects)}. It has: {nearest_first(' '.join(custom_objects), classes)}."
             )
         path.write_text(json.dumps(config), encoding="utf-8")
-        return keras.saving.load_model(folder, custom_objects=dict(custom_objects), **options)
+        return read_model(folder, custom_objects=dict(custom_objects), **options)
 
 
 def _register(config: Any, replaced: set[str]) -> set[str]:

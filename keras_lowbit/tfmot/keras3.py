@@ -1,7 +1,7 @@
 """to_keras3: a tf_keras model, quantized by us, by TFMOT or not at all, becomes the Keras 3 model of this library."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import tf_keras
 
 from keras_lowbit.keras_graph.calls import fresh_name
 from keras_lowbit.keras_graph.copies import copy_own_trainable
+from keras_lowbit.keras_graph.depth import build_model, nodes_behind
 from keras_lowbit.tfmot.configs import KERNELS
 from keras_lowbit.tfmot.functions import graph_operation, keras3_function
 from keras_lowbit.tfmot.kernels import quantized_layers, weights_of
@@ -87,7 +88,7 @@ class _GraphWalk:
             tf.nest.map_structure(lambda tensor: self.values[id(tensor)], structure)
             for structure in (self.model.input, self.model.output)
         )
-        built = keras.Model(inputs, outputs, name=keras3_name(self.model))
+        built = build_model(inputs, outputs, name=keras3_name(self.model))
         copy_own_trainable(self.model, built)
         return built
 
@@ -171,7 +172,8 @@ class _GraphWalk:
     def _name_operations(self, layer: Any, value: Any) -> None:
         """Name the operations of a function after its layer: the names that Keras gives may be taken by other layers."""
         own = keras3_name(inner_layer(layer))
-        for operation in _operations_between(value, self.values.values()):
+        operations = (node.operation for node in nodes_behind(value, self.values.values()))
+        for operation in dict.fromkeys(operations):
             if not isinstance(operation, keras.layers.Layer):
                 name = own if own not in self.operations else fresh_name(own, self.operations | self.names)
                 operation.name = name
@@ -221,18 +223,3 @@ def _is_relu(inner: Any) -> bool:
     if type(inner).__name__ == "ReLU":
         return inner.max_value is None and not inner.negative_slope and not inner.threshold
     return type(inner).__name__ == "Activation" and activation_of(inner) == "relu"
-
-
-def _operations_between(results: Any, known: Iterable[Any]) -> list[Any]:
-    """The operations that make symbolic tensors out of those in `known`, each once, the last one first."""
-    seen = {id(tensor) for tensor in known}
-    waiting = [tensor for tensor in keras.tree.flatten(results) if isinstance(tensor, keras.KerasTensor)]
-    found: dict[int, Any] = {}
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            history = tensor._keras_history
-            found[id(history.operation)] = history.operation
-            waiting += history.operation._inbound_nodes[history.node_index].arguments.keras_tensors
-    return list(found.values())

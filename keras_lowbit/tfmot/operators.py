@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from keras_lowbit.keras_graph.calls import fresh_name
+from keras_lowbit.keras_graph.depth import recursion_for
 from keras_lowbit.layers.host import PACKAGE
 from keras_lowbit.tfmot.lambdas import traced
 
@@ -99,7 +100,8 @@ def with_operators_as_layers(model: Any) -> tuple[Any, dict[str, str]]:
     inputs = tf.nest.map_structure(rewriting.input, model.input)
     rewriting.run(model)
     outputs = tf.nest.map_structure(rewriting.value, model.output)
-    return tf_keras.Model(inputs, outputs, name=model.name), rewriting.origins
+    with recursion_for(len(rewriting.values)):
+        return tf_keras.Model(inputs, outputs, name=model.name), rewriting.origins
 
 
 def nodes_of(model: Any) -> Iterator[Any]:

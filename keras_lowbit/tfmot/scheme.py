@@ -9,6 +9,7 @@ import tf_keras
 
 from keras_lowbit import recipes
 from keras_lowbit.convert.analysis.operations import KINDS
+from keras_lowbit.keras_graph.depth import recursion_for
 from keras_lowbit.tfmot.adapter import LowbitQuantizer
 from keras_lowbit.tfmot.configs import (
     KernelQuantizeConfig,
@@ -98,7 +99,7 @@ def quantize_model(model: Any, recipe: Any = "int8", *, skip: Iterable[str] = ()
         config = NoOpQuantizeConfig() if skipped else None
         return tfmot.quantization.keras.quantize_annotate_layer(layer, config)
 
-    with scope():
+    with scope(), recursion_for(len(model.layers)):
         annotated = tf_keras.models.clone_model(model, clone_function=annotate)
         annotated.set_weights(model.get_weights())
         quantized = tfmot.quantization.keras.quantize_apply(annotated, scheme=QuantizeScheme(recipe))

@@ -8,7 +8,9 @@ import tf_keras
 
 import keras_lowbit as klb
 import keras_lowbit.tfmot as klt
+from keras_lowbit.keras_graph.depth import recursion_for
 from keras_lowbit.tfmot.operators import Operator, decode, encode
+from tests.support.recursion import frames_left
 
 L = tf_keras.layers
 IMAGE = (8, 8, 3)
@@ -148,3 +150,15 @@ def test_parts_that_get_nothing_are_not_wrapped():
             tf_keras.Model(inputs, output), scheme=klt.QuantizeScheme("int8")
         )
     assert type(model.get_layer("attention")).__name__ == "MultiHeadAttention"
+
+
+def test_a_deep_network_is_quantized_and_translated():
+    depth = 150
+    inputs = features = L.Input((4,))
+    for _ in range(depth):
+        features = L.ReLU()(features)
+    with recursion_for(depth):
+        plain = tf_keras.Model(inputs, L.Dense(2)(features * 2.0))
+    with frames_left(depth):
+        twin = klt.to_keras3(klt.quantize_model(plain, "int8"))
+    assert len(twin.layers) > depth

@@ -20,6 +20,7 @@ from keras_lowbit.convert.expansion.normalizations import centered, sum_of_squar
 from keras_lowbit.convert.expansion.registry import EXPANSIONS, Compose, Parts, Values, array, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call, calls_of
 from keras_lowbit.keras_graph.copies import Copies, function_name
+from keras_lowbit.keras_graph.depth import build_model
 from keras_lowbit.layers import AddConstant, ChannelAffine, MultiplyConstant
 
 _MOST_FACTORS, _FEW_FACTORS = 64, 16  # of a product of all places of an axis, or of several
@@ -287,7 +288,7 @@ def function_of_operations(call: Call) -> Compose | None:
         return None
     entry = keras.Input(batch_shape=call.tensors[0].shape, dtype=call.tensors[0].dtype)
     try:
-        traced = keras.Model(entry, layer.function(entry, **(layer.arguments or {})))
+        traced = build_model(entry, layer.function(entry, **(layer.arguments or {})))
     except (
         Exception
     ):  # whatever a function of TensorFlow, or of shapes, says of a symbolic tensor: it may only move values

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_lowbit.convert.expansion.registry import Compose, Parts, Values, expands, sizes_of
 from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.depth import build_model
 from keras_lowbit.keras_graph.variables import to_numpy
 
 _MOST_PLACES = 16384  # that a function moves in an order of its own: each has four bytes in the file
@@ -90,7 +91,7 @@ def _as_blocks(call: Call, places: np.ndarray, sizes: tuple[int, ...]) -> Compos
         return None
     move = depth_to_space if grows else space_to_depth
     entry = keras.Input(sizes)
-    known = _places(keras.Model(entry, move(Parts(call, {}, {}), entry, size)), sizes)
+    known = _places(build_model(entry, move(Parts(call, {}, {}), entry, size)), sizes)
     if known is None or not np.array_equal(known, places):
         return None
     return lambda parts, values: move(parts, values[call.inputs[0]], size)

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_lowbit.keras_graph.depth import build_model
+
 
 def convert_to_float(
     run: Callable[..., list[Any]],
@@ -54,7 +56,7 @@ def _convert(run: Callable[..., list[Any]], shapes: Sequence[tuple[int | None, .
 
     ends = list(zip(shapes, dtypes, strict=True))
     inputs = [keras.Input(batch_shape=shape, dtype=dtype) for shape, dtype in ends]
-    model = keras.Model(inputs, run(*inputs), name="island")  # the name is part of the bytes of written files
+    model = build_model(inputs, run(*inputs), name="island")  # the name is part of the bytes of written files
     # A mixed policy has Keras read every variable in the type its layer computes in, see `in_float32`.
     model.dtype_policy = keras.DTypePolicy("mixed_float16")
     arguments = [tf.TensorSpec(shape, dtype, name=f"input_{i}") for i, (shape, dtype) in enumerate(ends)]
