@@ -6,7 +6,8 @@ and a token id, a class or a mask on its way would be rounded.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 from keras_lowbit.convert.analysis import functions
 from keras_lowbit.convert.analysis.operations import (
@@ -18,6 +19,7 @@ from keras_lowbit.convert.analysis.operations import (
     stock_kind,
 )
 from keras_lowbit.keras_graph.calls import Call, CallGraph, nested_inputs
+from keras_lowbit.keras_graph.depth import true_of_all
 
 # Calls whose float results are whole numbers, or masks, by meaning.
 _WHOLE = set(
@@ -125,18 +127,26 @@ class Level:
 
     def is_mask(self, key: int) -> bool:
         """Whether a tensor holds zeros and ones by meaning."""
+        return true_of_all(key, self._mask)
+
+    def _mask(self, key: int) -> bool | tuple[int, ...]:
+        """That of one tensor, or the tensors whose values it has."""
         call = self.graph.producers.get(key)
         if call is None:
             return False
         kind, mode = stock_kind(call.operation), getattr(call.operation, "output_mode", None)
         if kind == "Cast":
-            return str(call.tensors[0].dtype) == "bool" or self.is_mask(call.inputs[0])
+            return str(call.tensors[0].dtype) == "bool" or call.inputs[:1]
         if kind in ("OneHot", "MultiHot") or mode in ("one_hot", "multi_hot"):
             return True
-        return category_of(call) in _MOVES and bool(call.inputs) and all(map(self.is_mask, call.inputs))
+        return category_of(call) in _MOVES and call.inputs
 
     def is_whole(self, key: int) -> bool:
         """Whether a tensor holds whole numbers or a mask by meaning, not by chance."""
+        return true_of_all(key, self._whole)
+
+    def _whole(self, key: int) -> bool | tuple[int, ...]:
+        """That of one tensor, or the tensors whose values it has."""
         if "float" not in str(self.graph.tensors[key].dtype):
             return True
         call = self.graph.producers.get(key)
@@ -144,11 +154,11 @@ class Level:
             return False
         kind, dtypes = stock_kind(call.operation), [str(tensor.dtype) for tensor in call.tensors]
         if kind == "Cast":
-            return self.is_whole(call.inputs[0])
+            return call.inputs[:1]
         if kind in _WHOLE:
             return getattr(call.operation, "output_mode", None) != "tf_idf"
         moves = category_of(call) in _MOVES or kind in _KEEPS_WHOLE or (kind == "Where" and "bool" in dtypes)
-        return moves and bool(call.inputs) and all(map(self.is_whole, call.inputs))
+        return moves and call.inputs
 
 
 def settle(top: Level) -> None:
@@ -202,6 +212,10 @@ def _is_probability(level: Level, call: Call) -> bool:
     return in_float and function_of(call) in PROBABILITIES
 
 
+Place = tuple[Level, int]  # a tensor, by its key
+Decision = tuple[Callable[[Iterable[bool]], bool], list[Place]]  # any or all of some; (all, []) is yes, (any, []) no
+
+
 class _Able:
     """Which calls could run in float: they have no weights, and nothing stored as int8 comes into them.
 
@@ -210,15 +224,12 @@ class _Able:
 
     def __init__(self, dequantizes: bool = True) -> None:
         self.dequantizes = dequantizes
-        self._values: dict[tuple[int, int], bool] = {}  # by level and key
+        self._values: dict[Place, bool] = {}
 
     def call(self, level: Level, call: Call) -> bool:
         """Whether a call that runs in integers so far could run in float."""
-        if level.categories[call] in _STAYS_INT8 or not call.inputs:
-            return False
-        if self.dequantizes and level.categories[call] is Category.FUNCTION:
-            return True
-        return all(self._value(level, key) for key in call.inputs)
+        decides, operands = self._operands(level, call)
+        return decides(self._value(*place) for place in operands)
 
     def bends(self, level: Level, call: Call) -> bool:
         """Whether a call is a function of what could be a float value, but for ``a x + b`` and the root of a normalization."""
@@ -230,19 +241,32 @@ class _Able:
 
     def _value(self, level: Level, key: int) -> bool:
         """Whether a tensor could be a float value."""
-        place = id(level), key
-        if place not in self._values:
-            self._values[place] = False  # what runs in a circle of shared models is none
-            self._values[place] = self._made(level, key)
-        return self._values[place]
+        asked: list[Place] = [] if (level, key) in self._values else [(level, key)]
+        while asked:  # each for the sake of the one before it
+            self._values.setdefault(asked[-1], False)  # what runs in a circle of shared models is none
+            decides, sources = self._sources(*asked[-1])
+            found = [self._values[place] for place in itertools.takewhile(self._values.__contains__, sources)]
+            if len(found) < len(sources) and decides(found) is decides([]):
+                asked.append(sources[len(found)])
+            else:
+                self._values[asked.pop()] = decides(found)
+        return self._values[level, key]
 
-    def _made(self, level: Level, key: int) -> bool:
+    def _sources(self, level: Level, key: int) -> Decision:
+        """Which tensors decide about one."""
         call = level.graph.producers.get(key)
         if call is None:
             at = level.graph.inputs.index(key)
-            outer = (outer.source(maker, at) for outer, maker in level.outer)
-            return not level.outer or any(self._value(*source) for source in outer)
+            return (any, [outer.source(maker, at) for outer, maker in level.outer]) if level.outer else (all, [])
         if level.categories[call] is Category.NESTED_MODEL:
             inner = level.inner[call]
-            return self._value(inner, inner.graph.outputs[call.outputs.index(key)])
-        return level.categories[call] is Category.FLOAT or self.call(level, call)
+            return all, [(inner, inner.graph.outputs[call.outputs.index(key)])]
+        return (all, []) if level.categories[call] is Category.FLOAT else self._operands(level, call)
+
+    def _operands(self, level: Level, call: Call) -> Decision:
+        """Which tensors decide about a call that runs in integers so far."""
+        if level.categories[call] in _STAYS_INT8 or not call.inputs:
+            return any, []
+        if self.dequantizes and level.categories[call] is Category.FUNCTION:
+            return all, []
+        return all, [(level, key) for key in call.inputs]

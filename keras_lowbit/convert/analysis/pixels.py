@@ -36,7 +36,7 @@ def know_ranges(top: Level) -> None:
         if top.categories[call] is Category.PIXELS:
             top.known_ranges[call.outputs[0]] = 0.0, BRIGHTEST
     for key in top.graph.inputs:
-        fronts = list(_fronts(top, key, []))
+        fronts = list(_fronts(top, key))
         if not any(_prepares_images(chain, *_affine(chain)) for _, _, chain in fronts):
             continue
         top.known_ranges[key] = 0.0, BRIGHTEST
@@ -45,20 +45,25 @@ def know_ranges(top: Level) -> None:
                 level.known_ranges[end] = made
 
 
-def _fronts(level: Level, key: int, chain: list[Call]) -> Iterator[tuple[Level, int, list[Call]]]:
+def _fronts(top: Level, start: int) -> Iterator[tuple[Level, int, list[Call]]]:
     """The chains of affines behind an input, one for each way that it is prepared: level and key of what the last one makes.
 
-    chain: the affines on the way to `key`. Where several read what an affine makes, it ends a chain, and each goes on with it.
+    Where several read what an affine makes, it ends a chain, and each goes on with it.
     """
-    steps = [step for call in level.graph.consumers(key) if (step := _step(level, call, key, chain)) is not None]
-    if chain and not (steps and level.graph.only_consumer(key)):
-        yield level, key, chain
-    for step in steps:
-        yield from _fronts(*step)
+    waiting: list[tuple[Level, int, list[Call]]] = [(top, start, [])]
+    while waiting:
+        level, key, chain = waiting.pop()
+        steps = [step for call in level.graph.consumers(key) if (step := _step(level, call, key, chain)) is not None]
+        if chain and not (steps and level.graph.only_consumer(key)):
+            yield level, key, chain
+        waiting.extend(reversed(steps))
 
 
 def _step(level: Level, call: Call, key: int, chain: list[Call]) -> tuple[Level, int, list[Call]] | None:
-    """Level, key and chain behind a call that reads a tensor; None for one that is no front of the model any more."""
+    """Level, key and chain behind a call that reads a tensor; None for one that is no front of the model any more.
+
+    chain: the affines on the way to the tensor.
+    """
     category = level.categories[call]
     if category is Category.NESTED_MODEL and not chain:
         inner = level.inner[call]

@@ -29,6 +29,7 @@ from keras_lowbit.convert.analysis.operations import (
 )
 from keras_lowbit.convert.analysis.pixels import is_affine
 from keras_lowbit.keras_graph.calls import Call
+from keras_lowbit.keras_graph.depth import true_of_all
 from keras_lowbit.quantizers import Quantizer, is_activation_quantizer
 
 # Operations whose integer form can carry a relu at its end.
@@ -126,14 +127,17 @@ class _Planner:
 
     def _feeds_products(self, key: int) -> bool:
         """Whether weighted layers alone read a tensor, through what moves or selects values."""
+        return true_of_all(key, self._products)
+
+    def _products(self, key: int) -> bool | list[int]:
+        """That of the readers of one tensor, or the tensors that those make which move or select its values."""
         readers = self.graph.consumers(key)
         if not readers or key in self.graph.outputs or key in self.plan.shared:
             return False
-        return all(
-            self.categories[reader] is Category.WEIGHTED
-            or (self.categories[reader] is Category.KEEPS_RANGE and all(map(self._feeds_products, reader.outputs)))
-            for reader in readers
-        )
+        moves = [reader for reader in readers if self.categories[reader] is not Category.WEIGHTED]
+        if any(self.categories[reader] is not Category.KEEPS_RANGE for reader in moves):
+            return False
+        return [made for reader in moves for made in reader.outputs] or True
 
     def _ends_at_zero(self, key: int) -> bool:
         call = self.graph.producers.get(key)

@@ -12,6 +12,7 @@ from keras_lowbit.convert.analysis.operations import Category, activation_name, 
 from keras_lowbit.deploy.lowering.activations import deferred_activation, has_fixed_range
 from keras_lowbit.deploy.lowering.ranges import codes_of, reads_bytes, stored_inputs, uses_int16
 from keras_lowbit.keras_graph.calls import Call, CallGraph
+from keras_lowbit.keras_graph.depth import true_of_all
 from keras_lowbit.layers import KeepFloat, QuantizedLayer
 
 
@@ -71,12 +72,14 @@ def _lacks_range(graph: CallGraph, call: Call) -> bool:
 
 def _has_range(graph: CallGraph, key: int) -> bool:
     """Whether all that reads a tensor is a range, behind operations at most whose parts share one."""
-    readers = graph.consumers(key)
-    categories = [category_of(reader) for reader in readers]
-    return bool(readers) and all(
-        category is Category.RANGE_LAYER or (category is Category.SHARES_RANGE and _has_range(graph, reader.outputs[0]))
-        for reader, category in zip(readers, categories, strict=True)
-    )
+
+    def ranges(key: int) -> bool | list[int]:
+        readers = [reader for reader in graph.consumers(key) if category_of(reader) is not Category.RANGE_LAYER]
+        if any(category_of(reader) is not Category.SHARES_RANGE for reader in readers):
+            return False
+        return [reader.outputs[0] for reader in readers] or bool(graph.consumers(key))
+
+    return true_of_all(key, ranges)
 
 
 def _ends_in_float(call: Call) -> bool:
