@@ -18,7 +18,7 @@ from keras_lowbit.keras_graph.depth import build_model
 from tests.support.recursion import frames_left
 
 L = keras.layers
-FRAMES, BLOCKS, CHAIN = 150, 25, 200
+FRAMES, BLOCKS, CHAIN = 130, 22, 160
 RNG = np.random.default_rng(12)
 
 
