@@ -35,18 +35,31 @@ def run(values: Any, name: str | None = None) -> int:
 
 
 def _weights(recipe: Recipe) -> str:
-    """The kernels' quantizers in the order of the rules, as "Stochastic of Ternary, 2 bits"."""
-    return "; ".join(dict.fromkeys(_short(rule.kernel) for rule in recipe.plan))
+    """The kernels' quantizers in the order of the rules, as "Uniform, 8 bits; AdjustableThreshold of Uniform, 8 and 4 bits"."""
+    found: dict[str, list[str]] = {}
+    for kernel in dict.fromkeys(rule.kernel for rule in recipe.plan):
+        found.setdefault(_name(kernel), []).extend(_bits(kernel))
+    return "; ".join(_said(name, bits) for name, bits in found.items())
 
 
 def _short(quantizer: Any) -> str:
-    if quantizer is None:
-        return "float"
+    return _said(_name(quantizer), _bits(quantizer))
+
+
+def _said(name: str, bits: list[str]) -> str:
+    return f"{name}, {' and '.join(bits)} bits" if bits else name
+
+
+def _name(quantizer: Any) -> str:
     names, inner = [], quantizer
     while inner is not None:
         names.append(type(inner).__name__)
         inner = getattr(inner, "base", None)
-    return f"{' of '.join(names)}, {quantizer.bits:g} bits"
+    return " of ".join(names) or "float"
+
+
+def _bits(quantizer: Any) -> list[str]:
+    return [] if quantizer is None else [f"{quantizer.bits:g}"]
 
 
 def needs(recipe: Recipe) -> str:
