@@ -88,8 +88,9 @@ FUNCTIONS: dict[str, Case] = {
     ),
     "a user's function in a layer": case(conv(activation=lambda x: x * keras.ops.sigmoid(1.7 * x))),
     "lambda": case(conv(), lambda: kl.Lambda(lambda x: x * 0.3 + keras.ops.abs(x)), conv()),
-    "lambda that mixes values": case(
-        conv(), lambda: kl.Lambda(by_the_largest, name="l"), conv(), float_fallbacks=("l",)
+    "lambda that mixes values": case(conv(), lambda: kl.Lambda(by_the_largest, name="l"), conv()),
+    "lambda that sorts values": case(
+        conv(), lambda: kl.Lambda(lambda x: keras.ops.sort(x, axis=-1), name="l"), conv(), float_fallbacks=("l",)
     ),
     "gelu": case(conv(activation="gelu", name="c")),
     "elu in float": case(
