@@ -22,7 +22,6 @@ from keras_lowbit.layers.host import (
 )
 from keras_lowbit.quantizers.former import upgrade
 
-ROLES = ("kernel", "bias", "output")
 _STAND_INS: ContextVar[Mapping[tuple[int, str], Any]] = ContextVar(
     "weights that stand in, by the id of the layer and role"
 )
@@ -42,7 +41,44 @@ def weights_standing_in(kernels: Mapping[Any, Any], biases: Mapping[Any, Any] | 
         _STAND_INS.reset(token)
 
 
-class QuantizedLayer(keras.layers.Layer):
+class HasQuantizers:
+    """Mixin in front of a Keras layer: quantizers by role, as arguments, properties, sub-layers and configuration."""
+
+    trainable: bool
+
+    def take_quantizers(self, version: int, **given: Any) -> None:
+        """Keep what the constructor was given for each role. ValueError for a quantizer that does not fit its role."""
+        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
+        for role, quantizer in self._quantizers.items():
+            check_role(type(self).__name__, role, quantizer)
+
+    def make_host(
+        self, role: str, quantizer: quantizers.Quantizer | None, filter_axes: tuple[int, ...] = ()
+    ) -> QuantizerHost | None:
+        """The sub-layer of a quantizer; None without one."""
+        if quantizer is None:
+            return None
+        return QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer", trainable=self.trainable)
+
+    @property
+    def kernel_quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the kernel, or of both kernels of a recurrent layer, or None."""
+        return self._quantizers["kernel"]
+
+    @property
+    def output_quantizer(self) -> quantizers.Quantizer | None:
+        """The quantizer of the integer operation's output (see the class), or None."""
+        return self._quantizers["output"]
+
+    def get_config(self) -> dict[str, Any]:
+        """The stock configuration and the quantizers as plain dicts."""
+        config = super().get_config()  # type: ignore[misc]
+        for role, quantizer in self._quantizers.items():
+            config[f"{role}_quantizer"] = quantizers.serialize(quantizer)
+        return config | {"format_version": FORMAT_VERSION}
+
+
+class QuantizedLayer(HasQuantizers, keras.layers.Layer):
     """Mixin in front of a stock Keras layer: adds `kernel_quantizer`, `bias_quantizer`, `output_quantizer`.
 
     Each is an object, a short name, a plain dict or None (float). Kernel and bias are read as float32
@@ -69,34 +105,15 @@ class QuantizedLayer(keras.layers.Layer):
         version = take_format_version(kwargs, f"A {type(self).__name__}")
         super().__init__(*args, **kwargs)
         require_float_policy(self)
-        given = {"kernel": kernel_quantizer, "bias": bias_quantizer, "output": output_quantizer}
-        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
-        for role, quantizer in self._quantizers.items():
-            check_role(type(self).__name__, role, quantizer)
-        self.kernel_host = self._make_host("kernel", self.filter_axes)
-        self.bias_host = self._make_host("bias", ())
-        self.output_host = self._make_host("output", ())
-
-    def _make_host(self, role: str, filter_axes: tuple[int, ...]) -> QuantizerHost | None:
-        quantizer = self._quantizers[role]
-        if quantizer is None:
-            return None
-        return QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer", trainable=self.trainable)
-
-    @property
-    def kernel_quantizer(self) -> quantizers.Quantizer | None:
-        """The quantizer of the kernel, or None."""
-        return self._quantizers["kernel"]
+        self.take_quantizers(version, kernel=kernel_quantizer, bias=bias_quantizer, output=output_quantizer)
+        self.kernel_host = self.make_host("kernel", self.kernel_quantizer, self.filter_axes)
+        self.bias_host = self.make_host("bias", self.bias_quantizer)
+        self.output_host = self.make_host("output", self.output_quantizer)
 
     @property
     def bias_quantizer(self) -> quantizers.Quantizer | None:
         """The quantizer of the bias, or None."""
         return self._quantizers["bias"]
-
-    @property
-    def output_quantizer(self) -> quantizers.Quantizer | None:
-        """The quantizer of the integer operation's output (see the class), or None."""
-        return self._quantizers["output"]
 
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras', except that a weight with a quantizer stays float32 inside a mixed-precision call."""
@@ -179,13 +196,6 @@ class QuantizedLayer(keras.layers.Layer):
             f"{type(self).__name__} {self.name!r} has quantizers of its own, so Keras' quantize({mode!r}) passes it over. "
             "Use kernel_quantizer='uniform' for int8 weights, or keras_lowbit.dequantize(model) and quantize that."
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """The stock configuration and the three quantizers as plain dicts."""
-        config = super().get_config()
-        for role in ROLES:
-            config[f"{role}_quantizer"] = quantizers.serialize(self._quantizers[role])
-        return config | {"format_version": FORMAT_VERSION}
 
 
 def check_role(owner: str, role: str, quantizer: quantizers.Quantizer | None) -> None:

@@ -6,14 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_lowbit import quantizers
-from keras_lowbit.layers.base import check_role
+from keras_lowbit.layers.base import HasQuantizers
 from keras_lowbit.layers.float_files import is_float_file, turn_to_stock_entry
-from keras_lowbit.layers.host import FORMAT_VERSION, PACKAGE, QuantizerHost, require_float_policy, take_format_version
+from keras_lowbit.layers.host import PACKAGE, QuantizerHost, require_float_policy, take_format_version
 from keras_lowbit.numerics.dynamic_fixed_point import shared_step
 from keras_lowbit.quantizers import ActivationRange
 from keras_lowbit.quantizers.base import WIDE, State, Tensor
-from keras_lowbit.quantizers.former import upgrade
 
 GATES = 4  # in, forget, candidate, out
 CELL_STEPS = 2.0**-15, 2.0**-9  # of LiteRT's cell: it reaches from 1 to 64
@@ -47,7 +45,7 @@ def not_fused_because(layer: Any) -> str | None:
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class QuantLSTM(keras.layers.LSTM):
+class QuantLSTM(HasQuantizers, keras.layers.LSTM):
     """`keras.layers.LSTM` as LiteRT's integer LSTM computes it: one operator of the file, however many steps there are.
 
     ``c = q16(f c + i g)``, ``h = q8(o tanh(c))`` with the gates ``i, f, o = sigmoid(.)`` and ``g = tanh(.)`` of
@@ -74,30 +72,12 @@ class QuantLSTM(keras.layers.LSTM):
             raise ValueError(
                 f"QuantLSTM {self.name!r}: {reason}. Give keras.layers.LSTM to quantize_model(unroll=True)."
             )
-        given = {"kernel": kernel_quantizer, "output": output_quantizer}
-        self._quantizers = {role: quantizers.get(upgrade(config, version)) for role, config in given.items()}
-        for role, quantizer in self._quantizers.items():
-            check_role("QuantLSTM", role, quantizer)
+        self.take_quantizers(version, kernel=kernel_quantizer, output=output_quantizer)
         self.supports_masking = False
-        self.kernel_host = self._host("kernel", self.kernel_quantizer, (0,))
-        self.recurrent_host = self._host("recurrent", self.kernel_quantizer, (0,))
-        self.output_host = self._host("output", self.output_quantizer, ())
-        self.cell_host = self._host("cell", None if self.output_host is None else CellRange(), ())
-
-    def _host(self, role: str, quantizer: Any, filter_axes: tuple[int, ...]) -> QuantizerHost | None:
-        if quantizer is None:
-            return None
-        return QuantizerHost(quantizer, filter_axes, name=f"{role}_quantizer", trainable=self.trainable)
-
-    @property
-    def kernel_quantizer(self) -> quantizers.Quantizer | None:
-        """The quantizer of both kernels, or None."""
-        return self._quantizers["kernel"]
-
-    @property
-    def output_quantizer(self) -> quantizers.Quantizer | None:
-        """The quantizer of the results, which are the state too, or None."""
-        return self._quantizers["output"]
+        self.kernel_host = self.make_host("kernel", self.kernel_quantizer, (0,))
+        self.recurrent_host = self.make_host("recurrent", self.kernel_quantizer, (0,))
+        self.output_host = self.make_host("output", self.output_quantizer)
+        self.cell_host = self.make_host("cell", None if self.output_host is None else CellRange())
 
     def build(self, sequences_shape: Any) -> None:
         """Build the stock weights, then the quantizers' variables."""
@@ -185,13 +165,6 @@ class QuantLSTM(keras.layers.LSTM):
         if self.built and not len(store.keys()) and is_float_file(store):
             turn_to_stock_entry(store, self)
         super().load_own_variables(store)
-
-    def get_config(self) -> dict[str, Any]:
-        """The stock configuration and the quantizers as plain dicts."""
-        config = super().get_config()
-        for role, quantizer in self._quantizers.items():
-            config[f"{role}_quantizer"] = quantizers.serialize(quantizer)
-        return config | {"format_version": FORMAT_VERSION}
 
 
 def _by_gate(kernel: Any, units: int) -> Any:
