@@ -11,10 +11,12 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_lowbit.deploy.reference import softmax
 from keras_lowbit.numerics import requantization as fp
 
 LOW, HIGH = -(2**15), 2**15 - 1
 _Q2_ONE = 1 << 13
+_SUM_BITS = 3  # integer bits of what goes into a gate
 _CLAMPED_FROM, _LEAST = 6, 32  # integer bits from which exp of less than -32 is 0
 
 
@@ -23,20 +25,14 @@ def _short(constant: int) -> int:
     return int(fp.rounding_divide_by_power_of_two(constant, 16))
 
 
-_EXP_MINUS_EIGHTH, _THIRD = _short(1895147668), _short(715827883)
-_Q2_48_17, _Q2_MINUS_32_17 = _short(1515870810), _short(-1010580540)
-_EXP_MINUS_POWER = {
-    power: _short(constant)
-    for power, constant in {
-        -2: 1672461947,
-        -1: 1302514674,
-        0: 790015084,
-        1: 290630308,
-        2: 39332535,
-        3: 720401,
-        4: 242,
-    }.items()
-}  # exp(-2**power)
+_EXP_MINUS_EIGHTH, _THIRD = _short(softmax.Q0_EXP_MINUS_EIGHTH), _short(softmax.Q0_THIRD)
+_Q2_48_17, _Q2_MINUS_32_17 = _short(softmax.Q2_48_17), _short(softmax.Q2_MINUS_32_17)
+_EXP_MINUS_POWER = {power: _short(constant) for power, constant in softmax.Q0_EXP_MINUS_POWER.items()}
+
+
+def gate_table(gate: str) -> NDArray[np.int64]:
+    """What a gate of an LSTM makes of what goes into it, Q3.12: its candidate is a tanh, the others sigmoids."""
+    return tanh_table(_SUM_BITS) if gate == "candidate" else logistic_table()
 
 
 @functools.cache

@@ -6,24 +6,15 @@ its reference resolver and, on x86, its default one both run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_lowbit.deploy.graph.operations.recurrent import Factors, factors
+from keras_lowbit.deploy.graph.operations.recurrent import GATES, Factors, factors
 from keras_lowbit.deploy.reference.call import NodeCall, kernel
-from keras_lowbit.deploy.reference.fixed_point_16 import HIGH, LOW, logistic_table, tanh_table
+from keras_lowbit.deploy.reference.fixed_point_16 import HIGH, LOW, gate_table, tanh_table
 from keras_lowbit.numerics import requantization as fp
-
-_CANDIDATE_BITS = 3  # integer bits of what goes into a gate
-_FUNCTIONS: tuple[Callable[[], fp.Ints], ...] = (
-    logistic_table,
-    logistic_table,
-    lambda: tanh_table(_CANDIDATE_BITS),
-    logistic_table,
-)
 
 
 @kernel("lstm")
@@ -49,9 +40,9 @@ def lstm(call: NodeCall) -> NDArray[np.int8]:
 def _gates(entering: list[Any], hidden: fp.Ints, recurrent: fp.Ints, scaled: Factors) -> list[fp.Ints]:
     """The gates in, forget, candidate and out of one step."""
     found = []
-    for total, codes, factor, function in zip(entering, recurrent, scaled.states, _FUNCTIONS, strict=True):
+    for gate, total, codes, factor in zip(GATES, entering, recurrent, scaled.states, strict=True):
         known = fp.multiply_by_quantized_multiplier(hidden @ codes.T, factor)
-        found.append(function()[_saturated(total + known) - LOW])
+        found.append(gate_table(gate)[_saturated(total + known) - LOW])
     return found
 
 

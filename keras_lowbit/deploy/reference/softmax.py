@@ -16,9 +16,9 @@ from keras_lowbit.deploy.reference.call import NodeCall, kernel, scale_of
 from keras_lowbit.numerics import requantization as fp
 
 _INPUT_BITS, SUM_BITS = 5, 12
-_Q0_EXP_MINUS_EIGHTH = 1895147668  # exp(-1/8)
-_Q0_THIRD = 715827883  # 1/3
-_Q0_EXP_MINUS_POWER = {
+Q0_EXP_MINUS_EIGHTH = 1895147668  # exp(-1/8)
+Q0_THIRD = 715827883  # 1/3
+Q0_EXP_MINUS_POWER = {
     -2: 1672461947,
     -1: 1302514674,
     0: 790015084,
@@ -75,7 +75,7 @@ def exp_of_negative(x: fp.Ints, input_bits: int = _INPUT_BITS) -> fp.Ints:
     rest = (x & (quarter - 1)) - quarter
     result = _exp_of_last_quarter(fp.saturating_left_shift(rest, input_bits))
     remainder = fp.wrap(rest - x)
-    for power, multiplier in _Q0_EXP_MINUS_POWER.items():
+    for power, multiplier in Q0_EXP_MINUS_POWER.items():
         if power >= input_bits:
             break
         product = fp.saturating_rounding_doubling_high_mul(result, multiplier)
@@ -89,9 +89,9 @@ def _exp_of_last_quarter(a: fp.Ints) -> fp.Ints:
     x = a + (1 << 28)
     square = times(x, x)
     cube, fourth = times(square, x), times(square, square)
-    tail = times(fp.rounding_divide_by_power_of_two(fourth, 2) + cube, _Q0_THIRD) + square
+    tail = times(fp.rounding_divide_by_power_of_two(fourth, 2) + cube, Q0_THIRD) + square
     tail = fp.rounding_divide_by_power_of_two(tail, 1)
-    return fp.wrap(_Q0_EXP_MINUS_EIGHTH + times(_Q0_EXP_MINUS_EIGHTH, x + tail))
+    return fp.wrap(Q0_EXP_MINUS_EIGHTH + times(Q0_EXP_MINUS_EIGHTH, x + tail))
 
 
 def _reciprocal(total: fp.Ints) -> tuple[fp.Ints, fp.Ints]:

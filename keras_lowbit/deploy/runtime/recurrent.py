@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowbit.deploy.graph import IntegerGraph, Node
 from keras_lowbit.deploy.graph.operations.recurrent import GATES, factors
-from keras_lowbit.deploy.reference.fixed_point_16 import HIGH, LOW, logistic_table, tanh_table
+from keras_lowbit.deploy.reference.fixed_point_16 import HIGH, LOW, gate_table, tanh_table
 from keras_lowbit.deploy.runtime.node_kernels import Keep, Run, runs, static_call
 from keras_lowbit.numerics.requantization import Multiplier
 from keras_lowbit.ops import tf_fallback
@@ -51,8 +51,7 @@ class _Step:
         total = tf.einsum("bj,guj->bgu", tf.cast(hidden, tf.float64), tf.cast(self.recurrent, tf.float64))
         sums = _saturated(entering + tf_fallback.fixed_product(_flat(total), *self.factor)) - LOW
         entered, forget, candidate, out = (
-            tf.gather(tanh_table(3) if name == "candidate" else logistic_table(), part)
-            for name, part in zip(GATES, tf.split(sums, len(GATES), -1), strict=True)
+            tf.gather(gate_table(gate), part) for gate, part in zip(GATES, tf.split(sums, len(GATES), -1), strict=True)
         )
         kept = tf_fallback.rounding_right_shift(forget * cell, 15)
         cell = _saturated(kept + tf_fallback.rounding_right_shift(entered * candidate, 15 + self.cell_bits))
