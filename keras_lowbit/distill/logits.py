@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_lowbit.keras_graph.depth import build_model
+from keras_lowbit.keras_graph.depth import build_model, node_of
 
 # Operations that move values or hand them on, through which a softmax or sigmoid before them is seen.
 _HANDS_ON = ("Reshape", "Flatten", "Identity", "Dropout", "Squeeze", "Permute")
@@ -45,7 +45,7 @@ def _structure(model: Any) -> Any:
 def _before_probabilities(tensor: Any) -> Any:
     """The symbolic tensor with the final softmax or sigmoid left out; itself if there is none."""
     source, passed = tensor, []
-    while _hands_on(node := _node(source)):
+    while _hands_on(node := node_of(source)):
         passed.append(node)
         source = node.input_tensors[0]
     found = _without_probabilities(source)
@@ -59,7 +59,7 @@ def _before_probabilities(tensor: Any) -> Any:
 def _without_probabilities(tensor: Any) -> Any:
     """The same for a tensor that no operation hands on."""
     operation, _, tensor_index = tensor._keras_history
-    node = _node(tensor)
+    node = node_of(tensor)
     if isinstance(operation, keras.layers.InputLayer):
         return tensor
     if isinstance(operation, keras.Model) and _is_graph(operation):
@@ -72,10 +72,6 @@ def _without_probabilities(tensor: Any) -> Any:
     if getattr(operation, "activation", None) in _PROBABILITIES:
         return Run(operation, linear=True)(*node.arguments.args, **node.arguments.kwargs)
     return tensor
-
-
-def _node(tensor: Any) -> Any:
-    return tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
 
 
 def _makes_probabilities(operation: Any, rank: int) -> bool:

@@ -29,6 +29,11 @@ def read_model(path: Any, **options: Any) -> Any:
         return keras.saving.load_model(path, **options)
 
 
+def node_of(tensor: KerasTensor) -> Any:
+    """Keras' node, a call of an operation, that makes a symbolic tensor."""
+    return tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
+
+
 def nodes_behind(outputs: Any, known: Iterable[KerasTensor] = ()) -> list[Any]:
     """Keras' nodes that make symbolic tensors, those of the inputs among them, each once, the last one first.
 
@@ -41,7 +46,7 @@ def nodes_behind(outputs: Any, known: Iterable[KerasTensor] = ()) -> list[Any]:
         tensor = waiting.pop()
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            node = tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
+            node = node_of(tensor)
             found[id(node)] = node
             waiting += node.arguments.keras_tensors
     return list(found.values())
