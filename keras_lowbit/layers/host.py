@@ -21,7 +21,7 @@ from keras_lowbit.quantizers.former import upgrade
 PACKAGE = "keras_lowbit"
 _CHOSEN: ContextVar[frozenset[int] | None] = ContextVar("ids of the hosts that quantize", default=None)
 _MIXING: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("what activations are mixed by", default=None)
-_STATES: ContextVar[Mapping[int, Mapping[str, Any]]] = ContextVar("state that stands in, by host", default={})  # noqa: B039
+_STATES: ContextVar[Mapping[int, Mapping[str, Any]]] = ContextVar("state that stands in, by the id of the host")
 FORMAT_VERSION = 2  # of saved layer configurations; raised when an older library could not read a newer file
 
 
@@ -199,7 +199,7 @@ class QuantizerHost(keras.layers.Layer):
     def values(self) -> dict[str, Any]:
         """The state as tensors, with the random generator under ``"seed"``."""
         values = {name: ops.convert_to_tensor(variable) for name, variable in self.state.items()}
-        values |= _STATES.get().get(id(self), {})
+        values |= _STATES.get({}).get(id(self), {})
         return values if self.seed_generator is None else values | {SEED: self.seed_generator}
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -36,25 +36,25 @@ class Checkpoint:
         }
         self._shapes |= {_FACTOR + factor.key: tuple(factor.variable.shape) for factor in ranges}
         self._about = {"settings": dict(settings), "weights": fingerprint([layer.kernel for layer in layers.values()])}
-        self._done: dict[str, Learnt] = {}
-        self.factors: dict[str, np.ndarray] = {}  # of the ranges of the blocks that are done, by key
+        self.layers: dict[str, Learnt] = {}  # of the blocks that are done, by path
+        self.factors: dict[str, np.ndarray] = {}  # of their ranges, by key
         if path is not None:
             make_folder_of(path)
             check_writable(path)
             if os.path.exists(path):
                 self._read(path)
 
-    def of(self, paths: Sequence[str]) -> dict[str, Learnt] | None:
-        """What a block learnt, by the paths of its layers; None if it is not done."""
-        return {path: self._done[path] for path in paths} if all(path in self._done for path in paths) else None
+    def has(self, paths: Sequence[str]) -> bool:
+        """Whether the block of these layers is done."""
+        return all(path in self.layers for path in paths)
 
     def add(self, learnt: Mapping[str, Learnt], factors: Mapping[str, np.ndarray]) -> None:
         """Write what one more block learnt."""
-        self._done |= learnt
+        self.layers |= learnt
         self.factors |= factors
         if self.path is not None:
-            arrays = {_UP + name: found.up.astype(np.uint8) for name, found in self._done.items()}
-            arrays |= {_BIAS + name: found.bias for name, found in self._done.items() if found.bias is not None}
+            arrays = {_UP + name: found.up.astype(np.uint8) for name, found in self.layers.items()}
+            arrays |= {_BIAS + name: found.bias for name, found in self.layers.items() if found.bias is not None}
             arrays |= {_FACTOR + key: value for key, value in self.factors.items()}
             atomic_write(self.path, seal(_KEY, self._about, arrays))
 
@@ -73,5 +73,5 @@ class Checkpoint:
                 "Delete it, or give another path."
             )
         paths = [name.removeprefix(_UP) for name in arrays if name.startswith(_UP)]
-        self._done = {path: Learnt(arrays[_UP + path].astype(bool), arrays.get(_BIAS + path)) for path in paths}
+        self.layers = {path: Learnt(arrays[_UP + path].astype(bool), arrays.get(_BIAS + path)) for path in paths}
         self.factors = {name.removeprefix(_FACTOR): arrays[name] for name in arrays if name.startswith(_FACTOR)}

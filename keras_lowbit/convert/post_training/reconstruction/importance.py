@@ -66,9 +66,10 @@ def channel_weights(
     model, random = _Probes(graph, known), np.random.default_rng(seed)
     model.compile(keras.optimizers.SGD(1.0), jit_compile=False)
     totals = [np.zeros(probe.shape[-1]) for probe in model.probes]
+    shapes = [tuple(z.shape) for z in model([array[:1] for array in samples])]
     for sample in range(len(samples[0])):
         one = [array[sample : sample + 1] for array in samples]
-        signs = [random.choice([-1.0, 1.0], to_numpy(z).shape).astype("float32") for z in model(one)]
+        signs = [random.choice([-1.0, 1.0], shape).astype("float32") for shape in shapes]
         model.train_on_batch(one, signs)
         for total, probe in zip(totals, model.probes, strict=True):
             total += np.square(to_numpy(probe), dtype=np.float64).reshape(-1, len(total)).mean(0)

@@ -98,8 +98,8 @@ def reconstruct(
     >>> ranges = klb.calibrate(four_bits, images, verbose=0)
     >>> report = klb.reconstruct(four_bits, folded, images, iterations=5, verbose=0)
     """
-    settings = _checked(unit, iterations, learning_rate, drop_probability, regularization, batch_size, seed)
-    check_flag("reconstruct", "gradient_weights", gradient_weights)
+    settings = Settings(iterations, learning_rate, drop_probability, regularization, batch_size, seed, gradient_weights)
+    _check(unit, settings)
     samples = Samples(Batches(data, batch_size, steps, verbose), validation_data, check)
     twins = Twins(calls_of(quantized, inline=True), calls_of(expand(reference).model, inline=True))
     if not twins.layers and twins.fine:
@@ -122,14 +122,10 @@ def reconstruct(
     blocks = _blocks(twins, unit)
     rows: list[LayerReport] = []
     ranges = range_factors(twins.graph, twins.graph.calls)
-    about = {"unit": unit, "gradient_weights": gradient_weights, **dataclasses.asdict(settings)}
-    done = Checkpoint(checkpoint, twins.layers, ranges, about)
+    done = Checkpoint(checkpoint, twins.layers, ranges, {"unit": unit, **dataclasses.asdict(settings)})
 
     def all_blocks() -> None:
-        run = _Run(quantized, reference, twins, samples, settings, done)
-        if gradient_weights:
-            run.weigh_channels(blocks)
-        rows.extend(run.blocks(blocks, verbose))
+        rows.extend(_Run(quantized, reference, twins, samples, settings, done).blocks(blocks, verbose))
 
     verdict = guarded_steps("reconstruct", quantized, reference, samples, all_blocks)
     return ConversionReport(
@@ -145,26 +141,19 @@ def _blocks(twins: Twins, unit: str) -> list[Block]:
     return [block for block in own if block.layers]
 
 
-def _checked(
-    unit: Any,
-    iterations: Any,
-    learning_rate: float,
-    drop_probability: float,
-    regularization: float,
-    batch_size: int,
-    seed: Any,
-) -> Settings:
-    check_whole("reconstruct", "iterations", iterations, low=0)
-    check_whole("reconstruct", "seed", seed, low=0)
+def _check(unit: Any, settings: Settings) -> None:
+    check_whole("reconstruct", "iterations", settings.iterations, low=0)
+    check_whole("reconstruct", "seed", settings.seed, low=0)
+    check_flag("reconstruct", "gradient_weights", settings.gradient_weights)
+    rate, drops, regularization = settings.learning_rate, settings.drop_probability, settings.regularization
     if unit not in UNITS:
         raise ValueError(f"reconstruct got unit={unit!r}; give 'block' or 'layer'.")
-    if not learning_rate > 0:
-        raise ValueError(f"reconstruct needs a learning_rate above 0, got {learning_rate!r}; usual is 0.05.")
-    if not 0 <= drop_probability < 1:
-        raise ValueError(f"reconstruct needs a drop_probability in [0, 1), got {drop_probability!r}; usual is 0.5.")
+    if not rate > 0:
+        raise ValueError(f"reconstruct needs a learning_rate above 0, got {rate!r}; usual is 0.05.")
+    if not 0 <= drops < 1:
+        raise ValueError(f"reconstruct needs a drop_probability in [0, 1), got {drops!r}; usual is 0.5.")
     if not regularization >= 0:
         raise ValueError(f"reconstruct needs a regularization of 0 or more, got {regularization!r}; usual is 30.")
-    return Settings(iterations, learning_rate, drop_probability, regularization, batch_size, seed)
 
 
 class _Run:
@@ -186,20 +175,17 @@ class _Run:
         self.codes = Replay(twins.graph, everything, _IN_MEMORY)
         self.reals = Replay(twins.float_graph, everything, _IN_MEMORY)
         self.judges = bool(samples.held_back)
-        self.channel_weights: dict[int, np.ndarray] = {}  # by the key of a block's output
-
-    def weigh_channels(self, blocks: list[Block]) -> None:
-        """Weights of the error, from the first samples that train."""
-        graph = self.twins.float_graph
-        samples = [self.reals[key][: min(_WEIGHED, self.fitted)] for key in graph.inputs]
-        keys = [block.output for block in blocks]
-        self.channel_weights = channel_weights(graph, keys, samples, self.settings.seed)
+        self.channel_weights: dict[int, np.ndarray] = {}  # of the error, by the key of a block's output
 
     def blocks(self, blocks: list[Block], verbose: int | bool) -> list[LayerReport]:
         """Every block in its order; a row for each of its layers."""
         rows: list[LayerReport] = []
         for path in self.twins.fine:
             self.twins.take_float_bias(path)
+        if self.settings.gradient_weights:
+            graph, first = self.twins.float_graph, slice(min(_WEIGHED, self.fitted))
+            samples, keys = [self.reals[key][first] for key in graph.inputs], [block.output for block in blocks]
+            self.channel_weights = channel_weights(graph, keys, samples, self.settings.seed)
         bar = Progress(len(blocks), "block", verbose)
         pairs = [self.twins.quantized_block(block) for block in blocks]
         for place, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
@@ -222,12 +208,11 @@ class _Run:
         first = {id(weight): to_numpy(weight).copy() for weight in weights}
         for path in block.layers:
             self.twins.take_float_bias(path)
-        if (learnt := self.done.of(block.layers)) is None:
-            learnt, factors = self._trained(block, pair, neighbours, ranges)
-        else:
-            factors = self.done.factors
+        if not self.done.has(block.layers):
+            self.done.add(*self._trained(block, pair, neighbours, ranges))
+        learnt = self.done.layers
         for factor in ranges:
-            factor.variable.assign(factors[factor.key])
+            factor.variable.assign(self.done.factors[factor.key])
         left = [path for path in block.layers if not self._take(path, neighbours[path], learnt[path], first)]
         after = self.codes.again(pair.output, pair.inputs)
         errors = [self._error(target, found) for found in (before, after)]
@@ -235,7 +220,6 @@ class _Run:
             for weight in weights:
                 weight.assign(first[id(weight)])
             self.codes.again(pair.output, pair.inputs)
-        self.done.add(learnt, factors)
         return [
             self._row(block, path, neighbours[path], learnt[path].up, errors, path in left) for path in block.layers
         ]

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -39,6 +39,7 @@ class Settings:
     regularization: float
     batch_size: int
     seed: int
+    gradient_weights: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,12 +195,12 @@ class BlockTrainer(keras.Model):
         if drops:
             values = [self._mixed(real, code) for real, code in zip(inputs[half:], values, strict=True)]
         known = dict(zip(block.inputs, values, strict=True))
-        standing_in = self._standing_in(training), self._ranges_standing_in(training)
-        with standing_in[0], standing_in[1], activations_mixed(self._mixed) if drops else nullcontext():
+        with self._standing_in(training), activations_mixed(self._mixed) if drops else nullcontext():
             run_calls(block.calls, [known], keep=[block.output])
         return known[block.output]
 
-    def _standing_in(self, training: bool) -> Any:
+    @contextmanager
+    def _standing_in(self, training: bool) -> Iterator[None]:
         shares = [self._maybe_hard(share) for share in self.shares()] if training else self.shares()
         layers = self.fixed.layers
         kernels = {
@@ -207,7 +208,8 @@ class BlockTrainer(keras.Model):
             for layer, found, share in zip(layers, self.fixed.neighbours, shares, strict=True)
         }
         biases = {layer: bias for layer, bias in zip(layers, self.biases(), strict=True) if bias is not None}
-        return weights_standing_in(kernels, biases)
+        with weights_standing_in(kernels, biases), self._ranges_standing_in(training):
+            yield
 
     def _ranges_standing_in(self, training: bool) -> Any:
         states: dict[Any, dict[str, Any]] = {}

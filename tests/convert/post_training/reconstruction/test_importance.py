@@ -33,13 +33,17 @@ def weights_of(model, samples=IMAGES, seed=0):
     return channel_weights(graph, [key], [samples], seed).get(key)
 
 
-@pytest.mark.parametrize("activation", [None, "sigmoid"])
-def test_of_a_linear_end_they_are_its_squared_weights(activation):
-    """The sigmoid at the end is left out: it would flatten what it saturates."""
-    model = network(activation)
+def test_of_a_linear_end_they_are_its_squared_weights():
+    model = network()
     model.get_layer("logits").kernel.assign(SLOPES)
     wanted = np.square(SLOPES[:, 0]) / np.square(SLOPES).mean()
     np.testing.assert_allclose(weights_of(model), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_at_the_end_are_left_out(activation):
+    """They would flatten what they saturate."""
+    np.testing.assert_allclose(weights_of(network(activation, logits=4)), weights_of(network(logits=4)), rtol=1e-5)
 
 
 def test_of_several_logits_they_are_the_sum_of_squares_in_the_mean():
