@@ -33,7 +33,7 @@ from keras_lowbit.keras_graph.calls import calls_of, run_calls
 from keras_lowbit.tables import table
 
 IMAGES = 16
-SETTINGS = Settings(1000, 0.05, 0.5, 1.0, IMAGES, 0)
+SETTINGS = Settings(1000, 0.05, 0.5, 30.0, IMAGES, 0)
 
 
 @dataclasses.dataclass(frozen=True)
